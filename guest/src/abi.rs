@@ -1,0 +1,140 @@
+//! What host and guest agree on: ports, hypercalls and the pinned window.
+//!
+//! This file is compiled into both the hypervisor and the test guest, so it uses nothing but
+//! `core`. `docs/guest-abi.md` is the same contract in words; the const asserts at the end are
+//! tripwires on its layout.
+
+/// Version of this contract, returned by [`HC_INFO`] with key [`INFO_ABI_VERSION`].
+pub const ABI_VERSION: u64 = 1;
+
+/// First byte of the 16550 UART's eight ports.
+pub const PORT_SERIAL: u16 = 0x3f8;
+/// Exit port in QEMU's isa-debug-exit convention: writing `v` ends the VM with exit code
+/// `((v << 1) | 1) & 0xff`.
+pub const PORT_EXIT: u16 = 0xf4;
+/// Hypercall port: `out dx, eax` with the call's number in EAX and its arguments in RDI, RSI,
+/// RDX, RCX, R8; the result is in RAX when the instruction has completed.
+pub const PORT_HYPERCALL: u16 = 0x600;
+
+/// Hypercall: RDI is one of the `INFO_` keys; returns its value, or [`HC_ERROR`] for another key.
+pub const HC_INFO: u64 = 0;
+/// Hypercall: start vCPU RDI at RIP = RSI with RDI = RDX, with the caller's CR0, CR3, CR4, EFER
+/// and descriptor-table registers, RSP = 0, interrupts off. Returns 0, [`START_NO_SUCH_VCPU`] or
+/// [`START_ALREADY_RUNNING`].
+pub const HC_START_VCPU: u64 = 1;
+/// Hypercall: report a violation of the guest's oracle. RDI = kind ([`Violation`]), RSI = guest
+/// virtual address, RDX = expected, RCX = found, R8 = page number. Returns 0.
+pub const HC_VIOLATION: u64 = 2;
+/// Hypercall: count re-faults (pages read back from swap) of guest frames RDI .. RDI + RSI
+/// separately from now on. Returns 0.
+pub const HC_WATCH: u64 = 3;
+/// Hypercall: power off; the VM ends with exit code 0. Does not return.
+pub const HC_POWER_OFF: u64 = 4;
+/// Hypercall: the guest's workers have reached a new phase: RDI = one of the `PHASE_` values.
+/// Returns 0.
+pub const HC_PHASE: u64 = 5;
+
+/// Result of a hypercall that does not exist or got an argument that does not.
+pub const HC_ERROR: u64 = u64::MAX;
+/// [`HC_START_VCPU`]: there is no vCPU with that index.
+pub const START_NO_SUCH_VCPU: u64 = 1;
+/// [`HC_START_VCPU`]: that vCPU runs already.
+pub const START_ALREADY_RUNNING: u64 = 2;
+
+/// [`HC_INFO`] key: [`ABI_VERSION`].
+pub const INFO_ABI_VERSION: u64 = 0;
+/// [`HC_INFO`] key: number of vCPUs of this VM.
+pub const INFO_VCPUS: u64 = 1;
+/// [`HC_INFO`] key: guest RAM in bytes, starting at guest-physical 0.
+pub const INFO_MEMORY_BYTES: u64 = 2;
+/// [`HC_INFO`] key: bytes of the pinned window at [`WINDOW_GPA`].
+pub const INFO_WINDOW_BYTES: u64 = 3;
+
+/// [`HC_PHASE`]: set-up done, the workload proper begins.
+pub const PHASE_RUN: u64 = 1;
+/// [`HC_PHASE`]: the last sweep over all memory begins.
+pub const PHASE_SWEEP: u64 = 2;
+
+/// Guest-physical address of the pinned window: a [`Control`] block, then one `u32` ledger version
+/// for each guest frame. It lies above all RAM and is never evicted.
+pub const WINDOW_GPA: u64 = 512 << 30;
+/// Bytes from [`WINDOW_GPA`] to the ledger.
+pub const CONTROL_BYTES: u64 = 64 << 10;
+/// Most guest RAM that a VM may have, in bytes; the boot page tables identity-map as much.
+pub const MAX_MEMORY_BYTES: u64 = WINDOW_GPA;
+/// Guest-virtual addresses from here up are not usable: the hypervisor's monitor lives above.
+pub const GVA_LIMIT: u64 = 0x7f80_0000_0000;
+
+/// Where the kernel image may begin; below it lies the boot area.
+pub const KERNEL_MIN_GPA: u64 = 0x10_0000;
+/// Guest-physical address of `boot_params` at entry (also in RSI).
+pub const BOOT_PARAMS_GPA: u64 = 0x7000;
+/// Guest-physical address of the boot page tables' root at entry (CR3).
+pub const BOOT_PML4_GPA: u64 = 0x9000;
+/// Guest-physical address of the NUL-terminated command line.
+pub const CMDLINE_GPA: u64 = 0x2_0000;
+/// Most bytes of a command line, its NUL included.
+pub const CMDLINE_BYTES: u64 = 0x1000;
+
+/// `Control::magic`.
+pub const CONTROL_MAGIC: u64 = u64::from_le_bytes(*b"GnomonCB");
+/// Most vCPUs whose counters fit the control block.
+pub const MAX_VCPUS: usize = 1023;
+
+/// What a guest found wrong; the `RDI` of [`HC_VIOLATION`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Violation {
+    /// The page carries another page's number.
+    Number = 1,
+    /// The page's version is not the ledger's.
+    Version = 2,
+    /// The page's checksum does not match its body.
+    Checksum = 3,
+    /// A word of the body is wrong though the checksum fits, or a never-written page is not zero.
+    Word = 4,
+    /// Shared counters do not add up to what the vCPUs added.
+    SharedSum = 5,
+    /// A page-table change was not obeyed: an access went where it must not, or faulted where it
+    /// must not.
+    Paging = 6,
+}
+
+/// One vCPU's counters, written by that vCPU only.
+#[repr(C, align(64))]
+pub struct VcpuCounters {
+    /// Page accesses whose content was checked against the ledger.
+    pub verified: core::sync::atomic::AtomicU64,
+    /// Page writes (each raises the page's version).
+    pub writes: core::sync::atomic::AtomicU64,
+    /// Additions to shared counters.
+    pub shared_adds: core::sync::atomic::AtomicU64,
+    /// Page-table changes made and checked.
+    pub paging_ops: core::sync::atomic::AtomicU64,
+    /// Violations found.
+    pub violations: core::sync::atomic::AtomicU64,
+    /// Accesses to the watched hot set.
+    pub hot_accesses: core::sync::atomic::AtomicU64,
+    /// Not used yet; zero.
+    pub reserved: [u64; 2],
+}
+
+/// The first [`CONTROL_BYTES`] of the pinned window, shared between host and guest without exits.
+#[repr(C, align(64))]
+pub struct Control {
+    /// [`CONTROL_MAGIC`], written by the host.
+    pub magic: u64,
+    /// Set to 1 by the host: finish the current pass, sweep once, power off.
+    pub stop: core::sync::atomic::AtomicU32,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Guest RAM in bytes.
+    pub memory_bytes: u64,
+    /// Not used yet; zero.
+    pub reserved: [u64; 5],
+    /// Counters by vCPU index.
+    pub counters: [VcpuCounters; MAX_VCPUS],
+}
+
+const _: () = assert!(size_of::<VcpuCounters>() == 64);
+const _: () = assert!(size_of::<Control>() as u64 == CONTROL_BYTES);
