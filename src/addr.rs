@@ -1,0 +1,163 @@
+//! Address newtypes: a guest address is never mistaken for a host frame, nor bytes for pages.
+
+use std::fmt;
+
+/// Bytes in a page, and in a frame.
+pub const PAGE_SIZE: usize = 4096;
+/// [`PAGE_SIZE`] for arithmetic on addresses.
+pub const PAGE_SIZE_U64: u64 = 4096;
+/// log2 of [`PAGE_SIZE`].
+pub const PAGE_SHIFT: u32 = 12;
+
+macro_rules! address {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(u64);
+
+        impl $name {
+            /// Wraps a raw value.
+            #[must_use]
+            pub const fn new(raw: u64) -> Self {
+                Self(raw)
+            }
+
+            /// The raw value.
+            #[must_use]
+            pub const fn as_u64(self) -> u64 {
+                self.0
+            }
+
+            /// `self + offset`, or `None` past the end of the 64-bit space.
+            #[must_use]
+            pub const fn checked_add(self, offset: u64) -> Option<Self> {
+                match self.0.checked_add(offset) {
+                    Some(sum) => Some(Self(sum)),
+                    None => None,
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:#x}", self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({:#x})"), self.0)
+            }
+        }
+    };
+}
+
+macro_rules! byte_address {
+    ($name:ident) => {
+        impl $name {
+            /// Offset in bytes inside its page.
+            #[must_use]
+            pub const fn page_offset(self) -> usize {
+                // Masked to 12 bits: fits every usize.
+                #[allow(clippy::cast_possible_truncation)]
+                let offset = (self.0 & (PAGE_SIZE_U64 - 1)) as usize;
+                offset
+            }
+
+            /// The address of its page's first byte.
+            #[must_use]
+            pub const fn page_base(self) -> Self {
+                Self(self.0 & !(PAGE_SIZE_U64 - 1))
+            }
+        }
+    };
+}
+
+address! {
+    /// Guest virtual address.
+    Gva
+}
+address! {
+    /// Guest physical address.
+    Gpa
+}
+address! {
+    /// Guest frame number: guest physical address / 4096.
+    Gfn
+}
+
+byte_address!(Gva);
+byte_address!(Gpa);
+
+impl Gpa {
+    /// The guest frame that holds this address.
+    #[must_use]
+    pub const fn gfn(self) -> Gfn {
+        Gfn(self.0 >> PAGE_SHIFT)
+    }
+}
+
+impl Gfn {
+    /// The frame's first byte.
+    #[must_use]
+    pub const fn base(self) -> Gpa {
+        Gpa(self.0 << PAGE_SHIFT)
+    }
+}
+
+/// Number of a host page frame in the frame table.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pfn(u32);
+
+impl Pfn {
+    /// Wraps a raw frame number.
+    #[must_use]
+    pub const fn new(raw: u32) -> Self {
+        Self(raw)
+    }
+
+    /// The raw frame number.
+    #[must_use]
+    pub const fn as_u32(self) -> u32 {
+        self.0
+    }
+
+    /// The frame number as an index.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// Byte offset of the frame in the frames' memfd and in each view of it.
+    #[must_use]
+    pub const fn byte_offset(self) -> u64 {
+        (self.0 as u64) << PAGE_SHIFT
+    }
+}
+
+impl fmt::Display for Pfn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+impl fmt::Debug for Pfn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pfn({:#x})", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_splits_into_page_and_offset() {
+        let gpa = Gpa::new(0x12_3456);
+        assert_eq!(gpa.gfn(), Gfn::new(0x123));
+        assert_eq!(gpa.page_offset(), 0x456);
+        assert_eq!(gpa.gfn().base(), gpa.page_base());
+        assert_eq!(Gva::new(u64::MAX).checked_add(1), None);
+        assert_eq!(Pfn::new(u32::MAX).byte_offset(), 0xffff_ffff_000);
+    }
+}

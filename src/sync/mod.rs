@@ -1,0 +1,35 @@
+//! The synchronisation primitives of the protocol layers, from std or, under `--cfg loom`, from
+//! the loom model checker. Protocol code names this module and never `std::sync` for anything
+//! whose interleavings matter, so that the code that is checked is the code that runs.
+
+#[cfg(not(loom))]
+mod imp {
+    pub use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+    pub use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+    pub use std::thread::yield_now;
+
+    /// Tells the processor that this is a spin loop.
+    pub fn spin_loop() {
+        std::hint::spin_loop();
+    }
+}
+
+#[cfg(loom)]
+mod imp {
+    pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+    pub use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
+    pub use loom::thread::yield_now;
+
+    /// A spin loop must let the other model threads run.
+    pub fn spin_loop() {
+        loom::thread::yield_now();
+    }
+}
+
+pub use imp::*;
+
+/// Locks a mutex whose data stays consistent at every point where its holder could panic, so that
+/// one thread's panic does not spread to all others.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
