@@ -158,6 +158,6 @@ mod tests {
         assert_eq!(gpa.page_offset(), 0x456);
         assert_eq!(gpa.gfn().base(), gpa.page_base());
         assert_eq!(Gva::new(u64::MAX).checked_add(1), None);
-        assert_eq!(Pfn::new(u32::MAX).byte_offset(), 0xffff_ffff_000);
+        assert_eq!(Pfn::new(u32::MAX).byte_offset(), 0x0fff_ffff_f000);
     }
 }

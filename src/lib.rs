@@ -1,9 +1,12 @@
 //! Gnomon: a small hypervisor that manages guest memory itself.
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-compile_error!("gnomon needs 64-bit Linux on x86-64: it drives /dev/kvm and builds x86-64 page tables");
+compile_error!(
+    "gnomon needs 64-bit Linux on x86-64: it drives /dev/kvm and builds x86-64 page tables"
+);
 
 #[path = "../guest/src/abi.rs"]
 pub mod abi;
 pub mod addr;
+pub mod export_rmap;
 pub mod sync;

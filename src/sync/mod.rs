@@ -28,6 +28,51 @@ mod imp {
 
 pub use imp::*;
 
+/// A value that readers load without a lock while writers replace it whole.
+#[cfg(not(loom))]
+pub struct Snapshot<T>(arc_swap::ArcSwap<T>);
+
+#[cfg(not(loom))]
+impl<T> Snapshot<T> {
+    /// Starts with `value`.
+    pub fn new(value: T) -> Self {
+        Self(arc_swap::ArcSwap::from_pointee(value))
+    }
+
+    /// The value of this moment; stays as it is while the result lives.
+    pub fn load(&self) -> impl std::ops::Deref<Target = std::sync::Arc<T>> + use<T> {
+        self.0.load()
+    }
+
+    /// Replaces the value.
+    pub fn store(&self, value: T) {
+        self.0.store(std::sync::Arc::new(value));
+    }
+}
+
+/// The same interface for the model checker, which cannot look into the library: the snapshot is
+/// one step, what is done with it is checked.
+#[cfg(loom)]
+pub struct Snapshot<T>(Mutex<std::sync::Arc<T>>);
+
+#[cfg(loom)]
+impl<T> Snapshot<T> {
+    /// Starts with `value`.
+    pub fn new(value: T) -> Self {
+        Self(Mutex::new(std::sync::Arc::new(value)))
+    }
+
+    /// The value of this moment; stays as it is while the result lives.
+    pub fn load(&self) -> impl std::ops::Deref<Target = std::sync::Arc<T>> + use<T> {
+        Box::new(lock(&self.0).clone())
+    }
+
+    /// Replaces the value.
+    pub fn store(&self, value: T) {
+        *lock(&self.0) = std::sync::Arc::new(value);
+    }
+}
+
 /// Locks a mutex whose data stays consistent at every point where its holder could panic, so that
 /// one thread's panic does not spread to all others.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,0 +1,32 @@
+//! Where the host side and the export clients meet: page flags and the page lock, the notifier
+//! list, the reverse map and the invalidation sequence.
+//!
+//! What this layer guarantees, given that its callers keep the lock order (page lock -> a client's
+//! MMU lock -> rmap entry):
+//!
+//! - a frame's [`EXPORTED`](flags::PageFlags::EXPORTED) flag is set exactly while its reverse map
+//!   holds an entry (invariant I4);
+//! - a client that checks the [`sequence`] after it has added its rmap entry and before it uses the
+//!   mapping either sees the invalidation that overlapped it, or that invalidation sees the flag
+//!   and calls the client;
+//! - no call reaches a notifier after [`NotifierList::unregister`] has returned (I7).
+//!
+//! The model is Robin Holt's export notifier of January 2008; `docs/protocol.md` maps each element
+//! of the mail to a file here.
+
+pub mod flags;
+pub mod frame_table;
+pub mod lock_rank;
+pub mod notifier;
+pub mod page_lock;
+pub mod rmap;
+pub mod sequence;
+
+pub use flags::PageFlags;
+pub use frame_table::{Frame, FrameTable, Owner, SwapSlot};
+pub use notifier::{
+    ExportNotifier, FlushReason, Harvest, Invalidation, NotifierList, Registration, RevokeError,
+};
+pub use page_lock::LockedPage;
+pub use rmap::{ClientId, Retain, RmapEntry};
+pub use sequence::{InvalidationSequence, SequenceToken};

@@ -1,0 +1,273 @@
+//! The export notifier: the trait that clients implement, and the list that the host side walks.
+//!
+//! Guarantees:
+//!
+//! - [`NotifierList::notify`] takes no lock: it walks a snapshot of the list, as the mail's
+//!   `hlist_for_each_entry_rcu` did. Receivers may sleep (the walk is no RCU read section).
+//! - [`NotifierList::unregister`] returns only when no call into that notifier is running and none
+//!   can start any more (invariant I7). The mail's version lacks this: its caller could free the
+//!   notifier under a walker's feet.
+
+use std::io;
+
+use crate::addr::Pfn;
+use crate::export_rmap::page_lock::LockedPage;
+use crate::export_rmap::rmap::ClientId;
+use crate::sync::{Arc, AtomicU64, Condvar, Mutex, Ordering, Snapshot, lock};
+
+/// What the host is about to do to a page, and so what its clients must give up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Invalidation {
+    /// `try_to_unmap`: every mapping of the page goes.
+    Unmap,
+    /// `page_mkclean`: mappings may stay, but none may write; their dirty state is handed over.
+    Clean,
+}
+
+/// What an invalidation found in the mappings that it changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Harvest {
+    /// Some mapping had been written through since the last harvest.
+    pub dirty: bool,
+    /// Some mapping had been used since the last harvest.
+    pub accessed: bool,
+}
+
+impl Harvest {
+    /// Both findings together.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self { dirty: self.dirty || other.dirty, accessed: self.accessed || other.accessed }
+    }
+}
+
+/// Why translations of some frames are to be revoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlushReason {
+    /// Mappings were removed or lost a right: nobody may use the old ones once `flush` returns.
+    Invalidated,
+    /// Accessed bits were cleared: they must be set again at the next use. Nothing is wrong if an
+    /// old translation lives on.
+    Aged,
+}
+
+/// A client could not revoke translations; the frames must not be used for anything else.
+#[derive(Debug, thiserror::Error)]
+#[error("revoking the guest's translations of {frames} frames failed: {source}")]
+pub struct RevokeError {
+    /// Number of frames that were to be revoked.
+    pub frames: usize,
+    /// What the kernel said.
+    pub source: io::Error,
+}
+
+/// A receiver of invalidations: `struct export_notifier_ops` of the mail. Each client keeps its
+/// mappings of frames in the common [reverse map](crate::export_rmap::rmap).
+pub trait ExportNotifier: Send + Sync {
+    /// The mail's `invalidate_page`: "called with the page lock held after ptes are modified or
+    /// removed". Changes or removes this client's mappings as `kind` says, removes them from the
+    /// reverse map (which clears `EXPORTED` with the last one) and hands over what they recorded.
+    ///
+    /// Translations that processors or devices still cache may be used until
+    /// [`flush`](Self::flush) has returned. May sleep; must not take a page lock.
+    fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest;
+
+    /// Clears the accessed state of this client's mappings of the page; whether any was set.
+    fn age_page(&self, page: &LockedPage<'_>) -> bool;
+
+    /// Revokes every cached translation of these frames that the mappings no longer allow. The
+    /// frames' page locks are held if the reason is [`FlushReason::Invalidated`].
+    ///
+    /// # Errors
+    /// If the kernel refuses; the frames must then stay with their pages.
+    fn flush(&self, frames: &[Pfn], reason: FlushReason) -> Result<(), RevokeError>;
+}
+
+/// Set in [`Entry::state`] once the entry is unregistered; the rest counts running calls.
+const CLOSED: u64 = 1 << 63;
+
+struct Entry {
+    id: ClientId,
+    notifier: Arc<dyn ExportNotifier>,
+    state: AtomicU64,
+    drained_mutex: Mutex<()>,
+    drained: Condvar,
+}
+
+impl Entry {
+    /// Counts a call in, unless the entry is closed.
+    fn enter(&self) -> Option<InCall<'_>> {
+        let call = InCall { entry: self };
+        // Acquire: a call that got in sees everything from before `register`. The count is raised
+        // first and looked at second, so that `close` either sees the call or stops it.
+        let before = self.state.fetch_add(1, Ordering::Acquire);
+        (before & CLOSED == 0).then_some(call)
+        // A refused `call` is dropped here and counts itself out again.
+    }
+
+    /// Lets no further call in and waits for those that are.
+    fn close(&self) {
+        self.state.fetch_or(CLOSED, Ordering::AcqRel);
+        let mut guard = lock(&self.drained_mutex);
+        // Acquire pairs with the Release in `InCall::drop`: what the last call did happened before.
+        while self.state.load(Ordering::Acquire) != CLOSED {
+            guard = self.drained.wait(guard).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+    }
+}
+
+struct InCall<'a> {
+    entry: &'a Entry,
+}
+
+impl Drop for InCall<'_> {
+    fn drop(&mut self) {
+        // Release pairs with the Acquire in `close`.
+        if self.entry.state.fetch_sub(1, Ordering::Release) == CLOSED + 1 {
+            // Under the mutex, or the wake-up could fall between `close`'s look and its wait.
+            let _guard = lock(&self.entry.drained_mutex);
+            self.entry.drained.notify_all();
+        }
+    }
+}
+
+/// A place in the list; give it back with [`NotifierList::unregister`].
+#[must_use = "only its holder can unregister the notifier"]
+pub struct Registration {
+    entry: Arc<Entry>,
+}
+
+impl Registration {
+    /// The client's number, for its rmap entries.
+    #[must_use]
+    pub fn id(&self) -> ClientId {
+        self.entry.id
+    }
+}
+
+impl std::fmt::Debug for Registration {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registration").field("id", &self.id()).finish_non_exhaustive()
+    }
+}
+
+/// More clients than there are client numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no client number is left: {} export clients have registered", ClientId::MAX)]
+pub struct TooManyClients;
+
+/// The list of export notifiers: the mail's `export_notifier_list`.
+pub struct NotifierList {
+    entries: Snapshot<Vec<Arc<Entry>>>,
+    /// Serialises writers, as the mail's `export_notifier_list_lock`; holds the next client number.
+    writers: Mutex<u16>,
+}
+
+impl Default for NotifierList {
+    fn default() -> Self {
+        Self { entries: Snapshot::new(Vec::new()), writers: Mutex::new(0) }
+    }
+}
+
+impl std::fmt::Debug for NotifierList {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NotifierList").field("len", &self.entries.load().len()).finish()
+    }
+}
+
+impl NotifierList {
+    /// `export_notifier_register`: from when this returns, each notification reaches `notifier`.
+    /// Client numbers are never used twice, so no late rmap entry can be taken for another's.
+    ///
+    /// # Errors
+    /// If [`ClientId::MAX`] clients have registered already.
+    pub fn register(
+        &self,
+        notifier: Arc<dyn ExportNotifier>,
+    ) -> Result<Registration, TooManyClients> {
+        let mut next = lock(&self.writers);
+        let id = ClientId::new(*next).ok_or(TooManyClients)?;
+        *next += 1;
+        let entry = Arc::new(Entry {
+            id,
+            notifier,
+            state: AtomicU64::new(0),
+            drained_mutex: Mutex::new(()),
+            drained: Condvar::new(),
+        });
+        let mut entries = self.entries.load().to_vec();
+        entries.push(entry.clone());
+        self.entries.store(entries);
+        Ok(Registration { entry })
+    }
+
+    /// `export_notifier_unregister`, completed: returns when no call into the notifier is running
+    /// and none can start. Must not be called from inside one of its own calls, which would wait
+    /// for itself. The client must have given up its mappings before.
+    // The registration is consumed so that it cannot be used again.
+    #[allow(clippy::needless_pass_by_value)]
+    pub fn unregister(&self, registration: Registration) {
+        let writers = lock(&self.writers);
+        let mut entries = self.entries.load().to_vec();
+        entries.retain(|entry| !Arc::ptr_eq(entry, &registration.entry));
+        self.entries.store(entries);
+        drop(writers);
+        // A walker may still hold the old snapshot: it is stopped, or waited for, at the entry.
+        registration.entry.close();
+    }
+
+    /// `export_notifier(function, args…)`: calls `call` with each registered notifier.
+    pub fn notify(&self, mut call: impl FnMut(&dyn ExportNotifier)) {
+        if cfg!(not(feature = "export-notifier")) {
+            return;
+        }
+        for entry in self.entries.load().iter() {
+            if let Some(_in_call) = entry.enter() {
+                call(&*entry.notifier);
+            }
+        }
+    }
+
+    /// Tells every client that the locked page is invalidated, if any maps it at all: an
+    /// invalidation of a frame that is not exported costs one relaxed load.
+    ///
+    /// Call it between `begin` and `end` of the page's
+    /// [sequence](crate::export_rmap::InvalidationSequence).
+    pub fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
+        let mut harvest = Harvest::default();
+        if page.frame().is_exported() {
+            self.notify(|client| harvest = harvest.or(client.invalidate_page(page, kind)));
+        }
+        harvest
+    }
+
+    /// Clears the accessed state of the locked page in every client; whether any was set.
+    pub fn age_page(&self, page: &LockedPage<'_>) -> bool {
+        let mut accessed = false;
+        if page.frame().is_exported() {
+            self.notify(|client| accessed |= client.age_page(page));
+        }
+        accessed
+    }
+
+    /// Has every client revoke its translations of these frames: one flush for a batch.
+    ///
+    /// # Errors
+    /// The first client's error; the others are called all the same.
+    pub fn flush(&self, frames: &[Pfn], reason: FlushReason) -> Result<(), RevokeError> {
+        let mut result = Ok(());
+        if !frames.is_empty() {
+            self.notify(|client| {
+                let flushed = client.flush(frames, reason);
+                if result.is_ok() {
+                    result = flushed;
+                }
+            });
+        }
+        result
+    }
+}
+
+#[cfg(all(test, not(loom), feature = "export-notifier"))]
+#[path = "notifier_tests.rs"]
+mod tests;
