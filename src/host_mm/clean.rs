@@ -1,0 +1,43 @@
+//! Cleaning, the mail's `page_mkclean`: a page becomes read-only everywhere, its dirty state is
+//! harvested, then it is written to swap. It stays in its frame and mapped.
+//!
+//! The write comes after the flush: until then a processor may write through what it caches, and
+//! that write would be in neither the copy nor the dirty state.
+
+use crate::addr::Pfn;
+use crate::export_rmap::{Invalidation, PageFlags};
+use crate::host_mm::reclaim::DetachedBatch;
+use crate::host_mm::stats::Counters;
+use crate::host_mm::{HostMm, MmError};
+
+impl HostMm {
+    /// Cleans the pages in these frames, as far as they hold one and nobody has it locked. Returns
+    /// the number of pages cleaned.
+    ///
+    /// # Errors
+    /// If a page could not be written, after all others were tried; it stays dirty.
+    pub fn clean_frames(&self, frames: &[Pfn]) -> Result<usize, MmError> {
+        if cfg!(not(feature = "export-notifier")) {
+            return Ok(0);
+        }
+        let objects = self.objects.load();
+        let candidates = self.candidates(&objects, frames).collect();
+        let revoked = DetachedBatch::detach(self, candidates, Invalidation::Clean).revoke()?;
+        let mut cleaned = 0;
+        let mut result = Ok(());
+        for page in revoked {
+            if page.page().flags().contains(PageFlags::DIRTY) {
+                match self.write_out(page.page(), page.gfn()) {
+                    Ok(_) => {}
+                    Err(error) => {
+                        result = Err(error);
+                        continue;
+                    }
+                }
+            }
+            cleaned += 1;
+        }
+        Counters::add(&self.counters.cleans, cleaned);
+        result.map(|()| usize::try_from(cleaned).unwrap_or(usize::MAX))
+    }
+}

@@ -1,0 +1,68 @@
+//! What can go wrong in host memory management.
+
+use std::io;
+
+use crate::addr::{Gfn, Gpa, Pfn};
+use crate::export_rmap::RevokeError;
+use crate::host_mm::swap::SwapError;
+use crate::sys::uffd::UffdError;
+
+/// An operation on guest or host memory failed. Whatever the error, no content is lost: the page is
+/// where it was.
+#[derive(Debug, thiserror::Error)]
+pub enum MmError {
+    /// The size of host memory is not one that frames can have.
+    #[error("host memory of {bytes} bytes {why}")]
+    BadHostMemory {
+        /// Bytes asked for.
+        bytes: u64,
+        /// What is wrong with them, as the rest of a sentence.
+        why: String,
+    },
+    /// The address lies outside the guest's memory.
+    #[error("guest-physical {gpa} + {len} bytes is outside the guest's memory of {memory_bytes} bytes")]
+    OutsideMemory {
+        /// First byte.
+        gpa: Gpa,
+        /// Bytes from there.
+        len: u64,
+        /// The guest's memory.
+        memory_bytes: u64,
+    },
+    /// Nothing could be evicted.
+    #[error("no frame could be freed for guest frame {gfn}: {why}")]
+    OutOfFrames {
+        /// The page that needed a frame.
+        gfn: Gfn,
+        /// Why reclaim found none.
+        why: String,
+    },
+    /// Reading or writing swap failed.
+    #[error(transparent)]
+    Swap(#[from] SwapError),
+    /// A client could not revoke its translations.
+    #[error(transparent)]
+    Revoke(#[from] RevokeError),
+    /// The host refused memory.
+    #[error("the host refused {what}: {source}")]
+    Host {
+        /// What was asked for.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The frames' memory could not be accessed; the mapping is smaller than the frame table.
+    #[error("frame {pfn} is outside the host view: {why}")]
+    View {
+        /// The frame.
+        pfn: Pfn,
+        /// What the access said.
+        why: String,
+    },
+    /// More memory objects than the frame table's owner field can number.
+    #[error("no more memory objects: all {} numbers are used up", u16::MAX)]
+    TooManyObjects,
+    /// userfaultfd could not be set up.
+    #[error(transparent)]
+    Uffd(#[from] UffdError),
+}

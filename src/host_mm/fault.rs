@@ -1,0 +1,171 @@
+//! Bringing a page into a frame.
+//!
+//! The page's entry is pointed at the new frame first, with the page lock held, and filled after:
+//! whoever else wants the page finds the frame and sleeps for its lock until the content is there.
+//! (Linux adds a page to its page cache in the same order, for the same reason.)
+
+use crate::addr::{Gfn, PAGE_SIZE};
+use crate::export_rmap::{LockedPage, PageFlags};
+use crate::host_mm::frames::FreeFrame;
+use crate::host_mm::object::{Entry, ObjectPages, Place};
+use crate::host_mm::stats::Counters;
+use crate::host_mm::{HostMm, MmError, MmViolation, ViolationKind};
+
+const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+
+/// Calls into the clients after which an rmap entry no longer counts as one that a fault is about
+/// to take back: each vCPU can have at most one such fault.
+const SETTLE_ROUNDS: u32 = 64;
+
+impl HostMm {
+    pub(super) fn fault_in(
+        &self,
+        object: &ObjectPages,
+        gfn: Gfn,
+    ) -> Result<LockedPage<'_>, MmError> {
+        let entry = object.entry(gfn).ok_or(MmError::OutsideMemory {
+            gpa: gfn.base(),
+            len: PAGE_SIZE as u64,
+            memory_bytes: object.bytes,
+        })?;
+        loop {
+            let place = entry.load();
+            if let Place::Frame(pfn) = place {
+                let page = self.table.lock(pfn);
+                // The page may have left, and the frame been reused, before the lock was ours.
+                if entry.load() == place {
+                    return Ok(page);
+                }
+            } else {
+                let frame = self.allocate_frame(gfn)?;
+                if let Some(page) = self.bring_in(object, gfn, entry, place, frame)? {
+                    return Ok(page);
+                }
+            }
+        }
+    }
+
+    pub(super) fn try_lock_resident(
+        &self,
+        object: &ObjectPages,
+        gfn: Gfn,
+    ) -> Option<LockedPage<'_>> {
+        let entry = object.entry(gfn)?;
+        let Place::Frame(pfn) = entry.load() else { return None };
+        let page = self.table.try_lock(pfn)?;
+        (entry.load() == Place::Frame(pfn)).then_some(page)
+    }
+
+    /// A free frame, by direct reclaim if there is none.
+    fn allocate_frame(&self, gfn: Gfn) -> Result<FreeFrame<'_>, MmError> {
+        loop {
+            if let Some(frame) = self.take_free_frame() {
+                return Ok(frame);
+            }
+            self.reclaim_directly(gfn)?;
+        }
+    }
+
+    /// Fills a frame with the page; `None` if another thread was faster.
+    fn bring_in(
+        &self,
+        object: &ObjectPages,
+        gfn: Gfn,
+        entry: &Entry,
+        place: Place,
+        frame: FreeFrame<'_>,
+    ) -> Result<Option<LockedPage<'_>>, MmError> {
+        // Only a thread that lost sight of an older page of this frame can hold the lock, briefly.
+        let page = self.table.lock(frame.pfn());
+        page.clear_flags(PageFlags::DIRTY);
+        page.set_uses(0);
+        page.set_slot(None);
+        page.set_owner(object.owner(gfn));
+        page.set_flags(PageFlags::IN_USE | PageFlags::FRESH);
+        if !entry.replace(place, Place::Frame(frame.pfn()), &page) {
+            page.clear_flags(PageFlags::IN_USE);
+            return Ok(None);
+        }
+        if let Err(error) = self.fill(object, gfn, place, &page) {
+            entry.store(place, &page);
+            page.clear_flags(PageFlags::IN_USE);
+            page.set_slot(None);
+            return Err(error);
+        }
+        frame.into_use();
+        Ok(Some(page))
+    }
+
+    fn fill(
+        &self,
+        object: &ObjectPages,
+        gfn: Gfn,
+        place: Place,
+        page: &LockedPage<'_>,
+    ) -> Result<(), MmError> {
+        let Place::Swap(slot) = place else {
+            Counters::add(&self.counters.zero_fills, 1);
+            return self.view.write(page, 0, &ZEROS);
+        };
+        let mut content = ZEROS;
+        self.swap.read_page(slot, gfn.as_u64(), &mut content)?;
+        self.view.write(page, 0, &content)?;
+        // The copy in swap stands: as long as the page stays clean it need not be written again.
+        page.set_slot(Some(slot));
+        Counters::add(&self.counters.swap_ins, 1);
+        if object.is_watched(gfn) {
+            Counters::add(&self.counters.watched_swap_ins, 1);
+        }
+        Ok(())
+    }
+
+    /// Forgets a page for good, when its object goes away.
+    pub(super) fn discard_page(&self, object: &ObjectPages, gfn: Gfn, entry: &Entry) {
+        loop {
+            match entry.load() {
+                Place::Absent => return,
+                Place::Swap(slot) => {
+                    // No frame, so no page lock; but the object is being dropped, and a page that
+                    // is in swap moves only by a fault, of which there are no more.
+                    self.swap.free(slot);
+                    return;
+                }
+                Place::Frame(pfn) => {
+                    let page = self.table.lock(pfn);
+                    if entry.load() == Place::Frame(pfn) {
+                        let _ended = object.sequence.begin(gfn, &page);
+                        entry.store(Place::Absent, &page);
+                        if let Some(slot) = page.slot() {
+                            self.swap.free(slot);
+                        }
+                        page.set_slot(None);
+                        page.clear_flags(PageFlags::IN_USE | PageFlags::DIRTY);
+                        self.check_not_exported(&page);
+                        drop(FreeFrame::from_revoked(self, pfn));
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Invariant I4 at the moment when a frame loses its page.
+    pub(super) fn check_not_exported(&self, page: &LockedPage<'_>) {
+        // A fault that will find that it must retry may have added its entry for a moment, with
+        // its MMU lock held. A call into the client waits for that lock, so it sees the end of it.
+        for _ in 0..SETTLE_ROUNDS {
+            if !page.frame().is_exported() {
+                return;
+            }
+            self.notifiers.age_page(page);
+        }
+        if page.frame().is_exported() {
+            self.violations.report(MmViolation {
+                kind: ViolationKind::StillExported,
+                pfn: page.pfn(),
+                owner: page.owner(),
+            });
+        }
+    }
+}
+

@@ -1,0 +1,81 @@
+//! The guest view: the frames' memory as a guest's KVM sees it, and the means to revoke frames.
+//!
+//! Guarantee: when [`GuestView::revoke`] has returned, no vCPU uses a translation of these frames
+//! that it had before. KVM's own MMU notifier gives it: dropping the page-table entries of the
+//! memslot's mapping makes KVM drop its own and flush every vCPU, whether it shadows our tables in
+//! software or uses nested paging. Content is not touched.
+
+use std::sync::Arc;
+
+use vm_memory::MmapRegion;
+
+use crate::addr::{PAGE_SIZE, Pfn};
+use crate::export_rmap::RevokeError;
+use crate::host_mm::host_view::{self, HostView};
+use crate::host_mm::MmError;
+use crate::sys::memory::{self, ProcessMadvise};
+
+/// A mapping of all frames, to be given to KVM as a memslot.
+#[derive(Clone, Debug)]
+pub struct GuestView {
+    region: Arc<MmapRegion>,
+    process_madvise: Arc<ProcessMadvise>,
+}
+
+impl GuestView {
+    pub(super) fn new(view: &HostView) -> Result<Self, MmError> {
+        Ok(Self {
+            region: Arc::new(host_view::map(view.memfd(), view.bytes())?),
+            process_madvise: Arc::new(ProcessMadvise::probe()),
+        })
+    }
+
+    /// The mapping.
+    #[must_use]
+    pub fn region(&self) -> &Arc<MmapRegion> {
+        &self.region
+    }
+
+    /// Takes frames away from every vCPU: one call a run of neighbours, or one vectored call for
+    /// all runs where the kernel has it.
+    ///
+    /// # Errors
+    /// If the kernel refuses; the frames must then not be reused.
+    pub fn revoke(&self, frames: &[Pfn]) -> Result<(), RevokeError> {
+        let runs = runs(frames);
+        let revoked = match runs.as_slice() {
+            [] => Ok(()),
+            [(offset, len)] => memory::discard(&self.region, *offset, *len),
+            runs => memory::discard_scattered(&self.region, runs, &self.process_madvise),
+        };
+        revoked.map_err(|source| RevokeError { frames: frames.len(), source })
+    }
+}
+
+/// The frames as (byte offset, length in bytes) of runs of neighbours, ascending.
+fn runs(frames: &[Pfn]) -> Vec<(usize, usize)> {
+    let mut sorted = frames.to_vec();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for pfn in sorted {
+        let offset = pfn.index() * PAGE_SIZE;
+        match runs.last_mut() {
+            Some((start, len)) if *start + *len == offset => *len += PAGE_SIZE,
+            _ => runs.push((offset, PAGE_SIZE)),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_make_one_run_in_any_order() {
+        let frames = [5, 3, 9, 4, 3].map(Pfn::new);
+        assert_eq!(runs(&frames), [(3 * PAGE_SIZE, 3 * PAGE_SIZE), (9 * PAGE_SIZE, PAGE_SIZE)]);
+        assert!(runs(&[]).is_empty());
+    }
+}

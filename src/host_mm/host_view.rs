@@ -1,0 +1,109 @@
+//! The host view: the frames' memory as the hypervisor itself sees it. Never zapped.
+//!
+//! Content is read and written only under the page lock, whose guard every access takes. Guests may
+//! write the same memory meanwhile through their own view; accesses are volatile or atomic.
+
+use std::fs::File;
+use std::sync::atomic::AtomicU64;
+
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+
+use crate::addr::{PAGE_SIZE, Pfn};
+use crate::export_rmap::LockedPage;
+use crate::host_mm::MmError;
+use crate::sys::memory;
+
+/// A page's bytes outside of any frame.
+pub(crate) type PageBuf = [u8; PAGE_SIZE];
+
+/// The memfd of all frames and the mapping of it.
+#[derive(Debug)]
+pub(crate) struct HostView {
+    memfd: File,
+    region: MmapRegion,
+}
+
+/// Maps the whole memfd, shared.
+pub(super) fn map(memfd: &File, bytes: u64) -> Result<MmapRegion, MmError> {
+    let refused = |source| MmError::Host { what: "a mapping of the frames", source };
+    let memfd = memfd.try_clone().map_err(refused)?;
+    let bytes = usize::try_from(bytes)
+        .map_err(|_| refused(std::io::ErrorKind::OutOfMemory.into()))?;
+    let region = MmapRegion::from_file(FileOffset::new(memfd, 0), bytes).map_err(|error| {
+        refused(match error {
+            MmapRegionError::Mmap(source) => source,
+            other => std::io::Error::other(other),
+        })
+    })?;
+    // Frames are exported, zapped and punched one by one; a huge page would be split each time.
+    memory::no_huge_pages(&region).map_err(refused)?;
+    Ok(region)
+}
+
+impl HostView {
+    pub(super) fn new(bytes: u64) -> Result<Self, MmError> {
+        let memfd = memory::create_memfd("gnomon-frames", bytes)
+            .map_err(|source| MmError::Host { what: "a memfd for the frames", source })?;
+        let region = map(&memfd, bytes)?;
+        Ok(Self { memfd, region })
+    }
+
+    pub(super) fn memfd(&self) -> &File {
+        &self.memfd
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.region.len()
+    }
+
+    pub(super) fn allocated_bytes(&self) -> Result<u64, MmError> {
+        memory::allocated_bytes(&self.memfd)
+            .map_err(|source| MmError::Host { what: "the size of the frames' memfd", source })
+    }
+
+    /// Gives the memory of free frames back to the kernel.
+    pub(super) fn punch(&self, pfn: Pfn) -> Result<(), MmError> {
+        memory::punch_hole(&self.memfd, pfn.byte_offset(), PAGE_SIZE as u64)
+            .map_err(|source| MmError::Host { what: "to punch a frame out of the memfd", source })
+    }
+
+    /// Copies bytes out of a page. `offset + buf.len()` must not exceed the page.
+    pub(crate) fn read(
+        &self,
+        page: &LockedPage<'_>,
+        offset: usize,
+        buf: &mut [u8],
+    ) -> Result<(), MmError> {
+        let at = position(page, offset, buf.len())?;
+        self.region.as_volatile_slice().read_slice(buf, at).map_err(|error| outside(page, &error))
+    }
+
+    /// Copies bytes into a page. The caller sets `DIRTY`.
+    pub(crate) fn write(
+        &self,
+        page: &LockedPage<'_>,
+        offset: usize,
+        buf: &[u8],
+    ) -> Result<(), MmError> {
+        let at = position(page, offset, buf.len())?;
+        self.region.as_volatile_slice().write_slice(buf, at).map_err(|error| outside(page, &error))
+    }
+
+    /// The aligned 64-bit word at byte `offset` of a page: an entry of a guest page table.
+    pub(crate) fn word(&self, page: &LockedPage<'_>, offset: usize) -> Result<&AtomicU64, MmError> {
+        let at = position(page, offset, size_of::<u64>())?;
+        self.region.get_atomic_ref(at).map_err(|error| outside(page, &error))
+    }
+}
+
+fn position(page: &LockedPage<'_>, offset: usize, len: usize) -> Result<usize, MmError> {
+    if offset.checked_add(len).is_none_or(|end| end > PAGE_SIZE) {
+        return Err(outside(page, &format!("{len} bytes at offset {offset} leave the page")));
+    }
+    Ok(page.pfn().index() * PAGE_SIZE + offset)
+}
+
+fn outside(page: &LockedPage<'_>, why: &dyn std::fmt::Display) -> MmError {
+    MmError::View { pfn: page.pfn(), why: why.to_string() }
+}

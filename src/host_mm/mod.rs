@@ -1,0 +1,211 @@
+//! Host memory management: the frames, the pages in them, and the ration.
+//!
+//! What this layer guarantees, given export clients that keep their side of the protocol:
+//!
+//! - a page's content is in exactly one place: nowhere (all zero), in a frame, or in a swap slot
+//!   with a checksum; an operation that fails leaves it where it was;
+//! - no frame changes hands before every client has given up its mappings of it *and* one flush
+//!   has revoked what processors still cache ([`reclaim`]: the flush is what turns a detached page
+//!   into one that may be written out and freed, in types);
+//! - never more frames are in use than the table has (invariant I5).
+//!
+//! Faults come from above through [`MemoryObject`]; invalidations go up only through the
+//! [notifier list](crate::export_rmap::NotifierList).
+
+mod clean;
+mod error;
+mod fault;
+mod frames;
+mod guest_view;
+mod host_view;
+mod object;
+mod policy;
+pub mod reclaim;
+mod sabotage;
+mod stats;
+pub mod swap;
+mod tripwire;
+mod violations;
+
+use std::sync::atomic::AtomicU16;
+use std::sync::{Arc, Mutex};
+
+use crate::addr::{PAGE_SIZE_U64, Pfn};
+use crate::export_rmap::{FrameTable, NotifierList};
+use crate::sync::Snapshot;
+
+pub use error::MmError;
+pub use frames::MIN_HOST_MEMORY_BYTES;
+pub use guest_view::GuestView;
+pub use object::MemoryObject;
+pub use policy::ReclaimPolicy;
+pub use sabotage::Sabotage;
+pub use stats::MmStats;
+pub use swap::SwapConfig;
+pub use tripwire::{TripReport, TripwireWatch};
+pub use violations::{MmViolation, ViolationKind};
+
+use frames::FreeList;
+use host_view::HostView;
+use object::ObjectPages;
+use reclaim::Reclaimer;
+use stats::Counters;
+use swap::SwapSpace;
+use violations::Violations;
+
+/// How much memory to ration, and how.
+#[derive(Clone, Debug)]
+pub struct HostMmConfig {
+    /// Bytes of frames; a multiple of 4096, at least [`MIN_HOST_MEMORY_BYTES`].
+    pub host_memory_bytes: u64,
+    /// Where evicted pages go.
+    pub swap: SwapConfig,
+    /// Which pages are evicted first.
+    pub policy: ReclaimPolicy,
+    /// Punch freed frames out of the memfd, so that a [`TripwireWatch`] sees stale accesses.
+    pub paranoid: bool,
+    /// Check invariants I3, I4 and I6 at each eviction; a difference is reported, see
+    /// [`HostMm::violations`].
+    pub check_evictions: bool,
+    /// Break one rule on purpose.
+    pub sabotage: Option<Sabotage>,
+}
+
+impl HostMmConfig {
+    /// The defaults for so many bytes of frames: swap of 1 GiB in an unlinked temporary file.
+    #[must_use]
+    pub fn new(host_memory_bytes: u64) -> Self {
+        Self {
+            host_memory_bytes,
+            swap: SwapConfig { path: None, dir: None, bytes: 1 << 30 },
+            policy: ReclaimPolicy::Clock,
+            paranoid: false,
+            check_evictions: false,
+            sabotage: None,
+        }
+    }
+}
+
+/// The frames of one process and everything that decides which page is in which.
+pub struct HostMm {
+    config: HostMmConfig,
+    table: FrameTable,
+    view: HostView,
+    free: FreeList,
+    swap: SwapSpace,
+    objects: Snapshot<Vec<Arc<ObjectPages>>>,
+    object_writers: Mutex<()>,
+    next_object: AtomicU16,
+    notifiers: NotifierList,
+    reclaimer: Reclaimer,
+    counters: Counters,
+    violations: Violations,
+}
+
+impl std::fmt::Debug for HostMm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostMm").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl HostMm {
+    /// Reserves the frames and opens swap. No frame takes up memory until it is used.
+    ///
+    /// # Errors
+    /// [`MmError::BadHostMemory`] for a size that cannot be; otherwise what the host refused.
+    pub fn new(config: HostMmConfig) -> Result<Arc<Self>, MmError> {
+        let frames = frames::count(config.host_memory_bytes)?;
+        let corrupt = config.sabotage == Some(Sabotage::SwapCorrupt);
+        Ok(Arc::new(Self {
+            table: FrameTable::new(frames),
+            view: HostView::new(config.host_memory_bytes)?,
+            free: FreeList::new(frames),
+            swap: SwapSpace::open(&config.swap, corrupt)?,
+            objects: Snapshot::new(Vec::new()),
+            object_writers: Mutex::new(()),
+            next_object: AtomicU16::new(0),
+            notifiers: NotifierList::default(),
+            reclaimer: Reclaimer::new(frames),
+            counters: Counters::default(),
+            violations: Violations::default(),
+            config,
+        }))
+    }
+
+    /// The configuration that this was made with.
+    #[must_use]
+    pub fn config(&self) -> &HostMmConfig {
+        &self.config
+    }
+
+    /// The frame table.
+    #[must_use]
+    pub fn frame_table(&self) -> &FrameTable {
+        &self.table
+    }
+
+    /// The list on which export clients register.
+    #[must_use]
+    pub fn notifiers(&self) -> &NotifierList {
+        &self.notifiers
+    }
+
+    /// The rule that is broken on purpose, if any.
+    #[must_use]
+    pub fn sabotage(&self) -> Option<Sabotage> {
+        self.config.sabotage
+    }
+
+    /// Maps all frames for a guest.
+    ///
+    /// # Errors
+    /// If the host refuses the mapping.
+    pub fn map_guest_view(&self) -> Result<GuestView, MmError> {
+        GuestView::new(&self.view)
+    }
+
+    /// What has happened so far.
+    #[must_use]
+    pub fn stats(&self) -> MmStats {
+        self.counters.snapshot(
+            u64::from(self.table.len()),
+            u64::from(self.free.len()),
+            u64::from(self.swap.used()),
+        )
+    }
+
+    /// Faults that the checks found, oldest first; at most a few hundred are kept. The second
+    /// value counts all of them.
+    #[must_use]
+    pub fn violations(&self) -> (Vec<MmViolation>, u64) {
+        self.violations.snapshot()
+    }
+
+    /// Number of frames.
+    #[must_use]
+    pub fn frame_count(&self) -> u32 {
+        self.table.len()
+    }
+
+    /// Host memory taken up by frames right now, in bytes, as the kernel counts it.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn resident_bytes(&self) -> Result<u64, MmError> {
+        self.view.allocated_bytes()
+    }
+
+    /// The page numbers of the memory object that a frame holds, or held last. A hint.
+    #[must_use]
+    pub fn last_owner(&self, pfn: Pfn) -> Option<crate::export_rmap::Owner> {
+        self.table.get(pfn).map(crate::export_rmap::Frame::owner)
+    }
+}
+
+/// Whole pages in `bytes`, which is a multiple of the page size.
+fn pages(bytes: u64) -> u64 {
+    bytes / PAGE_SIZE_U64
+}
+
+#[cfg(test)]
+mod tests;

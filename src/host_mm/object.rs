@@ -1,0 +1,300 @@
+//! The memory object: a guest's memory as the host sees it, from guest frame to where the page is.
+//!
+//! Guarantee: an entry changes only under the page lock of the frame that it names or is about to
+//! name, so whoever holds that lock and finds the entry pointing to the frame knows where the page
+//! is until the lock is dropped.
+//!
+//! Sparse: 2 MiB of guest memory cost one 4 KiB leaf once touched, and nothing before.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crate::addr::{Gfn, Gpa, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
+use crate::export_rmap::{InvalidationSequence, LockedPage, Owner, PageFlags, SwapSlot};
+use crate::host_mm::{HostMm, MmError, pages};
+use crate::sync::lock;
+
+/// Where a page is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Nowhere: all zero.
+    Absent,
+    /// In a frame.
+    Frame(Pfn),
+    /// In a swap slot.
+    Swap(SwapSlot),
+}
+
+impl Place {
+    const FRAME: u64 = 1 << 32;
+    const SWAP: u64 = 2 << 32;
+
+    fn pack(self) -> u64 {
+        match self {
+            Place::Absent => 0,
+            Place::Frame(pfn) => Self::FRAME | u64::from(pfn.as_u32()),
+            Place::Swap(slot) => Self::SWAP | u64::from(slot.as_u32()),
+        }
+    }
+
+    // The low half is the number.
+    #[allow(clippy::cast_possible_truncation)]
+    fn unpack(raw: u64) -> Self {
+        match raw & !u64::from(u32::MAX) {
+            Self::FRAME => Place::Frame(Pfn::new(raw as u32)),
+            Self::SWAP => Place::Swap(SwapSlot::new(raw as u32)),
+            _ => Place::Absent,
+        }
+    }
+}
+
+/// One atomic entry of a memory object.
+#[derive(Debug, Default)]
+pub(super) struct Entry(AtomicU64);
+
+impl Entry {
+    pub(super) fn load(&self) -> Place {
+        // Acquire pairs with the Release of `store` and `replace`.
+        Place::unpack(self.0.load(Ordering::Acquire))
+    }
+
+    /// Sets the entry; the caller holds the page lock of the frame that it names so far.
+    pub(super) fn store(&self, place: Place, _page: &LockedPage<'_>) {
+        self.0.store(place.pack(), Ordering::Release);
+    }
+
+    /// Sets the entry if it is still `old`; the caller holds the page lock of the frame in `new`.
+    pub(super) fn replace(&self, old: Place, new: Place, _page: &LockedPage<'_>) -> bool {
+        self.0
+            .compare_exchange(old.pack(), new.pack(), Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+}
+
+const LEAF_ENTRIES: usize = 512;
+const MID_LEAVES: usize = 512;
+
+type Leaf = [Entry; LEAF_ENTRIES];
+type Mid = [OnceLock<Box<Leaf>>; MID_LEAVES];
+
+/// The pages of one memory object.
+#[derive(Debug)]
+pub(super) struct ObjectPages {
+    pub(super) number: u16,
+    pub(super) bytes: u64,
+    top: Box<[OnceLock<Box<Mid>>]>,
+    pub(super) sequence: InvalidationSequence,
+    watched: [AtomicU64; 2],
+}
+
+impl ObjectPages {
+    fn new(number: u16, bytes: u64) -> Self {
+        let mids = pages(bytes).div_ceil((LEAF_ENTRIES * MID_LEAVES) as u64);
+        Self {
+            number,
+            bytes,
+            top: (0..mids).map(|_| OnceLock::new()).collect(),
+            sequence: InvalidationSequence::new(),
+            watched: [const { AtomicU64::new(0) }; 2],
+        }
+    }
+
+    pub(super) fn contains(&self, gfn: Gfn) -> bool {
+        gfn.as_u64() < pages(self.bytes)
+    }
+
+    pub(super) fn owner(&self, gfn: Gfn) -> Owner {
+        Owner { object: self.number, gfn }
+    }
+
+    /// Indices of the top, mid and leaf tables.
+    fn indices(gfn: Gfn) -> Option<[usize; 3]> {
+        let raw = usize::try_from(gfn.as_u64()).ok()?;
+        let leaf = raw / LEAF_ENTRIES;
+        Some([leaf / MID_LEAVES, leaf % MID_LEAVES, raw % LEAF_ENTRIES])
+    }
+
+    /// The entry of a page, making room for it; `None` outside the object.
+    pub(super) fn entry(&self, gfn: Gfn) -> Option<&Entry> {
+        if !self.contains(gfn) {
+            return None;
+        }
+        let [top, mid, leaf] = Self::indices(gfn)?;
+        let mids = self.top.get(top)?.get_or_init(|| Box::new([const { OnceLock::new() }; MID_LEAVES]));
+        let leaves = mids[mid].get_or_init(|| Box::new(std::array::from_fn(|_| Entry::default())));
+        Some(&leaves[leaf])
+    }
+
+    /// Calls `visit` for each page that may not be absent.
+    fn for_each_touched(&self, mut visit: impl FnMut(Gfn, &Entry)) {
+        for (top, mids) in self.top.iter().enumerate() {
+            let Some(mids) = mids.get() else { continue };
+            for (mid, leaves) in mids.iter().enumerate() {
+                let Some(leaves) = leaves.get() else { continue };
+                for (leaf, entry) in leaves.iter().enumerate() {
+                    let raw = (top * MID_LEAVES + mid) * LEAF_ENTRIES + leaf;
+                    visit(Gfn::new(raw as u64), entry);
+                }
+            }
+        }
+    }
+
+    pub(super) fn is_watched(&self, gfn: Gfn) -> bool {
+        let [start, end] = [&self.watched[0], &self.watched[1]].map(|at| at.load(Ordering::Relaxed));
+        (start..end).contains(&gfn.as_u64())
+    }
+}
+
+/// A guest's memory. Dropping it gives back all its frames and swap slots; export clients must have
+/// let go of them before.
+#[derive(Debug)]
+pub struct MemoryObject {
+    pub(super) mm: Arc<HostMm>,
+    pub(super) pages: Arc<ObjectPages>,
+}
+
+impl HostMm {
+    /// A memory object of `memory_bytes` zero bytes. It takes up nothing until touched.
+    ///
+    /// # Errors
+    /// [`MmError::TooManyObjects`] after 65,535 of them.
+    pub fn create_object(self: &Arc<Self>, memory_bytes: u64) -> Result<Arc<MemoryObject>, MmError> {
+        let number = self
+            .next_object
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| number.checked_add(1))
+            .map_err(|_| MmError::TooManyObjects)?;
+        let pages = Arc::new(ObjectPages::new(number, memory_bytes));
+        let _writers = lock(&self.object_writers);
+        let mut objects = self.objects.load().to_vec();
+        objects.push(pages.clone());
+        self.objects.store(objects);
+        Ok(Arc::new(MemoryObject { mm: self.clone(), pages }))
+    }
+}
+
+impl MemoryObject {
+    /// Size in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.pages.bytes
+    }
+
+    /// The host memory that its frames come from.
+    #[must_use]
+    pub fn host_mm(&self) -> &Arc<HostMm> {
+        &self.mm
+    }
+
+    /// Whether the guest frame is inside the object.
+    #[must_use]
+    pub fn contains(&self, gfn: Gfn) -> bool {
+        self.pages.contains(gfn)
+    }
+
+    /// The invalidation sequence that mappings of these pages are checked against.
+    #[must_use]
+    pub fn sequence(&self) -> &InvalidationSequence {
+        &self.pages.sequence
+    }
+
+    /// Counts re-faults of these guest frames separately from now on.
+    pub fn watch(&self, first: Gfn, count: u64) {
+        let end = first.as_u64().saturating_add(count);
+        self.pages.watched[0].store(first.as_u64(), Ordering::Relaxed);
+        self.pages.watched[1].store(end, Ordering::Relaxed);
+    }
+
+    /// The page's frame, brought in if need be, with its page lock held: nothing can invalidate it
+    /// meanwhile. Note the [sequence](Self::sequence) before unlocking if a mapping is to follow.
+    ///
+    /// # Errors
+    /// Outside the object, without a frame to be had, or when swap cannot be read.
+    pub fn lock_page(&self, gfn: Gfn) -> Result<LockedPage<'_>, MmError> {
+        self.mm.fault_in(&self.pages, gfn)
+    }
+
+    /// The page's frame, locked, if it is in one and nobody holds its lock: never waits, brings
+    /// nothing in.
+    #[must_use]
+    pub fn try_lock_resident(&self, gfn: Gfn) -> Option<LockedPage<'_>> {
+        self.mm.try_lock_resident(&self.pages, gfn)
+    }
+
+    /// Copies guest memory out. A page at a time: not atomic against the guest's own writes.
+    ///
+    /// # Errors
+    /// As [`lock_page`](Self::lock_page).
+    pub fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MmError> {
+        let mut done = 0;
+        for (gfn, offset, len) in self.split(gpa, buf.len())? {
+            let page = self.lock_page(gfn)?;
+            self.mm.view.read(&page, offset, &mut buf[done..done + len])?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// Copies bytes into guest memory. A page at a time, as [`read`](Self::read).
+    ///
+    /// # Errors
+    /// As [`lock_page`](Self::lock_page); pages before the failing one have been written.
+    pub fn write(&self, gpa: Gpa, buf: &[u8]) -> Result<(), MmError> {
+        let mut done = 0;
+        for (gfn, offset, len) in self.split(gpa, buf.len())? {
+            let page = self.lock_page(gfn)?;
+            self.mm.view.write(&page, offset, &buf[done..done + len])?;
+            page.set_flags(PageFlags::DIRTY);
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// The aligned 64-bit word at `offset` of a locked page of this object. The guest may change it
+    /// at the same time. Whoever writes it sets [`PageFlags::DIRTY`].
+    ///
+    /// # Errors
+    /// [`MmError::View`] if the word leaves the page or is not aligned.
+    pub fn word<'a>(
+        &'a self,
+        page: &LockedPage<'_>,
+        offset: usize,
+    ) -> Result<&'a AtomicU64, MmError> {
+        self.mm.view.word(page, offset)
+    }
+
+    /// The bytes as (guest frame, offset in it, length); checked to lie inside the object.
+    fn split(
+        &self,
+        gpa: Gpa,
+        len: usize,
+    ) -> Result<impl Iterator<Item = (Gfn, usize, usize)> + use<>, MmError> {
+        let bytes = len as u64;
+        if gpa.checked_add(bytes).is_none_or(|end| end.as_u64() > self.pages.bytes) {
+            return Err(MmError::OutsideMemory { gpa, len: bytes, memory_bytes: self.pages.bytes });
+        }
+        let (mut at, mut left) = (gpa.as_u64(), len);
+        Ok(std::iter::from_fn(move || {
+            if left == 0 {
+                return None;
+            }
+            let offset = Gpa::new(at).page_offset();
+            let chunk = left.min(PAGE_SIZE - offset);
+            let gfn = Gpa::new(at).gfn();
+            at += chunk as u64;
+            left -= chunk;
+            Some((gfn, offset, chunk))
+        }))
+    }
+}
+
+impl Drop for MemoryObject {
+    fn drop(&mut self) {
+        self.pages.for_each_touched(|gfn, entry| self.mm.discard_page(&self.pages, gfn, entry));
+        let _writers = lock(&self.mm.object_writers);
+        let mut objects = self.mm.objects.load().to_vec();
+        objects.retain(|pages| !Arc::ptr_eq(pages, &self.pages));
+        self.mm.objects.store(objects);
+    }
+}
+
+const _: () = assert!(PAGE_SIZE_U64 == size_of::<Leaf>() as u64);

@@ -1,0 +1,287 @@
+//! Eviction: detach a batch, flush once, write out, free.
+//!
+//! Guarantee: the types allow a frame to be written out or freed only after the flush that revoked
+//! it. [`Detached`] pages have lost their mappings, but processors may still use what they cache;
+//! [`Revoked`] pages come out of [`DetachedBatch::revoke`] alone, and only they give up a frame.
+//!
+//! Each page stays locked, and its invalidation in progress, from before the first client is told
+//! until its entry names the new place: clear and notify first, set after. An error anywhere
+//! leaves the page in its frame.
+
+use std::time::Duration;
+
+use crate::addr::{Gfn, PAGE_SIZE, Pfn};
+use crate::export_rmap::{
+    FlushReason, Harvest, Invalidation, LockedPage, PageFlags, RevokeError, SwapSlot,
+    sequence::InvalidationInProgress,
+};
+use crate::host_mm::frames::FreeFrame;
+use crate::host_mm::host_view::PageBuf;
+use crate::host_mm::object::{ObjectPages, Place};
+use crate::host_mm::reclaim::Reclaimed;
+use crate::host_mm::stats::Counters;
+use crate::host_mm::swap::SwapError;
+use crate::host_mm::{HostMm, MmError, MmViolation, Sabotage, ViolationKind};
+
+/// Pages of which one duplicate in swap is given up at a time when swap is full.
+const DUPLICATES_AT_ONCE: usize = 64;
+
+/// A page that may be invalidated: its frame is locked and holds it.
+pub(in crate::host_mm) struct Candidate<'a> {
+    pub(in crate::host_mm) page: LockedPage<'a>,
+    pub(in crate::host_mm) object: &'a ObjectPages,
+    pub(in crate::host_mm) gfn: Gfn,
+}
+
+/// A page whose invalidation is in progress and whose clients have been told. Not flushed yet.
+pub(in crate::host_mm) struct Detached<'a> {
+    candidate: Candidate<'a>,
+    // Dropped before the candidate's lock would be: fields drop in order, and `finish` does too.
+    in_progress: InvalidationInProgress<'a>,
+}
+
+/// Detached pages that one flush will revoke.
+#[must_use = "detached pages are still in use until they are revoked"]
+pub(in crate::host_mm) struct DetachedBatch<'a> {
+    mm: &'a HostMm,
+    pages: Vec<Detached<'a>>,
+}
+
+/// A page that nobody can touch through an old translation any more.
+pub(in crate::host_mm) struct Revoked<'a> {
+    candidate: Candidate<'a>,
+    _in_progress: InvalidationInProgress<'a>,
+}
+
+impl<'a> DetachedBatch<'a> {
+    /// Begins the invalidation of each page and tells the clients; what they recorded is noted in
+    /// the page's `DIRTY` flag.
+    pub(in crate::host_mm) fn detach(
+        mm: &'a HostMm,
+        candidates: Vec<Candidate<'a>>,
+        kind: Invalidation,
+    ) -> Self {
+        let pages = candidates
+            .into_iter()
+            .map(|candidate| {
+                let object = candidate.object;
+                let in_progress = object.sequence.begin(candidate.gfn, &candidate.page);
+                let harvest = mm.notifiers.invalidate_page(&candidate.page, kind);
+                mm.note_harvest(&candidate.page, harvest);
+                Detached { candidate, in_progress }
+            })
+            .collect();
+        Self { mm, pages }
+    }
+
+    /// One flush for all of them.
+    ///
+    /// # Errors
+    /// If a client fails: the pages stay where they are.
+    pub(in crate::host_mm) fn revoke(self) -> Result<Vec<Revoked<'a>>, RevokeError> {
+        if self.mm.config.sabotage != Some(Sabotage::SkipFlush) {
+            let frames: Vec<Pfn> =
+                self.pages.iter().map(|detached| detached.candidate.page.pfn()).collect();
+            self.mm.notifiers.flush(&frames, FlushReason::Invalidated)?;
+        }
+        Ok(self.into_revoked())
+    }
+
+    fn into_revoked(self) -> Vec<Revoked<'a>> {
+        self.pages
+            .into_iter()
+            .map(|Detached { candidate, in_progress }| Revoked {
+                candidate,
+                _in_progress: in_progress,
+            })
+            .collect()
+    }
+}
+
+impl<'a> Revoked<'a> {
+    pub(in crate::host_mm) fn page(&self) -> &LockedPage<'a> {
+        &self.candidate.page
+    }
+
+    pub(in crate::host_mm) fn gfn(&self) -> Gfn {
+        self.candidate.gfn
+    }
+
+    /// Moves the page out of its frame: to swap if its copy there is missing or old.
+    fn release(self, mm: &'a HostMm) -> Result<FreeFrame<'a>, MmError> {
+        let Candidate { page, object, gfn } = &self.candidate;
+        let Some(entry) = object.entry(*gfn) else {
+            return Err(MmError::OutOfFrames { gfn: *gfn, why: "its page has no entry".into() });
+        };
+        let slot = if page.flags().contains(PageFlags::DIRTY) {
+            mm.write_out(page, *gfn)?
+        } else {
+            mm.drop_clean(page, *gfn)?
+        };
+        entry.store(slot.map_or(Place::Absent, Place::Swap), page);
+        page.clear_flags(PageFlags::IN_USE | PageFlags::DIRTY | PageFlags::FRESH);
+        page.set_slot(None);
+        mm.check_not_exported(page);
+        Counters::add(&mm.counters.evictions, 1);
+        Ok(FreeFrame::from_revoked(mm, page.pfn()))
+    }
+}
+
+impl HostMm {
+    /// Evicts pages with one flush.
+    pub(in crate::host_mm) fn evict(&self, candidates: Vec<Candidate<'_>>) -> Reclaimed {
+        let mut reclaimed = Reclaimed::default();
+        if candidates.is_empty() || cfg!(not(feature = "export-notifier")) && any_exported(&candidates)
+        {
+            return reclaimed;
+        }
+        let detached = DetachedBatch::detach(self, candidates, Invalidation::Unmap);
+        if self.config.sabotage == Some(Sabotage::EarlyReuse) {
+            return self.evict_with_early_reuse(detached);
+        }
+        let revoked = match detached.revoke() {
+            Ok(revoked) => revoked,
+            Err(error) => {
+                reclaimed.error = Some(error.into());
+                return reclaimed;
+            }
+        };
+        self.release_all(revoked, &mut reclaimed);
+        reclaimed
+    }
+
+    fn release_all<'a>(&'a self, revoked: Vec<Revoked<'a>>, reclaimed: &mut Reclaimed) {
+        for page in revoked {
+            match page.release(self) {
+                Ok(frame) => {
+                    drop(frame);
+                    reclaimed.frames += 1;
+                }
+                Err(error) => {
+                    Counters::add(&self.counters.failed_evictions, 1);
+                    reclaimed.error = Some(error);
+                }
+            }
+        }
+    }
+
+    /// Sabotage: what `revoke` exists to forbid. The frames go to new pages, then they are flushed.
+    fn evict_with_early_reuse<'a>(&'a self, detached: DetachedBatch<'a>) -> Reclaimed {
+        let mut reclaimed = Reclaimed::default();
+        let frames: Vec<Pfn> =
+            detached.pages.iter().map(|detached| detached.candidate.page.pfn()).collect();
+        self.release_all(detached.into_revoked(), &mut reclaimed);
+        // Long enough for a vCPU to come along on most hosts; a real bug would only be rarer.
+        std::thread::sleep(Duration::from_millis(2));
+        let _ = self.notifiers.flush(&frames, FlushReason::Invalidated);
+        reclaimed
+    }
+
+    fn note_harvest(&self, page: &LockedPage<'_>, harvest: Harvest) {
+        if harvest.dirty && self.config.sabotage != Some(Sabotage::DropDirty) {
+            page.set_flags(PageFlags::DIRTY);
+        }
+    }
+
+    /// Writes a dirty page to swap and marks it clean; `None` if it is all zero and needs no slot.
+    /// Nobody can write the page: it is revoked, or read-only everywhere.
+    pub(in crate::host_mm) fn write_out(
+        &self,
+        page: &LockedPage<'_>,
+        gfn: Gfn,
+    ) -> Result<Option<SwapSlot>, MmError> {
+        let content = self.content(page)?;
+        if is_zero(&content) {
+            if let Some(slot) = page.slot() {
+                self.swap.free(slot);
+                page.set_slot(None);
+            }
+            Counters::add(&self.counters.zero_drops, 1);
+        } else {
+            // The old copy is of no use to anyone: its slot takes the new one.
+            let slot = match page.slot() {
+                Some(slot) => slot,
+                None => self.allocate_slot()?,
+            };
+            page.set_slot(Some(slot));
+            self.swap.write_page(slot, gfn.as_u64(), &content)?;
+            Counters::add(&self.counters.swap_outs, 1);
+        }
+        page.clear_flags(PageFlags::DIRTY);
+        Ok(page.slot())
+    }
+
+    /// The place of a page that is clean: its slot, or none for a page of zeros.
+    fn drop_clean(&self, page: &LockedPage<'_>, gfn: Gfn) -> Result<Option<SwapSlot>, MmError> {
+        let slot = page.slot();
+        if self.config.check_evictions {
+            let content = self.content(page)?;
+            let same = match slot {
+                Some(slot) => self.swap.matches(slot, gfn.as_u64(), &content),
+                None => is_zero(&content),
+            };
+            if !same {
+                let kind = ViolationKind::CleanPageDiffers;
+                let owner = page.owner();
+                self.violations.report(MmViolation { kind, pfn: page.pfn(), owner });
+            }
+        }
+        let counter = match slot {
+            Some(_) => &self.counters.clean_drops,
+            None => &self.counters.zero_drops,
+        };
+        Counters::add(counter, 1);
+        Ok(slot)
+    }
+
+    fn content(&self, page: &LockedPage<'_>) -> Result<PageBuf, MmError> {
+        let mut content = [0; PAGE_SIZE];
+        self.view.read(page, 0, &mut content)?;
+        Ok(content)
+    }
+
+    /// A free slot; where there is none, one that only duplicates a page in a frame.
+    fn allocate_slot(&self) -> Result<SwapSlot, SwapError> {
+        loop {
+            match self.swap.allocate() {
+                Err(SwapError::Full { .. }) if self.release_duplicates() > 0 => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Frees slots whose page also stands in a frame; the frame's copy is then the only one, and
+    /// dirty. Returns the number of slots freed.
+    fn release_duplicates(&self) -> usize {
+        let mut released = 0;
+        for raw in 0..self.table.len() {
+            let pfn = Pfn::new(raw);
+            let frame_has_slot = self.table.get(pfn).is_some_and(|frame| frame.slot().is_some());
+            if !frame_has_slot {
+                continue;
+            }
+            let Some(page) = self.table.try_lock(pfn) else { continue };
+            if let Some(slot) = page.slot().filter(|_| page.flags().contains(PageFlags::IN_USE)) {
+                page.set_flags(PageFlags::DIRTY);
+                page.set_slot(None);
+                self.swap.free(slot);
+                released += 1;
+            }
+            if released == DUPLICATES_AT_ONCE {
+                break;
+            }
+        }
+        Counters::add(&self.counters.duplicate_slots_released, released as u64);
+        released
+    }
+}
+
+/// Without the notifier nobody can be told: exported pages stay.
+fn any_exported(candidates: &[Candidate<'_>]) -> bool {
+    candidates.iter().any(|candidate| candidate.page.frame().is_exported())
+}
+
+fn is_zero(content: &PageBuf) -> bool {
+    // Word-wise and without an early exit inside a line, so that it compiles to vector code.
+    content.chunks_exact(64).all(|line| line.iter().fold(0, |seen, byte| seen | byte) == 0)
+}

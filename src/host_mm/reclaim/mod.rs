@@ -1,0 +1,134 @@
+//! Reclaim: taking frames away from pages.
+//!
+//! [`clock`] chooses the pages, [`evict`] takes them out in batches with one flush each. A thread
+//! keeps the number of free frames between two watermarks; a fault that finds none left reclaims
+//! for itself.
+
+mod background;
+mod clock;
+mod evict;
+
+use std::sync::Arc;
+
+use crate::addr::{Gfn, Pfn};
+use crate::export_rmap::PageFlags;
+use crate::host_mm::{HostMm, MmError, stats::Counters};
+
+use clock::Hand;
+pub(super) use evict::{Candidate, DetachedBatch};
+
+/// Frames that a fault without a free frame asks for: enough to amortise the flush.
+const DIRECT_TARGET: usize = 32;
+/// Attempts of a fault before it gives up; each scans the whole table several times.
+const DIRECT_ATTEMPTS: u32 = 64;
+
+/// The state of reclaim.
+pub(super) struct Reclaimer {
+    hand: Hand,
+    background: Arc<background::Signal>,
+}
+
+/// What a call of reclaim came to.
+#[derive(Debug, Default)]
+pub(super) struct Reclaimed {
+    /// Frames that are free now.
+    pub(super) frames: usize,
+    /// The last page that could not be evicted says why.
+    pub(super) error: Option<MmError>,
+}
+
+impl Reclaimed {
+    fn add(&mut self, other: Self) {
+        self.frames += other.frames;
+        if other.error.is_some() {
+            self.error = other.error;
+        }
+    }
+}
+
+impl Reclaimer {
+    pub(super) fn new(frames: u32) -> Self {
+        Self { hand: Hand::new(frames), background: Arc::default() }
+    }
+
+    pub(super) fn wake(&self) {
+        self.background.wake();
+    }
+}
+
+impl Drop for Reclaimer {
+    fn drop(&mut self) {
+        self.background.stop();
+    }
+}
+
+impl HostMm {
+    /// Starts background reclaim; it ends with the `HostMm`.
+    ///
+    /// # Errors
+    /// If the host has no thread left.
+    pub fn start_background_reclaim(self: &Arc<Self>) -> Result<(), MmError> {
+        background::spawn(self, &self.reclaimer.background)
+            .map_err(|source| MmError::Host { what: "a thread for background reclaim", source })
+    }
+
+    /// Reclaim on behalf of a fault: returns once a frame was freed, by anyone.
+    pub(super) fn reclaim_directly(&self, gfn: Gfn) -> Result<(), MmError> {
+        Counters::add(&self.counters.direct_reclaims, 1);
+        let mut error = None;
+        for _ in 0..DIRECT_ATTEMPTS {
+            let reclaimed = self.reclaim(DIRECT_TARGET);
+            if reclaimed.frames > 0 || self.free.len() > 0 {
+                return Ok(());
+            }
+            error = reclaimed.error.or(error);
+            // Every page is locked by somebody who is about to free it or to use it.
+            std::thread::yield_now();
+        }
+        Err(error.unwrap_or(MmError::OutOfFrames {
+            gfn,
+            why: format!("all {} frames are in use and none can be evicted", self.table.len()),
+        }))
+    }
+
+    /// Evicts the pages in these frames, as far as they hold one and nobody has it locked, without
+    /// regard to their use: for stress. Returns the number of frames freed.
+    ///
+    /// # Errors
+    /// If a page could not be evicted, after all others were tried.
+    pub fn evict_frames(&self, frames: &[Pfn]) -> Result<usize, MmError> {
+        let objects = self.objects.load();
+        let reclaimed = self.evict(self.candidates(&objects, frames).collect());
+        reclaimed.error.map_or(Ok(reclaimed.frames), Err)
+    }
+
+    /// Frames that hold a page and could be locked, in ascending order.
+    pub(super) fn candidates<'a>(
+        &'a self,
+        objects: &'a [Arc<crate::host_mm::object::ObjectPages>],
+        frames: &[Pfn],
+    ) -> impl Iterator<Item = Candidate<'a>> {
+        let mut frames = frames.to_vec();
+        frames.sort_unstable();
+        frames.into_iter().filter_map(move |pfn| self.candidate(objects, pfn))
+    }
+
+    /// The page in this frame, if there is one and nobody holds its lock.
+    fn candidate<'a>(
+        &'a self,
+        objects: &'a [Arc<crate::host_mm::object::ObjectPages>],
+        pfn: Pfn,
+    ) -> Option<Candidate<'a>> {
+        if !self.table.get(pfn)?.is_in_use() {
+            return None;
+        }
+        let page = self.table.try_lock(pfn)?;
+        // Looked at again: the page may have left before the lock was ours.
+        if !page.flags().contains(PageFlags::IN_USE) {
+            return None;
+        }
+        let owner = page.owner();
+        let object = objects.iter().find(|object| object.number == owner.object)?;
+        Some(Candidate { page, object, gfn: owner.gfn })
+    }
+}

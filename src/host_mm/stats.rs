@@ -1,0 +1,75 @@
+//! Counters of host memory management.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What has happened so far, in pages or operations since the start.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+        pub struct MmStats {
+            $($(#[$doc])* pub $name: u64,)*
+            /// Frames in the table.
+            pub frames: u64,
+            /// Frames in use now.
+            pub frames_in_use: u64,
+            /// Slots of swap in use now.
+            pub swap_slots_used: u64,
+        }
+
+        /// The live counters; relaxed, each of them right by itself.
+        #[derive(Debug, Default)]
+        pub(super) struct Counters {
+            $(pub(super) $name: AtomicU64,)*
+        }
+
+        impl Counters {
+            pub(super) fn snapshot(&self, frames: u64, free: u64, swap_slots_used: u64) -> MmStats {
+                MmStats {
+                    $($name: self.$name.load(Ordering::Relaxed),)*
+                    frames,
+                    frames_in_use: frames.saturating_sub(free),
+                    swap_slots_used,
+                }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Most frames that were ever in use at once.
+    peak_frames_in_use,
+    /// Pages that came to life as zeros.
+    zero_fills,
+    /// Pages read back from swap: re-faults of evicted pages.
+    swap_ins,
+    /// Re-faults of the watched range of guest frames.
+    watched_swap_ins,
+    /// Pages taken out of their frames.
+    evictions,
+    /// Pages written to swap, by eviction or cleaning.
+    swap_outs,
+    /// Evicted without a write because their copy in swap still stood.
+    clean_drops,
+    /// Evicted without a write because they were all zero.
+    zero_drops,
+    /// Pages cleaned: made read-only, harvested and, if dirty, written.
+    cleans,
+    /// Frames that reclaim has looked at.
+    scanned,
+    /// Pages whose accessed state reclaim has found set and cleared.
+    aged,
+    /// Batches reclaimed in the background.
+    background_reclaims,
+    /// Batches reclaimed by a fault that found no free frame.
+    direct_reclaims,
+    /// Swap slots taken from pages in frames because swap was full.
+    duplicate_slots_released,
+    /// Evictions given up because swap could not be written.
+    failed_evictions,
+}
+
+impl Counters {
+    pub(super) fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,74 @@
+//! Faults that the layer's own checks find. They are reported, not asserted: the run that found
+//! one should end with a report that names the page.
+
+use std::fmt;
+use std::sync::Mutex;
+
+use crate::addr::Pfn;
+use crate::export_rmap::Owner;
+use crate::sync::lock;
+
+/// Reports kept; the rest are only counted.
+const KEPT: usize = 256;
+
+/// Which invariant was found broken (see `docs/invariants.md`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ViolationKind {
+    /// I4: a frame without mappings to speak of carries `EXPORTED` when it is freed.
+    StillExported,
+    /// I6: a page that was harvested clean differs from its copy in swap.
+    CleanPageDiffers,
+    /// I1 could not be watched: the kernel refused to punch a freed frame out of the memfd.
+    NotPunched,
+}
+
+/// One finding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MmViolation {
+    /// What was broken.
+    pub kind: ViolationKind,
+    /// The frame.
+    pub pfn: Pfn,
+    /// The page in it.
+    pub owner: Owner,
+}
+
+impl fmt::Display for MmViolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Owner { object, gfn } = self.owner;
+        match self.kind {
+            ViolationKind::StillExported => write!(
+                f,
+                "I4: frame {} is still exported after guest frame {gfn} of object {object} was evicted",
+                self.pfn
+            ),
+            ViolationKind::CleanPageDiffers => write!(
+                f,
+                "I6: guest frame {gfn} of object {object} in frame {} was harvested clean, but differs from its copy in swap",
+                self.pfn
+            ),
+            ViolationKind::NotPunched => write!(
+                f,
+                "I1: freed frame {} of guest frame {gfn} of object {object} could not be punched out, so the tripwire does not guard it",
+                self.pfn
+            ),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Violations(Mutex<(Vec<MmViolation>, u64)>);
+
+impl Violations {
+    pub(super) fn report(&self, violation: MmViolation) {
+        let mut reports = lock(&self.0);
+        reports.1 += 1;
+        if reports.0.len() < KEPT {
+            reports.0.push(violation);
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> (Vec<MmViolation>, u64) {
+        lock(&self.0).clone()
+    }
+}
