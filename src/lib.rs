@@ -10,3 +10,4 @@ pub mod abi;
 pub mod addr;
 pub mod export_rmap;
 pub mod sync;
+pub mod sys;

@@ -1,0 +1,15 @@
+//! Raw system calls behind safe functions: nothing in here trusts its caller with memory safety,
+//! and nothing above it needs `unsafe` for what it offers.
+//!
+//! Each function returns the kernel's errno in an [`std::io::Error`] (or an error enum that carries
+//! it); what to do about it is the caller's decision.
+
+#![allow(
+    unsafe_code,
+    reason = "the wrappers of raw system calls; each block argues why its call is sound"
+)]
+
+pub mod futex;
+pub mod memory;
+pub mod signal;
+pub mod uffd;

@@ -1,0 +1,293 @@
+//! Signals: the kick that takes a thread out of a blocking system call, and the user's wish to
+//! stop.
+//!
+//! Guarantees: a kick interrupts a blocking call of the thread (it returns `EINTR`) and does
+//! nothing else. It is not remembered: a thread that has not yet entered its call is missed, so the
+//! kicker sets a flag first (for a vCPU: `immediate_exit`). The first SIGINT or SIGTERM is noted
+//! and stays noted; a second one ends the process.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::ptr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+/// Proof that the kick signal (SIGRTMIN) has its harmless handler, without which it would end the
+/// process.
+#[derive(Clone, Copy, Debug)]
+pub struct KickSignal(());
+
+impl KickSignal {
+    /// Sets the handler, for the whole process; again is harmless.
+    ///
+    /// # Errors
+    ///
+    /// The errno of `sigaction`.
+    pub fn install() -> io::Result<Self> {
+        // No SA_RESTART: the interruption is what the signal is for.
+        set_action(
+            libc::SIGRTMIN(),
+            on_kick as *const () as libc::sighandler_t,
+            0,
+        )?;
+        Ok(Self(()))
+    }
+
+    /// A handle to kick the calling thread with.
+    #[must_use]
+    pub fn this_thread(self) -> KickTarget {
+        // SAFETY: gettid has no arguments and cannot fail.
+        KickTarget {
+            thread: unsafe { libc::gettid() },
+        }
+    }
+}
+
+/// A thread of this process that can be kicked.
+///
+/// It names the thread by its kernel id and not by `pthread_t`, whose use after the thread's end
+/// would be undefined: here it is an error, or, if the id was given to another thread of this
+/// process since, one `EINTR` more there.
+#[derive(Clone, Copy, Debug)]
+pub struct KickTarget {
+    thread: libc::pid_t,
+}
+
+impl KickTarget {
+    /// Interrupts the thread's blocking system call, if it is in one.
+    ///
+    /// # Errors
+    ///
+    /// `ESRCH` if the thread has ended; `EAGAIN` if the queue of pending signals is full
+    /// (RLIMIT_SIGPENDING).
+    pub fn kick(self) -> io::Result<()> {
+        // SAFETY: tgkill takes integers only. It reaches threads of this process alone, and the
+        // handler of the signal does nothing (a KickSignal made this value).
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_tgkill,
+                libc::getpid(),
+                self.thread,
+                libc::SIGRTMIN(),
+            )
+        };
+        Errno::result(result)?;
+        Ok(())
+    }
+}
+
+extern "C" fn on_kick(_signal: libc::c_int) {}
+
+/// The first SIGINT or SIGTERM that came; 0 if none.
+static STOP_SIGNAL: AtomicI32 = AtomicI32::new(0);
+/// Readable once a stop was asked for. Never read, never closed.
+static STOP_EVENT: OnceLock<EventFd> = OnceLock::new();
+/// [`STOP_EVENT`]'s descriptor for the handler, which may not wait for a `OnceLock`; -1 before.
+static STOP_DESCRIPTOR: AtomicI32 = AtomicI32::new(-1);
+
+/// Tells whether the user (SIGINT) or the system (SIGTERM) asked the process to stop.
+#[derive(Clone, Copy, Debug)]
+pub struct StopNotice {
+    event: &'static EventFd,
+}
+
+impl StopNotice {
+    /// Takes over SIGINT and SIGTERM for the whole process. The first of either is noted; from then
+    /// on both have their default action again, so that a second one ends a process that does not
+    /// stop by itself.
+    ///
+    /// # Errors
+    ///
+    /// The errno of `eventfd` or `sigaction`.
+    pub fn install() -> io::Result<Self> {
+        let event = match STOP_EVENT.get() {
+            Some(event) => event,
+            None => {
+                let new = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+                STOP_EVENT.get_or_init(|| new)
+            }
+        };
+        // Pairs with the Acquire load in on_stop.
+        STOP_DESCRIPTOR.store(event.as_fd().as_raw_fd(), Ordering::Release);
+        let notice = Self { event };
+        if notice.signal().is_some() {
+            // The user has asked once; the signals keep their default action.
+            return Ok(notice);
+        }
+        for signal in [libc::SIGINT, libc::SIGTERM] {
+            // SA_RESTART: the notice is for who looks, not an error for whoever is in a system
+            // call.
+            set_action(
+                signal,
+                on_stop as *const () as libc::sighandler_t,
+                libc::SA_RESTART,
+            )?;
+        }
+        Ok(notice)
+    }
+
+    /// The signal that asked for the stop (its number), if one has come.
+    #[must_use]
+    pub fn signal(self) -> Option<i32> {
+        // Relaxed: the number is all there is to know.
+        Some(STOP_SIGNAL.load(Ordering::Relaxed)).filter(|&signal| signal != 0)
+    }
+
+    /// Waits until a stop is asked for or `timeout` (`None`: none) is over; returns whether it was
+    /// asked for.
+    ///
+    /// # Errors
+    ///
+    /// The errno of `poll`.
+    pub fn wait(self, timeout: Option<Duration>) -> io::Result<bool> {
+        let timeout = match timeout {
+            None => PollTimeout::NONE,
+            Some(limit) => PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX),
+        };
+        loop {
+            let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, timeout) {
+                Ok(ready) => return Ok(ready > 0),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+/// Readable once a stop was asked for: for a poll of several things. Do not read from it.
+impl AsFd for StopNotice {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+/// Only calls that are safe in a signal handler: atomics, sigaction, write. It leaves errno as it
+/// was.
+extern "C" fn on_stop(signal: libc::c_int) {
+    // SAFETY: the location of this thread's errno is always valid.
+    let errno = unsafe { *libc::__errno_location() };
+    let _ = STOP_SIGNAL.compare_exchange(0, signal, Ordering::Relaxed, Ordering::Relaxed);
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let _ = set_action(signal, libc::SIG_DFL, 0);
+    }
+    // Acquire pairs with the Release store in StopNotice::install.
+    let descriptor = STOP_DESCRIPTOR.load(Ordering::Acquire);
+    let one = 1u64;
+    // SAFETY: writes 8 bytes from a local variable to an eventfd that is never closed (or to -1:
+    // EBADF).
+    let _ = unsafe { libc::write(descriptor, ptr::from_ref(&one).cast(), size_of::<u64>()) };
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = errno };
+}
+
+/// `sigaction` with an empty mask. Safe in a signal handler.
+fn set_action(
+    signal: libc::c_int,
+    handler: libc::sighandler_t,
+    flags: libc::c_int,
+) -> Result<(), Errno> {
+    // SAFETY: sigaction is a C structure of integers and an optional function pointer: all zeros is
+    // a value of it, with an empty mask.
+    let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    action.sa_sigaction = handler;
+    action.sa_flags = flags;
+    // SAFETY: `action` is a complete sigaction; the handlers that this module passes are SIG_DFL or
+    // functions of the type that sigaction wants without SA_SIGINFO, and they make only
+    // async-signal-safe calls.
+    let result = unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) };
+    Errno::result(result)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+    use std::sync::mpsc;
+    use std::thread;
+
+    #[test]
+    fn a_kick_interrupts_a_blocking_read() {
+        let kick = KickSignal::install().unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let reader = thread::spawn(move || {
+            let never_written = EventFd::new().unwrap();
+            sender.send(kick.this_thread()).unwrap();
+            never_written.read().unwrap_err()
+        });
+        let target = receiver.recv().unwrap();
+        // A kick that comes before the read is missed by design, hence more than one.
+        while !reader.is_finished() {
+            let _ = target.kick();
+            thread::yield_now();
+        }
+        assert_eq!(reader.join().unwrap(), Errno::EINTR);
+    }
+
+    #[test]
+    fn a_kick_of_an_ended_thread_is_an_error() {
+        let kick = KickSignal::install().unwrap();
+        let target = thread::spawn(move || kick.this_thread()).join().unwrap();
+        // join waits for the kernel to clear the thread's id word, which it does just before the
+        // thread is gone.
+        loop {
+            match target.kick() {
+                Ok(()) => thread::yield_now(),
+                Err(error) => {
+                    assert_eq!(error.raw_os_error(), Some(libc::ESRCH));
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Name of the test below, and the variable that makes it the child.
+    const CHILD: &str = "GNOMON_TEST_STOP_CHILD";
+
+    /// Signals act on the whole process, so this happens in a child: the same test program with a
+    /// variable set.
+    #[test]
+    fn the_first_stop_is_noted_and_the_second_ends_the_process() {
+        if std::env::var_os(CHILD).is_some() {
+            stop_child();
+        }
+        let name = "sys::signal::tests::the_first_stop_is_noted_and_the_second_ends_the_process";
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture", "--test-threads=1"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            stdout.contains("noted 15"),
+            "{stdout}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        assert_eq!(output.status.signal(), Some(libc::SIGINT));
+    }
+
+    fn stop_child() -> ! {
+        let stop = StopNotice::install().unwrap();
+        assert_eq!(stop.signal(), None);
+        assert!(!stop.wait(Some(Duration::ZERO)).unwrap());
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert!(stop.wait(None).unwrap());
+        assert!(stop.wait(None).unwrap(), "stays noted");
+        assert_eq!(
+            StopNotice::install().unwrap().signal(),
+            Some(libc::SIGTERM),
+            "installing again is harmless"
+        );
+        println!("noted {}", stop.signal().unwrap());
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGINT).unwrap();
+        unreachable!("the second signal ends the process");
+    }
+}
