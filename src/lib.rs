@@ -9,5 +9,8 @@ compile_error!(
 pub mod abi;
 pub mod addr;
 pub mod export_rmap;
+pub mod host_mm;
+pub mod shadow_mmu;
 pub mod sync;
+pub mod sys;
 pub mod sys;

@@ -8,8 +8,9 @@ use crate::export_rmap::page_lock::WaitQueues;
 use crate::export_rmap::rmap::ChunkPool;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
-/// One frame's descriptor. All fields but the rmap head and the `EXPORTED` bit change under the
-/// page lock only; they are atomics because readers look without it.
+/// One frame's descriptor. The rmap head and the `EXPORTED` bit change under the rmap entry lock;
+/// all else changes under the page lock, but that a client may set `DIRTY`
+/// ([`FrameTable::note_dirty`]). Fields are atomics because readers look without a lock.
 #[derive(Debug, Default)]
 pub struct Frame {
     pub(super) flags: AtomicU32,

@@ -272,6 +272,13 @@ impl FrameTable {
         });
     }
 
+    /// Notes that a client wrote to the page, when it gives a mapping up of its own accord. For a
+    /// client that holds its MMU lock and has not removed the mapping's entry yet: an invalidation
+    /// that no longer finds the entry then finds the page dirty, since both stand in one word.
+    pub fn note_dirty(&self, pfn: Pfn) {
+        self.frame(pfn).flags.fetch_or(PageFlags::DIRTY.bits(), Ordering::Relaxed);
+    }
+
     /// All mappings of the frame, for checks.
     #[must_use]
     pub fn rmap_entries(&self, pfn: Pfn) -> Vec<RmapEntry> {

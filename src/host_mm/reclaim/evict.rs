@@ -35,9 +35,9 @@ pub(in crate::host_mm) struct Candidate<'a> {
 
 /// A page whose invalidation is in progress and whose clients have been told. Not flushed yet.
 pub(in crate::host_mm) struct Detached<'a> {
-    candidate: Candidate<'a>,
-    // Dropped before the candidate's lock would be: fields drop in order, and `finish` does too.
+    // First: fields drop in order, and the invalidation ends before the page is unlocked.
     in_progress: InvalidationInProgress<'a>,
+    candidate: Candidate<'a>,
 }
 
 /// Detached pages that one flush will revoke.
@@ -49,8 +49,8 @@ pub(in crate::host_mm) struct DetachedBatch<'a> {
 
 /// A page that nobody can touch through an old translation any more.
 pub(in crate::host_mm) struct Revoked<'a> {
-    candidate: Candidate<'a>,
     _in_progress: InvalidationInProgress<'a>,
+    candidate: Candidate<'a>,
 }
 
 impl<'a> DetachedBatch<'a> {
@@ -68,7 +68,7 @@ impl<'a> DetachedBatch<'a> {
                 let in_progress = object.sequence.begin(candidate.gfn, &candidate.page);
                 let harvest = mm.notifiers.invalidate_page(&candidate.page, kind);
                 mm.note_harvest(&candidate.page, harvest);
-                Detached { candidate, in_progress }
+                Detached { in_progress, candidate }
             })
             .collect();
         Self { mm, pages }
@@ -90,9 +90,9 @@ impl<'a> DetachedBatch<'a> {
     fn into_revoked(self) -> Vec<Revoked<'a>> {
         self.pages
             .into_iter()
-            .map(|Detached { candidate, in_progress }| Revoked {
-                candidate,
+            .map(|Detached { in_progress, candidate }| Revoked {
                 _in_progress: in_progress,
+                candidate,
             })
             .collect()
     }

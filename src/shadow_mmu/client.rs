@@ -1,0 +1,81 @@
+//! The shadow MMU as an export client: what it does when the host takes a page away.
+
+use std::sync::atomic::Ordering;
+
+use crate::addr::Pfn;
+use crate::export_rmap::{
+    ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Retain, RevokeError,
+    lock_rank::{self, Rank},
+};
+use crate::shadow_mmu::Mmu;
+use crate::shadow_mmu::roots::SptePlace;
+use crate::shadow_mmu::spte::Pte;
+use crate::shadow_mmu::stats::Counters;
+use crate::sync::lock;
+
+impl Mmu {
+    /// Visits the SPTEs that map the page, under the MMU lock.
+    fn visit_sptes(
+        &self,
+        page: &LockedPage<'_>,
+        mut visit: impl FnMut(&std::sync::atomic::AtomicU64) -> Retain,
+    ) -> u64 {
+        let Some(&client) = self.client.get() else { return 0 };
+        let _held = lock_rank::wait_for(Rank::ClientMmu);
+        let _state = lock(&self.state);
+        let mut visited = 0;
+        page.table().rmap_visit(page.pfn(), client, |location| {
+            let place = SptePlace::of_location(location);
+            visited += 1;
+            visit(self.tables.entry(place.page, place.index))
+        });
+        visited
+    }
+}
+
+impl ExportNotifier for Mmu {
+    fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
+        let mut harvest = Harvest::default();
+        let visited = self.visit_sptes(page, |entry| {
+            // One atomic step: a bit that hardware sets is either in `old`, or not set at all.
+            let old = match kind {
+                Invalidation::Unmap => entry.swap(0, Ordering::AcqRel),
+                Invalidation::Clean => {
+                    entry.fetch_and(!(Pte::WRITABLE | Pte::DIRTY).bits(), Ordering::AcqRel)
+                }
+            };
+            let old = Pte::of(old);
+            harvest = harvest.or(Harvest {
+                dirty: old.contains(Pte::DIRTY),
+                accessed: old.contains(Pte::ACCESSED),
+            });
+            match kind {
+                Invalidation::Unmap => Retain::Drop,
+                Invalidation::Clean => Retain::Keep,
+            }
+        });
+        let counter = match kind {
+            Invalidation::Unmap => &self.counters.invalidated,
+            Invalidation::Clean => &self.counters.write_protected,
+        };
+        Counters::add(counter, visited);
+        harvest
+    }
+
+    fn age_page(&self, page: &LockedPage<'_>) -> bool {
+        let mut accessed = false;
+        self.visit_sptes(page, |entry| {
+            let old = entry.fetch_and(!Pte::ACCESSED.bits(), Ordering::AcqRel);
+            accessed |= Pte::of(old).contains(Pte::ACCESSED);
+            Retain::Keep
+        });
+        accessed
+    }
+
+    fn flush(&self, frames: &[Pfn], reason: FlushReason) -> Result<(), RevokeError> {
+        if reason == FlushReason::Aged && !self.config.zap_to_age {
+            return Ok(());
+        }
+        self.guest_view.revoke(frames)
+    }
+}

@@ -1,0 +1,236 @@
+//! The fault path: from a touch of an address without a sufficient SPTE to an SPTE.
+//!
+//! No lock is held from the walk to the install, so both may have been overtaken by then:
+//!
+//! - by the host, which took the page's frame: the memory object's
+//!   [invalidation sequence](crate::export_rmap::InvalidationSequence) tells;
+//! - by the guest, which changed its tables and flushed: the root's flush count tells.
+//!
+//! Either way the fault starts over. It never installs what it read before.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::addr::{Gpa, Gva, Pfn};
+use crate::export_rmap::SequenceToken;
+use crate::host_mm::{MmError, Sabotage};
+use crate::shadow_mmu::roots::{FlushCount, Root, SptePlace, State};
+use crate::shadow_mmu::spte::Pte;
+use crate::shadow_mmu::stats::Counters;
+use crate::shadow_mmu::walk::{Access, PagingContext, Translation, Walk};
+use crate::shadow_mmu::{Mmu, ShadowMmu};
+use crate::sync::lock;
+
+/// Attempts before the vCPU re-enters the guest to fault again: its thread has other duties.
+const ATTEMPTS: u32 = 64;
+
+/// What came of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultOutcome {
+    /// The SPTE is there, or the fault is to be repeated: resume the guest.
+    Fixed,
+    /// The guest's own page fault: inject `#PF` with this error code.
+    GuestFault {
+        /// The error code, U bit clear: the guest runs as a kernel.
+        error_code: u32,
+    },
+    /// The guest maps the address to neither RAM nor the pinned window.
+    OutsideRam {
+        /// Where it maps it to.
+        gpa: Gpa,
+    },
+    /// No shadow page is left: pause all vCPUs and [`recycle`](ShadowMmu::recycle).
+    NeedsRecycle,
+}
+
+/// What an SPTE is to point to.
+#[derive(Clone, Copy)]
+enum Target {
+    Frame(Pfn, SequenceToken),
+    Window(u64),
+}
+
+enum Installed {
+    Done,
+    Retry,
+    Full,
+}
+
+/// What one fault wants installed.
+struct Install<'a> {
+    root: Root,
+    gva: Gva,
+    access: Access,
+    translation: &'a Translation,
+    target: Target,
+    flushes: FlushCount,
+}
+
+impl ShadowMmu {
+    /// Resolves a guest's fault at `gva`.
+    ///
+    /// # Errors
+    /// If the host has no frame for the page or cannot read it back; the guest cannot go on.
+    pub fn fault(
+        &self,
+        context: &PagingContext,
+        root: Root,
+        gva: Gva,
+        access: Access,
+    ) -> Result<FaultOutcome, MmError> {
+        self.mmu.fault(context, root, gva, access)
+    }
+
+    /// What has happened so far.
+    #[must_use]
+    pub fn stats(&self) -> super::ShadowStats {
+        self.mmu.counters.snapshot()
+    }
+}
+
+impl Mmu {
+    fn fault(
+        &self,
+        context: &PagingContext,
+        root: Root,
+        gva: Gva,
+        access: Access,
+    ) -> Result<FaultOutcome, MmError> {
+        for _ in 0..ATTEMPTS {
+            // Before the walk: a flush after this point makes what the walk read worthless.
+            let Some(flushes) = lock(&self.state).flush_count(root) else {
+                // Recycled meanwhile: the vCPU gets its new root before it runs again.
+                return Ok(FaultOutcome::Fixed);
+            };
+            let translation = match self.walk(context, gva, access)? {
+                Walk::Mapped(translation) => translation,
+                Walk::Fault(error_code) => {
+                    Counters::add(&self.counters.guest_faults, 1);
+                    return Ok(FaultOutcome::GuestFault { error_code });
+                }
+                Walk::Contended(_) => return Ok(FaultOutcome::Fixed),
+            };
+            let Some(target) = self.target(&translation)? else {
+                let offset = gva.page_offset() as u64;
+                let gpa = Gpa::new(translation.gfn.base().as_u64() | offset);
+                return Ok(FaultOutcome::OutsideRam { gpa });
+            };
+            if self.sabotaged(Sabotage::LateInstall) {
+                dawdle();
+            }
+            let install =
+                Install { root, gva, access, translation: &translation, target, flushes };
+            match self.install(&install)? {
+                Installed::Done => {
+                    self.fault_around(context, &install)?;
+                    return Ok(FaultOutcome::Fixed);
+                }
+                Installed::Full => return Ok(FaultOutcome::NeedsRecycle),
+                Installed::Retry => Counters::add(&self.counters.retries, 1),
+            }
+        }
+        Ok(FaultOutcome::Fixed)
+    }
+
+    /// Brings the page in; its frame can be taken away again at once, and the token will tell.
+    fn target(&self, translation: &Translation) -> Result<Option<Target>, MmError> {
+        let gfn = translation.gfn;
+        if let Some(address) = self.config.machine.window_address(gfn) {
+            return Ok(Some(Target::Window(address)));
+        }
+        if !self.object.contains(gfn) {
+            return Ok(None);
+        }
+        let page = self.object.lock_page(gfn)?;
+        let token = self.object.sequence().read(gfn, &page);
+        Ok(Some(Target::Frame(page.pfn(), token)))
+    }
+
+    fn install(&self, install: &Install<'_>) -> Result<Installed, MmError> {
+        let mut state = lock(&self.state);
+        match state.flush_count(install.root) {
+            Some(flushes) if flushes == install.flushes => {}
+            // Recycled or flushed since the walk.
+            _ => return Ok(Installed::Retry),
+        }
+        let origin = install.translation.origin;
+        let Some(place) = self.spte_place(&mut state, install.root, install.gva, origin) else {
+            return Ok(Installed::Full);
+        };
+        let new = self.new_spte(install);
+        let entry = self.tables.entry(place.page, place.index);
+        let old = Pte::of(entry.load(Ordering::Acquire));
+        if old.is_present() && old.address() == new.address() {
+            return Ok(self.upgrade(place, new, install.target));
+        }
+        if old.is_present() {
+            // The guest mapped another page here and faulted before it flushed: a processor drops
+            // the old translation on a fault.
+            self.zap(std::iter::once(place))?;
+        }
+        Ok(self.install_new(&state, place, new, install.target))
+    }
+
+    fn new_spte(&self, install: &Install<'_>) -> Pte {
+        let Translation { writable, executable, dirty, origin, .. } = *install.translation;
+        let address = match install.target {
+            Target::Frame(pfn, _) => self.config.machine.frame_address(pfn),
+            Target::Window(address) => address,
+        };
+        let mut spte = (Pte::PRESENT | Pte::USER | Pte::ACCESSED | origin).at(address);
+        // Read-only while the guest's own entry is clean, so that its first write is seen.
+        spte.set(Pte::WRITABLE, writable && dirty);
+        spte.set(Pte::DIRTY, install.access == Access::Write);
+        spte.set(Pte::NO_EXECUTE, !executable);
+        spte
+    }
+
+    /// Installs where nothing is; the MMU lock is held.
+    fn install_new(&self, _locked: &State, place: SptePlace, new: Pte, target: Target) -> Installed {
+        if let Target::Frame(pfn, token) = target {
+            let Some(rmap_entry) = self.rmap_entry(place) else { return Installed::Retry };
+            let table = self.mm.frame_table();
+            if !self.sabotaged(Sabotage::ForgetRmap) {
+                table.rmap_add(pfn, rmap_entry);
+            }
+            if self.must_retry(token) {
+                table.rmap_remove(pfn, rmap_entry);
+                return Installed::Retry;
+            }
+        }
+        // Release: what hardware finds through the entry was written before.
+        self.tables.entry(place.page, place.index).store(new.bits(), Ordering::Release);
+        Counters::add(&self.counters.installs, 1);
+        Installed::Done
+    }
+
+    /// Adds rights to an SPTE that points where it should; the MMU lock is held. Needs no flush:
+    /// a processor walks again before it raises a fault for a right that is missing.
+    fn upgrade(&self, place: SptePlace, new: Pte, target: Target) -> Installed {
+        // The entry is in the reverse map, so an invalidation either is seen here or finds it.
+        if let Target::Frame(_, token) = target
+            && self.must_retry(token)
+        {
+            return Installed::Retry;
+        }
+        let entry = self.tables.entry(place.page, place.index);
+        let gained = new & !Pte::NO_EXECUTE;
+        entry.fetch_or(gained.bits(), Ordering::AcqRel);
+        if !new.contains(Pte::NO_EXECUTE) {
+            entry.fetch_and(!Pte::NO_EXECUTE.bits(), Ordering::AcqRel);
+        }
+        Counters::add(&self.counters.upgrades, 1);
+        Installed::Done
+    }
+
+    fn must_retry(&self, token: SequenceToken) -> bool {
+        let overtaken = self.object.sequence().must_retry(token);
+        overtaken && !self.sabotaged(Sabotage::LateInstall)
+    }
+}
+
+/// Sabotage `LateInstall`: widens the window between reading a page and installing it. With the
+/// retry in place it is harmless, as a test shows.
+fn dawdle() {
+    std::thread::sleep(Duration::from_micros(300));
+}

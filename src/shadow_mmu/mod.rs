@@ -1,0 +1,137 @@
+//! The shadow MMU: the page tables that a guest really runs on.
+//!
+//! The guest's own page tables are only read. Each guest page that is touched gets a shadow PTE
+//! (SPTE) that points to the host frame in which the page is at the moment, and that SPTE is in
+//! the frame's reverse map. The shadow MMU is an export client: it drops SPTEs when the host side
+//! says that it takes the frame away.
+//!
+//! What this layer guarantees:
+//!
+//! - outside the MMU lock, the reverse map lists exactly the present SPTEs that point to frames
+//!   (invariant I3);
+//! - an SPTE grants no more than the guest's tables did at some moment since that guest's last
+//!   `invlpg` of the address or CR3 load (a virtual TLB: changes from not-present to present need
+//!   nothing);
+//! - an SPTE of a page whose guest PTE is clean is read-only, so the first write sets the guest's
+//!   dirty bit;
+//! - upper-level entries, once present, never change until [`ShadowMmu::recycle`] (a KVM that
+//!   shadows our tables would not see it).
+//!
+//! Lock order: a page lock may be held when the MMU lock is taken, never the other way round.
+
+mod client;
+mod config;
+mod fault;
+mod roots;
+mod spte;
+mod stats;
+mod tables;
+mod virtual_access;
+mod walk;
+
+use std::sync::{Arc, Mutex, OnceLock};
+
+use crate::export_rmap::{ClientId, Registration};
+use crate::host_mm::{GuestView, HostMm, MemoryObject, MmError, Sabotage};
+
+pub use config::{MachineLayout, ShadowConfig};
+pub use fault::FaultOutcome;
+pub use roots::{LoadRoot, Root};
+pub use stats::ShadowStats;
+pub use tables::TableMemory;
+pub use virtual_access::GuestAccessError;
+pub use walk::{Access, PagingContext};
+
+use roots::State;
+use stats::Counters;
+
+/// A VM's shadow MMU. Dropping it forgets every mapping and unregisters from the notifier list;
+/// no vCPU may run on its tables any more.
+#[derive(Debug)]
+pub struct ShadowMmu {
+    mmu: Arc<Mmu>,
+    registration: Option<Registration>,
+}
+
+/// What the notifier list and the VM share.
+struct Mmu {
+    config: ShadowConfig,
+    mm: Arc<HostMm>,
+    object: Arc<MemoryObject>,
+    guest_view: GuestView,
+    tables: TableMemory,
+    /// The MMU lock.
+    state: Mutex<State>,
+    client: OnceLock<ClientId>,
+    counters: Counters,
+}
+
+impl std::fmt::Debug for Mmu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mmu").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl ShadowMmu {
+    /// A shadow MMU without mappings, registered as an export client of the object's host memory.
+    ///
+    /// # Errors
+    /// [`MmError::Host`] if `tables` is smaller than the configuration says, or no client number
+    /// is left.
+    pub fn new(
+        config: ShadowConfig,
+        object: Arc<MemoryObject>,
+        tables: TableMemory,
+        guest_view: GuestView,
+    ) -> Result<Self, MmError> {
+        let mm = object.host_mm().clone();
+        let state = Mutex::new(State::new(tables.pages()));
+        let mmu = Arc::new(Mmu {
+            config,
+            mm: mm.clone(),
+            object,
+            guest_view,
+            tables,
+            state,
+            client: OnceLock::new(),
+            counters: Counters::default(),
+        });
+        let registration = mm.notifiers().register(mmu.clone()).map_err(|error| {
+            let source = std::io::Error::other(error);
+            MmError::Host { what: "an export client", source }
+        })?;
+        // Nothing is exported before this, so no call needs the number earlier.
+        let _ = mmu.client.set(registration.id());
+        Ok(Self { mmu, registration: Some(registration) })
+    }
+
+    /// The guest's memory.
+    #[must_use]
+    pub fn object(&self) -> &Arc<MemoryObject> {
+        &self.mmu.object
+    }
+
+    /// The frames' mapping that the VM's memslot is made of.
+    #[must_use]
+    pub fn guest_view(&self) -> &GuestView {
+        &self.mmu.guest_view
+    }
+}
+
+impl Drop for ShadowMmu {
+    fn drop(&mut self) {
+        self.mmu.forget_everything();
+        if let Some(registration) = self.registration.take() {
+            self.mmu.mm.notifiers().unregister(registration);
+        }
+    }
+}
+
+impl Mmu {
+    fn sabotaged(&self, rule: Sabotage) -> bool {
+        self.mm.sabotage() == Some(rule)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,425 @@
+//! Shadow roots and pages: which guest CR3 has which tables, and what a guest flush removes.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use crate::addr::{Gpa, Gva, Pfn};
+use crate::export_rmap::{RevokeError, RmapEntry};
+use crate::shadow_mmu::spte::{ADDRESS_MASK, Pte};
+use crate::shadow_mmu::stats::Counters;
+use crate::shadow_mmu::tables::{ENTRIES, PageIndex};
+use crate::shadow_mmu::walk::table_index;
+use crate::shadow_mmu::{Mmu, ShadowMmu};
+use crate::sync::lock;
+
+/// PML4 slot of the monitor, in every root.
+const MONITOR_SLOT: usize = 255;
+/// Bytes mapped by one leaf table.
+const LEAF_SPAN: u64 = 2 << 20;
+/// Bytes of the largest guest page.
+const GIB: u64 = 1 << 30;
+
+/// Handle of the shadow tables of one guest CR3. Void once [`ShadowMmu::recycle`] was called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Root {
+    number: u32,
+    epoch: u64,
+}
+
+/// What a guest's CR3 load came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadRoot {
+    /// The root to run on.
+    Root(Root),
+    /// No shadow page is left for it: see [`ShadowMmu::recycle`].
+    NeedsRecycle,
+}
+
+/// A leaf table in use.
+#[derive(Clone, Copy, Debug)]
+struct Leaf {
+    page: PageIndex,
+    /// First address that it maps.
+    base: Gva,
+    /// Some of its SPTEs were made from guest pages of 2 MiB / 1 GiB.
+    origins: Pte,
+}
+
+#[derive(Debug)]
+struct RootTables {
+    page: PageIndex,
+    leaves: Vec<Leaf>,
+    /// Index into `leaves` by number of the 2 MiB region.
+    by_region: HashMap<u64, usize>,
+    /// Counts guest flushes: a fault that overlapped one must not install what it read before.
+    flushes: u64,
+}
+
+/// What the MMU lock protects.
+#[derive(Debug)]
+pub(super) struct State {
+    roots: Vec<RootTables>,
+    by_cr3: HashMap<u64, u32>,
+    pages: u32,
+    next_page: PageIndex,
+    /// Counts recyclings; a [`Root`] of an older one is void.
+    epoch: u64,
+}
+
+/// Where an SPTE is, packed as the reverse map's location.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SptePlace {
+    pub(super) page: PageIndex,
+    pub(super) index: usize,
+}
+
+impl SptePlace {
+    pub(super) fn location(self) -> u64 {
+        u64::from(self.page) * ENTRIES as u64 + self.index as u64
+    }
+
+    // A location is made of a 32-bit page number and nine bits.
+    #[allow(clippy::cast_possible_truncation)]
+    pub(super) fn of_location(location: u64) -> Self {
+        let entries = ENTRIES as u64;
+        Self { page: (location / entries) as u32, index: (location % entries) as usize }
+    }
+}
+
+/// When a fault's walk began, in terms of its root's flushes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FlushCount(u64);
+
+impl State {
+    pub(super) fn new(pages: u32) -> Self {
+        Self { roots: Vec::new(), by_cr3: HashMap::new(), pages, next_page: 0, epoch: 0 }
+    }
+
+    fn root(&self, root: Root) -> Option<&RootTables> {
+        (root.epoch == self.epoch).then(|| self.roots.get(root.number as usize)).flatten()
+    }
+
+    fn root_mut(&mut self, root: Root) -> Option<&mut RootTables> {
+        if root.epoch != self.epoch {
+            return None;
+        }
+        self.roots.get_mut(root.number as usize)
+    }
+
+    /// The root's flush count; `None` for a void root.
+    pub(super) fn flush_count(&self, root: Root) -> Option<FlushCount> {
+        self.root(root).map(|tables| FlushCount(tables.flushes))
+    }
+
+    /// The SPTE of an address, if its leaf table exists.
+    fn find(&self, root: Root, gva: Gva) -> Option<SptePlace> {
+        let tables = self.root(root)?;
+        let leaf = tables.leaves[*tables.by_region.get(&(gva.as_u64() / LEAF_SPAN))?];
+        Some(SptePlace { page: leaf.page, index: table_index(gva, 1) })
+    }
+
+    fn allocate(&mut self) -> Option<PageIndex> {
+        (self.next_page < self.pages).then(|| {
+            self.next_page += 1;
+            self.next_page - 1
+        })
+    }
+
+    /// All leaf tables, with the addresses they map.
+    fn leaves(&self) -> impl Iterator<Item = &Leaf> {
+        self.roots.iter().flat_map(|tables| &tables.leaves)
+    }
+}
+
+impl Mmu {
+    /// The place of the SPTE for an address, making tables as needed. `None`: no page is left.
+    pub(super) fn spte_place(
+        &self,
+        state: &mut State,
+        root: Root,
+        gva: Gva,
+        origin: Pte,
+    ) -> Option<SptePlace> {
+        let region = gva.as_u64() / LEAF_SPAN;
+        let index = table_index(gva, 1);
+        if let Some(tables) = state.root_mut(root)
+            && let Some(&at) = tables.by_region.get(&region)
+        {
+            let leaf = &mut tables.leaves[at];
+            leaf.origins |= origin;
+            return Some(SptePlace { page: leaf.page, index });
+        }
+        let mut page = state.root(root)?.page;
+        for level in (2..=4).rev() {
+            let at = table_index(gva, level);
+            let entry = Pte::of(self.tables.entry(page, at).load(Ordering::Relaxed));
+            page = if entry.is_present() {
+                self.page_at(entry)?
+            } else {
+                let new = state.allocate()?;
+                self.tables.clear(new);
+                let entry = Pte::TABLE.at(self.page_address(new));
+                // Release: hardware that follows the entry finds a table of zeros.
+                self.tables.entry(page, at).store(entry.bits(), Ordering::Release);
+                new
+            };
+        }
+        let tables = state.root_mut(root)?;
+        tables.by_region.insert(region, tables.leaves.len());
+        let base = Gva::new(region * LEAF_SPAN);
+        tables.leaves.push(Leaf { page, base, origins: origin });
+        Some(SptePlace { page, index })
+    }
+
+    fn page_address(&self, page: PageIndex) -> u64 {
+        self.config.machine.tables_base + u64::from(page) * crate::addr::PAGE_SIZE_U64
+    }
+
+    fn page_at(&self, entry: Pte) -> Option<PageIndex> {
+        let offset = entry.address().checked_sub(self.config.machine.tables_base)?;
+        PageIndex::try_from(offset / crate::addr::PAGE_SIZE_U64).ok()
+    }
+
+    /// The frame that an SPTE points to; `None` if it is not present or maps the pinned window.
+    pub(super) fn frame_of(&self, spte: Pte) -> Option<Pfn> {
+        if !spte.is_present() {
+            return None;
+        }
+        self.config.machine.frame_at(spte.address(), self.mm.frame_count())
+    }
+
+    pub(super) fn rmap_entry(&self, place: SptePlace) -> Option<RmapEntry> {
+        self.client.get().map(|&client| RmapEntry::new(client, place.location()))
+    }
+
+    /// Clears SPTEs for reasons of the guest's, with the MMU lock held: clear, flush, and only then
+    /// out of the reverse map. As long as a processor may use an old translation, the frame is
+    /// exported, and whoever wants to take it must ask us and so wait for the MMU lock.
+    pub(super) fn zap(&self, places: impl Iterator<Item = SptePlace>) -> Result<(), RevokeError> {
+        let mut zapped: Vec<(SptePlace, Pfn)> = Vec::new();
+        for place in places {
+            let entry = self.tables.entry(place.page, place.index);
+            if entry.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            // AcqRel: the bits that hardware set before are ours, and none is set after.
+            let old = Pte::of(entry.swap(0, Ordering::AcqRel));
+            if let Some(pfn) = self.frame_of(old) {
+                if old.contains(Pte::DIRTY) {
+                    self.mm.frame_table().note_dirty(pfn);
+                }
+                zapped.push((place, pfn));
+            }
+        }
+        let frames: Vec<Pfn> = zapped.iter().map(|&(_, pfn)| pfn).collect();
+        self.guest_view.revoke(&frames)?;
+        for (place, pfn) in zapped {
+            if let Some(entry) = self.rmap_entry(place) {
+                self.mm.frame_table().rmap_remove(pfn, entry);
+            }
+        }
+        Counters::add(&self.counters.guest_flushed, frames.len() as u64);
+        Ok(())
+    }
+
+    /// Drops every SPTE without a flush: for when no vCPU runs and none will before KVM has
+    /// dropped all it cached.
+    pub(super) fn forget_everything(&self) {
+        let mut state = lock(&self.state);
+        for leaf in state.leaves() {
+            for place in entries_of(leaf.page) {
+                let raw = self.tables.entry(place.page, place.index).swap(0, Ordering::AcqRel);
+                let old = Pte::of(raw);
+                let Some(pfn) = self.frame_of(old) else { continue };
+                if old.contains(Pte::DIRTY) {
+                    self.mm.frame_table().note_dirty(pfn);
+                }
+                if let Some(entry) = self.rmap_entry(place) {
+                    self.mm.frame_table().rmap_remove(pfn, entry);
+                }
+            }
+        }
+        let pages = state.pages;
+        let epoch = state.epoch + 1;
+        *state = State { epoch, ..State::new(pages) };
+    }
+}
+
+fn entries_of(page: PageIndex) -> impl Iterator<Item = SptePlace> {
+    (0..ENTRIES).map(move |index| SptePlace { page, index })
+}
+
+impl ShadowMmu {
+    /// A guest's load of CR3: forgets the translations made from that CR3's tables before, as the
+    /// load flushes a TLB, and returns the root to run on.
+    ///
+    /// # Errors
+    /// [`RevokeError`] if the flush failed; the VM must not go on.
+    pub fn load_root(&self, cr3: Gpa) -> Result<LoadRoot, RevokeError> {
+        let mmu = &*self.mmu;
+        let mut state = lock(&mmu.state);
+        let key = cr3.as_u64() & ADDRESS_MASK;
+        if let Some(&number) = state.by_cr3.get(&key) {
+            let root = Root { number, epoch: state.epoch };
+            flush(mmu, &mut state, root, |_| true)?;
+            return Ok(LoadRoot::Root(root));
+        }
+        let Some(page) = state.allocate() else { return Ok(LoadRoot::NeedsRecycle) };
+        mmu.tables.clear(page);
+        mmu.tables.entry(page, MONITOR_SLOT).store(mmu.config.monitor_pml4e, Ordering::Release);
+        let number = u32::try_from(state.roots.len()).unwrap_or(u32::MAX);
+        state.roots.push(RootTables {
+            page,
+            leaves: Vec::new(),
+            by_region: HashMap::new(),
+            flushes: 0,
+        });
+        state.by_cr3.insert(key, number);
+        Ok(LoadRoot::Root(Root { number, epoch: state.epoch }))
+    }
+
+    /// The root that a guest CR3 has already, without flushing it: for a vCPU that goes on after
+    /// [`recycle`](Self::recycle) or starts where another one runs.
+    ///
+    /// # Errors
+    /// As [`load_root`](Self::load_root).
+    pub fn reuse_root(&self, cr3: Gpa) -> Result<LoadRoot, RevokeError> {
+        {
+            let state = lock(&self.mmu.state);
+            if let Some(&number) = state.by_cr3.get(&(cr3.as_u64() & ADDRESS_MASK)) {
+                return Ok(LoadRoot::Root(Root { number, epoch: state.epoch }));
+            }
+        }
+        self.load_root(cr3)
+    }
+
+    /// The value for the real CR3; `None` for a void root.
+    #[must_use]
+    pub fn root_machine_address(&self, root: Root) -> Option<u64> {
+        let state = lock(&self.mmu.state);
+        state.root(root).map(|tables| self.mmu.page_address(tables.page))
+    }
+
+    /// A guest's `invlpg`: forgets the translation of the guest page that maps `gva`, whatever its
+    /// size.
+    ///
+    /// # Errors
+    /// [`RevokeError`] if the flush failed; the VM must not go on.
+    pub fn invlpg(&self, root: Root, gva: Gva) -> Result<(), RevokeError> {
+        let mmu = &*self.mmu;
+        let mut state = lock(&mmu.state);
+        let region = gva.as_u64() / LEAF_SPAN;
+        // The rest of a large page has SPTEs of its own.
+        let large_2m = state
+            .root(root)
+            .and_then(|tables| Some(tables.leaves[*tables.by_region.get(&region)?]))
+            .is_some_and(|leaf| leaf.origins.contains(Pte::FROM_2M));
+        let in_gib = |leaf: &Leaf| leaf.base.as_u64() / GIB == gva.as_u64() / GIB;
+        let large_1g = state.root(root).is_some_and(|tables| {
+            tables.leaves.iter().any(|leaf| in_gib(leaf) && leaf.origins.contains(Pte::FROM_1G))
+        });
+        if large_1g || large_2m {
+            return flush(mmu, &mut state, root, |leaf| {
+                (large_1g && in_gib(leaf)) || leaf.base.as_u64() / LEAF_SPAN == region
+            });
+        }
+        if let Some(tables) = state.root_mut(root) {
+            tables.flushes += 1;
+        }
+        mmu.zap(state.find(root, gva).into_iter())
+    }
+
+    /// Forgets every translation of a root: changes of CR0.WP, CR4 or EFER.NXE.
+    ///
+    /// # Errors
+    /// [`RevokeError`] if the flush failed; the VM must not go on.
+    pub fn flush_all(&self, root: Root) -> Result<(), RevokeError> {
+        flush(&self.mmu, &mut lock(&self.mmu.state), root, |_| true)
+    }
+
+    /// Takes all shadow pages back. Every [`Root`] is void after it.
+    ///
+    /// Upper-level entries may only change here, because a KVM that shadows our tables does not see
+    /// it: the caller keeps every vCPU out of `KVM_RUN` from before this call until it has deleted
+    /// and added a memslot again, which makes KVM drop all it knows.
+    pub fn recycle(&self) {
+        self.mmu.forget_everything();
+        Counters::add(&self.mmu.counters.recycles, 1);
+    }
+
+    /// An address that still has an SPTE pointing to the frame, whatever the reverse map says.
+    #[must_use]
+    pub fn find_mapping(&self, pfn: Pfn) -> Option<Gva> {
+        let state = lock(&self.mmu.state);
+        let mut sptes = present_sptes(&self.mmu, &state);
+        sptes.find(|&(_, _, mapped)| mapped == pfn).map(|(gva, _, _)| gva)
+    }
+
+    /// Invariant I3: compares the reverse map with the SPTEs, both ways. Returns one sentence for
+    /// each difference, at most 16.
+    #[must_use]
+    pub fn check_reverse_map(&self) -> Vec<String> {
+        let mmu = &*self.mmu;
+        let state = lock(&mmu.state);
+        let mut differences = Vec::new();
+        let mut sptes_of: HashMap<u32, Vec<u64>> = HashMap::new();
+        for (_, place, pfn) in present_sptes(mmu, &state) {
+            sptes_of.entry(pfn.as_u32()).or_default().push(place.location());
+        }
+        for raw in 0..mmu.mm.frame_count() {
+            let pfn = Pfn::new(raw);
+            let mut listed: Vec<u64> = mmu
+                .mm
+                .frame_table()
+                .rmap_entries(pfn)
+                .iter()
+                .filter(|entry| Some(&entry.client()) == mmu.client.get())
+                .map(|entry| entry.location())
+                .collect();
+            let mut mapped = sptes_of.remove(&raw).unwrap_or_default();
+            listed.sort_unstable();
+            mapped.sort_unstable();
+            if listed != mapped {
+                differences.push(format!(
+                    "I3: frame {pfn} has SPTEs {mapped:x?}, but its reverse map lists {listed:x?}"
+                ));
+            }
+            if differences.len() == 16 {
+                break;
+            }
+        }
+        differences
+    }
+}
+
+/// Every present SPTE that points to a frame: its address, its place, the frame.
+fn present_sptes<'a>(
+    mmu: &'a Mmu,
+    state: &'a State,
+) -> impl Iterator<Item = (Gva, SptePlace, Pfn)> + 'a {
+    state.leaves().flat_map(move |leaf| {
+        entries_of(leaf.page).filter_map(move |place| {
+            let entry = mmu.tables.entry(place.page, place.index);
+            let pfn = mmu.frame_of(Pte::of(entry.load(Ordering::Acquire)))?;
+            let gva = leaf.base.checked_add(place.index as u64 * crate::addr::PAGE_SIZE_U64)?;
+            Some((gva, place, pfn))
+        })
+    })
+}
+
+/// Forgets the translations in the leaf tables for which `which` holds.
+fn flush(
+    mmu: &Mmu,
+    state: &mut State,
+    root: Root,
+    which: impl Fn(&Leaf) -> bool,
+) -> Result<(), RevokeError> {
+    let Some(tables) = state.root_mut(root) else { return Ok(()) };
+    tables.flushes += 1;
+    let mut pages = Vec::new();
+    for leaf in tables.leaves.iter_mut().filter(|leaf| which(leaf)) {
+        leaf.origins = Pte::empty();
+        pages.push(leaf.page);
+    }
+    mmu.zap(pages.into_iter().flat_map(entries_of))
+}
