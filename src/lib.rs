@@ -9,5 +9,9 @@ compile_error!(
 pub mod abi;
 pub mod addr;
 pub mod export_rmap;
+/// Host memory management.
+pub mod host_mm {
+    pub mod swap;
+}
 pub mod sync;
 pub mod sys;
