@@ -1,4 +1,4 @@
-//! Address newtypes: a guest address is never mistaken for a host frame, nor bytes for pages.
+//! Address newtypes: a guest address is never mistaken for a host frame, nor a frame for a swap slot.
 
 use std::fmt;
 
@@ -144,6 +144,62 @@ impl fmt::Display for Pfn {
 impl fmt::Debug for Pfn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Pfn({:#x})", self.0)
+    }
+}
+
+/// Number of a page-sized place in swap, below [`SwapSlot::MAX_SLOTS`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SwapSlot(u32);
+
+impl SwapSlot {
+    /// Most slots that swap can have: 2^31 - 1, just under 8 TiB.
+    pub const MAX_SLOTS: u32 = i32::MAX.cast_unsigned();
+
+    /// A slot from its number; `None` from [`Self::MAX_SLOTS`] on.
+    #[must_use]
+    pub const fn new(raw: u32) -> Option<Self> {
+        if raw < Self::MAX_SLOTS {
+            Some(Self(raw))
+        } else {
+            None
+        }
+    }
+
+    /// The slot `distance` after slot number `first`. The caller knows that both are in range;
+    /// beyond it, the number is one that no swap has.
+    pub(crate) fn at(first: u32, distance: usize) -> Self {
+        let distance = u32::try_from(distance).unwrap_or(u32::MAX);
+        Self(first.saturating_add(distance).min(Self::MAX_SLOTS))
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn as_u32(self) -> u32 {
+        self.0
+    }
+
+    /// The number as an index.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// Byte offset of the slot in a swap file.
+    #[must_use]
+    pub const fn byte_offset(self) -> u64 {
+        self.0 as u64 * PAGE_SIZE_U64
+    }
+}
+
+impl fmt::Display for SwapSlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl fmt::Debug for SwapSlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SwapSlot({})", self.0)
     }
 }
 

@@ -13,4 +13,3 @@ pub mod host_mm;
 pub mod shadow_mmu;
 pub mod sync;
 pub mod sys;
-pub mod sys;

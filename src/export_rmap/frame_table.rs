@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use crate::addr::{Gfn, Pfn};
+use crate::addr::{Gfn, Pfn, SwapSlot};
 use crate::export_rmap::flags::PageFlags;
 use crate::export_rmap::page_lock::WaitQueues;
 use crate::export_rmap::rmap::ChunkPool;
@@ -38,6 +38,12 @@ pub struct Owner {
 impl Owner {
     const GFN_BITS: u32 = 48;
 
+    /// The page as one number, for the checksum of its copy in swap.
+    #[must_use]
+    pub fn tag(self) -> u64 {
+        self.pack()
+    }
+
     fn pack(self) -> u64 {
         (u64::from(self.object) << Self::GFN_BITS)
             | (self.gfn.as_u64() & ((1 << Self::GFN_BITS) - 1))
@@ -50,27 +56,6 @@ impl Owner {
             object: (packed >> Self::GFN_BITS) as u16,
             gfn: Gfn::new(packed & ((1 << Self::GFN_BITS) - 1)),
         }
-    }
-}
-
-/// Number of a page-sized slot in swap, as the frame table stores it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SwapSlot(u32);
-
-impl SwapSlot {
-    /// The most slots that a swap space may have: the memory object's entry has 31 bits for one.
-    pub const MAX_SLOTS: u32 = (1 << 31) - 1;
-
-    /// Wraps a slot number.
-    #[must_use]
-    pub const fn new(raw: u32) -> Self {
-        Self(raw)
-    }
-
-    /// The slot number.
-    #[must_use]
-    pub const fn as_u32(self) -> u32 {
-        self.0
     }
 }
 
@@ -105,11 +90,13 @@ impl Frame {
     /// The swap slot that holds the page's last written copy.
     #[must_use]
     pub fn slot(&self) -> Option<SwapSlot> {
-        NonZeroU32::new(self.slot.load(Ordering::Relaxed)).map(|raw| SwapSlot(raw.get() - 1))
+        NonZeroU32::new(self.slot.load(Ordering::Relaxed))
+            .and_then(|raw| SwapSlot::new(raw.get() - 1))
     }
 
     pub(super) fn set_slot(&self, slot: Option<SwapSlot>) {
-        self.slot.store(slot.map_or(0, |slot| slot.0 + 1), Ordering::Relaxed);
+        self.slot
+            .store(slot.map_or(0, |slot| slot.as_u32() + 1), Ordering::Relaxed);
     }
 }
 
@@ -166,13 +153,16 @@ mod tests {
     fn owner_and_slot_survive_packing() {
         let frame = Frame::default();
         assert_eq!(frame.slot(), None);
-        let owner = Owner { object: 0xabcd, gfn: Gfn::new((1 << 48) - 1) };
+        let owner = Owner {
+            object: 0xabcd,
+            gfn: Gfn::new((1 << 48) - 1),
+        };
         frame.set_owner(owner);
         assert_eq!(frame.owner(), owner);
-        let last = SwapSlot::new(SwapSlot::MAX_SLOTS - 1);
-        frame.set_slot(Some(last));
-        assert_eq!(frame.slot(), Some(last));
-        frame.set_slot(Some(SwapSlot::new(0)));
-        assert_eq!(frame.slot(), Some(SwapSlot::new(0)));
+        for raw in [SwapSlot::MAX_SLOTS - 1, 0] {
+            let slot = SwapSlot::new(raw);
+            frame.set_slot(slot);
+            assert_eq!(frame.slot(), slot);
+        }
     }
 }

@@ -23,7 +23,7 @@ pub mod rmap;
 pub mod sequence;
 
 pub use flags::PageFlags;
-pub use frame_table::{Frame, FrameTable, Owner, SwapSlot};
+pub use frame_table::{Frame, FrameTable, Owner};
 pub use notifier::{
     ExportNotifier, FlushReason, Harvest, Invalidation, NotifierList, Registration, RevokeError,
 };

@@ -27,7 +27,7 @@ impl HostMm {
         let mut result = Ok(());
         for page in revoked {
             if page.page().flags().contains(PageFlags::DIRTY) {
-                match self.write_out(page.page(), page.gfn()) {
+                match self.write_out(page.page()) {
                     Ok(_) => {}
                     Err(error) => {
                         result = Err(error);

@@ -20,7 +20,9 @@ pub enum MmError {
         why: String,
     },
     /// The address lies outside the guest's memory.
-    #[error("guest-physical {gpa} + {len} bytes is outside the guest's memory of {memory_bytes} bytes")]
+    #[error(
+        "guest-physical {gpa} + {len} bytes is outside the guest's memory of {memory_bytes} bytes"
+    )]
     OutsideMemory {
         /// First byte.
         gpa: Gpa,

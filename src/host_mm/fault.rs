@@ -4,7 +4,7 @@
 //! whoever else wants the page finds the frame and sleeps for its lock until the content is there.
 //! (Linux adds a page to its page cache in the same order, for the same reason.)
 
-use crate::addr::{Gfn, PAGE_SIZE};
+use crate::addr::{Gfn, PAGE_SIZE, SwapSlot};
 use crate::export_rmap::{LockedPage, PageFlags};
 use crate::host_mm::frames::FreeFrame;
 use crate::host_mm::object::{Entry, ObjectPages, Place};
@@ -51,7 +51,9 @@ impl HostMm {
         gfn: Gfn,
     ) -> Option<LockedPage<'_>> {
         let entry = object.entry(gfn)?;
-        let Place::Frame(pfn) = entry.load() else { return None };
+        let Place::Frame(pfn) = entry.load() else {
+            return None;
+        };
         let page = self.table.try_lock(pfn)?;
         (entry.load() == Place::Frame(pfn)).then_some(page)
     }
@@ -108,7 +110,8 @@ impl HostMm {
             return self.view.write(page, 0, &ZEROS);
         };
         let mut content = ZEROS;
-        self.swap.read_page(slot, gfn.as_u64(), &mut content)?;
+        self.swap
+            .read_page(slot, page.owner().tag(), &mut content)?;
         self.view.write(page, 0, &content)?;
         // The copy in swap stands: as long as the page stays clean it need not be written again.
         page.set_slot(Some(slot));
@@ -127,7 +130,7 @@ impl HostMm {
                 Place::Swap(slot) => {
                     // No frame, so no page lock; but the object is being dropped, and a page that
                     // is in swap moves only by a fault, of which there are no more.
-                    self.swap.free(slot);
+                    self.free_slot(slot);
                     return;
                 }
                 Place::Frame(pfn) => {
@@ -136,7 +139,7 @@ impl HostMm {
                         let _ended = object.sequence.begin(gfn, &page);
                         entry.store(Place::Absent, &page);
                         if let Some(slot) = page.slot() {
-                            self.swap.free(slot);
+                            self.free_slot(slot);
                         }
                         page.set_slot(None);
                         page.clear_flags(PageFlags::IN_USE | PageFlags::DIRTY);
@@ -147,6 +150,11 @@ impl HostMm {
                 }
             }
         }
+    }
+
+    fn free_slot(&self, slot: SwapSlot) {
+        let freed = self.swap.free(slot);
+        debug_assert!(freed.is_ok(), "a page's slot is its own: {freed:?}");
     }
 
     /// Invariant I4 at the moment when a frame loses its page.
@@ -168,4 +176,3 @@ impl HostMm {
         }
     }
 }
-

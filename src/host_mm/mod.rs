@@ -77,7 +77,11 @@ impl HostMmConfig {
     pub fn new(host_memory_bytes: u64) -> Self {
         Self {
             host_memory_bytes,
-            swap: SwapConfig { path: None, dir: None, bytes: 1 << 30 },
+            swap: SwapConfig {
+                path: None,
+                dir: None,
+                bytes: 1 << 30,
+            },
             policy: ReclaimPolicy::Clock,
             paranoid: false,
             check_evictions: false,
@@ -104,7 +108,9 @@ pub struct HostMm {
 
 impl std::fmt::Debug for HostMm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HostMm").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("HostMm")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -206,6 +212,3 @@ impl HostMm {
 fn pages(bytes: u64) -> u64 {
     bytes / PAGE_SIZE_U64
 }
-
-#[cfg(test)]
-mod tests;

@@ -9,8 +9,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use crate::addr::{Gfn, Gpa, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
-use crate::export_rmap::{InvalidationSequence, LockedPage, Owner, PageFlags, SwapSlot};
+use crate::addr::{Gfn, Gpa, PAGE_SIZE, PAGE_SIZE_U64, Pfn, SwapSlot};
+use crate::export_rmap::{InvalidationSequence, LockedPage, Owner, PageFlags};
 use crate::host_mm::{HostMm, MmError, pages};
 use crate::sync::lock;
 
@@ -42,7 +42,7 @@ impl Place {
     fn unpack(raw: u64) -> Self {
         match raw & !u64::from(u32::MAX) {
             Self::FRAME => Place::Frame(Pfn::new(raw as u32)),
-            Self::SWAP => Place::Swap(SwapSlot::new(raw as u32)),
+            Self::SWAP => SwapSlot::new(raw as u32).map_or(Place::Absent, Place::Swap),
             _ => Place::Absent,
         }
     }
@@ -104,7 +104,10 @@ impl ObjectPages {
     }
 
     pub(super) fn owner(&self, gfn: Gfn) -> Owner {
-        Owner { object: self.number, gfn }
+        Owner {
+            object: self.number,
+            gfn,
+        }
     }
 
     /// Indices of the top, mid and leaf tables.
@@ -120,7 +123,10 @@ impl ObjectPages {
             return None;
         }
         let [top, mid, leaf] = Self::indices(gfn)?;
-        let mids = self.top.get(top)?.get_or_init(|| Box::new([const { OnceLock::new() }; MID_LEAVES]));
+        let mids = self
+            .top
+            .get(top)?
+            .get_or_init(|| Box::new([const { OnceLock::new() }; MID_LEAVES]));
         let leaves = mids[mid].get_or_init(|| Box::new(std::array::from_fn(|_| Entry::default())));
         Some(&leaves[leaf])
     }
@@ -140,7 +146,8 @@ impl ObjectPages {
     }
 
     pub(super) fn is_watched(&self, gfn: Gfn) -> bool {
-        let [start, end] = [&self.watched[0], &self.watched[1]].map(|at| at.load(Ordering::Relaxed));
+        let [start, end] =
+            [&self.watched[0], &self.watched[1]].map(|at| at.load(Ordering::Relaxed));
         (start..end).contains(&gfn.as_u64())
     }
 }
@@ -158,17 +165,25 @@ impl HostMm {
     ///
     /// # Errors
     /// [`MmError::TooManyObjects`] after 65,535 of them.
-    pub fn create_object(self: &Arc<Self>, memory_bytes: u64) -> Result<Arc<MemoryObject>, MmError> {
+    pub fn create_object(
+        self: &Arc<Self>,
+        memory_bytes: u64,
+    ) -> Result<Arc<MemoryObject>, MmError> {
         let number = self
             .next_object
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| number.checked_add(1))
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| {
+                number.checked_add(1)
+            })
             .map_err(|_| MmError::TooManyObjects)?;
         let pages = Arc::new(ObjectPages::new(number, memory_bytes));
         let _writers = lock(&self.object_writers);
         let mut objects = self.objects.load().to_vec();
         objects.push(pages.clone());
         self.objects.store(objects);
-        Ok(Arc::new(MemoryObject { mm: self.clone(), pages }))
+        Ok(Arc::new(MemoryObject {
+            mm: self.clone(),
+            pages,
+        }))
     }
 }
 
@@ -228,7 +243,9 @@ impl MemoryObject {
         let mut done = 0;
         for (gfn, offset, len) in self.split(gpa, buf.len())? {
             let page = self.lock_page(gfn)?;
-            self.mm.view.read(&page, offset, &mut buf[done..done + len])?;
+            self.mm
+                .view
+                .read(&page, offset, &mut buf[done..done + len])?;
             done += len;
         }
         Ok(())
@@ -269,8 +286,15 @@ impl MemoryObject {
         len: usize,
     ) -> Result<impl Iterator<Item = (Gfn, usize, usize)> + use<>, MmError> {
         let bytes = len as u64;
-        if gpa.checked_add(bytes).is_none_or(|end| end.as_u64() > self.pages.bytes) {
-            return Err(MmError::OutsideMemory { gpa, len: bytes, memory_bytes: self.pages.bytes });
+        if gpa
+            .checked_add(bytes)
+            .is_none_or(|end| end.as_u64() > self.pages.bytes)
+        {
+            return Err(MmError::OutsideMemory {
+                gpa,
+                len: bytes,
+                memory_bytes: self.pages.bytes,
+            });
         }
         let (mut at, mut left) = (gpa.as_u64(), len);
         Ok(std::iter::from_fn(move || {
@@ -289,7 +313,8 @@ impl MemoryObject {
 
 impl Drop for MemoryObject {
     fn drop(&mut self) {
-        self.pages.for_each_touched(|gfn, entry| self.mm.discard_page(&self.pages, gfn, entry));
+        self.pages
+            .for_each_touched(|gfn, entry| self.mm.discard_page(&self.pages, gfn, entry));
         let _writers = lock(&self.mm.object_writers);
         let mut objects = self.mm.objects.load().to_vec();
         objects.retain(|pages| !Arc::ptr_eq(pages, &self.pages));

@@ -20,7 +20,9 @@ impl Mmu {
         page: &LockedPage<'_>,
         mut visit: impl FnMut(&std::sync::atomic::AtomicU64) -> Retain,
     ) -> u64 {
-        let Some(&client) = self.client.get() else { return 0 };
+        let Some(&client) = self.client.get() else {
+            return 0;
+        };
         let _held = lock_rank::wait_for(Rank::ClientMmu);
         let _state = lock(&self.state);
         let mut visited = 0;

@@ -25,14 +25,16 @@ impl MachineLayout {
     /// The frame at a machine address, given the number of frames; `None` for window pages.
     pub(super) fn frame_at(&self, address: u64, frames: u32) -> Option<Pfn> {
         let index = address.checked_sub(self.frames_base)? >> PAGE_SHIFT;
-        u32::try_from(index).ok().filter(|&index| index < frames).map(Pfn::new)
+        u32::try_from(index)
+            .ok()
+            .filter(|&index| index < frames)
+            .map(Pfn::new)
     }
 
     /// The machine address of a guest frame of the pinned window.
     pub(super) fn window_address(&self, gfn: Gfn) -> Option<u64> {
         let index = gfn.as_u64().checked_sub(self.window_gfn.as_u64())?;
-        (index < self.window_bytes >> PAGE_SHIFT)
-            .then(|| self.window_base + (index << PAGE_SHIFT))
+        (index < self.window_bytes >> PAGE_SHIFT).then(|| self.window_base + (index << PAGE_SHIFT))
     }
 }
 

@@ -45,25 +45,26 @@ pub enum FaultOutcome {
 
 /// What an SPTE is to point to.
 #[derive(Clone, Copy)]
-enum Target {
+pub(super) enum Target {
     Frame(Pfn, SequenceToken),
     Window(u64),
 }
 
-enum Installed {
+pub(super) enum Installed {
     Done,
     Retry,
     Full,
 }
 
 /// What one fault wants installed.
-struct Install<'a> {
-    root: Root,
-    gva: Gva,
-    access: Access,
-    translation: &'a Translation,
-    target: Target,
-    flushes: FlushCount,
+#[derive(Clone, Copy)]
+pub(super) struct Install<'a> {
+    pub(super) root: Root,
+    pub(super) gva: Gva,
+    pub(super) access: Access,
+    pub(super) translation: &'a Translation,
+    pub(super) target: Target,
+    pub(super) flushes: FlushCount,
 }
 
 impl ShadowMmu {
@@ -118,8 +119,14 @@ impl Mmu {
             if self.sabotaged(Sabotage::LateInstall) {
                 dawdle();
             }
-            let install =
-                Install { root, gva, access, translation: &translation, target, flushes };
+            let install = Install {
+                root,
+                gva,
+                access,
+                translation: &translation,
+                target,
+                flushes,
+            };
             match self.install(&install)? {
                 Installed::Done => {
                     self.fault_around(context, &install)?;
@@ -171,8 +178,14 @@ impl Mmu {
         Ok(self.install_new(&state, place, new, install.target))
     }
 
-    fn new_spte(&self, install: &Install<'_>) -> Pte {
-        let Translation { writable, executable, dirty, origin, .. } = *install.translation;
+    pub(super) fn new_spte(&self, install: &Install<'_>) -> Pte {
+        let Translation {
+            writable,
+            executable,
+            dirty,
+            origin,
+            ..
+        } = *install.translation;
         let address = match install.target {
             Target::Frame(pfn, _) => self.config.machine.frame_address(pfn),
             Target::Window(address) => address,
@@ -186,9 +199,17 @@ impl Mmu {
     }
 
     /// Installs where nothing is; the MMU lock is held.
-    fn install_new(&self, _locked: &State, place: SptePlace, new: Pte, target: Target) -> Installed {
+    pub(super) fn install_new(
+        &self,
+        _locked: &State,
+        place: SptePlace,
+        new: Pte,
+        target: Target,
+    ) -> Installed {
         if let Target::Frame(pfn, token) = target {
-            let Some(rmap_entry) = self.rmap_entry(place) else { return Installed::Retry };
+            let Some(rmap_entry) = self.rmap_entry(place) else {
+                return Installed::Retry;
+            };
             let table = self.mm.frame_table();
             if !self.sabotaged(Sabotage::ForgetRmap) {
                 table.rmap_add(pfn, rmap_entry);
@@ -199,7 +220,9 @@ impl Mmu {
             }
         }
         // Release: what hardware finds through the entry was written before.
-        self.tables.entry(place.page, place.index).store(new.bits(), Ordering::Release);
+        self.tables
+            .entry(place.page, place.index)
+            .store(new.bits(), Ordering::Release);
         Counters::add(&self.counters.installs, 1);
         Installed::Done
     }

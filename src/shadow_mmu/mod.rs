@@ -22,6 +22,7 @@
 mod client;
 mod config;
 mod fault;
+mod fault_around;
 mod roots;
 mod spte;
 mod stats;
@@ -68,7 +69,9 @@ struct Mmu {
 
 impl std::fmt::Debug for Mmu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Mmu").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("Mmu")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -98,11 +101,17 @@ impl ShadowMmu {
         });
         let registration = mm.notifiers().register(mmu.clone()).map_err(|error| {
             let source = std::io::Error::other(error);
-            MmError::Host { what: "an export client", source }
+            MmError::Host {
+                what: "an export client",
+                source,
+            }
         })?;
         // Nothing is exported before this, so no call needs the number earlier.
         let _ = mmu.client.set(registration.id());
-        Ok(Self { mmu, registration: Some(registration) })
+        Ok(Self {
+            mmu,
+            registration: Some(registration),
+        })
     }
 
     /// The guest's memory.
@@ -132,6 +141,3 @@ impl Mmu {
         self.mm.sabotage() == Some(rule)
     }
 }
-
-#[cfg(test)]
-mod tests;

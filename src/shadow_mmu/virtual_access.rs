@@ -47,7 +47,9 @@ impl ShadowMmu {
         access: Access,
     ) -> Result<(), GuestAccessError> {
         for part in self.mmu.translate(context, gva, buf.len(), access)? {
-            self.mmu.object.read(part.gpa, &mut buf[part.start..part.start + part.len])?;
+            self.mmu
+                .object
+                .read(part.gpa, &mut buf[part.start..part.start + part.len])?;
         }
         Ok(())
     }
@@ -64,7 +66,9 @@ impl ShadowMmu {
         buf: &[u8],
     ) -> Result<(), GuestAccessError> {
         for part in self.mmu.translate(context, gva, buf.len(), Access::Write)? {
-            self.mmu.object.write(part.gpa, &buf[part.start..part.start + part.len])?;
+            self.mmu
+                .object
+                .write(part.gpa, &buf[part.start..part.start + part.len])?;
         }
         Ok(())
     }
@@ -91,10 +95,17 @@ impl Mmu {
                     if !self.object.contains(translation.gfn) {
                         return Err(GuestAccessError::OutsideRam { gpa });
                     }
-                    parts.push(Part { gpa, start, len: chunk });
+                    parts.push(Part {
+                        gpa,
+                        start,
+                        len: chunk,
+                    });
                 }
                 Walk::Fault(error_code) | Walk::Contended(error_code) => {
-                    return Err(GuestAccessError::PageFault { gva: at, error_code });
+                    return Err(GuestAccessError::PageFault {
+                        gva: at,
+                        error_code,
+                    });
                 }
             }
             start += chunk;

@@ -60,8 +60,26 @@ pub(super) struct Translation {
     pub(super) dirty: bool,
     /// [`Pte::FROM_2M`], [`Pte::FROM_1G`] or nothing.
     pub(super) origin: Pte,
+    /// What the entries above the leaf allow.
+    pub(super) upper: Rights,
     /// The guest entry that maps the page, if by 4 KiB: its table and index.
     pub(super) leaf: Option<(Gfn, usize)>,
+}
+
+/// What entries allow together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rights {
+    pub(super) writable: bool,
+    pub(super) executable: bool,
+}
+
+impl Rights {
+    fn and(self, entry: Pte) -> Self {
+        Self {
+            writable: self.writable && entry.contains(Pte::WRITABLE),
+            executable: self.executable && !entry.contains(Pte::NO_EXECUTE),
+        }
+    }
 }
 
 /// What a walk came to.
@@ -100,7 +118,9 @@ impl Mmu {
         for _ in 0..WALK_ATTEMPTS {
             let mut steps = [Step::default(); 4];
             let walked = self.walk_once(context, gva, access, &mut steps)?;
-            let Walk::Mapped(mut translation) = walked else { return Ok(walked) };
+            let Walk::Mapped(mut translation) = walked else {
+                return Ok(walked);
+            };
             if self.set_accessed_and_dirty(&steps, access)? {
                 translation.dirty |= access == Access::Write;
                 return Ok(Walk::Mapped(translation));
@@ -121,7 +141,10 @@ impl Mmu {
     ) -> Result<Walk, MmError> {
         let code = access_code(context, access);
         let mut table = Gpa::new(context.cr3.as_u64() & super::spte::ADDRESS_MASK).gfn();
-        let (mut writable, mut executable) = (true, true);
+        let mut upper = Rights {
+            writable: true,
+            executable: true,
+        };
         for (step, level) in steps.iter_mut().zip((1..=4u32).rev()) {
             let index = table_index(gva, level);
             let Some(raw) = self.read_entry(table, index)? else {
@@ -133,13 +156,13 @@ impl Mmu {
                 return Ok(Walk::Fault(code));
             }
             *step = Step { table, index, raw };
-            writable &= entry.contains(Pte::WRITABLE);
-            executable &= !entry.contains(Pte::NO_EXECUTE);
+            let rights = upper.and(entry);
             match self.decode(context, level, entry, gva) {
                 Level::Reserved => return Ok(Walk::Fault(code | PF_PRESENT | PF_RESERVED)),
-                Level::Table(next) => table = next,
+                Level::Table(next) => (table, upper) = (next, rights),
                 Level::Leaf(gfn, origin) => {
-                    let writable = writable || !context.write_protect;
+                    let writable = rights.writable || !context.write_protect;
+                    let executable = rights.executable;
                     let allowed = match access {
                         Access::Read => true,
                         Access::Write => writable,
@@ -156,6 +179,7 @@ impl Mmu {
                         executable,
                         dirty,
                         origin,
+                        upper,
                         leaf,
                     }));
                 }
@@ -166,8 +190,29 @@ impl Mmu {
     }
 
     fn decode(&self, context: &PagingContext, level: u32, entry: Pte, gva: Gva) -> Level {
-        // 4 KiB, 2 MiB and 1 GiB pages by level; 512 GiB pages do not exist.
-        let is_leaf = level == 1 || (level < 4 && entry.contains(Pte::PAGE_SIZE));
+        if self.has_reserved_bits(context, level, entry) {
+            return Level::Reserved;
+        }
+        if !is_leaf(level, entry) {
+            return Level::Table(Gpa::new(entry.address()).gfn());
+        }
+        let inside = gva.as_u64() & low_bits(page_bits(level));
+        let base = entry.address() & !low_bits(page_bits(level));
+        let origin = match level {
+            1 => Pte::empty(),
+            2 => Pte::FROM_2M,
+            _ => Pte::FROM_1G,
+        };
+        Level::Leaf(Gpa::new(base | inside).gfn(), origin)
+    }
+
+    /// Whether a present entry sets bits that must be zero at its level.
+    pub(super) fn has_reserved_bits(
+        &self,
+        context: &PagingContext,
+        level: u32,
+        entry: Pte,
+    ) -> bool {
         let mut reserved = !low_bits(self.config.phys_bits) & low_bits(52);
         if !context.nxe {
             reserved |= Pte::NO_EXECUTE.bits();
@@ -175,25 +220,11 @@ impl Mmu {
         if level == 4 {
             reserved |= Pte::PAGE_SIZE.bits();
         }
-        let page_bits = PAGE_SHIFT + 9 * (level - 1);
-        if is_leaf && level > 1 {
+        if is_leaf(level, entry) && level > 1 {
             // Below the page's own address only bit 12, PAT, has a meaning.
-            reserved |= low_bits(page_bits) & !low_bits(13);
+            reserved |= low_bits(page_bits(level)) & !low_bits(13);
         }
-        if entry.bits() & reserved != 0 {
-            return Level::Reserved;
-        }
-        if !is_leaf {
-            return Level::Table(Gpa::new(entry.address()).gfn());
-        }
-        let inside = gva.as_u64() & low_bits(page_bits);
-        let base = entry.address() & !low_bits(page_bits);
-        let origin = match level {
-            1 => Pte::empty(),
-            2 => Pte::FROM_2M,
-            _ => Pte::FROM_1G,
-        };
-        Level::Leaf(Gpa::new(base | inside).gfn(), origin)
+        entry.bits() & reserved != 0
     }
 
     /// An entry of a guest table; `None` outside the guest's RAM.
@@ -220,12 +251,8 @@ impl Mmu {
             }
             let page = self.object.lock_page(step.table)?;
             let word = self.object.word(&page, step.index * size_of::<u64>())?;
-            let set = word.compare_exchange(
-                step.raw,
-                wanted.bits(),
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            );
+            let set =
+                word.compare_exchange(step.raw, wanted.bits(), Ordering::AcqRel, Ordering::Relaxed);
             page.set_flags(PageFlags::DIRTY);
             if set.is_err() {
                 return Ok(false);
@@ -244,9 +271,19 @@ fn access_code(context: &PagingContext, access: Access) -> u32 {
     }
 }
 
+/// 4 KiB, 2 MiB and 1 GiB pages by level; 512 GiB pages do not exist.
+fn is_leaf(level: u32, entry: Pte) -> bool {
+    level == 1 || (level < 4 && entry.contains(Pte::PAGE_SIZE))
+}
+
+/// Bits of the offset inside a page that an entry of `level` maps.
+fn page_bits(level: u32) -> u32 {
+    PAGE_SHIFT + 9 * (level - 1)
+}
+
 /// Index into the table of `level` (4 is the PML4).
 pub(super) fn table_index(gva: Gva, level: u32) -> usize {
-    let shifted = gva.as_u64() >> (PAGE_SHIFT + 9 * (level - 1));
+    let shifted = gva.as_u64() >> page_bits(level);
     // Masked to nine bits.
     #[allow(clippy::cast_possible_truncation)]
     let index = (shifted & 0x1ff) as usize;
@@ -254,5 +291,9 @@ pub(super) fn table_index(gva: Gva, level: u32) -> usize {
 }
 
 const fn low_bits(count: u32) -> u64 {
-    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
+    if count >= 64 {
+        u64::MAX
+    } else {
+        (1 << count) - 1
+    }
 }

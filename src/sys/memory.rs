@@ -334,7 +334,7 @@ fn check_range(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()>
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!(
-                "{len:#x} bytes at offset {offset:#x} are not whole pages inside a region of {:#x} bytes",
+                "{len:#x} bytes at offset {offset:#x} are not whole pages of a region of {:#x} bytes",
                 region.size()
             ),
         ));

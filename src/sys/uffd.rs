@@ -36,8 +36,9 @@ pub enum UffdError {
     NoSuchCall,
     /// Neither way to open one that sees kernel-mode faults is allowed.
     #[error(
-        "no userfaultfd for kernel-mode faults: {DEVICE}: {device}, system call: {call}; run as root or with \
-         CAP_SYS_PTRACE, or get read and write rights on {DEVICE}, or set sysctl vm.unprivileged_userfaultfd=1"
+        "no userfaultfd for kernel-mode faults: {DEVICE}: {device}, system call: {call}; run as \
+         root or with CAP_SYS_PTRACE, or get read and write rights on {DEVICE}, or set sysctl \
+         vm.unprivileged_userfaultfd=1"
     )]
     NotPermitted {
         /// Why the device did not work.

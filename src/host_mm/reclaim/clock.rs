@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex};
 use crate::addr::Pfn;
 use crate::export_rmap::{FlushReason, PageFlags};
 use crate::host_mm::object::ObjectPages;
-use crate::host_mm::reclaim::evict::Candidate;
 use crate::host_mm::reclaim::Reclaimed;
+use crate::host_mm::reclaim::evict::Candidate;
 use crate::host_mm::stats::Counters;
 use crate::host_mm::{HostMm, ReclaimPolicy};
 use crate::sync::lock;
@@ -37,7 +37,10 @@ pub(super) struct Hand {
 
 impl Hand {
     pub(super) fn new(frames: u32) -> Self {
-        Self { next: Mutex::new(0), frames }
+        Self {
+            next: Mutex::new(0),
+            frames,
+        }
     }
 }
 
@@ -77,13 +80,23 @@ impl HostMm {
         wanted: usize,
         impatient: bool,
     ) -> Picked<'a> {
-        let mut picked = Picked { victims: Vec::new(), aged: Vec::new(), scanned: 0 };
+        let mut picked = Picked {
+            victims: Vec::new(),
+            aged: Vec::new(),
+            scanned: 0,
+        };
         let mut next = lock(&self.reclaimer.hand.next);
         while picked.scanned < WINDOW && picked.victims.len() < wanted {
             let pfn = Pfn::new(*next);
-            *next = if *next + 1 < self.reclaimer.hand.frames { *next + 1 } else { 0 };
+            *next = if *next + 1 < self.reclaimer.hand.frames {
+                *next + 1
+            } else {
+                0
+            };
             picked.scanned += 1;
-            let Some(candidate) = self.candidate(objects, pfn) else { continue };
+            let Some(candidate) = self.candidate(objects, pfn) else {
+                continue;
+            };
             let verdict = match self.config.policy {
                 ReclaimPolicy::Fifo => Verdict::Evict,
                 ReclaimPolicy::Clock => self.judge(&candidate, impatient, &mut picked.aged),
@@ -115,7 +128,11 @@ impl HostMm {
         } else {
             return Verdict::Evict;
         }
-        if impatient { Verdict::Evict } else { Verdict::Keep }
+        if impatient {
+            Verdict::Evict
+        } else {
+            Verdict::Keep
+        }
     }
 }
 

@@ -10,9 +10,9 @@
 
 use std::time::Duration;
 
-use crate::addr::{Gfn, PAGE_SIZE, Pfn};
+use crate::addr::{Gfn, PAGE_SIZE, Pfn, SwapSlot};
 use crate::export_rmap::{
-    FlushReason, Harvest, Invalidation, LockedPage, PageFlags, RevokeError, SwapSlot,
+    FlushReason, Harvest, Invalidation, LockedPage, PageFlags, RevokeError,
     sequence::InvalidationInProgress,
 };
 use crate::host_mm::frames::FreeFrame;
@@ -68,7 +68,10 @@ impl<'a> DetachedBatch<'a> {
                 let in_progress = object.sequence.begin(candidate.gfn, &candidate.page);
                 let harvest = mm.notifiers.invalidate_page(&candidate.page, kind);
                 mm.note_harvest(&candidate.page, harvest);
-                Detached { in_progress, candidate }
+                Detached {
+                    in_progress,
+                    candidate,
+                }
             })
             .collect();
         Self { mm, pages }
@@ -80,8 +83,11 @@ impl<'a> DetachedBatch<'a> {
     /// If a client fails: the pages stay where they are.
     pub(in crate::host_mm) fn revoke(self) -> Result<Vec<Revoked<'a>>, RevokeError> {
         if self.mm.config.sabotage != Some(Sabotage::SkipFlush) {
-            let frames: Vec<Pfn> =
-                self.pages.iter().map(|detached| detached.candidate.page.pfn()).collect();
+            let frames: Vec<Pfn> = self
+                .pages
+                .iter()
+                .map(|detached| detached.candidate.page.pfn())
+                .collect();
             self.mm.notifiers.flush(&frames, FlushReason::Invalidated)?;
         }
         Ok(self.into_revoked())
@@ -90,10 +96,15 @@ impl<'a> DetachedBatch<'a> {
     fn into_revoked(self) -> Vec<Revoked<'a>> {
         self.pages
             .into_iter()
-            .map(|Detached { in_progress, candidate }| Revoked {
-                _in_progress: in_progress,
-                candidate,
-            })
+            .map(
+                |Detached {
+                     in_progress,
+                     candidate,
+                 }| Revoked {
+                    _in_progress: in_progress,
+                    candidate,
+                },
+            )
             .collect()
     }
 }
@@ -103,20 +114,19 @@ impl<'a> Revoked<'a> {
         &self.candidate.page
     }
 
-    pub(in crate::host_mm) fn gfn(&self) -> Gfn {
-        self.candidate.gfn
-    }
-
     /// Moves the page out of its frame: to swap if its copy there is missing or old.
     fn release(self, mm: &'a HostMm) -> Result<FreeFrame<'a>, MmError> {
         let Candidate { page, object, gfn } = &self.candidate;
         let Some(entry) = object.entry(*gfn) else {
-            return Err(MmError::OutOfFrames { gfn: *gfn, why: "its page has no entry".into() });
+            return Err(MmError::OutOfFrames {
+                gfn: *gfn,
+                why: "its page has no entry".into(),
+            });
         };
         let slot = if page.flags().contains(PageFlags::DIRTY) {
-            mm.write_out(page, *gfn)?
+            mm.write_out(page)?
         } else {
-            mm.drop_clean(page, *gfn)?
+            mm.drop_clean(page)?
         };
         entry.store(slot.map_or(Place::Absent, Place::Swap), page);
         page.clear_flags(PageFlags::IN_USE | PageFlags::DIRTY | PageFlags::FRESH);
@@ -131,7 +141,8 @@ impl HostMm {
     /// Evicts pages with one flush.
     pub(in crate::host_mm) fn evict(&self, candidates: Vec<Candidate<'_>>) -> Reclaimed {
         let mut reclaimed = Reclaimed::default();
-        if candidates.is_empty() || cfg!(not(feature = "export-notifier")) && any_exported(&candidates)
+        if candidates.is_empty()
+            || cfg!(not(feature = "export-notifier")) && any_exported(&candidates)
         {
             return reclaimed;
         }
@@ -168,8 +179,11 @@ impl HostMm {
     /// Sabotage: what `revoke` exists to forbid. The frames go to new pages, then they are flushed.
     fn evict_with_early_reuse<'a>(&'a self, detached: DetachedBatch<'a>) -> Reclaimed {
         let mut reclaimed = Reclaimed::default();
-        let frames: Vec<Pfn> =
-            detached.pages.iter().map(|detached| detached.candidate.page.pfn()).collect();
+        let frames: Vec<Pfn> = detached
+            .pages
+            .iter()
+            .map(|detached| detached.candidate.page.pfn())
+            .collect();
         self.release_all(detached.into_revoked(), &mut reclaimed);
         // Long enough for a vCPU to come along on most hosts; a real bug would only be rarer.
         std::thread::sleep(Duration::from_millis(2));
@@ -188,13 +202,12 @@ impl HostMm {
     pub(in crate::host_mm) fn write_out(
         &self,
         page: &LockedPage<'_>,
-        gfn: Gfn,
     ) -> Result<Option<SwapSlot>, MmError> {
         let content = self.content(page)?;
         if is_zero(&content) {
             if let Some(slot) = page.slot() {
-                self.swap.free(slot);
                 page.set_slot(None);
+                self.swap.free(slot)?;
             }
             Counters::add(&self.counters.zero_drops, 1);
         } else {
@@ -204,7 +217,7 @@ impl HostMm {
                 None => self.allocate_slot()?,
             };
             page.set_slot(Some(slot));
-            self.swap.write_page(slot, gfn.as_u64(), &content)?;
+            self.swap.write_page(slot, page.owner().tag(), &content)?;
             Counters::add(&self.counters.swap_outs, 1);
         }
         page.clear_flags(PageFlags::DIRTY);
@@ -212,18 +225,22 @@ impl HostMm {
     }
 
     /// The place of a page that is clean: its slot, or none for a page of zeros.
-    fn drop_clean(&self, page: &LockedPage<'_>, gfn: Gfn) -> Result<Option<SwapSlot>, MmError> {
+    fn drop_clean(&self, page: &LockedPage<'_>) -> Result<Option<SwapSlot>, MmError> {
         let slot = page.slot();
         if self.config.check_evictions {
             let content = self.content(page)?;
             let same = match slot {
-                Some(slot) => self.swap.matches(slot, gfn.as_u64(), &content),
+                Some(slot) => self.swap.matches(slot, page.owner().tag(), &content),
                 None => is_zero(&content),
             };
             if !same {
                 let kind = ViolationKind::CleanPageDiffers;
                 let owner = page.owner();
-                self.violations.report(MmViolation { kind, pfn: page.pfn(), owner });
+                self.violations.report(MmViolation {
+                    kind,
+                    pfn: page.pfn(),
+                    owner,
+                });
             }
         }
         let counter = match slot {
@@ -243,8 +260,8 @@ impl HostMm {
     /// A free slot; where there is none, one that only duplicates a page in a frame.
     fn allocate_slot(&self) -> Result<SwapSlot, SwapError> {
         loop {
-            match self.swap.allocate() {
-                Err(SwapError::Full { .. }) if self.release_duplicates() > 0 => {}
+            match self.swap.try_alloc() {
+                Err(SwapError::Full { .. }) if self.release_duplicates()? > 0 => {}
                 other => return other,
             }
         }
@@ -252,19 +269,27 @@ impl HostMm {
 
     /// Frees slots whose page also stands in a frame; the frame's copy is then the only one, and
     /// dirty. Returns the number of slots freed.
-    fn release_duplicates(&self) -> usize {
+    fn release_duplicates(&self) -> Result<usize, SwapError> {
         let mut released = 0;
         for raw in 0..self.table.len() {
             let pfn = Pfn::new(raw);
-            let frame_has_slot = self.table.get(pfn).is_some_and(|frame| frame.slot().is_some());
+            let frame_has_slot = self
+                .table
+                .get(pfn)
+                .is_some_and(|frame| frame.slot().is_some());
             if !frame_has_slot {
                 continue;
             }
-            let Some(page) = self.table.try_lock(pfn) else { continue };
-            if let Some(slot) = page.slot().filter(|_| page.flags().contains(PageFlags::IN_USE)) {
+            let Some(page) = self.table.try_lock(pfn) else {
+                continue;
+            };
+            if let Some(slot) = page
+                .slot()
+                .filter(|_| page.flags().contains(PageFlags::IN_USE))
+            {
                 page.set_flags(PageFlags::DIRTY);
                 page.set_slot(None);
-                self.swap.free(slot);
+                self.swap.free(slot)?;
                 released += 1;
             }
             if released == DUPLICATES_AT_ONCE {
@@ -272,16 +297,20 @@ impl HostMm {
             }
         }
         Counters::add(&self.counters.duplicate_slots_released, released as u64);
-        released
+        Ok(released)
     }
 }
 
 /// Without the notifier nobody can be told: exported pages stay.
 fn any_exported(candidates: &[Candidate<'_>]) -> bool {
-    candidates.iter().any(|candidate| candidate.page.frame().is_exported())
+    candidates
+        .iter()
+        .any(|candidate| candidate.page.frame().is_exported())
 }
 
 fn is_zero(content: &PageBuf) -> bool {
     // Word-wise and without an early exit inside a line, so that it compiles to vector code.
-    content.chunks_exact(64).all(|line| line.iter().fold(0, |seen, byte| seen | byte) == 0)
+    content
+        .chunks_exact(64)
+        .all(|line| line.iter().fold(0, |seen, byte| seen | byte) == 0)
 }
