@@ -12,18 +12,18 @@ pub const PORT_SERIAL: u16 = 0x3f8;
 /// Exit port in QEMU's isa-debug-exit convention: writing `v` ends the VM with exit code
 /// `((v << 1) | 1) & 0xff`.
 pub const PORT_EXIT: u16 = 0xf4;
-/// Hypercall port: `out dx, eax` with the call's number in EAX and its arguments in RDI, RSI,
-/// RDX, RCX, R8; the result is in RAX when the instruction has completed.
+/// Hypercall port: `out dx, eax` with the call's number in EAX and its arguments in RDI, RSI, RCX,
+/// R8, R9 (RDX names the port); the result is in RAX when the instruction has completed.
 pub const PORT_HYPERCALL: u16 = 0x600;
 
 /// Hypercall: RDI is one of the `INFO_` keys; returns its value, or [`HC_ERROR`] for another key.
 pub const HC_INFO: u64 = 0;
-/// Hypercall: start vCPU RDI at RIP = RSI with RDI = RDX, with the caller's CR0, CR3, CR4, EFER
+/// Hypercall: start vCPU RDI at RIP = RSI with RDI = RCX, with the caller's CR0, CR3, CR4, EFER
 /// and descriptor-table registers, RSP = 0, interrupts off. Returns 0, [`START_NO_SUCH_VCPU`] or
 /// [`START_ALREADY_RUNNING`].
 pub const HC_START_VCPU: u64 = 1;
 /// Hypercall: report a violation of the guest's oracle. RDI = kind ([`Violation`]), RSI = guest
-/// virtual address, RDX = expected, RCX = found, R8 = page number. Returns 0.
+/// virtual address, RCX = expected, R8 = found, R9 = page number. Returns 0.
 pub const HC_VIOLATION: u64 = 2;
 /// Hypercall: count re-faults (pages read back from swap) of guest frames RDI .. RDI + RSI
 /// separately from now on. Returns 0.
@@ -75,6 +75,17 @@ pub const BOOT_PML4_GPA: u64 = 0x9000;
 pub const CMDLINE_GPA: u64 = 0x2_0000;
 /// Most bytes of a command line, its NUL included.
 pub const CMDLINE_BYTES: u64 = 0x1000;
+
+/// Code selector at entry and in every exception frame.
+pub const SELECTOR_CODE: u16 = 0x33;
+/// Stack and data selector at entry and in every exception frame.
+pub const SELECTOR_DATA: u16 = 0x2b;
+/// CR0 at entry: PE, MP, ET, NE, WP, PG.
+pub const ENTRY_CR0: u64 = 0x8001_0033;
+/// Bits that CR4 has at entry: PAE, OSFXSR, OSXMMEXCPT. The host may add OSXSAVE.
+pub const ENTRY_CR4: u64 = 0x620;
+/// EFER at entry: LME, LMA.
+pub const ENTRY_EFER: u64 = 0x500;
 
 /// `Control::magic`.
 pub const CONTROL_MAGIC: u64 = u64::from_le_bytes(*b"GnomonCB");

@@ -1,0 +1,87 @@
+//! The work pages: which guest frames they are, where they are mapped, and their ledger.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::abi;
+use crate::memory::{FreeRam, PAGE_BYTES};
+use crate::paging::{self, AddressSpace};
+
+/// Where the work pages are mapped, one after the other, by 4 KiB pages.
+const WORK_ADDRESS: u64 = 0x1000_0000_0000;
+
+/// The work pages, by index `0 .. pages`, spread evenly over the free RAM.
+#[derive(Clone, Copy)]
+pub struct WorkSet {
+    pages: u64,
+    first_gfn: u64,
+    /// Free frames that the pages are spread over; `pages` or more.
+    span: u64,
+}
+
+impl WorkSet {
+    /// Takes all RAM that is left, less what the page tables need, and maps at most `most` pages
+    /// of it.
+    pub fn new(ram: &mut FreeRam, space: AddressSpace, most: u64) -> WorkSet {
+        let free = ram.pages_left();
+        let span = free.saturating_sub(AddressSpace::tables_for(free.min(most)));
+        let first = ram.take_pages_from_end(span);
+        let work = WorkSet {
+            pages: span.min(most),
+            first_gfn: first / PAGE_BYTES,
+            span,
+        };
+        let flags = paging::WRITE | paging::NO_EXECUTE;
+        space.map_pages(ram, WORK_ADDRESS, work.pages, flags, |i| {
+            work.gfn(i) * PAGE_BYTES
+        });
+        work
+    }
+
+    /// Number of pages.
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// Guest frame number of a page.
+    #[inline]
+    pub fn gfn(&self, index: u64) -> u64 {
+        if self.span == self.pages {
+            self.first_gfn + index
+        } else {
+            // Below 2^27 * 2^27.
+            self.first_gfn + index * self.span / self.pages
+        }
+    }
+
+    /// Virtual address of a page.
+    #[inline]
+    pub fn address(&self, index: u64) -> u64 {
+        WORK_ADDRESS + index * PAGE_BYTES
+    }
+
+    /// Guest frames from page 0 to before page `count`.
+    pub fn frames_of_first(&self, count: u64) -> (u64, u64) {
+        let last = self.gfn(count.clamp(1, self.pages) - 1);
+        (self.first_gfn, last + 1 - self.first_gfn)
+    }
+}
+
+/// The versions of all pages, in the pinned window.
+#[derive(Clone, Copy)]
+pub struct Ledger;
+
+impl Ledger {
+    /// The version of a guest frame's page: 0 for never written.
+    #[inline]
+    pub fn version(self, gfn: u64) -> &'static AtomicU32 {
+        // SAFETY: the window has an entry for every frame of RAM (checked at start), mapped at its
+        // physical address, and only ever accessed as atomics.
+        unsafe { &*((abi::WINDOW_GPA + abi::CONTROL_BYTES + 4 * gfn) as *const AtomicU32) }
+    }
+}
+
+/// Adds to a counter that only this vCPU writes.
+#[inline]
+pub fn count(counter: &AtomicU64, by: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + by, Ordering::Relaxed);
+}

@@ -1,0 +1,100 @@
+//! The workloads. Each goes on where its last slice ended, in an order that only the seed decides.
+
+mod demand;
+mod paging;
+mod shared;
+
+pub use paging::PagingBlock;
+
+use crate::options::Workload;
+use crate::pages::count;
+use crate::permute::{Scramble, zipf_rank};
+use crate::rng::Rng;
+use crate::worker::Worker;
+use paging::PagingState;
+use shared::SharedState;
+
+/// Where one vCPU stands in each workload.
+pub struct Workloads {
+    rng: Rng,
+    /// Next page of the sequential sweep.
+    sweep: u64,
+    /// Spreads Zipf's ranks over the pages.
+    ranks: Scramble,
+    /// Next page of the pointer chase.
+    chase: u64,
+    shared: SharedState,
+    paging: PagingState,
+    /// Owned pages in the hot set; they come first.
+    hot: u64,
+    /// Next page of the scan.
+    scan: u64,
+}
+
+impl Workloads {
+    /// The start of all workloads of a vCPU.
+    pub fn new(worker: &Worker) -> Workloads {
+        let seed = worker.machine.options.seed;
+        let stream = u64::from(worker.vcpu.index);
+        let hot = worker.owned_before(worker.machine.hot_pages());
+        Workloads {
+            rng: Rng::new(seed, stream),
+            sweep: 0,
+            ranks: Scramble::new(worker.owned, seed ^ !stream),
+            chase: 0,
+            shared: SharedState::new(),
+            paging: PagingState::new(worker, Rng::new(seed, !stream)),
+            hot,
+            scan: hot,
+        }
+    }
+
+    /// Runs up to `operations` of a workload; fewer if the host wants the run to end.
+    pub fn slice(&mut self, worker: &Worker, workload: Workload, operations: u64) {
+        for _ in 0..operations {
+            if worker.stop_asked() {
+                return;
+            }
+            match workload {
+                Workload::Seq => {
+                    let page = self.sweep;
+                    self.sweep = (page + 1) % worker.owned;
+                    self.touch(worker, page);
+                }
+                Workload::Random => {
+                    let page = self.rng.below(worker.owned);
+                    self.touch(worker, page);
+                }
+                Workload::Zipf => {
+                    let rank = zipf_rank(&mut self.rng, worker.owned);
+                    self.touch(worker, self.ranks.apply(rank));
+                }
+                Workload::Chase => self.chase = self.touch(worker, self.chase),
+                Workload::Shared => self.shared.operation(worker, &mut self.rng),
+                Workload::Paging => self.paging.operation(worker),
+                Workload::Hotscan => self.hot_and_scan(worker),
+            }
+        }
+    }
+
+    /// Reads or writes an owned page, as the write percentage has it.
+    fn touch(&mut self, worker: &Worker, page: u64) -> u64 {
+        let write = self.rng.percent(worker.machine.options.write_percent);
+        worker.access(page, write)
+    }
+
+    /// One access to the hot set in random order, one step of the scan over the rest.
+    fn hot_and_scan(&mut self, worker: &Worker) {
+        if self.hot != 0 {
+            let page = self.rng.below(self.hot);
+            self.touch(worker, page);
+            count(&worker.counters.hot_accesses, 1);
+        }
+        if self.scan < worker.owned {
+            self.touch(worker, self.scan);
+            self.scan += 1;
+        } else {
+            self.scan = self.hot;
+        }
+    }
+}
