@@ -1,0 +1,152 @@
+//! The kernel image: a static 64-bit ELF executable, checked as a whole before any of it is used.
+
+use elf::ElfBytes;
+use elf::abi::{EM_X86_64, ET_EXEC, PF_X, PT_LOAD};
+use elf::endian::AnyEndian;
+use elf::file::Class;
+
+use crate::abi;
+
+use super::BootError;
+
+/// Most bytes that an image may have.
+pub const MAX_IMAGE_BYTES: u64 = 256 << 20;
+
+/// A piece of the image with its place in guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment<'a> {
+    /// Program header index.
+    pub index: usize,
+    /// Guest-physical address of its first byte.
+    pub start: u64,
+    /// Its initialised bytes.
+    pub contents: &'a [u8],
+    /// Its size in memory; what follows the contents is zero.
+    pub memory_bytes: u64,
+    /// Whether it holds code.
+    pub is_executable: bool,
+}
+
+impl Segment<'_> {
+    fn end(&self) -> u64 {
+        // Checked to lie inside RAM when the segment was made.
+        self.start.saturating_add(self.memory_bytes)
+    }
+}
+
+/// A checked kernel image.
+#[derive(Clone, Debug)]
+pub struct Image<'a> {
+    entry: u64,
+    segments: Vec<Segment<'a>>,
+}
+
+impl<'a> Image<'a> {
+    /// Checks `bytes` as an image for a guest with `memory_bytes` of RAM.
+    ///
+    /// # Errors
+    /// [`BootError`] with the first thing that is wrong.
+    pub fn parse(bytes: &'a [u8], memory_bytes: u64) -> Result<Self, BootError> {
+        if bytes.len() as u64 > MAX_IMAGE_BYTES {
+            return Err(BootError::TooBig { bytes: bytes.len() as u64, max: MAX_IMAGE_BYTES });
+        }
+        let file = ElfBytes::<AnyEndian>::minimal_parse(bytes)
+            .map_err(|error| BootError::NotElf { reason: error.to_string() })?;
+        check_kind(&file)?;
+        let mut segments = Vec::new();
+        for (index, header) in file.segments().into_iter().flatten().enumerate() {
+            if header.p_type == PT_LOAD && header.p_memsz != 0 {
+                segments.push(segment(bytes, index, &header, memory_bytes)?);
+            }
+        }
+        if segments.is_empty() {
+            return Err(BootError::NoSegments);
+        }
+        check_overlaps(&segments)?;
+        let entry = file.ehdr.e_entry;
+        let is_code =
+            |segment: &Segment<'_>| segment.is_executable && (segment.start..segment.end()).contains(&entry);
+        if !segments.iter().any(is_code) {
+            return Err(BootError::Entry { entry });
+        }
+        Ok(Self { entry, segments })
+    }
+
+    /// Guest-physical address of the first instruction, which is also its virtual address.
+    #[must_use]
+    pub fn entry(&self) -> u64 {
+        self.entry
+    }
+
+    /// The segments in the order of the program headers.
+    #[must_use]
+    pub fn segments(&self) -> &[Segment<'a>] {
+        &self.segments
+    }
+}
+
+fn check_kind(file: &ElfBytes<'_, AnyEndian>) -> Result<(), BootError> {
+    let header = &file.ehdr;
+    let wrong = |field, found: String, wanted| Err(BootError::WrongKind { field, found, wanted });
+    if header.class != Class::ELF64 {
+        return wrong("class", format!("{:?}", header.class), "64-bit (ELF64)");
+    }
+    if header.endianness != AnyEndian::Little {
+        return wrong("byte order", "big-endian".to_owned(), "little-endian");
+    }
+    if header.e_machine != EM_X86_64 {
+        return wrong("machine", header.e_machine.to_string(), "62 (x86-64)");
+    }
+    if header.e_type != ET_EXEC {
+        return wrong("type", header.e_type.to_string(), "2 (executable, not position-independent)");
+    }
+    Ok(())
+}
+
+fn segment<'a>(
+    bytes: &'a [u8],
+    index: usize,
+    header: &elf::segment::ProgramHeader,
+    memory_bytes: u64,
+) -> Result<Segment<'a>, BootError> {
+    let (offset, file_bytes) = (header.p_offset, header.p_filesz);
+    if file_bytes > header.p_memsz {
+        return Err(BootError::Inverted { index, file_bytes, memory_bytes: header.p_memsz });
+    }
+    let range = offset
+        .checked_add(file_bytes)
+        .and_then(|end| Some(usize::try_from(offset).ok()?..usize::try_from(end).ok()?));
+    let Some(contents) = range.and_then(|range| bytes.get(range)) else {
+        return Err(BootError::Truncated { index, offset, file_bytes, file_end: bytes.len() as u64 });
+    };
+    let start = header.p_paddr;
+    let fits = start.checked_add(header.p_memsz).is_some_and(|end| end <= memory_bytes);
+    if start < abi::KERNEL_MIN_GPA || !fits {
+        return Err(BootError::OutsideRam {
+            index,
+            start,
+            bytes: header.p_memsz,
+            min: abi::KERNEL_MIN_GPA,
+            end: memory_bytes,
+        });
+    }
+    let is_executable = header.p_flags & PF_X != 0;
+    Ok(Segment { index, start, contents, memory_bytes: header.p_memsz, is_executable })
+}
+
+fn check_overlaps(segments: &[Segment<'_>]) -> Result<(), BootError> {
+    let mut sorted: Vec<_> = segments.iter().collect();
+    sorted.sort_by_key(|segment| segment.start);
+    for pair in sorted.windows(2) {
+        if let [first, second] = pair
+            && second.start < first.end()
+        {
+            return Err(BootError::Overlap { first: first.index, second: second.index, at: second.start });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "elf_tests.rs"]
+mod tests;

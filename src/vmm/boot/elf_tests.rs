@@ -1,0 +1,188 @@
+use super::*;
+
+const RAM: u64 = 16 << 20;
+
+/// One program header of a hand-made image.
+#[derive(Clone, Copy)]
+struct Header {
+    kind: u32,
+    flags: u32,
+    offset: u64,
+    address: u64,
+    file_bytes: u64,
+    memory_bytes: u64,
+}
+
+const CODE: Header = Header {
+    kind: 1,
+    flags: 5,
+    offset: 0x200,
+    address: 0x10_0000,
+    file_bytes: 0x10,
+    memory_bytes: 0x1000,
+};
+const DATA: Header = Header { flags: 6, offset: 0x210, address: 0x20_0000, ..CODE };
+
+struct Maker {
+    class: u8,
+    data: u8,
+    kind: u16,
+    machine: u16,
+    entry: u64,
+    headers: Vec<Header>,
+    bytes: usize,
+}
+
+impl Default for Maker {
+    fn default() -> Self {
+        let headers = vec![CODE, DATA];
+        Self { class: 2, data: 1, kind: 2, machine: 62, entry: 0x10_0004, headers, bytes: 0x220 }
+    }
+}
+
+impl Maker {
+    fn build(&self) -> Vec<u8> {
+        let mut file = vec![0u8; self.bytes];
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &[0x7f, b'E', b'L', b'F', self.class, self.data, 1, 0]);
+        put(16, &self.kind.to_le_bytes());
+        put(18, &self.machine.to_le_bytes());
+        put(20, &1u32.to_le_bytes());
+        put(24, &self.entry.to_le_bytes());
+        put(32, &64u64.to_le_bytes());
+        put(52, &64u16.to_le_bytes());
+        put(54, &56u16.to_le_bytes());
+        put(56, &u16::try_from(self.headers.len()).unwrap().to_le_bytes());
+        for (index, header) in self.headers.iter().enumerate() {
+            let at = 64 + index * 56;
+            put(at, &header.kind.to_le_bytes());
+            put(at + 4, &header.flags.to_le_bytes());
+            put(at + 8, &header.offset.to_le_bytes());
+            put(at + 16, &header.address.to_le_bytes());
+            put(at + 24, &header.address.to_le_bytes());
+            put(at + 32, &header.file_bytes.to_le_bytes());
+            put(at + 40, &header.memory_bytes.to_le_bytes());
+        }
+        for (byte, value) in file[0x200..].iter_mut().zip(1..) {
+            *byte = value;
+        }
+        file
+    }
+
+    fn refusal(&self) -> String {
+        Image::parse(&self.build(), RAM).unwrap_err().to_string()
+    }
+}
+
+#[test]
+fn a_good_image_gives_its_segments_and_entry() {
+    let file = Maker::default().build();
+    let image = Image::parse(&file, RAM).unwrap();
+    assert_eq!(image.entry(), 0x10_0004);
+    let starts: Vec<_> = image.segments().iter().map(|s| (s.start, s.memory_bytes, s.contents[0])).collect();
+    assert_eq!(starts, [(0x10_0000, 0x1000, 1), (0x20_0000, 0x1000, 0x11)]);
+}
+
+#[test]
+fn segments_that_are_not_loaded_may_be_anything() {
+    let note = Header { kind: 4, offset: u64::MAX, address: 0, file_bytes: 9, memory_bytes: 1, flags: 0 };
+    let empty = Header { memory_bytes: 0, file_bytes: 0, address: 0, ..CODE };
+    let file = Maker { headers: vec![note, empty, CODE], ..Maker::default() }.build();
+    assert_eq!(Image::parse(&file, RAM).unwrap().segments().len(), 1);
+}
+
+#[test]
+fn what_is_no_elf_file_is_refused() {
+    for bytes in [&b""[..], b"#!/bin/sh\n", &[0x7f, b'E', b'L', b'F'], &[0; 64]] {
+        let error = Image::parse(bytes, RAM).unwrap_err();
+        assert!(matches!(error, BootError::NotElf { .. }), "{error}");
+    }
+}
+
+#[test]
+fn no_prefix_of_an_image_panics_or_is_taken() {
+    let file = Maker::default().build();
+    for length in 0..file.len() {
+        assert!(Image::parse(&file[..length], RAM).is_err(), "{length} bytes");
+    }
+}
+
+#[test]
+fn other_kinds_of_elf_files_are_refused() {
+    let refusal = Maker { kind: 3, ..Maker::default() }.refusal();
+    assert_eq!(
+        refusal,
+        "the kernel image is an ELF file with type 3, but 2 (executable, not position-independent) is needed"
+    );
+    let refusal = Maker { machine: 183, ..Maker::default() }.refusal();
+    assert!(refusal.contains("machine 183"), "{refusal}");
+    let refusal = Maker { class: 1, ..Maker::default() }.refusal();
+    assert!(refusal.contains("ELF32") || refusal.contains("not a valid ELF"), "{refusal}");
+    let refusal = Maker { data: 2, ..Maker::default() }.refusal();
+    assert!(refusal.contains("big-endian") || refusal.contains("not a valid ELF"), "{refusal}");
+}
+
+#[test]
+fn an_image_without_segments_is_refused() {
+    let refusal = Maker { headers: vec![], ..Maker::default() }.refusal();
+    assert_eq!(refusal, "the kernel image has no segment to load");
+}
+
+#[test]
+fn a_truncated_segment_is_refused() {
+    let long = Header { file_bytes: 0x100, ..DATA };
+    let refusal = Maker { headers: vec![CODE, long], ..Maker::default() }.refusal();
+    assert_eq!(
+        refusal,
+        "segment 1 of the kernel image has 256 bytes at file offset 0x210, but the file ends at 0x220"
+    );
+    let wraps = Header { offset: u64::MAX, ..DATA };
+    let refusal = Maker { headers: vec![wraps], ..Maker::default() }.refusal();
+    assert!(refusal.contains("but the file ends at"), "{refusal}");
+}
+
+#[test]
+fn a_segment_larger_in_the_file_than_in_memory_is_refused() {
+    let inverted = Header { memory_bytes: 8, ..DATA };
+    let refusal = Maker { headers: vec![CODE, inverted], ..Maker::default() }.refusal();
+    assert_eq!(refusal, "segment 1 of the kernel image has 16 bytes in the file but only 8 in memory");
+}
+
+#[test]
+fn a_segment_outside_kernel_memory_is_refused() {
+    for (address, memory_bytes) in
+        [(0xf_f000, 0x1000), (0, 0x10), (RAM, 0x10), (RAM - 0x800, 0x1000), (u64::MAX - 0xf, 0x10), (0x10_0000, u64::MAX)]
+    {
+        let header = Header { address, memory_bytes, ..CODE };
+        let refusal = Maker { headers: vec![header], ..Maker::default() }.refusal();
+        assert!(refusal.contains("outside guest RAM for kernels, 0x100000 to 0x1000000"), "{refusal}");
+        assert!(refusal.contains(&format!("{address:#x}")), "{refusal}");
+    }
+}
+
+#[test]
+fn overlapping_segments_are_refused() {
+    let inside = Header { address: 0x10_0800, ..DATA };
+    let refusal = Maker { headers: vec![inside, CODE], ..Maker::default() }.refusal();
+    assert_eq!(refusal, "segments 1 and 0 of the kernel image overlap at 0x100800");
+    let touching = Header { address: 0x10_1000, ..DATA };
+    assert!(Image::parse(&Maker { headers: vec![touching, CODE], ..Maker::default() }.build(), RAM).is_ok());
+}
+
+#[test]
+fn an_entry_point_outside_code_is_refused() {
+    for entry in [0, 0x20_0000, 0x10_1000, u64::MAX] {
+        let refusal = Maker { entry, ..Maker::default() }.refusal();
+        assert_eq!(
+            refusal,
+            format!("the entry point {entry:#x} of the kernel image is in none of its executable segments")
+        );
+    }
+}
+
+#[test]
+fn an_oversized_image_is_refused_before_it_is_parsed() {
+    let bytes = vec![0u8; usize::try_from(MAX_IMAGE_BYTES).unwrap() + 1];
+    let refusal = Image::parse(&bytes, RAM).unwrap_err();
+    assert!(matches!(refusal, BootError::TooBig { bytes: 268_435_457, .. }));
+}

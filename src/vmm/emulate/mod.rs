@@ -1,0 +1,299 @@
+//! Emulation of the privileged instructions of a guest that runs at CPL 3.
+//!
+//! Guarantee: [`emulate`] either completes one instruction or leaves the state untouched and says
+//! why. It trusts nothing: the instruction is fetched and its operands are read with the guest's
+//! own rights, and no guest state makes it loop or panic. It knows neither KVM nor the shadow MMU;
+//! what has to happen outside the guest's state comes back as an [`Effect`].
+//!
+//! An instruction that is not privileged and still raised #GP (a non-canonical address, a selector
+//! that is not the guest's own) gets its #GP delivered. A privileged one that is not in the list
+//! of `docs/guest-abi.md` ends the guest with its disassembly.
+
+mod control;
+mod msr;
+mod port;
+mod segment;
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Formatter, Instruction, Mnemonic, NasmFormatter, OpKind, Register};
+
+use crate::addr::{Gva, PAGE_SIZE};
+use crate::shadow_mmu::Access;
+
+use super::cpu::{GuestCpu, rflags};
+use super::error::GuestError;
+use super::exceptions::{Exception, Stop};
+use super::memory::{AccessError, VirtualMemory};
+
+/// Longest instruction (Intel SDM Vol. 2, 2.3.11).
+const MAX_INSTRUCTION_BYTES: usize = 15;
+
+/// Width of a port access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortWidth {
+    /// 8 bits.
+    Byte,
+    /// 16 bits.
+    Word,
+    /// 32 bits.
+    Dword,
+}
+
+impl PortWidth {
+    /// The width in bytes.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Byte => 1,
+            Self::Word => 2,
+            Self::Dword => 4,
+        }
+    }
+
+    /// The width of `bytes` bytes, if ports have it.
+    #[must_use]
+    pub const fn from_bytes(bytes: usize) -> Option<Self> {
+        match bytes {
+            1 => Some(Self::Byte),
+            2 => Some(Self::Word),
+            4 => Some(Self::Dword),
+            _ => None,
+        }
+    }
+
+    /// All bits of this width set.
+    #[must_use]
+    pub const fn mask(self) -> u32 {
+        match self {
+            Self::Byte => 0xff,
+            Self::Word => 0xffff,
+            Self::Dword => u32::MAX,
+        }
+    }
+}
+
+/// What an instruction asks of the world outside the guest's registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// CR3 was written: find the shadow root, forget what a CR3 load forgets.
+    LoadRoot,
+    /// Paging controls changed: forget every translation of the current root.
+    FlushAll,
+    /// `invlpg`: forget the translation of this address.
+    FlushPage(Gva),
+    /// `hlt`: park the vCPU.
+    Halt,
+    /// `in`: the value goes into AL, AX or EAX ([`GuestCpu::complete_port_read`]).
+    PortRead {
+        /// First port.
+        port: u16,
+        /// Width.
+        width: PortWidth,
+    },
+    /// `out`.
+    PortWrite {
+        /// First port.
+        port: u16,
+        /// Width.
+        width: PortWidth,
+        /// Value, zero above its width.
+        value: u32,
+    },
+}
+
+/// An instruction that was completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Emulated {
+    /// What remains to be done outside.
+    pub effect: Effect,
+    /// TF was set before the instruction: #DB is due after it.
+    pub single_step: bool,
+}
+
+/// Emulates the instruction at `cpu.rip`, which raised #GP with `error_code`.
+///
+/// # Errors
+/// [`Stop`]; `cpu` is then unchanged.
+pub fn emulate(
+    cpu: &mut GuestCpu,
+    memory: &dyn VirtualMemory,
+    error_code: u32,
+) -> Result<Emulated, Stop> {
+    let instruction = fetch(cpu, memory, error_code)?;
+    let mut step = Step { cpu: cpu.clone(), memory, instruction };
+    step.cpu.rip = instruction.next_ip();
+    let effect = step.execute(error_code)?;
+    let single_step = cpu.rflags & rflags::TF != 0;
+    *cpu = step.cpu;
+    cpu.rflags &= !rflags::RF;
+    Ok(Emulated { effect, single_step })
+}
+
+/// Fetches and decodes the instruction at `cpu.rip`. An instruction whose last bytes lie on a
+/// page that cannot be fetched raises that page's fault only if it really extends there.
+fn fetch(cpu: &GuestCpu, memory: &dyn VirtualMemory, error_code: u32) -> Result<Instruction, Stop> {
+    let paging = cpu.paging();
+    let mut bytes = [0u8; MAX_INSTRUCTION_BYTES];
+    let to_page_end = PAGE_SIZE - Gva::new(cpu.rip).page_offset();
+    let first = to_page_end.min(MAX_INSTRUCTION_BYTES);
+    memory.read(&paging, cpu.rip, &mut bytes[..first], Access::Execute)?;
+    let (fetched, missing) = if first == MAX_INSTRUCTION_BYTES {
+        (first, None)
+    } else {
+        let next_page = cpu.rip.wrapping_add(first as u64);
+        match memory.read(&paging, next_page, &mut bytes[first..], Access::Execute) {
+            Ok(()) => (MAX_INSTRUCTION_BYTES, None),
+            Err(error @ AccessError::Host(_)) => return Err(error.into()),
+            Err(error) => (first, Some(error)),
+        }
+    };
+    let mut decoder = Decoder::with_ip(64, &bytes[..fetched], cpu.rip, DecoderOptions::NONE);
+    let instruction = decoder.decode();
+    match (decoder.last_error(), missing) {
+        (DecoderError::None, _) => Ok(instruction),
+        (DecoderError::NoMoreBytes, Some(error)) => Err(error.into()),
+        // Not what the processor saw (another vCPU may have changed it), or not in the decoder's
+        // tables: the #GP stands as it was raised.
+        _ => Err(Stop::Inject(Exception::general_protection(error_code))),
+    }
+}
+
+/// One instruction in flight: works on a copy of the state that the caller commits.
+struct Step<'a> {
+    cpu: GuestCpu,
+    memory: &'a dyn VirtualMemory,
+    instruction: Instruction,
+}
+
+impl Step<'_> {
+    fn execute(&mut self, error_code: u32) -> Result<Effect, Stop> {
+        match self.instruction.mnemonic() {
+            Mnemonic::Mov => self.mov(error_code),
+            Mnemonic::Clts => self.clts(),
+            Mnemonic::Invlpg => self.invlpg(),
+            Mnemonic::Hlt => Ok(Effect::Halt),
+            Mnemonic::Cli => self.set_interrupt_flag(false),
+            Mnemonic::Sti => self.set_interrupt_flag(true),
+            Mnemonic::Lgdt => self.load_descriptor_table(),
+            Mnemonic::Lidt => self.load_descriptor_table(),
+            Mnemonic::Ltr => self.ltr(),
+            Mnemonic::Rdmsr => self.rdmsr(),
+            Mnemonic::Wrmsr => self.wrmsr(),
+            Mnemonic::Swapgs => {
+                std::mem::swap(&mut self.cpu.gs_base, &mut self.cpu.kernel_gs_base);
+                Ok(Effect::None)
+            }
+            // Caches are the host's business.
+            Mnemonic::Wbinvd | Mnemonic::Wbnoinvd | Mnemonic::Invd => Ok(Effect::None),
+            Mnemonic::In => self.port_in(),
+            Mnemonic::Out => self.port_out(),
+            Mnemonic::Iretq => self.iretq(),
+            _ => self.other(error_code),
+        }
+    }
+
+    /// Everything without an emulation.
+    fn other(&self, error_code: u32) -> Result<Effect, Stop> {
+        if self.instruction.is_privileged() {
+            return Err(GuestError::UnsupportedInstruction { instruction: self.disassembly() }.into());
+        }
+        Err(Stop::Inject(Exception::general_protection(error_code)))
+    }
+
+    fn mov(&mut self, error_code: u32) -> Result<Effect, Stop> {
+        let target = self.instruction.op0_register();
+        let source = self.instruction.op1_register();
+        if target.is_cr() {
+            self.mov_to_control(target, source)
+        } else if source.is_cr() {
+            self.mov_from_control(target, source)
+        } else if target == Register::SS {
+            self.mov_to_ss(error_code)
+        } else {
+            self.other(error_code)
+        }
+    }
+
+    fn set_interrupt_flag(&mut self, on: bool) -> Result<Effect, Stop> {
+        if on {
+            self.cpu.rflags |= rflags::IF;
+        } else {
+            self.cpu.rflags &= !rflags::IF;
+        }
+        Ok(Effect::None)
+    }
+
+    fn disassembly(&self) -> String {
+        let mut text = String::new();
+        NasmFormatter::new().format(&self.instruction, &mut text);
+        text
+    }
+
+    /// Linear address of memory operand `operand`.
+    fn address(&self, operand: u32) -> Result<u64, Stop> {
+        let cpu = &self.cpu;
+        self.instruction
+            .virtual_address(operand, 0, |register, _, _| register_value(cpu, register))
+            .ok_or(Stop::Inject(Exception::general_protection(0)))
+    }
+
+    /// Reads `N` bytes at memory operand `operand`.
+    fn read_operand<const N: usize>(&self, operand: u32) -> Result<[u8; N], Stop> {
+        let mut bytes = [0; N];
+        let address = self.address(operand)?;
+        self.memory.read(&self.cpu.paging(), address, &mut bytes, Access::Read)?;
+        Ok(bytes)
+    }
+
+    /// The 16-bit value of a register-or-memory operand.
+    fn read_selector(&self, operand: u32) -> Result<u16, Stop> {
+        if self.instruction.op_kind(operand) == OpKind::Register {
+            let value = general(&self.cpu, self.instruction.op_register(operand));
+            return Ok(low_u16(value));
+        }
+        Ok(u16::from_le_bytes(self.read_operand::<2>(operand)?))
+    }
+}
+
+/// The full 64-bit register behind a general-purpose register; 0 for any other.
+fn general(cpu: &GuestCpu, register: Register) -> u64 {
+    let full = register.full_register();
+    if full.is_gpr64() { cpu.gpr.get(full.number()).copied().unwrap_or(0) } else { 0 }
+}
+
+/// Registers as address computation wants them: segment bases, and index and base registers.
+fn register_value(cpu: &GuestCpu, register: Register) -> Option<u64> {
+    match register {
+        Register::FS => Some(cpu.fs_base),
+        Register::GS => Some(cpu.gs_base),
+        _ if register.is_segment_register() => Some(0),
+        _ if register.is_gpr64() => Some(general(cpu, register)),
+        _ if register.is_gpr32() => Some(general(cpu, register) & u64::from(u32::MAX)),
+        _ => None,
+    }
+}
+
+/// The low 16 bits.
+pub(super) const fn low_u16(value: u64) -> u16 {
+    // Truncation is the point.
+    #[allow(clippy::cast_possible_truncation)]
+    let low = value as u16;
+    low
+}
+
+/// The low 32 bits.
+pub(super) const fn low_u32(value: u64) -> u32 {
+    // Truncation is the point.
+    #[allow(clippy::cast_possible_truncation)]
+    let low = value as u32;
+    low
+}
+
+/// #GP(0).
+fn general_protection() -> Stop {
+    Stop::Inject(Exception::general_protection(0))
+}
+
+#[cfg(test)]
+mod tests;

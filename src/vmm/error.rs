@@ -1,0 +1,164 @@
+//! What can go wrong in the VMM layer, by who is at fault: the host, the configuration, the guest.
+
+use std::io;
+
+use crate::addr::{Gpa, Gva};
+use crate::host_mm::MmError;
+
+use super::boot::BootError;
+use super::kvm::KvmError;
+
+/// Why a VM could not be made, or was ended.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// KVM is missing, too old, or refused a request.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The kernel image or its command line cannot be booted.
+    #[error("cannot boot the guest: {0}")]
+    Boot(#[from] BootError),
+    /// Guest RAM has a size that no VM can have.
+    #[error("guest memory of {bytes} bytes: it must be a multiple of 4096 from {min} to {max} bytes")]
+    MemorySize {
+        /// What was asked for.
+        bytes: u64,
+        /// Least that works.
+        min: u64,
+        /// Most that works.
+        max: u64,
+    },
+    /// A number of vCPUs that this host or the contract with the guest does not allow.
+    #[error("{vcpus} vCPUs: this host runs 1 to {max}")]
+    VcpuCount {
+        /// What was asked for.
+        vcpus: usize,
+        /// Most that works.
+        max: usize,
+    },
+    /// The bound on shadow pages is too low to make progress.
+    #[error("a bound of {pages} shadow pages: {vcpus} vCPUs need at least {min}")]
+    ShadowPages {
+        /// What was asked for.
+        pages: usize,
+        /// Number of vCPUs.
+        vcpus: usize,
+        /// Least that works.
+        min: usize,
+    },
+    /// The machine space does not fit this processor's physical addresses.
+    #[error("the machine space ends at {end:#x}, but this host's guests have {phys_bits}-bit physical addresses")]
+    MachineSpace {
+        /// First byte after the last slot.
+        end: u64,
+        /// Width of a physical address.
+        phys_bits: u32,
+    },
+    /// Host memory for one of the pinned slots could not be mapped.
+    #[error("cannot map {bytes} bytes for the {what}: {reason}")]
+    Map {
+        /// Which slot.
+        what: &'static str,
+        /// Its size.
+        bytes: u64,
+        /// The operating system's reason.
+        reason: String,
+    },
+    /// A thread could not be started.
+    #[error("cannot start the thread of vCPU {vcpu}: {source}")]
+    Thread {
+        /// Index of the vCPU.
+        vcpu: usize,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// The host's memory management failed under the guest.
+    #[error("host memory: {0}")]
+    Host(#[from] MmError),
+    /// The guest did something that ends it.
+    #[error("vCPU {vcpu} at RIP {rip:#x}: {source}")]
+    Guest {
+        /// Index of the vCPU.
+        vcpu: usize,
+        /// Where it was.
+        rip: u64,
+        /// What it did.
+        source: GuestError,
+    },
+    /// A vCPU thread panicked: a bug in Gnomon, contained.
+    #[error("the thread of vCPU {vcpu} panicked: {message}")]
+    Panicked {
+        /// Index of the vCPU.
+        vcpu: usize,
+        /// The panic's message.
+        message: String,
+    },
+}
+
+/// What a guest did, or had done to it, that ends its VM.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// An exception while delivering a double fault.
+    #[error("triple fault (while delivering exception {first}, error code {code:#x}, CR2 {cr2:#x})")]
+    TripleFault {
+        /// Vector of the exception that began it.
+        first: u8,
+        /// Its error code, or 0.
+        code: u32,
+        /// The guest's CR2.
+        cr2: u64,
+    },
+    /// The real processor shut down, which no guest should be able to cause.
+    #[error("triple fault (the processor shut down)")]
+    Shutdown,
+    /// A privileged instruction that is not emulated.
+    #[error("unsupported instruction `{instruction}`")]
+    UnsupportedInstruction {
+        /// Disassembly.
+        instruction: String,
+    },
+    /// The guest's page tables lead outside its memory.
+    #[error("access to guest-physical {gpa}, which is neither RAM nor the pinned window")]
+    OutsideRam {
+        /// The address.
+        gpa: Gpa,
+    },
+    /// The same fault came again and again although it was fixed each time.
+    #[error("no progress: the fault at {gva} was fixed {times} times in a row and came again")]
+    Stuck {
+        /// The faulting address.
+        gva: Gva,
+        /// How often.
+        times: u32,
+    },
+    /// Recycling the shadow pages did not help.
+    #[error("no progress: shadow pages ran out {times} times in a row; raise their bound")]
+    ShadowPagesExhausted {
+        /// How often.
+        times: u32,
+    },
+    /// An exception hit the monitor itself.
+    #[error("exception {vector} inside the monitor (stack pointer {rsp:#x})")]
+    MonitorFault {
+        /// Its vector.
+        vector: u8,
+        /// The real RSP at the exit.
+        rsp: u64,
+    },
+    /// A page fault said that reserved bits are set in Gnomon's own tables.
+    #[error("reserved bits in the shadow tables: page fault at {gva}, error code {error_code:#x}")]
+    ReservedBits {
+        /// The faulting address.
+        gva: Gva,
+        /// The real error code.
+        error_code: u64,
+    },
+    /// KVM stopped the vCPU for a reason that Gnomon has no use for.
+    #[error("KVM stopped the vCPU: {exit}")]
+    UnexpectedExit {
+        /// The exit, with its details.
+        exit: String,
+    },
+    /// `KVM_RUN` failed.
+    #[error("KVM_RUN failed: {0}")]
+    Run(#[source] io::Error),
+}

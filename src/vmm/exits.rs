@@ -1,0 +1,391 @@
+//! Exits of a vCPU and what follows from each.
+//!
+//! Guarantee: every exit either resumes the guest by the architecture's rules, or ends its VM
+//! with a sentence; none is taken at the guest's word. An exit on a monitor port counts as an
+//! exception only when the monitor's code made it.
+
+use std::time::Instant;
+
+use kvm_ioctls::{SyncReg, VcpuExit};
+
+use crate::abi;
+use crate::addr::Gva;
+use crate::shadow_mmu::{Access, FaultOutcome, LoadRoot};
+
+use super::cpu::{GuestCpu, cr3_base, gpr, is_canonical};
+use super::devices::PortAction;
+use super::emulate::{Effect, PortWidth, emulate, low_u32};
+use super::error::{GuestError, VmError};
+use super::exceptions::{EXCEPTION_VECTORS, Exception, Stop, has_error_code, vector};
+use super::hypercall::{HypercallResult, hypercall};
+use super::inject::inject;
+use super::kvm::io_error;
+use super::monitor::{ExceptionFrame, MONITOR_CS};
+use super::real;
+use super::vcpu::{Next, Vcpu};
+use super::vm::Outcome;
+
+/// Page-fault error code bits (Intel SDM Vol. 3, 5.7).
+const PF_WRITE: u64 = 1 << 1;
+const PF_RESERVED: u64 = 1 << 3;
+const PF_FETCH: u64 = 1 << 4;
+
+/// An exit, detached from the vCPU that made it.
+enum Exit {
+    /// `out`, or a string of them: port and bytes.
+    Out(u16, Vec<u8>),
+    /// `out` of a single byte, as the monitor does it.
+    OutByte(u16, u8),
+    /// `in`: port and number of bytes wanted.
+    In(u16, usize),
+    Interrupted,
+    Shutdown,
+    InternalError,
+    Failed(std::io::Error),
+    Other(String),
+}
+
+impl Vcpu {
+    /// Runs guest code up to the next exit, and handles that.
+    pub(super) fn step(&mut self) -> Result<Next, VmError> {
+        let exit = match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, &[byte])) => Exit::OutByte(port, byte),
+            Ok(VcpuExit::IoOut(port, bytes)) => Exit::Out(port, bytes.to_vec()),
+            Ok(VcpuExit::IoIn(port, bytes)) => Exit::In(port, bytes.len()),
+            Ok(VcpuExit::Intr) => Exit::Interrupted,
+            Ok(VcpuExit::Shutdown) => Exit::Shutdown,
+            Ok(VcpuExit::InternalError) => Exit::InternalError,
+            Ok(exit) => Exit::Other(format!("{exit:?}")),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
+            Err(error) => Exit::Failed(io_error(error)),
+        };
+        self.counts(|counts| counts.exits.bump());
+        match exit {
+            Exit::OutByte(port, byte) => match u8::try_from(port) {
+                Ok(vector) if self.is_in_monitor() => self.exception(vector),
+                _ => self.guest_out(port, &[byte]),
+            },
+            Exit::Out(port, bytes) => self.guest_out(port, &bytes),
+            Exit::In(port, bytes) => self.guest_in(port, bytes),
+            Exit::Interrupted => Ok(Next::Reenter),
+            Exit::Shutdown => Err(self.guest_error(GuestError::Shutdown)),
+            Exit::InternalError => {
+                let exit = format!("internal error {}", self.internal_suberror());
+                Err(self.guest_error(GuestError::UnexpectedExit { exit }))
+            }
+            Exit::Failed(error) => Err(self.guest_error(GuestError::Run(error))),
+            Exit::Other(exit) => Err(self.guest_error(GuestError::UnexpectedExit { exit })),
+        }
+    }
+
+    fn internal_suberror(&mut self) -> u32 {
+        // SAFETY: the exit reason was KVM_EXIT_INTERNAL_ERROR, which is when KVM fills this
+        // member; any bytes are a valid `u32`.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror
+        }
+    }
+
+    /// Bytes of one element of the port exit at hand.
+    fn port_element_bytes(&mut self) -> usize {
+        // SAFETY: the exit reason was KVM_EXIT_IO, which is when KVM fills this member; any bytes
+        // are a valid `u8`.
+        #[allow(unsafe_code)]
+        let size = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io.size };
+        usize::from(size)
+    }
+
+    /// Whether the exit at hand was made by the monitor's code at CPL 0.
+    fn is_in_monitor(&mut self) -> bool {
+        let regs = self.fd.sync_regs_mut();
+        let is_cpl0 = regs.sregs.cs.selector == MONITOR_CS;
+        let rip = regs.regs.rip;
+        is_cpl0 && self.shared.monitor.holds_code(rip)
+    }
+
+    // Port accesses that the I/O bitmap lets through.
+
+    fn guest_out(&mut self, port: u16, bytes: &[u8]) -> Result<Next, VmError> {
+        self.counts(|counts| counts.port_exits.bump());
+        self.guard.reset();
+        let element = self.port_element_bytes();
+        let Some(width) = PortWidth::from_bytes(element) else {
+            let exit = format!("port access of {element} bytes");
+            return Err(self.guest_error(GuestError::UnexpectedExit { exit }));
+        };
+        for chunk in bytes.chunks_exact(element) {
+            let mut value = [0; 4];
+            value[..element].copy_from_slice(chunk);
+            match self.shared.bus.write(port, width, u32::from_le_bytes(value)) {
+                PortAction::None => {}
+                PortAction::Exit(code) => return Ok(Next::End(Outcome::GuestExit(code))),
+                PortAction::Hypercall => {
+                    let registers = real::load_gpr(&self.fd.sync_regs_mut().regs);
+                    match self.hypercall(&registers) {
+                        HypercallResult::End(outcome) => return Ok(Next::End(outcome)),
+                        HypercallResult::Value(value) => {
+                            self.fd.sync_regs_mut().regs.rax = value;
+                            self.fd.set_sync_dirty_reg(SyncReg::Register);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(Next::Resume)
+    }
+
+    fn guest_in(&mut self, port: u16, bytes: usize) -> Result<Next, VmError> {
+        self.counts(|counts| counts.port_exits.bump());
+        self.guard.reset();
+        let element = self.port_element_bytes();
+        let Some(width) = PortWidth::from_bytes(element) else {
+            let exit = format!("port access of {element} bytes");
+            return Err(self.guest_error(GuestError::UnexpectedExit { exit }));
+        };
+        let mut answer = Vec::with_capacity(bytes);
+        while answer.len() < bytes {
+            let value = self.shared.bus.read(port, width).to_le_bytes();
+            answer.extend_from_slice(&value[..element]);
+        }
+        self.answer_port_read(&answer);
+        Ok(Next::Resume)
+    }
+
+    /// Puts the bytes of an `in` where KVM picks them up.
+    fn answer_port_read(&mut self, answer: &[u8]) {
+        let run = self.fd.get_kvm_run();
+        // SAFETY: the exit reason was KVM_EXIT_IO: KVM filled `io` with the offset and the size
+        // of its data inside the mapped `kvm_run` area, which is `size * count` bytes, and
+        // `answer` was made exactly that long or is cut to it. The area is only read by KVM, and
+        // only inside the next KVM_RUN of this thread.
+        #[allow(unsafe_code)]
+        unsafe {
+            let io = run.__bindgen_anon_1.io;
+            let length = usize::from(io.size) * usize::try_from(io.count).unwrap_or(0);
+            let start = std::ptr::from_mut(run).cast::<u8>();
+            let data = start.add(usize::try_from(io.data_offset).unwrap_or(0));
+            std::ptr::copy_nonoverlapping(answer.as_ptr(), data, answer.len().min(length));
+        }
+    }
+
+    fn hypercall(&self, registers: &[u64; 16]) -> HypercallResult {
+        self.counts(|counts| counts.hypercalls.bump());
+        hypercall(&self.shared, self.index, &self.cpu, registers)
+    }
+
+    // Exceptions.
+
+    fn exception(&mut self, vector: u8) -> Result<Next, VmError> {
+        let rsp = self.fd.sync_regs_mut().regs.rsp;
+        let frame = match self.stack.read() {
+            Ok(frame) if rsp == self.stack.expected_rsp(vector) && frame.cs & 3 == 3 => frame,
+            _ => return Err(self.guest_error(GuestError::MonitorFault { vector, rsp })),
+        };
+        self.last_rip = frame.rip;
+        if vector == vector::PF {
+            return self.page_fault(&frame);
+        }
+        self.guard.reset();
+        if vector == vector::GP {
+            return self.general_protection(&frame);
+        }
+        if vector >= EXCEPTION_VECTORS {
+            let exit = format!("interrupt vector {vector}, which nothing raises");
+            return Err(self.guest_error(GuestError::UnexpectedExit { exit }));
+        }
+        let error_code = has_error_code(vector).then(|| low_u32(frame.error_code));
+        self.inject_from(&frame, Exception { vector, error_code, cr2: None })
+    }
+
+    fn page_fault(&mut self, frame: &ExceptionFrame) -> Result<Next, VmError> {
+        let begin = Instant::now();
+        let gva = self.fd.sync_regs_mut().sregs.cr2;
+        if gva >= abi::GVA_LIMIT {
+            return self.inject_from(frame, Exception::general_protection(0));
+        }
+        if frame.error_code & PF_RESERVED != 0 {
+            let error = GuestError::ReservedBits { gva: Gva::new(gva), error_code: frame.error_code };
+            return Err(self.guest_error(error));
+        }
+        let access = if frame.error_code & PF_FETCH != 0 {
+            Access::Execute
+        } else if frame.error_code & PF_WRITE != 0 {
+            Access::Write
+        } else {
+            Access::Read
+        };
+        let Some((_, root)) = self.root else {
+            return Ok(Next::Reenter);
+        };
+        match self.shared.shadow.fault(&self.cpu.paging(), root, Gva::new(gva), access)? {
+            FaultOutcome::Fixed => {
+                self.recycles = 0;
+                self.latency.record(access, begin.elapsed());
+                self.counts(|counts| match access {
+                    Access::Read => counts.read_faults.bump(),
+                    Access::Write => counts.write_faults.bump(),
+                    Access::Execute => counts.execute_faults.bump(),
+                });
+                match self.guard.fixed(frame.rip, gva, access) {
+                    Ok(()) => Ok(Next::Resume),
+                    Err(error) => Err(self.guest_error(error)),
+                }
+            }
+            FaultOutcome::GuestFault { error_code } => {
+                self.guard.reset();
+                self.inject_from(frame, Exception::page_fault(gva, error_code))
+            }
+            FaultOutcome::OutsideRam { gpa } => Err(self.guest_error(GuestError::OutsideRam { gpa })),
+            FaultOutcome::NeedsRecycle => Ok(Next::Recycle),
+        }
+    }
+
+    /// Delivers an exception that the guest raised at `frame`.
+    fn inject_from(&mut self, frame: &ExceptionFrame, exception: Exception) -> Result<Next, VmError> {
+        let before = self.load_guest(frame);
+        self.inject(exception)?;
+        self.store_guest(&before)?;
+        Ok(Next::Resume)
+    }
+
+    /// #GP: a privileged instruction to emulate, or the guest's own fault.
+    fn general_protection(&mut self, frame: &ExceptionFrame) -> Result<Next, VmError> {
+        let before = self.load_guest(frame);
+        let emulated = emulate(&mut self.cpu, self.shared.shadow.as_ref(), low_u32(frame.error_code));
+        let next = match emulated {
+            Ok(done) => {
+                self.counts(|counts| counts.emulated.bump());
+                let next = self.carry_out(done.effect)?;
+                if done.single_step && matches!(next, Next::Resume | Next::Recycle) {
+                    self.inject(Exception::plain(vector::DB))?;
+                }
+                next
+            }
+            Err(stop) => {
+                self.inject_or_fail(stop)?;
+                Next::Resume
+            }
+        };
+        self.store_guest(&before)?;
+        Ok(next)
+    }
+
+    fn inject_or_fail(&mut self, stop: Stop) -> Result<(), VmError> {
+        match stop {
+            Stop::Inject(exception) => self.inject(exception),
+            Stop::Guest(error) => Err(self.guest_error(error)),
+            Stop::Host(error) => Err(error.into()),
+        }
+    }
+
+    fn inject(&mut self, exception: Exception) -> Result<(), VmError> {
+        match inject(&mut self.cpu, self.shared.shadow.as_ref(), exception) {
+            Ok(delivered) => {
+                self.counts(|counts| {
+                    counts.injected.bump();
+                    if delivered == vector::PF {
+                        counts.guest_page_faults.bump();
+                    }
+                });
+                Ok(())
+            }
+            Err(Stop::Host(error)) => Err(error.into()),
+            Err(Stop::Guest(error)) => Err(self.guest_error(error)),
+            // `inject` never asks for another one; were it to, the guest would have none left.
+            Err(Stop::Inject(_)) => Err(self.guest_error(GuestError::Shutdown)),
+        }
+    }
+
+    /// Does outside the guest's registers what an emulated instruction asks for.
+    fn carry_out(&mut self, effect: Effect) -> Result<Next, VmError> {
+        match effect {
+            Effect::None => {}
+            Effect::LoadRoot => return self.load_root(),
+            Effect::FlushAll => {
+                if let Some((_, root)) = self.root {
+                    self.shared.shadow.flush_all(root);
+                }
+            }
+            Effect::FlushPage(gva) => {
+                if let Some((_, root)) = self.root {
+                    self.shared.shadow.invlpg(root, gva);
+                }
+            }
+            Effect::Halt => return Ok(Next::Park),
+            Effect::PortRead { port, width } => {
+                let value = self.shared.bus.read(port, width);
+                self.cpu.complete_port_read(width, value);
+            }
+            Effect::PortWrite { port, width, value } => match self.shared.bus.write(port, width, value) {
+                PortAction::None => {}
+                PortAction::Exit(code) => return Ok(Next::End(Outcome::GuestExit(code))),
+                PortAction::Hypercall => match self.hypercall(&self.cpu.gpr) {
+                    HypercallResult::End(outcome) => return Ok(Next::End(outcome)),
+                    HypercallResult::Value(value) => self.cpu.gpr[gpr::RAX] = value,
+                },
+            },
+        }
+        Ok(Next::Resume)
+    }
+
+    fn load_root(&mut self) -> Result<Next, VmError> {
+        match self.shared.shadow.load_root(cr3_base(self.cpu.cr3)) {
+            LoadRoot::Root(root) => {
+                if let Some((_, current)) = &mut self.root {
+                    *current = root;
+                }
+                self.set_real_root(root)?;
+                Ok(Next::Resume)
+            }
+            LoadRoot::NeedsRecycle => {
+                // The old root must not be taken for the new CR3's.
+                self.root = None;
+                Ok(Next::Recycle)
+            }
+        }
+    }
+
+    // The guest's registers while its exception is handled.
+
+    /// Brings `cpu` up to date with the exception frame and the real registers; returns a copy.
+    fn load_guest(&mut self, frame: &ExceptionFrame) -> GuestCpu {
+        let real = self.fd.sync_regs_mut();
+        self.cpu.gpr = real::load_gpr(&real.regs);
+        self.cpu.fs_base = real.sregs.fs.base;
+        self.cpu.gs_base = real.sregs.gs.base;
+        self.cpu.gpr[gpr::RSP] = frame.rsp;
+        self.cpu.rip = frame.rip;
+        self.cpu.rflags = frame.rflags;
+        self.cpu.clone()
+    }
+
+    /// Carries what changed since `before` over to the exception frame and the real registers.
+    fn store_guest(&mut self, before: &GuestCpu) -> Result<(), VmError> {
+        let cpu = &self.cpu;
+        // The monitor's `iretq` must not fault: that needs a canonical RIP, and the guest may
+        // have run off the end of the address space.
+        if !is_canonical(cpu.rip) {
+            let exit = format!("jump to the non-canonical address {:#x}", cpu.rip);
+            return Err(self.guest_error(GuestError::UnexpectedExit { exit }));
+        }
+        let rsp = cpu.gpr[gpr::RSP];
+        if self.stack.write(cpu.rip, cpu.rflags, rsp).is_err() {
+            return Err(self.guest_error(GuestError::MonitorFault { vector: vector::GP, rsp }));
+        }
+        let others_changed = (0..16).any(|index| index != gpr::RSP && cpu.gpr[index] != before.gpr[index]);
+        if others_changed {
+            real::store_gpr(&mut self.fd.sync_regs_mut().regs, &cpu.gpr);
+            self.fd.set_sync_dirty_reg(SyncReg::Register);
+        }
+        let has_new_bases = (cpu.fs_base, cpu.gs_base) != (before.fs_base, before.gs_base);
+        if has_new_bases || cpu.real_cr0() != before.real_cr0() {
+            let sregs = &mut self.fd.sync_regs_mut().sregs;
+            sregs.fs.base = cpu.fs_base;
+            sregs.gs.base = cpu.gs_base;
+            sregs.cr0 = cpu.real_cr0();
+            self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
+        }
+        Ok(())
+    }
+}

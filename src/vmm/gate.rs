@@ -1,0 +1,181 @@
+//! The gate that every `KVM_RUN` lies behind, and the pause of all vCPUs.
+//!
+//! Guarantee: while the closure given to [`Gate::pause_all`] runs, no vCPU is between
+//! [`Gate::enter`] and the drop of its [`Pass`], and none gets in; afterwards the epoch has
+//! changed, so each vCPU that enters knows that what it kept from before is void. [`Gate::stop`]
+//! turns everybody away for good. None of them waits for a thread that waits for it: a pauser
+//! must not hold a pass, a second pauser waits outside for the first, finds the epoch changed and
+//! leaves the work undone.
+//!
+//! Kicks are not lost: the flag that keeps a vCPU out of `KVM_RUN` is cleared only in `enter`,
+//! under the lock, while the gate is open; a closer closes under the same lock before it kicks.
+
+use std::sync::Arc;
+
+use crate::sync::{Condvar, Mutex, MutexGuard, lock};
+
+use super::kick::Kick;
+
+/// Where a vCPU is with respect to the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// Not trying to run.
+    Outside,
+    /// Wants to run, the gate is closed.
+    Paused,
+    /// May be in guest mode.
+    Inside,
+}
+
+struct State {
+    is_closed: bool,
+    is_stopping: bool,
+    epoch: u64,
+    positions: Vec<Position>,
+}
+
+impl State {
+    fn set(&mut self, vcpu: usize, position: Position) {
+        if let Some(slot) = self.positions.get_mut(vcpu) {
+            *slot = position;
+        }
+    }
+
+    fn someone_inside(&self) -> bool {
+        self.positions.contains(&Position::Inside)
+    }
+}
+
+/// See the module's documentation.
+pub(super) struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+    kicks: Vec<Arc<dyn Kick>>,
+}
+
+/// What became of a request to pause everybody.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Paused<T> {
+    /// The closure ran; here is its result.
+    Done(T),
+    /// Somebody else paused everybody since the given epoch: the work is done.
+    AlreadyDone,
+    /// The VM is stopping.
+    Stopping,
+}
+
+/// Permission to be in guest mode, until dropped.
+pub(super) struct Pass<'a> {
+    gate: &'a Gate,
+    vcpu: usize,
+    /// The epoch at entry, which cannot change while the pass is held.
+    pub(super) epoch: u64,
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        lock(&self.gate.state).set(self.vcpu, Position::Outside);
+        self.gate.changed.notify_all();
+    }
+}
+
+impl Gate {
+    /// A gate for the vCPUs that `kicks` kick, in order of their indices.
+    pub(super) fn new(kicks: Vec<Arc<dyn Kick>>) -> Self {
+        let positions = vec![Position::Outside; kicks.len()];
+        let state = State { is_closed: false, is_stopping: false, epoch: 0, positions };
+        Self { state: Mutex::new(state), changed: Condvar::new(), kicks }
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Waits until the gate is open and goes in; `None` when the VM is stopping.
+    pub(super) fn enter(&self, vcpu: usize) -> Option<Pass<'_>> {
+        let mut state = lock(&self.state);
+        while state.is_closed && !state.is_stopping {
+            state.set(vcpu, Position::Paused);
+            state = self.wait(state);
+        }
+        if state.is_stopping {
+            state.set(vcpu, Position::Outside);
+            return None;
+        }
+        state.set(vcpu, Position::Inside);
+        if let Some(kick) = self.kicks.get(vcpu) {
+            kick.rearm();
+        }
+        Some(Pass { gate: self, vcpu, epoch: state.epoch })
+    }
+
+    /// Runs `work` while no vCPU is inside, unless that happened already after `since`. The
+    /// caller must not hold a [`Pass`].
+    pub(super) fn pause_all<T>(&self, since: u64, work: impl FnOnce() -> T) -> Paused<T> {
+        let mut state = lock(&self.state);
+        loop {
+            if state.is_stopping {
+                return Paused::Stopping;
+            }
+            if state.epoch != since {
+                return Paused::AlreadyDone;
+            }
+            if !state.is_closed {
+                break;
+            }
+            state = self.wait(state);
+        }
+        state.is_closed = true;
+        let _opener = Opener { gate: self };
+        self.kick_inside(&state);
+        while state.someone_inside() {
+            state = self.wait(state);
+        }
+        if state.is_stopping {
+            drop(state);
+            return Paused::Stopping;
+        }
+        // From here on nothing that was kept is valid, even if `work` fails half-way.
+        state.epoch += 1;
+        drop(state);
+        Paused::Done(work())
+    }
+
+    /// Turns every vCPU away from now on, and kicks out those that are inside. Does not wait.
+    pub(super) fn stop(&self) {
+        let mut state = lock(&self.state);
+        state.is_stopping = true;
+        self.kick_inside(&state);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Where each vCPU is, by index.
+    pub(super) fn positions(&self) -> Vec<Position> {
+        lock(&self.state).positions.clone()
+    }
+
+    fn kick_inside(&self, state: &State) {
+        for (kick, position) in self.kicks.iter().zip(&state.positions) {
+            if *position == Position::Inside {
+                kick.kick();
+            }
+        }
+    }
+}
+
+/// Opens the gate again, also when the work panics.
+struct Opener<'a> {
+    gate: &'a Gate,
+}
+
+impl Drop for Opener<'_> {
+    fn drop(&mut self) {
+        lock(&self.gate.state).is_closed = false;
+        self.gate.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+#[path = "gate_tests.rs"]
+mod tests;

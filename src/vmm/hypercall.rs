@@ -1,0 +1,185 @@
+//! Hypercalls: the guest's requests through [`abi::PORT_HYPERCALL`].
+
+use crate::abi;
+use crate::addr::Gfn;
+use crate::sync::{Mutex, lock};
+
+use super::cpu::{GuestCpu, TaskRegister, gpr, rflags};
+use super::memory::is_usable;
+use super::roster::{StartRefused, StartRequest};
+use super::shared::Shared;
+use super::vm::Outcome;
+
+/// Most violation reports that are kept; the rest are only counted.
+pub const MAX_KEPT_REPORTS: usize = 64;
+
+/// A violation of the guest's oracle, as the guest reported it ([`abi::HC_VIOLATION`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ViolationReport {
+    /// The vCPU that found it.
+    pub vcpu: usize,
+    /// One of [`abi::Violation`]'s values, if the guest is honest.
+    pub kind: u64,
+    /// Guest virtual address.
+    pub gva: u64,
+    /// What the guest expected.
+    pub expected: u64,
+    /// What it found.
+    pub found: u64,
+    /// Number of the page.
+    pub page: u64,
+}
+
+/// Told of what the guest says, on its vCPU's thread: be quick.
+pub trait VmObserver: Send + Sync {
+    /// [`abi::HC_PHASE`] with one of the `PHASE_` values.
+    fn phase(&self, _phase: u64) {}
+    /// [`abi::HC_WATCH`]: `count` guest frames from `first`.
+    fn watch(&self, _first: Gfn, _count: u64) {}
+    /// [`abi::HC_VIOLATION`].
+    fn violation(&self, _report: &ViolationReport) {}
+}
+
+/// The violations reported so far: the first ones in full, the number of all.
+#[derive(Default)]
+pub(super) struct Reports {
+    state: Mutex<(Vec<ViolationReport>, u64)>,
+}
+
+impl Reports {
+    fn add(&self, report: ViolationReport) {
+        let mut state = lock(&self.state);
+        state.1 = state.1.saturating_add(1);
+        if state.0.len() < MAX_KEPT_REPORTS {
+            state.0.push(report);
+        }
+    }
+
+    pub(super) fn kept(&self) -> Vec<ViolationReport> {
+        lock(&self.state).0.clone()
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        lock(&self.state).1
+    }
+}
+
+/// What a hypercall does.
+pub(super) enum HypercallResult {
+    /// Goes on with this value in RAX.
+    Value(u64),
+    /// Ends the VM.
+    End(Outcome),
+}
+
+/// Carries out the hypercall in `gpr`; `cpu` is the caller's state for everything else.
+pub(super) fn hypercall(
+    shared: &Shared,
+    vcpu: usize,
+    cpu: &GuestCpu,
+    registers: &[u64; 16],
+) -> HypercallResult {
+    let number = registers[gpr::RAX] & u64::from(u32::MAX);
+    let [rdi, rsi, rdx, rcx, r8] =
+        [gpr::RDI, gpr::RSI, gpr::RDX, gpr::RCX, gpr::R8].map(|index| registers[index]);
+    let value = match number {
+        abi::HC_INFO => info(shared, rdi),
+        abi::HC_START_VCPU => start_vcpu(shared, cpu, rdi, rsi, rdx),
+        abi::HC_VIOLATION => {
+            let report = ViolationReport { vcpu, kind: rdi, gva: rsi, expected: rdx, found: rcx, page: r8 };
+            shared.reports.add(report);
+            shared.observe(|observer| observer.violation(&report));
+            0
+        }
+        abi::HC_WATCH => {
+            let frames = shared.memory_bytes >> crate::addr::PAGE_SHIFT;
+            if rdi.checked_add(rsi).is_none_or(|end| end > frames) {
+                return HypercallResult::Value(abi::HC_ERROR);
+            }
+            shared.observe(|observer| observer.watch(Gfn::new(rdi), rsi));
+            0
+        }
+        abi::HC_POWER_OFF => return HypercallResult::End(Outcome::PoweredOff),
+        abi::HC_PHASE => {
+            shared.observe(|observer| observer.phase(rdi));
+            0
+        }
+        _ => abi::HC_ERROR,
+    };
+    HypercallResult::Value(value)
+}
+
+fn info(shared: &Shared, key: u64) -> u64 {
+    match key {
+        abi::INFO_ABI_VERSION => abi::ABI_VERSION,
+        abi::INFO_VCPUS => shared.vcpus as u64,
+        abi::INFO_MEMORY_BYTES => shared.memory_bytes,
+        abi::INFO_WINDOW_BYTES => shared.window_bytes,
+        _ => abi::HC_ERROR,
+    }
+}
+
+fn start_vcpu(shared: &Shared, caller: &GuestCpu, index: u64, rip: u64, argument: u64) -> u64 {
+    // A vCPU cannot begin where it could never have jumped to.
+    if !is_usable(rip, 1) {
+        return abi::HC_ERROR;
+    }
+    let Ok(index) = usize::try_from(index) else {
+        return abi::START_NO_SUCH_VCPU;
+    };
+    match shared.roster.start(index, StartRequest { cpu: started_by(caller, rip, argument) }) {
+        Ok(()) => 0,
+        Err(StartRefused::NoSuchVcpu) => abi::START_NO_SUCH_VCPU,
+        Err(StartRefused::AlreadyRunning) => abi::START_ALREADY_RUNNING,
+    }
+}
+
+/// The state of a vCPU that `caller` starts: its control registers and descriptor tables, and
+/// nothing else of it.
+fn started_by(caller: &GuestCpu, rip: u64, argument: u64) -> GuestCpu {
+    let mut cpu = GuestCpu {
+        gpr: [0; 16],
+        rip,
+        rflags: rflags::FIXED,
+        cr2: 0,
+        task: TaskRegister::default(),
+        fs_base: 0,
+        gs_base: 0,
+        kernel_gs_base: 0,
+        ..caller.clone()
+    };
+    cpu.gpr[gpr::RDI] = argument;
+    cpu
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Gpa;
+    use crate::vmm::cpu::{DescriptorTable, Features};
+
+    #[test]
+    fn a_started_vcpu_has_its_callers_tables_and_a_clean_rest() {
+        let features = Features { phys_bits: 48, nx: true, fsgsbase: true, xsave: true };
+        let mut caller = GuestCpu::at_boot(Gpa::new(0x5000), features);
+        caller.idtr = DescriptorTable { base: 0x1234, limit: 0xfff };
+        caller.gpr = [9; 16];
+        caller.fs_base = 1;
+        caller.rflags |= rflags::IF;
+        let cpu = started_by(&caller, 0x10_0000, 42);
+        assert_eq!((cpu.cr3, cpu.idtr), (0x5000, caller.idtr));
+        assert_eq!((cpu.rip, cpu.rflags, cpu.fs_base), (0x10_0000, 2, 0));
+        assert_eq!((cpu.gpr[gpr::RDI], cpu.gpr[gpr::RSP], cpu.gpr[gpr::RAX]), (42, 0, 0));
+    }
+
+    #[test]
+    fn reports_are_bounded_and_counted() {
+        let reports = Reports::default();
+        let report = ViolationReport { vcpu: 0, kind: 1, gva: 2, expected: 3, found: 4, page: 5 };
+        for _ in 0..1000 {
+            reports.add(report);
+        }
+        assert_eq!(reports.kept().len(), MAX_KEPT_REPORTS);
+        assert_eq!(reports.count(), 1000);
+    }
+}

@@ -1,0 +1,179 @@
+//! Getting a vCPU out of `KVM_RUN`.
+//!
+//! Guarantee: after [`Kick::kick`] the target thread leaves `KVM_RUN`, and every later `KVM_RUN`
+//! returns at once, until that thread itself says [`Kick::rearm`]. Nothing is lost between the
+//! thread's last check and its `KVM_RUN`: `immediate_exit` is set first, the signal comes second
+//! (api.rst, `immediate_exit`).
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use kvm_bindings::kvm_run;
+
+use crate::addr::PAGE_SIZE;
+use crate::sync::{Mutex, lock};
+
+/// What a [`Gate`](super::gate::Gate) needs of a vCPU.
+pub(super) trait Kick: Send + Sync {
+    /// Makes the vCPU leave guest mode, and keeps it out until [`Self::rearm`].
+    fn kick(&self);
+    /// Called by the vCPU's own thread while it is out: the kicks so far are answered.
+    fn rearm(&self);
+}
+
+/// A second mapping of the first page of a vCPU's `kvm_run`, through which any thread may set
+/// `immediate_exit`. It has its own lifetime: it stays valid after the vCPU is gone.
+struct RunPage {
+    start: NonNull<u8>,
+}
+
+// SAFETY: the page is only accessed through the atomic byte that `immediate_exit` returns.
+#[allow(unsafe_code)]
+unsafe impl Send for RunPage {}
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl Sync for RunPage {}
+
+impl RunPage {
+    #[allow(unsafe_code)]
+    fn map(vcpu: BorrowedFd<'_>) -> io::Result<Self> {
+        use std::os::fd::AsRawFd;
+        // SAFETY: a fresh shared mapping at an address of the kernel's choice; it touches no
+        // memory of ours. The vCPU's descriptor holds at least one page (`kvm_run` itself).
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                PAGE_SIZE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                vcpu.as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(start.cast()).map(|start| Self { start }).ok_or_else(io::Error::last_os_error)
+    }
+
+    #[allow(unsafe_code)]
+    fn immediate_exit(&self) -> &AtomicU8 {
+        let offset = std::mem::offset_of!(kvm_run, immediate_exit);
+        // SAFETY: (1) in bounds: the field lies in the first bytes of the mapped page; (2) alive:
+        // the mapping lives as long as `self`; (3) shared only with the kernel, which reads it
+        // with READ_ONCE, and with the vCPU thread's own mapping, which never touches this byte
+        // (`rearm` goes through here, too).
+        unsafe { AtomicU8::from_ptr(self.start.as_ptr().add(offset)) }
+    }
+}
+
+impl Drop for RunPage {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        // SAFETY: `start` is the start of our own mapping of one page, and no reference into it
+        // outlives `self`.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), PAGE_SIZE) };
+    }
+}
+
+/// Kicks one vCPU thread.
+pub(super) struct Kicker {
+    page: RunPage,
+    /// Kernel thread id while the thread lives.
+    thread: Mutex<Option<libc::pid_t>>,
+}
+
+impl Kicker {
+    /// A kicker for the vCPU behind `vcpu`. Installs the signal handler once per process.
+    pub(super) fn new(vcpu: BorrowedFd<'_>) -> io::Result<Self> {
+        install_handler()?;
+        Ok(Self { page: RunPage::map(vcpu)?, thread: Mutex::new(None) })
+    }
+
+    /// Makes the calling thread the one that gets the signal, for as long as the value lives.
+    pub(super) fn register(&self) -> Registration<'_> {
+        unblock_signal();
+        // SAFETY: `gettid` has no preconditions.
+        #[allow(unsafe_code)]
+        let thread = unsafe { libc::gettid() };
+        *lock(&self.thread) = Some(thread);
+        Registration { kicker: self }
+    }
+}
+
+impl Kick for Kicker {
+    fn kick(&self) {
+        // Release: what the kicker decided before is visible to whoever sees the flag.
+        self.page.immediate_exit().store(1, Ordering::Release);
+        let thread = lock(&self.thread);
+        if let Some(thread) = *thread {
+            // SAFETY: `tgkill` takes plain numbers. The thread is alive: it clears its entry,
+            // under the lock that we hold, before it ends.
+            #[allow(unsafe_code)]
+            unsafe {
+                libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, kick_signal())
+            };
+        }
+    }
+
+    fn rearm(&self) {
+        self.page.immediate_exit().store(0, Ordering::Release);
+    }
+}
+
+/// See [`Kicker::register`].
+pub(super) struct Registration<'a> {
+    kicker: &'a Kicker,
+}
+
+impl Drop for Registration<'_> {
+    fn drop(&mut self) {
+        *lock(&self.kicker.thread) = None;
+    }
+}
+
+fn kick_signal() -> libc::c_int {
+    libc::SIGRTMIN()
+}
+
+/// The handler: being called is its whole effect, as it interrupts `KVM_RUN`.
+extern "C" fn on_kick(_signal: libc::c_int) {}
+
+fn install_handler() -> io::Result<()> {
+    static INSTALL: Once = Once::new();
+    static ERRNO: Mutex<Option<i32>> = Mutex::new(None);
+    INSTALL.call_once(|| {
+        // SAFETY: all-zero bytes are a valid `sigaction` (empty mask, no flags).
+        #[allow(unsafe_code)]
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        // No SA_RESTART: system calls are to be interrupted.
+        action.sa_sigaction = on_kick as *const () as usize;
+        // SAFETY: `action` is fully initialised, its handler does nothing and so is
+        // async-signal-safe, and the previous action is not asked for.
+        #[allow(unsafe_code)]
+        let result = unsafe { libc::sigaction(kick_signal(), &raw const action, std::ptr::null_mut()) };
+        if result != 0 {
+            *lock(&ERRNO) = io::Error::last_os_error().raw_os_error();
+        }
+    });
+    match *lock(&ERRNO) {
+        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        None => Ok(()),
+    }
+}
+
+/// A vCPU thread inherits its creator's signal mask, which may block the signal.
+fn unblock_signal() {
+    // SAFETY: `set` is initialised by `sigemptyset` before use, and changing the calling thread's
+    // own mask affects no memory.
+    #[allow(unsafe_code)]
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, kick_signal());
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
+    }
+}

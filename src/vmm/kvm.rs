@@ -1,0 +1,276 @@
+//! The KVM device and a VM on it: what it must offer, its memory slots.
+//!
+//! Guarantee: a [`KvmVm`] keeps the memory behind each of its slots mapped for as long as it has
+//! the slot, so no guest access ever lands in memory that was unmapped and reused.
+//!
+//! Source: `Documentation/virt/kvm/api.rst`.
+
+use std::any::Any;
+use std::io;
+use std::sync::Arc;
+
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_CAP_DISABLE_QUIRKS2, KVM_MAX_CPUID_ENTRIES, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS,
+    KVM_X86_QUIRK_FIX_HYPERCALL_INSN, kvm_enable_cap, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use vm_memory::MmapRegion;
+
+use super::cpu::Features;
+use crate::sync::{Mutex, lock};
+
+/// Path of the KVM device.
+pub const KVM_DEVICE: &str = "/dev/kvm";
+/// Where KVM on Intel hosts puts its three-page real-mode TSS; below 4 GiB, where no slot is.
+const KVM_TSS_ADDRESS: usize = 0xfffb_d000;
+/// Attempts at an ioctl that signals may interrupt.
+const EINTR_RETRIES: u32 = 100;
+
+/// Why KVM cannot be used, with what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// No device.
+    #[error(
+        "{KVM_DEVICE} does not exist: load the kvm_intel or kvm_amd module, and enable virtualisation in the firmware (or nested virtualisation on the host of this machine)"
+    )]
+    Missing,
+    /// No rights on the device.
+    #[error("no permission to open {KVM_DEVICE}: add this user to its group (usually `kvm`), or run as root")]
+    Denied,
+    /// Any other reason.
+    #[error("cannot open {KVM_DEVICE}: {0}")]
+    Open(#[source] io::Error),
+    /// Not the stable KVM interface.
+    #[error("{KVM_DEVICE} speaks API version {found}, but version {KVM_API_VERSION} is needed: use a mainline kernel")]
+    ApiVersion {
+        /// The version found.
+        found: i32,
+    },
+    /// A needed capability is missing.
+    #[error("this kernel's KVM lacks {capability}: Linux 4.17 or later has it on x86-64")]
+    MissingCapability {
+        /// Its name.
+        capability: &'static str,
+    },
+    /// The processor lacks something.
+    #[error("guests of this KVM lack {feature}, which shadow paging needs")]
+    MissingFeature {
+        /// Its name.
+        feature: &'static str,
+    },
+    /// A request failed.
+    #[error("KVM request {request} failed: {source}")]
+    Request {
+        /// The request's name.
+        request: &'static str,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+impl KvmError {
+    /// Wraps the failure of `request`.
+    pub(super) fn request(request: &'static str) -> impl Fn(kvm_ioctls::Error) -> Self {
+        move |error| Self::Request { request, source: io_error(error) }
+    }
+}
+
+/// The errno of a KVM request as a standard error.
+pub(super) fn io_error(error: kvm_ioctls::Error) -> io::Error {
+    io::Error::from_raw_os_error(error.errno())
+}
+
+/// The opened and checked KVM device.
+pub(crate) struct KvmDevice {
+    kvm: Kvm,
+}
+
+impl KvmDevice {
+    /// Opens the device and checks all that Gnomon needs of it.
+    pub(crate) fn open() -> Result<Self, KvmError> {
+        let kvm = Kvm::new().map_err(|error| match error.errno() {
+            libc::ENOENT | libc::ENXIO | libc::ENODEV => KvmError::Missing,
+            libc::EACCES | libc::EPERM => KvmError::Denied,
+            _ => KvmError::Open(io_error(error)),
+        })?;
+        let found = kvm.get_api_version();
+        if u32::try_from(found) != Ok(KVM_API_VERSION) {
+            return Err(KvmError::ApiVersion { found });
+        }
+        let device = Self { kvm };
+        device.check_capabilities()?;
+        Ok(device)
+    }
+
+    fn check_capabilities(&self) -> Result<(), KvmError> {
+        let needed = [
+            (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+            (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+            (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+            (Cap::DestroyMemoryRegionWorks, "KVM_CAP_DESTROY_MEMORY_REGION_WORKS"),
+        ];
+        for (capability, name) in needed {
+            if !self.kvm.check_extension(capability) {
+                return Err(KvmError::MissingCapability { capability: name });
+            }
+        }
+        let synced = u32::try_from(self.kvm.check_extension_int(Cap::SyncRegs)).unwrap_or(0);
+        let wanted = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
+        if synced & wanted != wanted {
+            return Err(KvmError::MissingCapability { capability: "KVM_CAP_SYNC_REGS" });
+        }
+        Ok(())
+    }
+
+    /// Most vCPUs of one VM.
+    pub(crate) fn max_vcpus(&self) -> usize {
+        self.kvm.get_max_vcpus()
+    }
+
+    /// The CPUID leaves for guests: what KVM supports, without what Gnomon does not virtualise.
+    pub(crate) fn guest_cpuid(&self) -> Result<CpuId, KvmError> {
+        let mut cpuid = self
+            .kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(KvmError::request("KVM_GET_SUPPORTED_CPUID"))?;
+        super::cpuid::hide_unsupported(cpuid.as_mut_slice());
+        Ok(cpuid)
+    }
+
+    /// Makes a VM. Signals may interrupt this one for long: KVM returns EINTR from it.
+    pub(crate) fn create_vm(&self) -> Result<KvmVm, KvmError> {
+        let mut attempt = 0;
+        let vm = loop {
+            match self.kvm.create_vm() {
+                Err(error) if error.errno() == libc::EINTR && attempt < EINTR_RETRIES => attempt += 1,
+                result => break result.map_err(KvmError::request("KVM_CREATE_VM"))?,
+            }
+        };
+        if self.kvm.check_extension(Cap::SetTssAddr) {
+            vm.set_tss_address(KVM_TSS_ADDRESS).map_err(KvmError::request("KVM_SET_TSS_ADDR"))?;
+        }
+        keep_hypercalls_unpatched(&vm);
+        Ok(KvmVm { vm, slots: Mutex::new(Vec::new()) })
+    }
+}
+
+/// Without this, KVM answers a `vmcall` on AMD (`vmmcall` on Intel) by writing the other
+/// instruction over it in guest memory, past our bookkeeping of dirty pages. Where the kernel
+/// cannot switch that off, such a write meets a read-only page and becomes a page fault.
+fn keep_hypercalls_unpatched(vm: &VmFd) {
+    let quirk = KVM_X86_QUIRK_FIX_HYPERCALL_INSN;
+    let offered = vm.check_extension_raw(u64::from(KVM_CAP_DISABLE_QUIRKS2));
+    if u32::try_from(offered).unwrap_or(0) & quirk == 0 {
+        return;
+    }
+    let mut request = kvm_enable_cap { cap: KVM_CAP_DISABLE_QUIRKS2, ..Default::default() };
+    request.args[0] = u64::from(quirk);
+    // A refusal leaves the default, which is safe, see above.
+    let _ = vm.enable_cap(&request);
+}
+
+/// One memory slot of the machine space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    /// Slot number.
+    pub(crate) id: u32,
+    /// First machine address; page-aligned.
+    pub(crate) machine: u64,
+    /// Size; a multiple of the page size.
+    pub(crate) bytes: u64,
+}
+
+struct SlotEntry {
+    slot: Slot,
+    host: u64,
+    _backing: Arc<dyn Any + Send + Sync>,
+}
+
+/// A KVM VM with its memory slots.
+pub(crate) struct KvmVm {
+    // Dropped before the backing memory of its slots.
+    vm: VmFd,
+    slots: Mutex<Vec<SlotEntry>>,
+}
+
+impl KvmVm {
+    /// Makes vCPU `index` with the given CPUID leaves.
+    pub(crate) fn create_vcpu(&self, index: usize, cpuid: &CpuId) -> Result<VcpuFd, KvmError> {
+        let vcpu =
+            self.vm.create_vcpu(index as u64).map_err(KvmError::request("KVM_CREATE_VCPU"))?;
+        vcpu.set_cpuid2(cpuid).map_err(KvmError::request("KVM_SET_CPUID2"))?;
+        Ok(vcpu)
+    }
+
+    /// Adds a slot backed by the start of `region`.
+    pub(crate) fn add_region(
+        &self,
+        id: u32,
+        machine: u64,
+        region: &Arc<MmapRegion>,
+    ) -> Result<(), KvmError> {
+        let slot = Slot { id, machine, bytes: region.size() as u64 };
+        // SAFETY: the region is mapped at that address with that size, nobody unmaps or remaps it
+        // but its own drop, and the `Arc` that goes along keeps that from happening.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.add_slot(slot, region.as_ptr() as u64, region.clone())
+        }
+    }
+
+    /// Adds a slot whose memory starts at the process's address `host`.
+    ///
+    /// # Safety
+    /// `host` must be the start of a mapping of at least `slot.bytes` bytes that lives as long as
+    /// `backing` does. The guest may read and write it at any time: nobody may hold references to
+    /// its contents other than atomics.
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn add_slot(
+        &self,
+        slot: Slot,
+        host: u64,
+        backing: Arc<dyn Any + Send + Sync>,
+    ) -> Result<(), KvmError> {
+        let mut slots = lock(&self.slots);
+        self.set(slot, host, slot.bytes)?;
+        slots.push(SlotEntry { slot, host, _backing: backing });
+        Ok(())
+    }
+
+    /// Deletes slot `id` and adds it again, which makes KVM forget everything it knows of it: the
+    /// full flush. No vCPU may run meanwhile.
+    pub(crate) fn flush_slot(&self, id: u32) -> Result<(), KvmError> {
+        let slots = lock(&self.slots);
+        for entry in slots.iter().filter(|entry| entry.slot.id == id) {
+            self.set(entry.slot, entry.host, 0)?;
+            self.set(entry.slot, entry.host, entry.slot.bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Size 0 deletes the slot.
+    fn set(&self, slot: Slot, host: u64, bytes: u64) -> Result<(), KvmError> {
+        let region = kvm_userspace_memory_region {
+            slot: slot.id,
+            flags: 0,
+            guest_phys_addr: slot.machine,
+            memory_size: bytes,
+            userspace_addr: host,
+        };
+        // SAFETY: `add_slot`'s contract: the memory at `host` stays mapped while the slot's entry
+        // lives in `self.slots`, which is as long as this VM does; KVM checks for overlaps itself.
+        #[allow(unsafe_code)]
+        unsafe { self.vm.set_user_memory_region(region) }
+            .map_err(KvmError::request("KVM_SET_USER_MEMORY_REGION"))
+    }
+}
+
+/// What the leaves say of the features that Gnomon's emulation depends on.
+pub(crate) fn features(cpuid: &CpuId) -> Result<Features, KvmError> {
+    let features = super::cpuid::features(cpuid.as_slice());
+    if features.nx {
+        Ok(features)
+    } else {
+        Err(KvmError::MissingFeature { feature: "no-execute pages (NX)" })
+    }
+}

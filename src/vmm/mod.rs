@@ -1,0 +1,43 @@
+//! The VMM: KVM, vCPUs and their exits, the monitor, emulation, boot, devices.
+//!
+//! Guarantee (I9, guest containment): a guest, whatever instructions, page tables and port
+//! accesses it comes up with, reaches no memory but its own, and neither crashes, hangs nor grows
+//! the hypervisor. It goes on by the architecture's rules or its VM ends with a sentence.
+//!
+//! The pieces, from the guest outwards: the [`monitor`] turns exceptions into exits, [`exits`]
+//! handles them on the thread of the [`vcpu`], [`emulate`] and [`inject`] change the guest's
+//! state, the [`gate`] keeps all vCPUs out while shadow pages are recycled, the [`roster`] knows
+//! who runs, and [`vm`] puts it all together.
+
+pub mod boot;
+pub mod cpu;
+mod cpuid;
+mod devices;
+pub mod emulate;
+mod error;
+pub mod exceptions;
+mod exits;
+mod gate;
+mod hypercall;
+pub mod inject;
+mod kick;
+mod kvm;
+mod machine;
+pub mod memory;
+mod monitor;
+mod progress;
+mod real;
+mod roster;
+mod shared;
+mod stats;
+mod vcpu;
+mod vm;
+
+pub use error::{GuestError, VmError};
+pub use gate::Position;
+pub use hypercall::{MAX_KEPT_REPORTS, ViolationReport, VmObserver};
+pub use kvm::{KVM_DEVICE, KvmError};
+pub use machine::GuestCounters;
+pub use roster::VcpuState;
+pub use stats::{FaultLatency, Latencies, VcpuCounts};
+pub use vm::{MIN_MEMORY_BYTES, Outcome, Vm, VmConfig};

@@ -1,0 +1,146 @@
+//! The real registers of a vCPU: how the guest's state and the monitor's are given to KVM.
+//!
+//! Guarantee: whatever the guest's virtual state is, the real one has CPL 3 with flat 64-bit
+//! segments, paging through a shadow root, the monitor's tables and TSS, and no SYSCALL.
+
+use kvm_bindings::{CpuId, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs, kvm_xcr, kvm_xcrs};
+use kvm_ioctls::{SyncReg, VcpuFd};
+
+use super::cpu::{GUEST_CS, GUEST_SS, GuestCpu, efer, gpr, real_cr4};
+use super::cpuid;
+use super::kvm::KvmError;
+use super::monitor::{MONITOR_TR, MonitorLayout, TSS_LIMIT};
+
+/// XCR0: x87 and SSE; AVX where there is.
+const XCR0_BASE: u64 = 0b011;
+const XCR0_AVX: u64 = 0b100;
+
+/// What stays the same for the life of the vCPU: synced registers and XCR0.
+pub(super) fn prepare(fd: &mut VcpuFd, leaves: &CpuId) -> Result<(), KvmError> {
+    fd.set_sync_valid_reg(SyncReg::Register);
+    fd.set_sync_valid_reg(SyncReg::SystemRegister);
+    if !cpuid::features(leaves.as_slice()).xsave {
+        return Ok(());
+    }
+    let avx = if cpuid::has_avx(leaves.as_slice()) { XCR0_AVX } else { 0 };
+    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+    xcrs.xcrs[0] = kvm_xcr { xcr: 0, value: XCR0_BASE | avx, ..Default::default() };
+    fd.set_xcrs(&xcrs).map_err(KvmError::request("KVM_SET_XCRS"))
+}
+
+/// Sets every register for a vCPU that begins at `cpu` on the shadow root at machine address
+/// `root`.
+pub(super) fn set_all(
+    fd: &mut VcpuFd,
+    layout: &MonitorLayout,
+    index: usize,
+    cpu: &GuestCpu,
+    root: u64,
+) -> Result<(), KvmError> {
+    let mut sregs = fd.get_sregs().map_err(KvmError::request("KVM_GET_SREGS"))?;
+    fill_sregs(&mut sregs, layout, index, cpu, root);
+    fd.set_sregs(&sregs).map_err(KvmError::request("KVM_SET_SREGS"))?;
+    fd.set_regs(&regs(cpu)).map_err(KvmError::request("KVM_SET_REGS"))?;
+    // What an earlier life of this vCPU left to be written back is void.
+    fd.clear_sync_dirty_reg(SyncReg::Register);
+    fd.clear_sync_dirty_reg(SyncReg::SystemRegister);
+    Ok(())
+}
+
+fn fill_sregs(sregs: &mut kvm_sregs, layout: &MonitorLayout, index: usize, cpu: &GuestCpu, root: u64) {
+    let data = segment(GUEST_SS, 0x3);
+    (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
+    sregs.fs = kvm_segment { base: cpu.fs_base, ..data };
+    sregs.gs = kvm_segment { base: cpu.gs_base, ..data };
+    sregs.cs = kvm_segment { l: 1, db: 0, ..segment(GUEST_CS, 0xb) };
+    sregs.ldt = kvm_segment { unusable: 1, ..Default::default() };
+    sregs.tr = kvm_segment {
+        base: layout.tss_base(index),
+        limit: TSS_LIMIT,
+        selector: MONITOR_TR,
+        type_: 0xb,
+        present: 1,
+        ..Default::default()
+    };
+    sregs.gdt = kvm_dtable { base: layout.gdt_base(), limit: layout.gdt_limit(), ..Default::default() };
+    sregs.idt = kvm_dtable { base: layout.idt_base(), limit: layout.idt_limit(), ..Default::default() };
+    sregs.cr0 = cpu.real_cr0();
+    sregs.cr2 = 0;
+    sregs.cr3 = root;
+    sregs.cr4 = real_cr4(&cpu.features);
+    sregs.efer = efer::LME | efer::LMA | efer::NXE;
+}
+
+/// A flat DPL 3 segment.
+fn segment(selector: u16, type_: u8) -> kvm_segment {
+    kvm_segment {
+        limit: u32::MAX,
+        selector,
+        type_,
+        present: 1,
+        dpl: 3,
+        db: 1,
+        s: 1,
+        g: 1,
+        ..Default::default()
+    }
+}
+
+fn regs(cpu: &GuestCpu) -> kvm_regs {
+    let mut regs = kvm_regs { rip: cpu.rip, rflags: cpu.rflags, ..Default::default() };
+    store_gpr(&mut regs, &cpu.gpr);
+    regs.rsp = cpu.gpr[gpr::RSP];
+    regs
+}
+
+/// The general-purpose registers in encoding order; RSP is whatever is real.
+pub(super) fn load_gpr(regs: &kvm_regs) -> [u64; 16] {
+    [
+        regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8, regs.r9,
+        regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+    ]
+}
+
+/// Writes all but RSP, which in the monitor is the monitor's.
+pub(super) fn store_gpr(regs: &mut kvm_regs, gpr: &[u64; 16]) {
+    let rsp;
+    [
+        regs.rax, regs.rcx, regs.rdx, regs.rbx, rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8, regs.r9,
+        regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+    ] = *gpr;
+    let _: u64 = rsp;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Gpa;
+    use crate::vmm::cpu::Features;
+
+    #[test]
+    fn registers_survive_the_round_trip_without_rsp() {
+        let mut regs = kvm_regs { rsp: 77, ..Default::default() };
+        let values: [u64; 16] = std::array::from_fn(|index| index as u64 + 100);
+        store_gpr(&mut regs, &values);
+        let mut expected = values;
+        expected[gpr::RSP] = 77;
+        assert_eq!(load_gpr(&regs), expected);
+    }
+
+    #[test]
+    fn whatever_the_guest_wants_the_real_state_is_confined() {
+        let features = Features { phys_bits: 48, nx: true, fsgsbase: true, xsave: true };
+        let mut cpu = GuestCpu::at_boot(Gpa::new(0x9000), features);
+        cpu.efer |= efer::SCE;
+        cpu.cr4 = u64::MAX;
+        cpu.cr0 = u64::MAX;
+        let mut sregs = kvm_sregs::default();
+        fill_sregs(&mut sregs, &MonitorLayout::new(1), 0, &cpu, 0x1_0000_6000);
+        assert_eq!((sregs.cs.selector, sregs.cs.dpl, sregs.cs.l, sregs.cs.db), (0x33, 3, 1, 0));
+        assert_eq!((sregs.ss.selector, sregs.ss.dpl), (0x2b, 3));
+        assert_eq!(sregs.efer, 0xd00, "no SYSCALL");
+        assert_eq!(sregs.cr0, 0x8001_003f);
+        assert_eq!(sregs.cr4, 0x5_0620);
+        assert_eq!(sregs.cr3, 0x1_0000_6000);
+    }
+}

@@ -1,0 +1,197 @@
+//! Which vCPUs run, which are parked, and when the VM is over.
+//!
+//! Guarantee: a vCPU is started at most once per parking; when the last running vCPU parks, the
+//! VM ends as halted; the first outcome stands, whatever follows it; and once every vCPU has
+//! exited, waiters are told.
+
+use std::time::{Duration, Instant};
+
+use crate::sync::{Condvar, Mutex, MutexGuard, lock};
+
+use super::vm::Outcome;
+
+/// Life of a vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VcpuState {
+    /// Never started, or halted: waits for a start.
+    Parked,
+    /// Runs guest code, or is about to, or its exit is being handled.
+    Running,
+    /// Its thread is done; final.
+    Exited,
+}
+
+/// How a vCPU is to begin.
+#[derive(Clone, Debug)]
+pub(super) struct StartRequest {
+    /// The state it begins with.
+    pub(super) cpu: super::cpu::GuestCpu,
+}
+
+/// Why a start was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StartRefused {
+    NoSuchVcpu,
+    AlreadyRunning,
+}
+
+struct State {
+    vcpus: Vec<VcpuState>,
+    starts: Vec<Option<StartRequest>>,
+    outcome: Option<Outcome>,
+}
+
+/// See the module's documentation.
+pub(super) struct Roster {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Roster {
+    /// `vcpus` parked vCPUs.
+    pub(super) fn new(vcpus: usize) -> Self {
+        let state = State {
+            vcpus: vec![VcpuState::Parked; vcpus],
+            starts: vec![None; vcpus],
+            outcome: None,
+        };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Starts a parked vCPU.
+    pub(super) fn start(&self, vcpu: usize, request: StartRequest) -> Result<(), StartRefused> {
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        let (Some(life), Some(start)) = (state.vcpus.get_mut(vcpu), state.starts.get_mut(vcpu)) else {
+            return Err(StartRefused::NoSuchVcpu);
+        };
+        if *life != VcpuState::Parked {
+            return Err(StartRefused::AlreadyRunning);
+        }
+        *life = VcpuState::Running;
+        *start = Some(request);
+        drop(guard);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// A vCPU thread waits for its start; `None` when the VM is over.
+    pub(super) fn wait_for_start(&self, vcpu: usize) -> Option<StartRequest> {
+        let mut state = lock(&self.state);
+        loop {
+            if state.outcome.is_some() {
+                return None;
+            }
+            if let Some(request) = state.starts.get_mut(vcpu).and_then(Option::take) {
+                return Some(request);
+            }
+            state = self.wait(state);
+        }
+    }
+
+    /// Vcpu `vcpu` has halted. True when that was the last running one: the VM is over.
+    pub(super) fn park(&self, vcpu: usize) -> bool {
+        let mut state = lock(&self.state);
+        if let Some(life) = state.vcpus.get_mut(vcpu) {
+            *life = VcpuState::Parked;
+        }
+        !state.vcpus.contains(&VcpuState::Running)
+    }
+
+    /// Sets the outcome if there is none yet.
+    pub(super) fn end(&self, outcome: Outcome) {
+        let mut state = lock(&self.state);
+        state.outcome.get_or_insert(outcome);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Vcpu `vcpu`'s thread is done.
+    pub(super) fn exited(&self, vcpu: usize) {
+        let mut state = lock(&self.state);
+        if let Some(life) = state.vcpus.get_mut(vcpu) {
+            *life = VcpuState::Exited;
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// State of each vCPU by index.
+    pub(super) fn states(&self) -> Vec<VcpuState> {
+        lock(&self.state).vcpus.clone()
+    }
+
+    /// Waits until there is an outcome and every vCPU in `threads` has exited; false when
+    /// `timeout` passes first.
+    pub(super) fn wait_for_exit(&self, threads: usize, timeout: Option<Duration>) -> bool {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut state = lock(&self.state);
+        loop {
+            let exited = state.vcpus.iter().filter(|life| **life == VcpuState::Exited).count();
+            if state.outcome.is_some() && exited >= threads {
+                return true;
+            }
+            state = match deadline {
+                None => self.wait(state),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return false;
+                    }
+                    let waited = self.changed.wait_timeout(state, left);
+                    waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0
+                }
+            };
+        }
+    }
+
+    /// Takes the outcome out, once.
+    pub(super) fn take_outcome(&self) -> Option<Outcome> {
+        lock(&self.state).outcome.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Gpa;
+    use crate::vmm::cpu::{Features, GuestCpu};
+
+    fn request() -> StartRequest {
+        let features = Features { phys_bits: 48, nx: true, fsgsbase: false, xsave: false };
+        StartRequest { cpu: GuestCpu::at_boot(Gpa::new(0x9000), features) }
+    }
+
+    #[test]
+    fn a_vcpu_starts_once_until_it_parks() {
+        let roster = Roster::new(2);
+        assert_eq!(roster.start(2, request()), Err(StartRefused::NoSuchVcpu));
+        assert_eq!(roster.start(0, request()), Ok(()));
+        assert_eq!(roster.start(0, request()), Err(StartRefused::AlreadyRunning));
+        assert!(roster.wait_for_start(0).is_some());
+        assert_eq!(roster.start(1, request()), Ok(()));
+        assert!(!roster.park(0), "vCPU 1 runs");
+        assert_eq!(roster.start(0, request()), Ok(()), "a halted vCPU may be started again");
+        assert!(!roster.park(0));
+        assert!(roster.park(1), "the last one parked");
+    }
+
+    #[test]
+    fn the_first_outcome_stands_and_wakes_waiters() {
+        let roster = Roster::new(1);
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| roster.wait_for_start(0));
+            roster.end(Outcome::GuestExit(3));
+            roster.end(Outcome::Killed);
+            assert!(waiter.join().unwrap().is_none());
+        });
+        assert!(!roster.wait_for_exit(1, Some(Duration::from_millis(1))), "its thread still lives");
+        roster.exited(0);
+        assert!(roster.wait_for_exit(1, None));
+        assert!(matches!(roster.take_outcome(), Some(Outcome::GuestExit(3))));
+    }
+}

@@ -1,0 +1,50 @@
+//! What all vCPU threads of a VM share.
+
+use std::sync::Arc;
+
+use crate::shadow_mmu::ShadowMmu;
+use crate::sync::Mutex;
+
+use super::devices::PortBus;
+use super::gate::Gate;
+use super::hypercall::{Reports, VmObserver};
+use super::kvm::KvmVm;
+use super::machine::ControlBlock;
+use super::monitor::MonitorLayout;
+use super::roster::Roster;
+use super::stats::{FaultLatency, LiveCounts};
+use super::vm::Outcome;
+
+/// See the module's documentation.
+pub(super) struct Shared {
+    /// Dropped first: no guest can run when the memory behind its slots goes.
+    pub(super) kvm: KvmVm,
+    pub(super) shadow: Arc<ShadowMmu>,
+    pub(super) monitor: MonitorLayout,
+    pub(super) control: ControlBlock,
+    pub(super) bus: PortBus,
+    pub(super) gate: Gate,
+    pub(super) roster: Roster,
+    pub(super) reports: Reports,
+    pub(super) observer: Option<Arc<dyn VmObserver>>,
+    pub(super) counts: Vec<LiveCounts>,
+    /// Latencies of the vCPUs that have ended.
+    pub(super) latency: Mutex<FaultLatency>,
+    pub(super) memory_bytes: u64,
+    pub(super) window_bytes: u64,
+    pub(super) vcpus: usize,
+}
+
+impl Shared {
+    /// Ends the VM: the outcome stands if it is the first, and every vCPU leaves its loop.
+    pub(super) fn end(&self, outcome: Outcome) {
+        self.roster.end(outcome);
+        self.gate.stop();
+    }
+
+    pub(super) fn observe(&self, tell: impl FnOnce(&dyn VmObserver)) {
+        if let Some(observer) = &self.observer {
+            tell(observer.as_ref());
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! A vCPU's thread: waits for a start, runs guest code, handles its exits, parks or ends.
+//!
+//! Guarantee: every `KVM_RUN`, and every use of a shadow root, happens inside the gate, so a
+//! pause finds the vCPU outside of both; a stop gets the thread out within one exit; and however
+//! the thread ends, by an error or a panic too, the whole VM ends and its waiters are told.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use kvm_ioctls::{SyncReg, VcpuFd};
+
+use crate::shadow_mmu::{LoadRoot, Root};
+use crate::sync::lock;
+
+use super::cpu::{GuestCpu, cr3_base};
+use super::error::{GuestError, VmError};
+use super::gate::{Gate, Pass, Paused};
+use super::kick::Kicker;
+use super::machine::TABLES_SLOT;
+use super::monitor::MonitorStack;
+use super::progress::ProgressGuard;
+use super::real;
+use super::shared::Shared;
+use super::stats::{FaultLatency, LiveCounts};
+use super::vm::Outcome;
+
+/// How often shadow pages may run out without a single fault fixed in between.
+const MAX_RECYCLES: u32 = 1000;
+
+/// What follows an exit.
+pub(super) enum Next {
+    /// Back into the guest.
+    Resume,
+    /// The same, by way of the gate.
+    Reenter,
+    /// The shadow pages ran out: recycle them, then back into the guest.
+    Recycle,
+    /// The guest halted this vCPU.
+    Park,
+    /// The VM is over.
+    End(Outcome),
+}
+
+/// Why a vCPU left its loop.
+enum Left {
+    Stopped,
+    Parked,
+    Ended(Outcome),
+}
+
+/// A vCPU; owned by its thread once that runs.
+pub(super) struct Vcpu {
+    pub(super) index: usize,
+    pub(super) fd: VcpuFd,
+    pub(super) shared: Arc<Shared>,
+    pub(super) stack: MonitorStack,
+    /// The guest's state; its general registers, RIP and RFLAGS are current only while an
+    /// exception that needs them is handled.
+    pub(super) cpu: GuestCpu,
+    /// The shadow root and the gate's epoch that it belongs to.
+    pub(super) root: Option<(u64, Root)>,
+    /// The real registers are yet to be set from `cpu`.
+    is_fresh: bool,
+    pub(super) guard: ProgressGuard,
+    /// Recycles since a fault was last fixed.
+    pub(super) recycles: u32,
+    pub(super) latency: FaultLatency,
+    /// Where the guest was at the last exception, for error messages.
+    pub(super) last_rip: u64,
+}
+
+impl Vcpu {
+    pub(super) fn new(
+        index: usize,
+        fd: VcpuFd,
+        shared: Arc<Shared>,
+        stack: MonitorStack,
+        cpu: GuestCpu,
+    ) -> Self {
+        Self {
+            index,
+            fd,
+            shared,
+            stack,
+            cpu,
+            root: None,
+            is_fresh: true,
+            guard: ProgressGuard::default(),
+            recycles: 0,
+            latency: FaultLatency::default(),
+            last_rip: 0,
+        }
+    }
+
+    /// The thread's body.
+    pub(super) fn thread(mut self, kicker: &Kicker) {
+        let _registration = kicker.register();
+        let shared = Arc::clone(&self.shared);
+        let index = self.index;
+        let result = catch_unwind(AssertUnwindSafe(|| self.live()));
+        match result {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some(outcome))) => shared.end(outcome),
+            Ok(Err(error)) => shared.end(Outcome::Failed(error)),
+            Err(panic) => {
+                let message = panic_message(panic.as_ref());
+                shared.end(Outcome::Failed(VmError::Panicked { vcpu: index, message }));
+            }
+        }
+        lock(&shared.latency).merge(&self.latency);
+        drop(self);
+        shared.roster.exited(index);
+    }
+
+    /// Runs until the VM is over; returns the outcome if this vCPU brought it about.
+    fn live(&mut self) -> Result<Option<Outcome>, VmError> {
+        let shared = Arc::clone(&self.shared);
+        while let Some(request) = shared.roster.wait_for_start(self.index) {
+            self.cpu = request.cpu;
+            self.last_rip = self.cpu.rip;
+            self.root = None;
+            self.is_fresh = true;
+            match self.run()? {
+                Left::Stopped => break,
+                Left::Ended(outcome) => return Ok(Some(outcome)),
+                Left::Parked => {
+                    if shared.roster.park(self.index) {
+                        return Ok(Some(Outcome::Halted));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn run(&mut self) -> Result<Left, VmError> {
+        let shared = Arc::clone(&self.shared);
+        loop {
+            let Some(pass) = self.enter(&shared.gate)? else {
+                return Ok(Left::Stopped);
+            };
+            let epoch = pass.epoch;
+            let next = loop {
+                match self.step()? {
+                    Next::Resume => {}
+                    next => break next,
+                }
+            };
+            drop(pass);
+            match next {
+                Next::Resume | Next::Reenter => {}
+                Next::Recycle => self.recycle(epoch)?,
+                Next::Park => return Ok(Left::Parked),
+                Next::End(outcome) => return Ok(Left::Ended(outcome)),
+            }
+        }
+    }
+
+    /// Gets inside the gate with a valid root in the real CR3; `None` when the VM is stopping.
+    fn enter<'gate>(&mut self, gate: &'gate Gate) -> Result<Option<Pass<'gate>>, VmError> {
+        loop {
+            let Some(pass) = gate.enter(self.index) else {
+                return Ok(None);
+            };
+            if self.root.is_some_and(|(epoch, _)| epoch == pass.epoch) {
+                return Ok(Some(pass));
+            }
+            match self.shared.shadow.load_root(cr3_base(self.cpu.cr3)) {
+                LoadRoot::Root(root) => {
+                    self.root = Some((pass.epoch, root));
+                    self.set_real_root(root)?;
+                    return Ok(Some(pass));
+                }
+                LoadRoot::NeedsRecycle => {
+                    let epoch = pass.epoch;
+                    drop(pass);
+                    self.recycle(epoch)?;
+                }
+            }
+        }
+    }
+
+    /// Points the real CR3 at `root`; sets all other registers, too, when the vCPU begins.
+    pub(super) fn set_real_root(&mut self, root: Root) -> Result<(), VmError> {
+        let address = self.shared.shadow.root_machine_address(root);
+        if self.is_fresh {
+            real::set_all(&mut self.fd, &self.shared.monitor, self.index, &self.cpu, address)?;
+            self.is_fresh = false;
+        } else {
+            self.fd.sync_regs_mut().sregs.cr3 = address;
+            self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
+        }
+        Ok(())
+    }
+
+    /// Recycles the shadow pages while no vCPU is inside, unless another did so since `epoch`.
+    fn recycle(&mut self, epoch: u64) -> Result<(), VmError> {
+        self.recycles += 1;
+        if self.recycles > MAX_RECYCLES {
+            return Err(self.guest_error(GuestError::ShadowPagesExhausted { times: self.recycles }));
+        }
+        let shared = Arc::clone(&self.shared);
+        let paused = shared.gate.pause_all(epoch, || {
+            shared.shadow.recycle();
+            shared.kvm.flush_slot(TABLES_SLOT)
+        });
+        match paused {
+            Paused::Done(flushed) => {
+                self.counts(|counts| counts.recycles.bump());
+                Ok(flushed?)
+            }
+            Paused::AlreadyDone | Paused::Stopping => Ok(()),
+        }
+    }
+
+    pub(super) fn counts(&self, update: impl FnOnce(&LiveCounts)) {
+        if let Some(counts) = self.shared.counts.get(self.index) {
+            update(counts);
+        }
+    }
+
+    pub(super) fn guest_error(&self, source: GuestError) -> VmError {
+        VmError::Guest { vcpu: self.index, rip: self.last_rip, source }
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}

@@ -1,0 +1,403 @@
+//! A virtual machine: made, started, watched, stopped.
+//!
+//! Guarantee: a [`Vm`] that was started ends exactly once, with one [`Outcome`]; when
+//! [`Vm::wait`] returned it, and when the value is dropped, none of its threads runs any more.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use kvm_ioctls::VcpuFd;
+
+use crate::abi;
+use crate::addr::{Gpa, PAGE_SIZE_U64};
+use crate::host_mm::{HostMm, MemoryObject};
+use crate::shadow_mmu::{ShadowConfig, ShadowMmu, TableMemory};
+use crate::sync::{Mutex, lock};
+
+use super::boot::{self, Image};
+use super::cpu::{Features, GuestCpu, gpr};
+use super::devices::PortBus;
+use super::error::VmError;
+use super::gate::{Gate, Position};
+use super::hypercall::{Reports, ViolationReport, VmObserver};
+use super::kick::{Kick, Kicker};
+use super::kvm::{self, KvmDevice, KvmError, KvmVm, Slot};
+use super::machine::{
+    ControlBlock, FRAMES_SLOT, GuestCounters, MachinePlan, TABLES_SLOT, WINDOW_SLOT, map_pinned, window_bytes,
+};
+use super::monitor::{self, MonitorLayout, MonitorStack};
+use super::real;
+use super::roster::{Roster, StartRequest, VcpuState};
+use super::shared::Shared;
+use super::stats::{FaultLatency, LiveCounts, VcpuCounts};
+use super::vcpu::Vcpu;
+
+/// Least guest RAM: the boot area and some room for a kernel.
+pub const MIN_MEMORY_BYTES: u64 = 2 << 20;
+/// Shadow pages that one vCPU needs to get past any single instruction, with room to spare.
+const MIN_SHADOW_PAGES_PER_VCPU: usize = 32;
+/// How long the threads of a VM may take to end before they are left behind.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a VM is to be.
+#[derive(Clone)]
+pub struct VmConfig {
+    /// Guest RAM in bytes, from guest-physical 0; a multiple of 4096 from [`MIN_MEMORY_BYTES`]
+    /// to [`abi::MAX_MEMORY_BYTES`].
+    pub memory_bytes: u64,
+    /// Number of vCPUs; the first starts at the kernel's entry point, the others wait for
+    /// [`abi::HC_START_VCPU`].
+    pub vcpus: usize,
+    /// The kernel: a static 64-bit ELF executable.
+    pub kernel: Vec<u8>,
+    /// Its command line, without a final NUL.
+    pub cmdline: String,
+    /// Bound on the number of shadow pages; `None` for enough to map all RAM several times.
+    pub shadow_pages: Option<usize>,
+    /// Told of what the guest says.
+    pub observer: Option<Arc<dyn VmObserver>>,
+}
+
+/// How a VM ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest wrote to the exit port; the exit code is already that of the convention.
+    GuestExit(u8),
+    /// Every vCPU has halted, and nothing could have woken one.
+    Halted,
+    /// [`Vm::kill`].
+    Killed,
+    /// Something went wrong.
+    Failed(VmError),
+}
+
+impl Outcome {
+    /// The process exit code that stands for this outcome: 0 for an orderly end, the guest's own
+    /// code, 130 for a kill (as by an interrupt), 1 for a failure.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::PoweredOff | Self::Halted => 0,
+            Self::GuestExit(code) => *code,
+            Self::Killed => 130,
+            Self::Failed(_) => 1,
+        }
+    }
+}
+
+/// A virtual machine. See the module's documentation.
+pub struct Vm {
+    shared: Arc<Shared>,
+    object: Arc<MemoryObject>,
+    kickers: Vec<Arc<Kicker>>,
+    /// The vCPUs before the start.
+    vcpus: Vec<Vcpu>,
+    boot: GuestCpu,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What the parts of a VM are made from.
+struct Parts {
+    monitor: MonitorLayout,
+    plan: MachinePlan,
+    tables: Arc<vm_memory::MmapRegion>,
+    window: Arc<vm_memory::MmapRegion>,
+    shadow: Arc<ShadowMmu>,
+    kvm: KvmVm,
+}
+
+impl Vm {
+    /// Makes a VM, loads its kernel, and leaves it ready to start. Its memory comes from `mm`;
+    /// its serial port prints to `console`.
+    ///
+    /// # Errors
+    /// [`VmError`]: KVM is not usable, the configuration or the kernel is refused, or the host
+    /// lacks memory.
+    pub fn new(config: &VmConfig, mm: &Arc<HostMm>, console: Box<dyn Write + Send>) -> Result<Self, VmError> {
+        check_memory(config.memory_bytes)?;
+        let image = Image::parse(&config.kernel, config.memory_bytes)?;
+        let device = KvmDevice::open()?;
+        check_vcpus(config.vcpus, &device)?;
+        let cpuid = device.guest_cpuid()?;
+        let features = kvm::features(&cpuid)?;
+
+        let object = mm.create_object(config.memory_bytes);
+        boot::load(&object, &image, config.cmdline.as_bytes())?;
+        let parts = build_parts(config, &device, features, mm, &object)?;
+
+        let mut fds = Vec::with_capacity(config.vcpus);
+        let mut kickers = Vec::with_capacity(config.vcpus);
+        for index in 0..config.vcpus {
+            let mut fd = parts.kvm.create_vcpu(index, &cpuid)?;
+            real::prepare(&mut fd, &cpuid)?;
+            kickers.push(Arc::new(kicker(&fd)?));
+            fds.push(fd);
+        }
+        let mut boot = GuestCpu::at_boot(Gpa::new(abi::BOOT_PML4_GPA), features);
+        boot.rip = image.entry();
+        boot.gpr[gpr::RSI] = abi::BOOT_PARAMS_GPA;
+
+        let tables = parts.tables.clone();
+        let shared = Arc::new(share(config, parts, console, &kickers));
+        let vcpus = fds
+            .into_iter()
+            .enumerate()
+            .map(|(index, fd)| {
+                let stack = MonitorStack::new(&shared.monitor, tables.clone(), index);
+                Vcpu::new(index, fd, shared.clone(), stack, boot.clone())
+            })
+            .collect();
+        Ok(Self { shared, object, kickers, vcpus, boot, threads: Vec::new() })
+    }
+
+    /// Starts the vCPU threads and lets the first vCPU run. Starting twice does nothing.
+    ///
+    /// # Errors
+    /// [`VmError::Thread`]; the VM is then over.
+    pub fn start(&mut self) -> Result<(), VmError> {
+        for vcpu in std::mem::take(&mut self.vcpus) {
+            let index = vcpu.index;
+            let Some(kicker) = self.kickers.get(index).cloned() else { continue };
+            let thread = std::thread::Builder::new().name(format!("vcpu{index}"));
+            match thread.spawn(move || vcpu.thread(&kicker)) {
+                Ok(handle) => self.threads.push(handle),
+                Err(source) => {
+                    self.shared.end(Outcome::Killed);
+                    return Err(VmError::Thread { vcpu: index, source });
+                }
+            }
+        }
+        // Refused only if it runs already.
+        let _ = self.shared.roster.start(0, StartRequest { cpu: self.boot.clone() });
+        Ok(())
+    }
+
+    /// Waits until the VM is over and all its threads are done; `None` when `timeout` passes
+    /// first, or when the outcome was taken by an earlier call, or the VM was never started.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> Option<Outcome> {
+        if self.threads.is_empty() || !self.shared.roster.wait_for_exit(self.threads.len(), timeout) {
+            return None;
+        }
+        self.join();
+        self.shared.roster.take_outcome()
+    }
+
+    /// Asks the guest to finish: it sees the stop flag in the control block, makes its last
+    /// checks and powers off, if it is one that looks.
+    pub fn request_stop(&self) {
+        self.shared.control.request_stop();
+    }
+
+    /// Ends the VM at once, whatever its guest does. Does not wait; [`Self::wait`] does.
+    pub fn kill(&self) {
+        self.shared.end(Outcome::Killed);
+    }
+
+    /// The guest's memory as the host sees it.
+    #[must_use]
+    pub fn object(&self) -> &Arc<MemoryObject> {
+        &self.object
+    }
+
+    /// The VM's shadow MMU, for its statistics and checks.
+    #[must_use]
+    pub fn shadow(&self) -> &Arc<ShadowMmu> {
+        &self.shared.shadow
+    }
+
+    /// What the VMM counted so far, by vCPU.
+    #[must_use]
+    pub fn vcpu_counts(&self) -> Vec<VcpuCounts> {
+        self.shared.counts.iter().map(LiveCounts::read).collect()
+    }
+
+    /// What the VMM counted so far, all vCPUs together.
+    #[must_use]
+    pub fn counts(&self) -> VcpuCounts {
+        let mut total = VcpuCounts::default();
+        for counts in self.vcpu_counts() {
+            total.add(&counts);
+        }
+        total
+    }
+
+    /// What the guest counted so far, by vCPU.
+    #[must_use]
+    pub fn guest_counters_by_vcpu(&self) -> Vec<GuestCounters> {
+        self.shared.control.counters()
+    }
+
+    /// What the guest counted so far, all vCPUs together.
+    #[must_use]
+    pub fn guest_counters(&self) -> GuestCounters {
+        self.shared.control.total()
+    }
+
+    /// The first violations that the guest reported, at most
+    /// [`MAX_KEPT_REPORTS`](super::MAX_KEPT_REPORTS).
+    #[must_use]
+    pub fn violations(&self) -> Vec<ViolationReport> {
+        self.shared.reports.kept()
+    }
+
+    /// Number of all violations that the guest reported.
+    #[must_use]
+    pub fn violation_count(&self) -> u64 {
+        self.shared.reports.count()
+    }
+
+    /// Latencies of shadow faults; complete once the VM is over.
+    #[must_use]
+    pub fn fault_latency(&self) -> FaultLatency {
+        lock(&self.shared.latency).clone()
+    }
+
+    /// Accesses to ports that do not exist.
+    #[must_use]
+    pub fn unknown_port_accesses(&self) -> u64 {
+        self.shared.bus.unknown_accesses()
+    }
+
+    /// Bytes of console output that the console did not take.
+    #[must_use]
+    pub fn lost_console_bytes(&self) -> u64 {
+        self.shared.bus.lost_console_bytes()
+    }
+
+    /// Life of each vCPU by index, and where it is with respect to a pause of all.
+    #[must_use]
+    pub fn vcpu_states(&self) -> Vec<(VcpuState, Position)> {
+        self.shared.roster.states().into_iter().zip(self.shared.gate.positions()).collect()
+    }
+
+    fn join(&mut self) {
+        for thread in self.threads.drain(..) {
+            // A panic was already turned into the VM's outcome.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        if self.threads.is_empty() {
+            return;
+        }
+        self.shared.end(Outcome::Killed);
+        if self.shared.roster.wait_for_exit(self.threads.len(), Some(JOIN_TIMEOUT)) {
+            self.join();
+        }
+        // Otherwise the threads are left behind with everything that they use, which they share
+        // by reference counts: a leak, but nothing dangles.
+    }
+}
+
+fn check_memory(bytes: u64) -> Result<(), VmError> {
+    let (min, max) = (MIN_MEMORY_BYTES, abi::MAX_MEMORY_BYTES);
+    if bytes % PAGE_SIZE_U64 == 0 && (min..=max).contains(&bytes) {
+        return Ok(());
+    }
+    Err(VmError::MemorySize { bytes, min, max })
+}
+
+fn check_vcpus(vcpus: usize, device: &KvmDevice) -> Result<(), VmError> {
+    let max = device.max_vcpus().min(abi::MAX_VCPUS);
+    if (1..=max).contains(&vcpus) {
+        return Ok(());
+    }
+    Err(VmError::VcpuCount { vcpus, max })
+}
+
+/// Shadow pages for a VM that does not say: leaf tables for four times its RAM, and some.
+fn default_shadow_pages(memory_bytes: u64, vcpus: usize) -> usize {
+    let leaf_tables = usize::try_from(memory_bytes >> 21).unwrap_or(usize::MAX >> 12);
+    leaf_tables.saturating_mul(4).saturating_add(1024 + vcpus * MIN_SHADOW_PAGES_PER_VCPU)
+}
+
+fn shadow_pages(config: &VmConfig) -> Result<usize, VmError> {
+    let vcpus = config.vcpus;
+    let min = vcpus * MIN_SHADOW_PAGES_PER_VCPU;
+    match config.shadow_pages {
+        None => Ok(default_shadow_pages(config.memory_bytes, vcpus)),
+        Some(pages) if pages >= min => Ok(pages),
+        Some(pages) => Err(VmError::ShadowPages { pages, vcpus, min }),
+    }
+}
+
+/// Maps the three slots, writes the monitor, makes the shadow MMU and the KVM VM.
+fn build_parts(
+    config: &VmConfig,
+    device: &KvmDevice,
+    features: Features,
+    mm: &Arc<HostMm>,
+    object: &Arc<MemoryObject>,
+) -> Result<Parts, VmError> {
+    let shadow_pages = shadow_pages(config)?;
+    let monitor = MonitorLayout::new(config.vcpus);
+    let view = mm.map_guest_view()?;
+    let (view_address, view_bytes) = (view.host_address(), view.bytes());
+    let plan = MachinePlan::new(&monitor, shadow_pages, config.memory_bytes, view_bytes, features.phys_bits)?;
+
+    let tables = map_pinned("monitor and shadow tables", plan.tables_bytes)?;
+    let window = map_pinned("pinned window", plan.window_bytes)?;
+    let monitor_pml4e = monitor::install(&monitor, &tables, plan.tables_slot_base).map_err(|error| {
+        VmError::Map { what: "monitor", bytes: monitor.bytes(), reason: error.to_string() }
+    })?;
+    let shadow_config = ShadowConfig {
+        machine: plan.layout(&monitor),
+        monitor_pdpt: plan.tables_slot_base,
+        monitor_pml4e,
+        shadow_pages,
+        phys_bits: features.phys_bits,
+    };
+    let monitor_bytes = usize::try_from(monitor.bytes()).unwrap_or(usize::MAX);
+    let table_memory = TableMemory::new(tables.clone(), monitor_bytes);
+    let shadow = ShadowMmu::new(shadow_config, mm.clone(), object.clone(), table_memory, view)?;
+
+    let kvm = device.create_vm()?;
+    kvm.add_region(TABLES_SLOT, plan.tables_slot_base, &tables)?;
+    kvm.add_region(WINDOW_SLOT, plan.window_base, &window)?;
+    let slot = Slot { id: FRAMES_SLOT, machine: plan.frames_base, bytes: view_bytes };
+    // SAFETY: the guest view is mapped at that address with that size; the shadow MMU owns it and
+    // keeps it until its own drop, which the `Arc` that goes along puts off. Its contents are only
+    // ever accessed through the host view, by volatile copies.
+    #[allow(unsafe_code)]
+    unsafe {
+        kvm.add_slot(slot, view_address, shadow.clone())
+    }?;
+    Ok(Parts { monitor, plan, tables, window, shadow, kvm })
+}
+
+fn kicker(fd: &VcpuFd) -> Result<Kicker, VmError> {
+    use std::os::fd::{AsRawFd, BorrowedFd};
+    // SAFETY: the descriptor is open as long as `fd` is, which is borrowed for longer than this.
+    #[allow(unsafe_code)]
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
+    Ok(Kicker::new(borrowed).map_err(|source| KvmError::Request { request: "mmap of kvm_run", source })?)
+}
+
+fn share(config: &VmConfig, parts: Parts, console: Box<dyn Write + Send>, kickers: &[Arc<Kicker>]) -> Shared {
+    let Parts { monitor, plan, tables: _, window, shadow, kvm } = parts;
+    let kicks = kickers.iter().map(|kicker| kicker.clone() as Arc<dyn Kick>).collect();
+    debug_assert_eq!(plan.window_bytes, window_bytes(config.memory_bytes));
+    Shared {
+        kvm,
+        shadow,
+        monitor,
+        control: ControlBlock::new(window, config.vcpus, config.memory_bytes),
+        bus: PortBus::new(console),
+        gate: Gate::new(kicks),
+        roster: Roster::new(config.vcpus),
+        reports: Reports::default(),
+        observer: config.observer.clone(),
+        counts: (0..config.vcpus).map(|_| LiveCounts::default()).collect(),
+        latency: Mutex::new(FaultLatency::default()),
+        memory_bytes: config.memory_bytes,
+        window_bytes: plan.window_bytes,
+        vcpus: config.vcpus,
+    }
+}
