@@ -18,6 +18,8 @@ bitflags! {
         /// Ours, in an SPTE: made from a guest page of 1 GiB.
         const FROM_1G = 1 << 10;
         const NO_EXECUTE = 1 << 63;
+        /// All other bits, the address among them, are kept by every operation.
+        const _ = !0;
     }
 }
 
