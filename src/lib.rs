@@ -13,3 +13,4 @@ pub mod host_mm;
 pub mod shadow_mmu;
 pub mod sync;
 pub mod sys;
+pub mod vmm;

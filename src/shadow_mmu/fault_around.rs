@@ -58,7 +58,9 @@ impl Mmu {
             };
             let entry = self.tables.entry(place.page, place.index);
             if entry.load(Ordering::Relaxed) == 0 {
-                let spte = self.new_spte(&install) & !Pte::ACCESSED;
+                let mut spte = self.new_spte(&install);
+                // Not `& !ACCESSED`: that would drop the bits without a name, the address.
+                spte.remove(Pte::ACCESSED);
                 self.install_new(&state, place, spte, *target);
                 Counters::add(&self.counters.fault_around, 1);
             }

@@ -4,13 +4,14 @@
 //! Gnomon's own tables; what it reads and writes as CR0, CR3, IDTR and so on is this structure,
 //! and the vCPU thread alone carries the consequences over to the real registers.
 
+use crate::abi;
 use crate::addr::Gpa;
 use crate::shadow_mmu::PagingContext;
 
 /// The code selector that all guest code runs with.
-pub const GUEST_CS: u16 = 0x33;
+pub const GUEST_CS: u16 = abi::SELECTOR_CODE;
 /// The stack and data selector that all guest code runs with.
-pub const GUEST_SS: u16 = 0x2b;
+pub const GUEST_SS: u16 = abi::SELECTOR_DATA;
 
 /// RFLAGS bits (Intel SDM Vol. 1, 3.4.3).
 pub mod rflags {
@@ -155,6 +156,8 @@ pub mod gpr {
     pub const RDI: usize = 7;
     /// R8.
     pub const R8: usize = 8;
+    /// R9.
+    pub const R9: usize = 9;
 }
 
 /// One virtual processor's state.
@@ -206,11 +209,11 @@ impl GuestCpu {
             gpr: [0; 16],
             rip: 0,
             rflags: rflags::FIXED,
-            cr0: cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::PG,
+            cr0: abi::ENTRY_CR0,
             cr2: 0,
             cr3: cr3.as_u64(),
-            cr4: real_cr4(&features),
-            efer: efer::LME | efer::LMA | if features.nx { efer::NXE } else { 0 },
+            cr4: abi::ENTRY_CR4 | if features.xsave { cr4::OSXSAVE } else { 0 },
+            efer: abi::ENTRY_EFER,
             gdtr: DescriptorTable::default(),
             idtr: DescriptorTable::default(),
             task: TaskRegister::default(),
@@ -248,7 +251,7 @@ pub fn cr3_base(cr3: u64) -> Gpa {
     Gpa::new(cr3 & 0x000f_ffff_ffff_f000)
 }
 
-/// The value of the real CR4, and of the guest's at boot.
+/// The value of the real CR4.
 #[must_use]
 pub fn real_cr4(features: &Features) -> u64 {
     let mut value = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT;

@@ -39,11 +39,11 @@ pub enum VmError {
     #[error("a bound of {pages} shadow pages: {vcpus} vCPUs need at least {min}")]
     ShadowPages {
         /// What was asked for.
-        pages: usize,
+        pages: u32,
         /// Number of vCPUs.
         vcpus: usize,
         /// Least that works.
-        min: usize,
+        min: u32,
     },
     /// The machine space does not fit this processor's physical addresses.
     #[error("the machine space ends at {end:#x}, but this host's guests have {phys_bits}-bit physical addresses")]

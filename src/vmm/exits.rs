@@ -10,6 +10,7 @@ use kvm_ioctls::{SyncReg, VcpuExit};
 
 use crate::abi;
 use crate::addr::Gva;
+use crate::host_mm::MmError;
 use crate::shadow_mmu::{Access, FaultOutcome, LoadRoot};
 
 use super::cpu::{GuestCpu, cr3_base, gpr, is_canonical};
@@ -70,7 +71,12 @@ impl Vcpu {
             Exit::Interrupted => Ok(Next::Reenter),
             Exit::Shutdown => Err(self.guest_error(GuestError::Shutdown)),
             Exit::InternalError => {
-                let exit = format!("internal error {}", self.internal_suberror());
+                let suberror = self.internal_suberror();
+                let real = self.fd.sync_regs_mut();
+                let exit = format!(
+                    "internal error {suberror} with selector {:#x} at real RIP {:#x}, RSP {:#x}, CR2 {:#x}",
+                    real.sregs.cs.selector, real.regs.rip, real.regs.rsp, real.sregs.cr2
+                );
                 Err(self.guest_error(GuestError::UnexpectedExit { exit }))
             }
             Exit::Failed(error) => Err(self.guest_error(GuestError::Run(error))),
@@ -304,12 +310,12 @@ impl Vcpu {
             Effect::LoadRoot => return self.load_root(),
             Effect::FlushAll => {
                 if let Some((_, root)) = self.root {
-                    self.shared.shadow.flush_all(root);
+                    self.shared.shadow.flush_all(root).map_err(MmError::from)?;
                 }
             }
             Effect::FlushPage(gva) => {
                 if let Some((_, root)) = self.root {
-                    self.shared.shadow.invlpg(root, gva);
+                    self.shared.shadow.invlpg(root, gva).map_err(MmError::from)?;
                 }
             }
             Effect::Halt => return Ok(Next::Park),
@@ -330,7 +336,7 @@ impl Vcpu {
     }
 
     fn load_root(&mut self) -> Result<Next, VmError> {
-        match self.shared.shadow.load_root(cr3_base(self.cpu.cr3)) {
+        match self.shared.shadow.load_root(cr3_base(self.cpu.cr3)).map_err(MmError::from)? {
             LoadRoot::Root(root) => {
                 if let Some((_, current)) = &mut self.root {
                     *current = root;

@@ -80,13 +80,13 @@ pub(super) fn hypercall(
     registers: &[u64; 16],
 ) -> HypercallResult {
     let number = registers[gpr::RAX] & u64::from(u32::MAX);
-    let [rdi, rsi, rdx, rcx, r8] =
-        [gpr::RDI, gpr::RSI, gpr::RDX, gpr::RCX, gpr::R8].map(|index| registers[index]);
+    let [rdi, rsi, rcx, r8, r9] =
+        [gpr::RDI, gpr::RSI, gpr::RCX, gpr::R8, gpr::R9].map(|index| registers[index]);
     let value = match number {
         abi::HC_INFO => info(shared, rdi),
-        abi::HC_START_VCPU => start_vcpu(shared, cpu, rdi, rsi, rdx),
+        abi::HC_START_VCPU => start_vcpu(shared, cpu, rdi, rsi, rcx),
         abi::HC_VIOLATION => {
-            let report = ViolationReport { vcpu, kind: rdi, gva: rsi, expected: rdx, found: rcx, page: r8 };
+            let report = ViolationReport { vcpu, kind: rdi, gva: rsi, expected: rcx, found: r8, page: r9 };
             shared.reports.add(report);
             shared.observe(|observer| observer.violation(&report));
             0
@@ -96,6 +96,7 @@ pub(super) fn hypercall(
             if rdi.checked_add(rsi).is_none_or(|end| end > frames) {
                 return HypercallResult::Value(abi::HC_ERROR);
             }
+            shared.shadow.object().watch(Gfn::new(rdi), rsi);
             shared.observe(|observer| observer.watch(Gfn::new(rdi), rsi));
             0
         }

@@ -8,13 +8,16 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::Once;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::kvm_run;
 
 use crate::addr::PAGE_SIZE;
 use crate::sync::{Mutex, lock};
+use crate::sys::signal::{KickSignal, KickTarget};
+
+/// Attempts while the queue of pending signals, which all processes of a user share, is full.
+const KICK_ATTEMPTS: u32 = 100_000;
 
 /// What a [`Gate`](super::gate::Gate) needs of a vCPU.
 pub(super) trait Kick: Send + Sync {
@@ -82,24 +85,22 @@ impl Drop for RunPage {
 /// Kicks one vCPU thread.
 pub(super) struct Kicker {
     page: RunPage,
-    /// Kernel thread id while the thread lives.
-    thread: Mutex<Option<libc::pid_t>>,
+    signal: KickSignal,
+    /// The vCPU's thread while it lives.
+    thread: Mutex<Option<KickTarget>>,
 }
 
 impl Kicker {
     /// A kicker for the vCPU behind `vcpu`. Installs the signal handler once per process.
     pub(super) fn new(vcpu: BorrowedFd<'_>) -> io::Result<Self> {
-        install_handler()?;
-        Ok(Self { page: RunPage::map(vcpu)?, thread: Mutex::new(None) })
+        let signal = KickSignal::install()?;
+        Ok(Self { page: RunPage::map(vcpu)?, signal, thread: Mutex::new(None) })
     }
 
     /// Makes the calling thread the one that gets the signal, for as long as the value lives.
     pub(super) fn register(&self) -> Registration<'_> {
         unblock_signal();
-        // SAFETY: `gettid` has no preconditions.
-        #[allow(unsafe_code)]
-        let thread = unsafe { libc::gettid() };
-        *lock(&self.thread) = Some(thread);
+        *lock(&self.thread) = Some(self.signal.this_thread());
         Registration { kicker: self }
     }
 }
@@ -108,14 +109,15 @@ impl Kick for Kicker {
     fn kick(&self) {
         // Release: what the kicker decided before is visible to whoever sees the flag.
         self.page.immediate_exit().store(1, Ordering::Release);
-        let thread = lock(&self.thread);
-        if let Some(thread) = *thread {
-            // SAFETY: `tgkill` takes plain numbers. The thread is alive: it clears its entry,
-            // under the lock that we hold, before it ends.
-            #[allow(unsafe_code)]
-            unsafe {
-                libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, kick_signal())
-            };
+        // The lock is held over the signal: the thread clears its entry under it before it ends.
+        if let Some(thread) = *lock(&self.thread) {
+            for _ in 0..KICK_ATTEMPTS {
+                match thread.kick() {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+                    // Any other failure says that the thread has ended.
+                    _ => break,
+                }
+            }
         }
     }
 
@@ -135,36 +137,6 @@ impl Drop for Registration<'_> {
     }
 }
 
-fn kick_signal() -> libc::c_int {
-    libc::SIGRTMIN()
-}
-
-/// The handler: being called is its whole effect, as it interrupts `KVM_RUN`.
-extern "C" fn on_kick(_signal: libc::c_int) {}
-
-fn install_handler() -> io::Result<()> {
-    static INSTALL: Once = Once::new();
-    static ERRNO: Mutex<Option<i32>> = Mutex::new(None);
-    INSTALL.call_once(|| {
-        // SAFETY: all-zero bytes are a valid `sigaction` (empty mask, no flags).
-        #[allow(unsafe_code)]
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        // No SA_RESTART: system calls are to be interrupted.
-        action.sa_sigaction = on_kick as *const () as usize;
-        // SAFETY: `action` is fully initialised, its handler does nothing and so is
-        // async-signal-safe, and the previous action is not asked for.
-        #[allow(unsafe_code)]
-        let result = unsafe { libc::sigaction(kick_signal(), &raw const action, std::ptr::null_mut()) };
-        if result != 0 {
-            *lock(&ERRNO) = io::Error::last_os_error().raw_os_error();
-        }
-    });
-    match *lock(&ERRNO) {
-        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
-        None => Ok(()),
-    }
-}
-
 /// A vCPU thread inherits its creator's signal mask, which may block the signal.
 fn unblock_signal() {
     // SAFETY: `set` is initialised by `sigemptyset` before use, and changing the calling thread's
@@ -173,7 +145,7 @@ fn unblock_signal() {
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, kick_signal());
+        libc::sigaddset(&raw mut set, libc::SIGRTMIN());
         libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
     }
 }

@@ -5,7 +5,6 @@
 //!
 //! Source: `Documentation/virt/kvm/api.rst`.
 
-use std::any::Any;
 use std::io;
 use std::sync::Arc;
 
@@ -170,27 +169,18 @@ fn keep_hypercalls_unpatched(vm: &VmFd) {
 }
 
 /// One memory slot of the machine space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Slot {
-    /// Slot number.
-    pub(crate) id: u32,
-    /// First machine address; page-aligned.
-    pub(crate) machine: u64,
-    /// Size; a multiple of the page size.
-    pub(crate) bytes: u64,
-}
-
-struct SlotEntry {
-    slot: Slot,
-    host: u64,
-    _backing: Arc<dyn Any + Send + Sync>,
+struct Slot {
+    id: u32,
+    /// First machine address.
+    machine: u64,
+    backing: Arc<MmapRegion>,
 }
 
 /// A KVM VM with its memory slots.
 pub(crate) struct KvmVm {
     // Dropped before the backing memory of its slots.
     vm: VmFd,
-    slots: Mutex<Vec<SlotEntry>>,
+    slots: Mutex<Vec<Slot>>,
 }
 
 impl KvmVm {
@@ -202,38 +192,17 @@ impl KvmVm {
         Ok(vcpu)
     }
 
-    /// Adds a slot backed by the start of `region`.
+    /// Adds a slot backed by all of `region`.
     pub(crate) fn add_region(
         &self,
         id: u32,
         machine: u64,
         region: &Arc<MmapRegion>,
     ) -> Result<(), KvmError> {
-        let slot = Slot { id, machine, bytes: region.size() as u64 };
-        // SAFETY: the region is mapped at that address with that size, nobody unmaps or remaps it
-        // but its own drop, and the `Arc` that goes along keeps that from happening.
-        #[allow(unsafe_code)]
-        unsafe {
-            self.add_slot(slot, region.as_ptr() as u64, region.clone())
-        }
-    }
-
-    /// Adds a slot whose memory starts at the process's address `host`.
-    ///
-    /// # Safety
-    /// `host` must be the start of a mapping of at least `slot.bytes` bytes that lives as long as
-    /// `backing` does. The guest may read and write it at any time: nobody may hold references to
-    /// its contents other than atomics.
-    #[allow(unsafe_code)]
-    pub(crate) unsafe fn add_slot(
-        &self,
-        slot: Slot,
-        host: u64,
-        backing: Arc<dyn Any + Send + Sync>,
-    ) -> Result<(), KvmError> {
+        let slot = Slot { id, machine, backing: region.clone() };
         let mut slots = lock(&self.slots);
-        self.set(slot, host, slot.bytes)?;
-        slots.push(SlotEntry { slot, host, _backing: backing });
+        self.set(&slot, slot.backing.size() as u64)?;
+        slots.push(slot);
         Ok(())
     }
 
@@ -241,24 +210,26 @@ impl KvmVm {
     /// full flush. No vCPU may run meanwhile.
     pub(crate) fn flush_slot(&self, id: u32) -> Result<(), KvmError> {
         let slots = lock(&self.slots);
-        for entry in slots.iter().filter(|entry| entry.slot.id == id) {
-            self.set(entry.slot, entry.host, 0)?;
-            self.set(entry.slot, entry.host, entry.slot.bytes)?;
+        for slot in slots.iter().filter(|slot| slot.id == id) {
+            self.set(slot, 0)?;
+            self.set(slot, slot.backing.size() as u64)?;
         }
         Ok(())
     }
 
     /// Size 0 deletes the slot.
-    fn set(&self, slot: Slot, host: u64, bytes: u64) -> Result<(), KvmError> {
+    fn set(&self, slot: &Slot, bytes: u64) -> Result<(), KvmError> {
         let region = kvm_userspace_memory_region {
             slot: slot.id,
             flags: 0,
             guest_phys_addr: slot.machine,
             memory_size: bytes,
-            userspace_addr: host,
+            userspace_addr: slot.backing.as_ptr() as u64,
         };
-        // SAFETY: `add_slot`'s contract: the memory at `host` stays mapped while the slot's entry
-        // lives in `self.slots`, which is as long as this VM does; KVM checks for overlaps itself.
+        // SAFETY: the slot's memory is a mapping of at least that size which only its own drop
+        // unmaps; the slot holds a reference to it and is kept in `self.slots` for as long as
+        // this VM lives (`vm` is dropped first). The guest may write it at any time: whoever else
+        // uses a region uses it by volatile copies and atomics. KVM checks for overlaps itself.
         #[allow(unsafe_code)]
         unsafe { self.vm.set_user_memory_region(region) }
             .map_err(KvmError::request("KVM_SET_USER_MEMORY_REGION"))

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use vm_memory::{AtomicAccess, Bytes, MmapRegion, VolatileMemory};
 
 use crate::abi::{self, Control, VcpuCounters};
-use crate::addr::PAGE_SIZE_U64;
+use crate::addr::{Gpa, PAGE_SIZE_U64};
 use crate::shadow_mmu::MachineLayout;
 
 use super::error::VmError;
@@ -54,12 +54,12 @@ impl MachinePlan {
     /// Lays out the slots one after the other.
     pub(super) fn new(
         monitor: &MonitorLayout,
-        shadow_pages: usize,
+        shadow_pages: u32,
         memory_bytes: u64,
         frames_bytes: u64,
         phys_bits: u32,
     ) -> Result<Self, VmError> {
-        let tables_bytes = (shadow_pages as u64)
+        let tables_bytes = u64::from(shadow_pages)
             .checked_mul(PAGE_SIZE_U64)
             .and_then(|bytes| bytes.checked_add(monitor.bytes()));
         let window_bytes = window_bytes(memory_bytes);
@@ -87,6 +87,7 @@ impl MachinePlan {
             tables_base: self.tables_slot_base + monitor.bytes(),
             frames_base: self.frames_base,
             window_base: self.window_base,
+            window_gfn: Gpa::new(abi::WINDOW_GPA).gfn(),
             window_bytes: self.window_bytes,
         }
     }
@@ -222,7 +223,7 @@ mod tests {
         let monitor = MonitorLayout::new(1);
         let refused = MachinePlan::new(&monitor, 1000, 1 << 30, 64 << 30, 36).unwrap_err();
         assert!(matches!(refused, VmError::MachineSpace { phys_bits: 36, .. }), "{refused}");
-        assert!(MachinePlan::new(&monitor, usize::MAX, 1 << 30, 1 << 30, 52).is_err());
+        assert!(MachinePlan::new(&monitor, u32::MAX, 1 << 30, 1 << 30, 40).is_err());
         assert!(MachinePlan::new(&monitor, 1000, 1 << 30, u64::MAX, 52).is_err());
     }
 

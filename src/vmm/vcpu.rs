@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use kvm_ioctls::{SyncReg, VcpuFd};
 
+use crate::host_mm::MmError;
 use crate::shadow_mmu::{LoadRoot, Root};
 use crate::sync::lock;
 
@@ -166,7 +167,8 @@ impl Vcpu {
             if self.root.is_some_and(|(epoch, _)| epoch == pass.epoch) {
                 return Ok(Some(pass));
             }
-            match self.shared.shadow.load_root(cr3_base(self.cpu.cr3)) {
+            // No flush is due: after a recycle nothing is left, and a vCPU that begins has no past.
+            match self.shared.shadow.reuse_root(cr3_base(self.cpu.cr3)).map_err(MmError::from)? {
                 LoadRoot::Root(root) => {
                     self.root = Some((pass.epoch, root));
                     self.set_real_root(root)?;
@@ -183,7 +185,11 @@ impl Vcpu {
 
     /// Points the real CR3 at `root`; sets all other registers, too, when the vCPU begins.
     pub(super) fn set_real_root(&mut self, root: Root) -> Result<(), VmError> {
-        let address = self.shared.shadow.root_machine_address(root);
+        let Some(address) = self.shared.shadow.root_machine_address(root) else {
+            // Void: only a recycle makes it so, and that is kept out while this vCPU is inside.
+            self.root = None;
+            return Ok(());
+        };
         if self.is_fresh {
             real::set_all(&mut self.fd, &self.shared.monitor, self.index, &self.cpu, address)?;
             self.is_fresh = false;

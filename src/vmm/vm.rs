@@ -3,6 +3,7 @@
 //! Guarantee: a [`Vm`] that was started ends exactly once, with one [`Outcome`]; when
 //! [`Vm::wait`] returned it, and when the value is dropped, none of its threads runs any more.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -23,7 +24,7 @@ use super::error::VmError;
 use super::gate::{Gate, Position};
 use super::hypercall::{Reports, ViolationReport, VmObserver};
 use super::kick::{Kick, Kicker};
-use super::kvm::{self, KvmDevice, KvmError, KvmVm, Slot};
+use super::kvm::{self, KvmDevice, KvmError, KvmVm};
 use super::machine::{
     ControlBlock, FRAMES_SLOT, GuestCounters, MachinePlan, TABLES_SLOT, WINDOW_SLOT, map_pinned, window_bytes,
 };
@@ -37,7 +38,7 @@ use super::vcpu::Vcpu;
 /// Least guest RAM: the boot area and some room for a kernel.
 pub const MIN_MEMORY_BYTES: u64 = 2 << 20;
 /// Shadow pages that one vCPU needs to get past any single instruction, with room to spare.
-const MIN_SHADOW_PAGES_PER_VCPU: usize = 32;
+const MIN_SHADOW_PAGES_PER_VCPU: u32 = 32;
 /// How long the threads of a VM may take to end before they are left behind.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -51,11 +52,11 @@ pub struct VmConfig {
     /// [`abi::HC_START_VCPU`].
     pub vcpus: usize,
     /// The kernel: a static 64-bit ELF executable.
-    pub kernel: Vec<u8>,
+    pub kernel: Cow<'static, [u8]>,
     /// Its command line, without a final NUL.
     pub cmdline: String,
     /// Bound on the number of shadow pages; `None` for enough to map all RAM several times.
-    pub shadow_pages: Option<usize>,
+    pub shadow_pages: Option<u32>,
     /// Told of what the guest says.
     pub observer: Option<Arc<dyn VmObserver>>,
 }
@@ -125,7 +126,7 @@ impl Vm {
         let cpuid = device.guest_cpuid()?;
         let features = kvm::features(&cpuid)?;
 
-        let object = mm.create_object(config.memory_bytes);
+        let object = mm.create_object(config.memory_bytes)?;
         boot::load(&object, &image, config.cmdline.as_bytes())?;
         let parts = build_parts(config, &device, features, mm, &object)?;
 
@@ -313,16 +314,16 @@ fn check_vcpus(vcpus: usize, device: &KvmDevice) -> Result<(), VmError> {
 }
 
 /// Shadow pages for a VM that does not say: leaf tables for four times its RAM, and some.
-fn default_shadow_pages(memory_bytes: u64, vcpus: usize) -> usize {
-    let leaf_tables = usize::try_from(memory_bytes >> 21).unwrap_or(usize::MAX >> 12);
-    leaf_tables.saturating_mul(4).saturating_add(1024 + vcpus * MIN_SHADOW_PAGES_PER_VCPU)
+fn default_shadow_pages(memory_bytes: u64, min: u32) -> u32 {
+    let leaf_tables = u32::try_from(memory_bytes >> 21).unwrap_or(u32::MAX);
+    leaf_tables.saturating_mul(4).saturating_add(1024).saturating_add(min)
 }
 
-fn shadow_pages(config: &VmConfig) -> Result<usize, VmError> {
+fn shadow_pages(config: &VmConfig) -> Result<u32, VmError> {
     let vcpus = config.vcpus;
-    let min = vcpus * MIN_SHADOW_PAGES_PER_VCPU;
+    let min = u32::try_from(vcpus).unwrap_or(u32::MAX).saturating_mul(MIN_SHADOW_PAGES_PER_VCPU);
     match config.shadow_pages {
-        None => Ok(default_shadow_pages(config.memory_bytes, vcpus)),
+        None => Ok(default_shadow_pages(config.memory_bytes, min)),
         Some(pages) if pages >= min => Ok(pages),
         Some(pages) => Err(VmError::ShadowPages { pages, vcpus, min }),
     }
@@ -339,8 +340,9 @@ fn build_parts(
     let shadow_pages = shadow_pages(config)?;
     let monitor = MonitorLayout::new(config.vcpus);
     let view = mm.map_guest_view()?;
-    let (view_address, view_bytes) = (view.host_address(), view.bytes());
-    let plan = MachinePlan::new(&monitor, shadow_pages, config.memory_bytes, view_bytes, features.phys_bits)?;
+    let frames = view.region().clone();
+    let frames_bytes = frames.size() as u64;
+    let plan = MachinePlan::new(&monitor, shadow_pages, config.memory_bytes, frames_bytes, features.phys_bits)?;
 
     let tables = map_pinned("monitor and shadow tables", plan.tables_bytes)?;
     let window = map_pinned("pinned window", plan.window_bytes)?;
@@ -349,26 +351,18 @@ fn build_parts(
     })?;
     let shadow_config = ShadowConfig {
         machine: plan.layout(&monitor),
-        monitor_pdpt: plan.tables_slot_base,
         monitor_pml4e,
-        shadow_pages,
         phys_bits: features.phys_bits,
+        zap_to_age: true,
     };
     let monitor_bytes = usize::try_from(monitor.bytes()).unwrap_or(usize::MAX);
-    let table_memory = TableMemory::new(tables.clone(), monitor_bytes);
-    let shadow = ShadowMmu::new(shadow_config, mm.clone(), object.clone(), table_memory, view)?;
+    let table_memory = TableMemory::new(tables.clone(), monitor_bytes, shadow_pages)?;
+    let shadow = Arc::new(ShadowMmu::new(shadow_config, object.clone(), table_memory, view)?);
 
     let kvm = device.create_vm()?;
     kvm.add_region(TABLES_SLOT, plan.tables_slot_base, &tables)?;
     kvm.add_region(WINDOW_SLOT, plan.window_base, &window)?;
-    let slot = Slot { id: FRAMES_SLOT, machine: plan.frames_base, bytes: view_bytes };
-    // SAFETY: the guest view is mapped at that address with that size; the shadow MMU owns it and
-    // keeps it until its own drop, which the `Arc` that goes along puts off. Its contents are only
-    // ever accessed through the host view, by volatile copies.
-    #[allow(unsafe_code)]
-    unsafe {
-        kvm.add_slot(slot, view_address, shadow.clone())
-    }?;
+    kvm.add_region(FRAMES_SLOT, plan.frames_base, &frames)?;
     Ok(Parts { monitor, plan, tables, window, shadow, kvm })
 }
 
@@ -401,3 +395,7 @@ fn share(config: &VmConfig, parts: Parts, console: Box<dyn Write + Send>, kicker
         vcpus: config.vcpus,
     }
 }
+
+#[cfg(test)]
+#[path = "vm_tests.rs"]
+mod tests;

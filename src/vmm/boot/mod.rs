@@ -14,6 +14,9 @@ use crate::host_mm::{MemoryObject, MmError};
 
 pub use elf::{Image, MAX_IMAGE_BYTES, Segment};
 
+/// The test guest that the build made: an [`Image`].
+pub static TEST_GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf"));
+
 /// Why a guest cannot be booted.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
