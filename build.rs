@@ -61,15 +61,10 @@ fn build_guest() -> Result<(), String> {
         rustc.arg("--target").arg(target);
     }
     let status = rustc.status().map_err(|error| {
-        format!(
-            "cannot run {:?} for the test guest: {error}",
-            rustc.get_program()
-        )
+        format!("cannot run {:?} for the test guest: {error}", rustc.get_program())
     })?;
     if !status.success() {
-        return Err(format!(
-            "the test guest does not build: {status} from {rustc:?}"
-        ));
+        return Err(format!("the test guest does not build: {status} from {rustc:?}"));
     }
     Ok(())
 }

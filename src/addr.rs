@@ -158,11 +158,7 @@ impl SwapSlot {
     /// A slot from its number; `None` from [`Self::MAX_SLOTS`] on.
     #[must_use]
     pub const fn new(raw: u32) -> Option<Self> {
-        if raw < Self::MAX_SLOTS {
-            Some(Self(raw))
-        } else {
-            None
-        }
+        if raw < Self::MAX_SLOTS { Some(Self(raw)) } else { None }
     }
 
     /// The slot `distance` after slot number `first`. The caller knows that both are in range;

@@ -95,8 +95,7 @@ impl Frame {
     }
 
     pub(super) fn set_slot(&self, slot: Option<SwapSlot>) {
-        self.slot
-            .store(slot.map_or(0, |slot| slot.as_u32() + 1), Ordering::Relaxed);
+        self.slot.store(slot.map_or(0, |slot| slot.as_u32() + 1), Ordering::Relaxed);
     }
 }
 
@@ -153,10 +152,7 @@ mod tests {
     fn owner_and_slot_survive_packing() {
         let frame = Frame::default();
         assert_eq!(frame.slot(), None);
-        let owner = Owner {
-            object: 0xabcd,
-            gfn: Gfn::new((1 << 48) - 1),
-        };
+        let owner = Owner { object: 0xabcd, gfn: Gfn::new((1 << 48) - 1) };
         frame.set_owner(owner);
         assert_eq!(frame.owner(), owner);
         for raw in [SwapSlot::MAX_SLOTS - 1, 0] {

@@ -37,10 +37,7 @@ impl Harvest {
     /// Both findings together.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
-        Self {
-            dirty: self.dirty || other.dirty,
-            accessed: self.accessed || other.accessed,
-        }
+        Self { dirty: self.dirty || other.dirty, accessed: self.accessed || other.accessed }
     }
 }
 
@@ -114,10 +111,7 @@ impl Entry {
         let mut guard = lock(&self.drained_mutex);
         // Acquire pairs with the Release in `InCall::drop`: what the last call did happened before.
         while self.state.load(Ordering::Acquire) != CLOSED {
-            guard = self
-                .drained
-                .wait(guard)
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            guard = self.drained.wait(guard).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
     }
 }
@@ -153,18 +147,13 @@ impl Registration {
 
 impl std::fmt::Debug for Registration {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Registration")
-            .field("id", &self.id())
-            .finish_non_exhaustive()
+        f.debug_struct("Registration").field("id", &self.id()).finish_non_exhaustive()
     }
 }
 
 /// More clients than there are client numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "no client number is left: {} export clients have registered",
-    ClientId::MAX
-)]
+#[error("no client number is left: {} export clients have registered", ClientId::MAX)]
 pub struct TooManyClients;
 
 /// The list of export notifiers: the mail's `export_notifier_list`.
@@ -176,18 +165,13 @@ pub struct NotifierList {
 
 impl Default for NotifierList {
     fn default() -> Self {
-        Self {
-            entries: Snapshot::new(Vec::new()),
-            writers: Mutex::new(0),
-        }
+        Self { entries: Snapshot::new(Vec::new()), writers: Mutex::new(0) }
     }
 }
 
 impl std::fmt::Debug for NotifierList {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NotifierList")
-            .field("len", &self.entries.load().len())
-            .finish()
+        f.debug_struct("NotifierList").field("len", &self.entries.load().len()).finish()
     }
 }
 

@@ -19,10 +19,7 @@ impl ExportNotifier for Recorder {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let id = *self.id.get().unwrap();
         page.table().rmap_visit(page.pfn(), id, |_| Retain::Drop);
-        Harvest {
-            dirty: self.dirty,
-            accessed: true,
-        }
+        Harvest { dirty: self.dirty, accessed: true }
     }
 
     fn age_page(&self, _page: &LockedPage<'_>) -> bool {
@@ -33,10 +30,7 @@ impl ExportNotifier for Recorder {
     fn flush(&self, frames: &[Pfn], _reason: FlushReason) -> Result<(), RevokeError> {
         self.flushed.lock().unwrap().extend_from_slice(frames);
         if self.fails {
-            return Err(RevokeError {
-                frames: frames.len(),
-                source: io::ErrorKind::Other.into(),
-            });
+            return Err(RevokeError { frames: frames.len(), source: io::ErrorKind::Other.into() });
         }
         Ok(())
     }
@@ -56,10 +50,7 @@ fn a_frame_that_is_not_exported_is_nobodys_business() {
     let (table, list) = (FrameTable::new(1), NotifierList::default());
     let (recorder, _registration) = add(&list, Recorder::default());
     let page = table.lock(FRAME);
-    assert_eq!(
-        list.invalidate_page(&page, Invalidation::Unmap),
-        Harvest::default()
-    );
+    assert_eq!(list.invalidate_page(&page, Invalidation::Unmap), Harvest::default());
     assert!(!list.age_page(&page));
     assert_eq!(recorder.calls.load(Ordering::Relaxed), 0);
 }
@@ -68,31 +59,16 @@ fn a_frame_that_is_not_exported_is_nobodys_business() {
 fn the_flag_stays_until_the_last_of_two_clients_has_let_go() {
     let (table, list) = (FrameTable::new(1), NotifierList::default());
     let (first, first_registration) = add(&list, Recorder::default());
-    let (second, second_registration) = add(
-        &list,
-        Recorder {
-            dirty: true,
-            ..Recorder::default()
-        },
-    );
+    let (second, second_registration) = add(&list, Recorder { dirty: true, ..Recorder::default() });
     table.rmap_add(FRAME, RmapEntry::new(first_registration.id(), 1));
     table.rmap_add(FRAME, RmapEntry::new(second_registration.id(), 2));
 
     let page = table.lock(FRAME);
     table.rmap_visit(FRAME, first_registration.id(), |_| Retain::Drop);
-    assert!(
-        page.frame().is_exported(),
-        "the mail's receiver would have cleared it here"
-    );
+    assert!(page.frame().is_exported(), "the mail's receiver would have cleared it here");
     let harvest = list.invalidate_page(&page, Invalidation::Unmap);
     assert!(!page.frame().is_exported());
-    assert_eq!(
-        harvest,
-        Harvest {
-            dirty: true,
-            accessed: true
-        }
-    );
+    assert_eq!(harvest, Harvest { dirty: true, accessed: true });
     assert_eq!(first.calls.load(Ordering::Relaxed), 1);
     assert_eq!(second.calls.load(Ordering::Relaxed), 1);
 }
@@ -100,13 +76,7 @@ fn the_flag_stays_until_the_last_of_two_clients_has_let_go() {
 #[test]
 fn one_client_failing_to_flush_does_not_spare_the_others() {
     let list = NotifierList::default();
-    let (_failing, _r1) = add(
-        &list,
-        Recorder {
-            fails: true,
-            ..Recorder::default()
-        },
-    );
+    let (_failing, _r1) = add(&list, Recorder { fails: true, ..Recorder::default() });
     let (sound, _r2) = add(&list, Recorder::default());
     let result = list.flush(&[FRAME], FlushReason::Invalidated);
     assert!(matches!(result, Err(RevokeError { frames: 1, .. })));
@@ -163,11 +133,8 @@ impl ExportNotifier for Sleeper {
 fn unregister_waits_for_a_running_call_but_register_does_not() {
     let (entered, has_entered) = mpsc::sync_channel(1);
     let (let_go, leave) = mpsc::channel();
-    let sleeper = Arc::new(Sleeper {
-        entered,
-        leave: Mutex::new(leave),
-        left: AtomicBool::new(false),
-    });
+    let sleeper =
+        Arc::new(Sleeper { entered, leave: Mutex::new(leave), left: AtomicBool::new(false) });
     let list = Arc::new(NotifierList::default());
     let registration = list.register(sleeper.clone()).unwrap();
     let table = Arc::new(FrameTable::new(1));
@@ -190,14 +157,8 @@ fn unregister_waits_for_a_running_call_but_register_does_not() {
     });
     // The writers' lock is not held while `unregister` waits.
     let (_other, _registration) = add(&list, Recorder::default());
-    assert!(
-        !unregistered.load(Ordering::SeqCst),
-        "did not wait for the running call"
-    );
+    assert!(!unregistered.load(Ordering::SeqCst), "did not wait for the running call");
     let_go.send(()).unwrap();
-    assert!(
-        waiter.join().unwrap(),
-        "unregister returned before the call had left"
-    );
+    assert!(waiter.join().unwrap(), "unregister returned before the call had left");
     assert!(walker.join().unwrap());
 }

@@ -75,11 +75,7 @@ impl FrameTable {
                 self.sleep_until_unlocked(pfn, frame);
             }
         }
-        LockedPage {
-            table: self,
-            pfn,
-            _held: held,
-        }
+        LockedPage { table: self, pfn, _held: held }
     }
 
     /// Locks the page in frame `pfn` if nobody holds it.
@@ -99,9 +95,7 @@ impl FrameTable {
         let guard = lock(&queue.mutex);
         // The bit is set and the lock looked at while the queue's mutex is held, and the unlocker
         // takes that mutex after it has cleared both: its wake-up cannot come before the wait.
-        let before = frame
-            .flags
-            .fetch_or(PageFlags::WAITERS.bits(), Ordering::Relaxed);
+        let before = frame.flags.fetch_or(PageFlags::WAITERS.bits(), Ordering::Relaxed);
         if before & PageFlags::LOCKED.bits() != 0 {
             drop(queue.unlocked.wait(guard));
         }
@@ -120,10 +114,7 @@ impl Drop for LockedPage<'_> {
     fn drop(&mut self) {
         let both = PageFlags::LOCKED | PageFlags::WAITERS;
         // Release pairs with the Acquire in `try_set_locked`.
-        let before = self
-            .frame()
-            .flags
-            .fetch_and(!both.bits(), Ordering::Release);
+        let before = self.frame().flags.fetch_and(!both.bits(), Ordering::Release);
         if before & PageFlags::WAITERS.bits() != 0 {
             let queue = self.table.wait_queues.of(self.pfn);
             let _guard = lock(&queue.mutex);
@@ -171,16 +162,12 @@ impl<'a> LockedPage<'a> {
 
     /// Sets flags. Not for the lock bits and `EXPORTED`, which have owners of their own.
     pub fn set_flags(&self, flags: PageFlags) {
-        self.frame()
-            .flags
-            .fetch_or(own(flags).bits(), Ordering::Relaxed);
+        self.frame().flags.fetch_or(own(flags).bits(), Ordering::Relaxed);
     }
 
     /// Clears flags. Not for the lock bits and `EXPORTED`, which have owners of their own.
     pub fn clear_flags(&self, flags: PageFlags) {
-        self.frame()
-            .flags
-            .fetch_and(!own(flags).bits(), Ordering::Relaxed);
+        self.frame().flags.fetch_and(!own(flags).bits(), Ordering::Relaxed);
     }
 
     /// Sets reclaim's use count, cut to [`MAX_USES`](crate::export_rmap::flags::MAX_USES).

@@ -32,11 +32,7 @@ impl ClientId {
     /// Wraps a number up to [`ClientId::MAX`]; `None` above.
     #[must_use]
     pub const fn new(raw: u16) -> Option<Self> {
-        if raw <= Self::MAX {
-            Some(Self(raw))
-        } else {
-            None
-        }
+        if raw <= Self::MAX { Some(Self(raw)) } else { None }
     }
 
     /// The raw number.
@@ -118,11 +114,7 @@ struct Chunks {
 
 impl Chunks {
     fn allocate(&mut self, next: u32) -> u32 {
-        let chunk = Chunk {
-            entries: [0; CHUNK_ENTRIES],
-            len: 0,
-            next,
-        };
+        let chunk = Chunk { entries: [0; CHUNK_ENTRIES], len: 0, next };
         if let Some(index) = self.free.pop() {
             self.all[index as usize] = chunk;
             return index;
@@ -148,11 +140,7 @@ impl Chunks {
         let mut entries = Vec::new();
         while head != NO_CHUNK {
             let chunk = &self.all[head as usize];
-            entries.extend(
-                chunk.entries[..chunk.len as usize]
-                    .iter()
-                    .map(|&raw| RmapEntry(raw)),
-            );
+            entries.extend(chunk.entries[..chunk.len as usize].iter().map(|&raw| RmapEntry(raw)));
             self.free.push(head);
             head = chunk.next;
         }
@@ -176,12 +164,7 @@ impl<'a> LockedMap<'a> {
             // Acquire pairs with the Release in `unlock`.
             let head = frame.rmap.fetch_or(ENTRY_LOCK, Ordering::Acquire);
             if head & ENTRY_LOCK == 0 {
-                return Self {
-                    frame,
-                    chunks: &table.chunks,
-                    head,
-                    _held: held,
-                };
+                return Self { frame, chunks: &table.chunks, head, _held: held };
             }
             while frame.rmap.load(Ordering::Relaxed) & ENTRY_LOCK != 0 {
                 spin_loop();
@@ -199,9 +182,7 @@ impl<'a> LockedMap<'a> {
             self.frame.flags.fetch_or(exported, Ordering::Relaxed);
         }
         // Release pairs with the Acquire in `lock`.
-        self.frame
-            .rmap
-            .store(self.head & !ENTRY_LOCK, Ordering::Release);
+        self.frame.rmap.store(self.head & !ENTRY_LOCK, Ordering::Release);
     }
 
     fn first_chunk(&self) -> u32 {
@@ -287,11 +268,7 @@ impl FrameTable {
     /// those for which it says so. `visit` must not lock anything: the entry lock spins.
     pub fn rmap_visit(&self, pfn: Pfn, client: ClientId, mut visit: impl FnMut(u64) -> Retain) {
         self.visit(pfn, |entry| {
-            if entry.client() == client {
-                visit(entry.location())
-            } else {
-                Retain::Keep
-            }
+            if entry.client() == client { visit(entry.location()) } else { Retain::Keep }
         });
     }
 
@@ -299,9 +276,7 @@ impl FrameTable {
     /// client that holds its MMU lock and has not removed the mapping's entry yet: an invalidation
     /// that no longer finds the entry then finds the page dirty, since both stand in one word.
     pub fn note_dirty(&self, pfn: Pfn) {
-        self.frame(pfn)
-            .flags
-            .fetch_or(PageFlags::DIRTY.bits(), Ordering::Relaxed);
+        self.frame(pfn).flags.fetch_or(PageFlags::DIRTY.bits(), Ordering::Relaxed);
     }
 
     /// All mappings of the frame, for checks.
@@ -362,10 +337,7 @@ mod tests {
             Retain::Drop
         });
         assert_eq!(seen, [20]);
-        assert!(
-            table.get(FRAME).unwrap().is_exported(),
-            "client 1 still maps it"
-        );
+        assert!(table.get(FRAME).unwrap().is_exported(), "client 1 still maps it");
         table.rmap_visit(FRAME, client(1), |_| Retain::Drop);
         assert!(!table.get(FRAME).unwrap().is_exported());
     }

@@ -59,9 +59,7 @@ impl InvalidationSequence {
     /// A sequence in which nothing has been invalidated yet.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            shards: (0..SHARDS).map(|_| AtomicU64::new(0)).collect(),
-        }
+        Self { shards: (0..SHARDS).map(|_| AtomicU64::new(0)).collect() }
     }
 
     fn shard(gfn: Gfn) -> usize {
@@ -78,10 +76,7 @@ impl InvalidationSequence {
     #[must_use]
     pub fn read(&self, gfn: Gfn, _page: &LockedPage<'_>) -> SequenceToken {
         let shard = Self::shard(gfn);
-        SequenceToken {
-            shard,
-            value: self.shards[shard].load(Ordering::Acquire),
-        }
+        SequenceToken { shard, value: self.shards[shard].load(Ordering::Acquire) }
     }
 
     /// Whether an invalidation began since the token was taken. Call it with the client's MMU lock

@@ -110,8 +110,7 @@ impl HostMm {
             return self.view.write(page, 0, &ZEROS);
         };
         let mut content = ZEROS;
-        self.swap
-            .read_page(slot, page.owner().tag(), &mut content)?;
+        self.swap.read_page(slot, page.owner().tag(), &mut content)?;
         self.view.write(page, 0, &content)?;
         // The copy in swap stands: as long as the page stays clean it need not be written again.
         page.set_slot(Some(slot));

@@ -17,14 +17,10 @@ const MAX_HOST_MEMORY_BYTES: u64 = 1 << 42;
 pub(super) fn count(bytes: u64) -> Result<u32, MmError> {
     let bad = |why: String| MmError::BadHostMemory { bytes, why };
     if bytes < MIN_HOST_MEMORY_BYTES {
-        return Err(bad(format!(
-            "is below the minimum of {MIN_HOST_MEMORY_BYTES} bytes (4 MiB)"
-        )));
+        return Err(bad(format!("is below the minimum of {MIN_HOST_MEMORY_BYTES} bytes (4 MiB)")));
     }
     if bytes > MAX_HOST_MEMORY_BYTES {
-        return Err(bad(format!(
-            "is above the maximum of {MAX_HOST_MEMORY_BYTES} bytes (4 TiB)"
-        )));
+        return Err(bad(format!("is above the maximum of {MAX_HOST_MEMORY_BYTES} bytes (4 TiB)")));
     }
     if !bytes.is_multiple_of(PAGE_SIZE_U64) {
         return Err(bad("is not a multiple of 4096 bytes".to_owned()));
@@ -113,11 +109,7 @@ impl Drop for FreeFrame<'_> {
         {
             // The frame is free all the same; but a stale access to it would go unseen.
             let kind = ViolationKind::NotPunched;
-            self.mm.violations.report(MmViolation {
-                kind,
-                pfn: self.pfn,
-                owner,
-            });
+            self.mm.violations.report(MmViolation { kind, pfn: self.pfn, owner });
         }
         self.mm.free.push(self.pfn);
     }
@@ -129,9 +121,7 @@ impl HostMm {
         let pfn = self.free.pop()?;
         let free = self.free.len();
         let in_use = u64::from(self.table.len() - free.min(self.table.len()));
-        self.counters
-            .peak_frames_in_use
-            .fetch_max(in_use, Ordering::Relaxed);
+        self.counters.peak_frames_in_use.fetch_max(in_use, Ordering::Relaxed);
         if free < self.free.low {
             self.reclaimer.wake();
         }

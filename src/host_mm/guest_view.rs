@@ -48,10 +48,7 @@ impl GuestView {
             [(offset, len)] => memory::discard(&self.region, *offset, *len),
             runs => memory::discard_scattered(&self.region, runs, &self.process_madvise),
         };
-        revoked.map_err(|source| RevokeError {
-            frames: frames.len(),
-            source,
-        })
+        revoked.map_err(|source| RevokeError { frames: frames.len(), source })
     }
 }
 
@@ -78,10 +75,7 @@ mod tests {
     #[test]
     fn neighbours_make_one_run_in_any_order() {
         let frames = [5, 3, 9, 4, 3].map(Pfn::new);
-        assert_eq!(
-            runs(&frames),
-            [(3 * PAGE_SIZE, 3 * PAGE_SIZE), (9 * PAGE_SIZE, PAGE_SIZE)]
-        );
+        assert_eq!(runs(&frames), [(3 * PAGE_SIZE, 3 * PAGE_SIZE), (9 * PAGE_SIZE, PAGE_SIZE)]);
         assert!(runs(&[]).is_empty());
     }
 }

@@ -26,10 +26,7 @@ pub(crate) struct HostView {
 
 /// Maps the whole memfd, shared.
 pub(super) fn map(memfd: &File, bytes: u64) -> Result<MmapRegion, MmError> {
-    let refused = |source| MmError::Host {
-        what: "a mapping of the frames",
-        source,
-    };
+    let refused = |source| MmError::Host { what: "a mapping of the frames", source };
     let memfd = memfd.try_clone().map_err(refused)?;
     let bytes =
         usize::try_from(bytes).map_err(|_| refused(std::io::ErrorKind::OutOfMemory.into()))?;
@@ -46,11 +43,8 @@ pub(super) fn map(memfd: &File, bytes: u64) -> Result<MmapRegion, MmError> {
 
 impl HostView {
     pub(super) fn new(bytes: u64) -> Result<Self, MmError> {
-        let memfd =
-            memory::create_memfd("gnomon-frames", bytes).map_err(|source| MmError::Host {
-                what: "a memfd for the frames",
-                source,
-            })?;
+        let memfd = memory::create_memfd("gnomon-frames", bytes)
+            .map_err(|source| MmError::Host { what: "a memfd for the frames", source })?;
         let region = map(&memfd, bytes)?;
         Ok(Self { memfd, region })
     }
@@ -64,20 +58,14 @@ impl HostView {
     }
 
     pub(super) fn allocated_bytes(&self) -> Result<u64, MmError> {
-        memory::allocated_bytes(&self.memfd).map_err(|source| MmError::Host {
-            what: "the size of the frames' memfd",
-            source,
-        })
+        memory::allocated_bytes(&self.memfd)
+            .map_err(|source| MmError::Host { what: "the size of the frames' memfd", source })
     }
 
     /// Gives the memory of free frames back to the kernel.
     pub(super) fn punch(&self, pfn: Pfn) -> Result<(), MmError> {
-        memory::punch_hole(&self.memfd, pfn.byte_offset(), PAGE_SIZE as u64).map_err(|source| {
-            MmError::Host {
-                what: "to punch a frame out of the memfd",
-                source,
-            }
-        })
+        memory::punch_hole(&self.memfd, pfn.byte_offset(), PAGE_SIZE as u64)
+            .map_err(|source| MmError::Host { what: "to punch a frame out of the memfd", source })
     }
 
     /// Copies bytes out of a page. `offset + buf.len()` must not exceed the page.
@@ -88,10 +76,7 @@ impl HostView {
         buf: &mut [u8],
     ) -> Result<(), MmError> {
         let at = position(page, offset, buf.len())?;
-        self.region
-            .as_volatile_slice()
-            .read_slice(buf, at)
-            .map_err(|error| outside(page, &error))
+        self.region.as_volatile_slice().read_slice(buf, at).map_err(|error| outside(page, &error))
     }
 
     /// Copies bytes into a page. The caller sets `DIRTY`.
@@ -102,34 +87,23 @@ impl HostView {
         buf: &[u8],
     ) -> Result<(), MmError> {
         let at = position(page, offset, buf.len())?;
-        self.region
-            .as_volatile_slice()
-            .write_slice(buf, at)
-            .map_err(|error| outside(page, &error))
+        self.region.as_volatile_slice().write_slice(buf, at).map_err(|error| outside(page, &error))
     }
 
     /// The aligned 64-bit word at byte `offset` of a page: an entry of a guest page table.
     pub(crate) fn word(&self, page: &LockedPage<'_>, offset: usize) -> Result<&AtomicU64, MmError> {
         let at = position(page, offset, size_of::<u64>())?;
-        self.region
-            .get_atomic_ref(at)
-            .map_err(|error| outside(page, &error))
+        self.region.get_atomic_ref(at).map_err(|error| outside(page, &error))
     }
 }
 
 fn position(page: &LockedPage<'_>, offset: usize, len: usize) -> Result<usize, MmError> {
     if offset.checked_add(len).is_none_or(|end| end > PAGE_SIZE) {
-        return Err(outside(
-            page,
-            &format!("{len} bytes at offset {offset} leave the page"),
-        ));
+        return Err(outside(page, &format!("{len} bytes at offset {offset} leave the page")));
     }
     Ok(page.pfn().index() * PAGE_SIZE + offset)
 }
 
 fn outside(page: &LockedPage<'_>, why: &dyn std::fmt::Display) -> MmError {
-    MmError::View {
-        pfn: page.pfn(),
-        why: why.to_string(),
-    }
+    MmError::View { pfn: page.pfn(), why: why.to_string() }
 }

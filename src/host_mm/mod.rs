@@ -77,11 +77,7 @@ impl HostMmConfig {
     pub fn new(host_memory_bytes: u64) -> Self {
         Self {
             host_memory_bytes,
-            swap: SwapConfig {
-                path: None,
-                dir: None,
-                bytes: 1 << 30,
-            },
+            swap: SwapConfig { path: None, dir: None, bytes: 1 << 30 },
             policy: ReclaimPolicy::Clock,
             paranoid: false,
             check_evictions: false,
@@ -108,9 +104,7 @@ pub struct HostMm {
 
 impl std::fmt::Debug for HostMm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HostMm")
-            .field("config", &self.config)
-            .finish_non_exhaustive()
+        f.debug_struct("HostMm").field("config", &self.config).finish_non_exhaustive()
     }
 }
 

@@ -64,9 +64,7 @@ impl Entry {
 
     /// Sets the entry if it is still `old`; the caller holds the page lock of the frame in `new`.
     pub(super) fn replace(&self, old: Place, new: Place, _page: &LockedPage<'_>) -> bool {
-        self.0
-            .compare_exchange(old.pack(), new.pack(), Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+        self.0.compare_exchange(old.pack(), new.pack(), Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 
@@ -104,10 +102,7 @@ impl ObjectPages {
     }
 
     pub(super) fn owner(&self, gfn: Gfn) -> Owner {
-        Owner {
-            object: self.number,
-            gfn,
-        }
+        Owner { object: self.number, gfn }
     }
 
     /// Indices of the top, mid and leaf tables.
@@ -123,10 +118,8 @@ impl ObjectPages {
             return None;
         }
         let [top, mid, leaf] = Self::indices(gfn)?;
-        let mids = self
-            .top
-            .get(top)?
-            .get_or_init(|| Box::new([const { OnceLock::new() }; MID_LEAVES]));
+        let mids =
+            self.top.get(top)?.get_or_init(|| Box::new([const { OnceLock::new() }; MID_LEAVES]));
         let leaves = mids[mid].get_or_init(|| Box::new(std::array::from_fn(|_| Entry::default())));
         Some(&leaves[leaf])
     }
@@ -171,19 +164,14 @@ impl HostMm {
     ) -> Result<Arc<MemoryObject>, MmError> {
         let number = self
             .next_object
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| {
-                number.checked_add(1)
-            })
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| number.checked_add(1))
             .map_err(|_| MmError::TooManyObjects)?;
         let pages = Arc::new(ObjectPages::new(number, memory_bytes));
         let _writers = lock(&self.object_writers);
         let mut objects = self.objects.load().to_vec();
         objects.push(pages.clone());
         self.objects.store(objects);
-        Ok(Arc::new(MemoryObject {
-            mm: self.clone(),
-            pages,
-        }))
+        Ok(Arc::new(MemoryObject { mm: self.clone(), pages }))
     }
 }
 
@@ -243,9 +231,7 @@ impl MemoryObject {
         let mut done = 0;
         for (gfn, offset, len) in self.split(gpa, buf.len())? {
             let page = self.lock_page(gfn)?;
-            self.mm
-                .view
-                .read(&page, offset, &mut buf[done..done + len])?;
+            self.mm.view.read(&page, offset, &mut buf[done..done + len])?;
             done += len;
         }
         Ok(())
@@ -286,15 +272,8 @@ impl MemoryObject {
         len: usize,
     ) -> Result<impl Iterator<Item = (Gfn, usize, usize)> + use<>, MmError> {
         let bytes = len as u64;
-        if gpa
-            .checked_add(bytes)
-            .is_none_or(|end| end.as_u64() > self.pages.bytes)
-        {
-            return Err(MmError::OutsideMemory {
-                gpa,
-                len: bytes,
-                memory_bytes: self.pages.bytes,
-            });
+        if gpa.checked_add(bytes).is_none_or(|end| end.as_u64() > self.pages.bytes) {
+            return Err(MmError::OutsideMemory { gpa, len: bytes, memory_bytes: self.pages.bytes });
         }
         let (mut at, mut left) = (gpa.as_u64(), len);
         Ok(std::iter::from_fn(move || {
@@ -313,8 +292,7 @@ impl MemoryObject {
 
 impl Drop for MemoryObject {
     fn drop(&mut self) {
-        self.pages
-            .for_each_touched(|gfn, entry| self.mm.discard_page(&self.pages, gfn, entry));
+        self.pages.for_each_touched(|gfn, entry| self.mm.discard_page(&self.pages, gfn, entry));
         let _writers = lock(&self.mm.object_writers);
         let mut objects = self.mm.objects.load().to_vec();
         objects.retain(|pages| !Arc::ptr_eq(pages, &self.pages));

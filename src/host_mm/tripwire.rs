@@ -59,26 +59,15 @@ impl TripwireWatch {
                         && let Some(last_owner) = mm.last_owner(pfn)
                     {
                         let (write, thread) = (fault.write, fault.thread);
-                        on_trip(TripReport {
-                            pfn,
-                            last_owner,
-                            write,
-                            thread,
-                        });
+                        on_trip(TripReport { pfn, last_owner, write, thread });
                     }
                     if watched.release_zero(fault.offset).is_err() {
                         return;
                     }
                 }
             })
-            .map_err(|source| MmError::Host {
-                what: "a thread for the tripwire",
-                source,
-            })?;
-        Ok(Self {
-            tripwire,
-            thread: Some(thread),
-        })
+            .map_err(|source| MmError::Host { what: "a thread for the tripwire", source })?;
+        Ok(Self { tripwire, thread: Some(thread) })
     }
 }
 

@@ -25,10 +25,7 @@ impl MachineLayout {
     /// The frame at a machine address, given the number of frames; `None` for window pages.
     pub(super) fn frame_at(&self, address: u64, frames: u32) -> Option<Pfn> {
         let index = address.checked_sub(self.frames_base)? >> PAGE_SHIFT;
-        u32::try_from(index)
-            .ok()
-            .filter(|&index| index < frames)
-            .map(Pfn::new)
+        u32::try_from(index).ok().filter(|&index| index < frames).map(Pfn::new)
     }
 
     /// The machine address of a guest frame of the pinned window.

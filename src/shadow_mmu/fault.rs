@@ -119,14 +119,7 @@ impl Mmu {
             if self.sabotaged(Sabotage::LateInstall) {
                 dawdle();
             }
-            let install = Install {
-                root,
-                gva,
-                access,
-                translation: &translation,
-                target,
-                flushes,
-            };
+            let install = Install { root, gva, access, translation: &translation, target, flushes };
             match self.install(&install)? {
                 Installed::Done => {
                     self.fault_around(context, &install)?;
@@ -179,13 +172,7 @@ impl Mmu {
     }
 
     pub(super) fn new_spte(&self, install: &Install<'_>) -> Pte {
-        let Translation {
-            writable,
-            executable,
-            dirty,
-            origin,
-            ..
-        } = *install.translation;
+        let Translation { writable, executable, dirty, origin, .. } = *install.translation;
         let address = match install.target {
             Target::Frame(pfn, _) => self.config.machine.frame_address(pfn),
             Target::Window(address) => address,
@@ -220,9 +207,7 @@ impl Mmu {
             }
         }
         // Release: what hardware finds through the entry was written before.
-        self.tables
-            .entry(place.page, place.index)
-            .store(new.bits(), Ordering::Release);
+        self.tables.entry(place.page, place.index).store(new.bits(), Ordering::Release);
         Counters::add(&self.counters.installs, 1);
         Installed::Done
     }

@@ -39,19 +39,9 @@ impl Mmu {
         if state.flush_count(fault.root) != Some(fault.flushes) {
             return Ok(());
         }
-        for Neighbour {
-            gva,
-            translation,
-            target,
-        } in &neighbours
-        {
-            let install = Install {
-                gva: *gva,
-                access: Access::Read,
-                translation,
-                target: *target,
-                ..*fault
-            };
+        for Neighbour { gva, translation, target } in &neighbours {
+            let install =
+                Install { gva: *gva, access: Access::Read, translation, target: *target, ..*fault };
             // The group lies in the table of the fault itself, which exists.
             let Some(place) = self.spte_place(&mut state, fault.root, *gva, Pte::empty()) else {
                 break;
@@ -110,11 +100,7 @@ impl Mmu {
             let token = self.object.sequence().read(translation.gfn, &page);
             let target = Target::Frame(page.pfn(), token);
             let gva = Gva::new(group_gva + number as u64 * PAGE_SIZE_U64);
-            neighbours.push(Neighbour {
-                gva,
-                translation,
-                target,
-            });
+            neighbours.push(Neighbour { gva, translation, target });
         }
         Ok(neighbours)
     }

@@ -69,9 +69,7 @@ struct Mmu {
 
 impl std::fmt::Debug for Mmu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Mmu")
-            .field("config", &self.config)
-            .finish_non_exhaustive()
+        f.debug_struct("Mmu").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
@@ -101,17 +99,11 @@ impl ShadowMmu {
         });
         let registration = mm.notifiers().register(mmu.clone()).map_err(|error| {
             let source = std::io::Error::other(error);
-            MmError::Host {
-                what: "an export client",
-                source,
-            }
+            MmError::Host { what: "an export client", source }
         })?;
         // Nothing is exported before this, so no call needs the number earlier.
         let _ = mmu.client.set(registration.id());
-        Ok(Self {
-            mmu,
-            registration: Some(registration),
-        })
+        Ok(Self { mmu, registration: Some(registration) })
     }
 
     /// The guest's memory.

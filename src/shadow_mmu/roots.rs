@@ -82,10 +82,7 @@ impl SptePlace {
     #[allow(clippy::cast_possible_truncation)]
     pub(super) fn of_location(location: u64) -> Self {
         let entries = ENTRIES as u64;
-        Self {
-            page: (location / entries) as u32,
-            index: (location % entries) as usize,
-        }
+        Self { page: (location / entries) as u32, index: (location % entries) as usize }
     }
 }
 
@@ -95,19 +92,11 @@ pub(super) struct FlushCount(u64);
 
 impl State {
     pub(super) fn new(pages: u32) -> Self {
-        Self {
-            roots: Vec::new(),
-            by_cr3: HashMap::new(),
-            pages,
-            next_page: 0,
-            epoch: 0,
-        }
+        Self { roots: Vec::new(), by_cr3: HashMap::new(), pages, next_page: 0, epoch: 0 }
     }
 
     fn root(&self, root: Root) -> Option<&RootTables> {
-        (root.epoch == self.epoch)
-            .then(|| self.roots.get(root.number as usize))
-            .flatten()
+        (root.epoch == self.epoch).then(|| self.roots.get(root.number as usize)).flatten()
     }
 
     fn root_mut(&mut self, root: Root) -> Option<&mut RootTables> {
@@ -126,10 +115,7 @@ impl State {
     fn find(&self, root: Root, gva: Gva) -> Option<SptePlace> {
         let tables = self.root(root)?;
         let leaf = tables.leaves[*tables.by_region.get(&(gva.as_u64() / LEAF_SPAN))?];
-        Some(SptePlace {
-            page: leaf.page,
-            index: table_index(gva, 1),
-        })
+        Some(SptePlace { page: leaf.page, index: table_index(gva, 1) })
     }
 
     fn allocate(&mut self) -> Option<PageIndex> {
@@ -161,10 +147,7 @@ impl Mmu {
         {
             let leaf = &mut tables.leaves[at];
             leaf.origins |= origin;
-            return Some(SptePlace {
-                page: leaf.page,
-                index,
-            });
+            return Some(SptePlace { page: leaf.page, index });
         }
         let mut page = state.root(root)?.page;
         for level in (2..=4).rev() {
@@ -177,20 +160,14 @@ impl Mmu {
                 self.tables.clear(new);
                 let entry = Pte::TABLE.at(self.page_address(new));
                 // Release: hardware that follows the entry finds a table of zeros.
-                self.tables
-                    .entry(page, at)
-                    .store(entry.bits(), Ordering::Release);
+                self.tables.entry(page, at).store(entry.bits(), Ordering::Release);
                 new
             };
         }
         let tables = state.root_mut(root)?;
         tables.by_region.insert(region, tables.leaves.len());
         let base = Gva::new(region * LEAF_SPAN);
-        tables.leaves.push(Leaf {
-            page,
-            base,
-            origins: origin,
-        });
+        tables.leaves.push(Leaf { page, base, origins: origin });
         Some(SptePlace { page, index })
     }
 
@@ -199,9 +176,7 @@ impl Mmu {
     }
 
     fn page_at(&self, entry: Pte) -> Option<PageIndex> {
-        let offset = entry
-            .address()
-            .checked_sub(self.config.machine.tables_base)?;
+        let offset = entry.address().checked_sub(self.config.machine.tables_base)?;
         PageIndex::try_from(offset / crate::addr::PAGE_SIZE_U64).ok()
     }
 
@@ -210,15 +185,11 @@ impl Mmu {
         if !spte.is_present() {
             return None;
         }
-        self.config
-            .machine
-            .frame_at(spte.address(), self.mm.frame_count())
+        self.config.machine.frame_at(spte.address(), self.mm.frame_count())
     }
 
     pub(super) fn rmap_entry(&self, place: SptePlace) -> Option<RmapEntry> {
-        self.client
-            .get()
-            .map(|&client| RmapEntry::new(client, place.location()))
+        self.client.get().map(|&client| RmapEntry::new(client, place.location()))
     }
 
     /// Clears SPTEs for reasons of the guest's, with the MMU lock held: clear, flush, and only then
@@ -257,10 +228,7 @@ impl Mmu {
         let mut state = lock(&self.state);
         for leaf in state.leaves() {
             for place in entries_of(leaf.page) {
-                let raw = self
-                    .tables
-                    .entry(place.page, place.index)
-                    .swap(0, Ordering::AcqRel);
+                let raw = self.tables.entry(place.page, place.index).swap(0, Ordering::AcqRel);
                 let old = Pte::of(raw);
                 let Some(pfn) = self.frame_of(old) else {
                     continue;
@@ -275,10 +243,7 @@ impl Mmu {
         }
         let pages = state.pages;
         let epoch = state.epoch + 1;
-        *state = State {
-            epoch,
-            ..State::new(pages)
-        };
+        *state = State { epoch, ..State::new(pages) };
     }
 }
 
@@ -297,10 +262,7 @@ impl ShadowMmu {
         let mut state = lock(&mmu.state);
         let key = cr3.as_u64() & ADDRESS_MASK;
         if let Some(&number) = state.by_cr3.get(&key) {
-            let root = Root {
-                number,
-                epoch: state.epoch,
-            };
+            let root = Root { number, epoch: state.epoch };
             flush(mmu, &mut state, root, |_| true)?;
             return Ok(LoadRoot::Root(root));
         }
@@ -308,9 +270,7 @@ impl ShadowMmu {
             return Ok(LoadRoot::NeedsRecycle);
         };
         mmu.tables.clear(page);
-        mmu.tables
-            .entry(page, MONITOR_SLOT)
-            .store(mmu.config.monitor_pml4e, Ordering::Release);
+        mmu.tables.entry(page, MONITOR_SLOT).store(mmu.config.monitor_pml4e, Ordering::Release);
         let number = u32::try_from(state.roots.len()).unwrap_or(u32::MAX);
         state.roots.push(RootTables {
             page,
@@ -319,10 +279,7 @@ impl ShadowMmu {
             flushes: 0,
         });
         state.by_cr3.insert(key, number);
-        Ok(LoadRoot::Root(Root {
-            number,
-            epoch: state.epoch,
-        }))
+        Ok(LoadRoot::Root(Root { number, epoch: state.epoch }))
     }
 
     /// The root that a guest CR3 has already, without flushing it: for a vCPU that goes on after
@@ -334,10 +291,7 @@ impl ShadowMmu {
         {
             let state = lock(&self.mmu.state);
             if let Some(&number) = state.by_cr3.get(&(cr3.as_u64() & ADDRESS_MASK)) {
-                return Ok(LoadRoot::Root(Root {
-                    number,
-                    epoch: state.epoch,
-                }));
+                return Ok(LoadRoot::Root(Root { number, epoch: state.epoch }));
             }
         }
         self.load_root(cr3)
@@ -347,9 +301,7 @@ impl ShadowMmu {
     #[must_use]
     pub fn root_machine_address(&self, root: Root) -> Option<u64> {
         let state = lock(&self.mmu.state);
-        state
-            .root(root)
-            .map(|tables| self.mmu.page_address(tables.page))
+        state.root(root).map(|tables| self.mmu.page_address(tables.page))
     }
 
     /// A guest's `invlpg`: forgets the translation of the guest page that maps `gva`, whatever its
@@ -368,10 +320,7 @@ impl ShadowMmu {
             .is_some_and(|leaf| leaf.origins.contains(Pte::FROM_2M));
         let in_gib = |leaf: &Leaf| leaf.base.as_u64() / GIB == gva.as_u64() / GIB;
         let large_1g = state.root(root).is_some_and(|tables| {
-            tables
-                .leaves
-                .iter()
-                .any(|leaf| in_gib(leaf) && leaf.origins.contains(Pte::FROM_1G))
+            tables.leaves.iter().any(|leaf| in_gib(leaf) && leaf.origins.contains(Pte::FROM_1G))
         });
         if large_1g || large_2m {
             return flush(mmu, &mut state, root, |leaf| {
@@ -407,9 +356,7 @@ impl ShadowMmu {
     pub fn find_mapping(&self, pfn: Pfn) -> Option<Gva> {
         let state = lock(&self.mmu.state);
         let mut sptes = present_sptes(&self.mmu, &state);
-        sptes
-            .find(|&(_, _, mapped)| mapped == pfn)
-            .map(|(gva, _, _)| gva)
+        sptes.find(|&(_, _, mapped)| mapped == pfn).map(|(gva, _, _)| gva)
     }
 
     /// Invariant I3: compares the reverse map with the SPTEs, both ways. Returns one sentence for
@@ -421,10 +368,7 @@ impl ShadowMmu {
         let mut differences = Vec::new();
         let mut sptes_of: HashMap<u32, Vec<u64>> = HashMap::new();
         for (_, place, pfn) in present_sptes(mmu, &state) {
-            sptes_of
-                .entry(pfn.as_u32())
-                .or_default()
-                .push(place.location());
+            sptes_of.entry(pfn.as_u32()).or_default().push(place.location());
         }
         for raw in 0..mmu.mm.frame_count() {
             let pfn = Pfn::new(raw);
@@ -461,9 +405,7 @@ fn present_sptes<'a>(
         entries_of(leaf.page).filter_map(move |place| {
             let entry = mmu.tables.entry(place.page, place.index);
             let pfn = mmu.frame_of(Pte::of(entry.load(Ordering::Acquire)))?;
-            let gva = leaf
-                .base
-                .checked_add(place.index as u64 * crate::addr::PAGE_SIZE_U64)?;
+            let gva = leaf.base.checked_add(place.index as u64 * crate::addr::PAGE_SIZE_U64)?;
             Some((gva, place, pfn))
         })
     })

@@ -29,10 +29,8 @@ pub(super) const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
 impl Pte {
     /// An entry of our upper levels: rights are decided by the leaf alone. Accessed is preset, so
     /// that hardware has nothing to write.
-    pub(super) const TABLE: Self = Self::PRESENT
-        .union(Self::WRITABLE)
-        .union(Self::USER)
-        .union(Self::ACCESSED);
+    pub(super) const TABLE: Self =
+        Self::PRESENT.union(Self::WRITABLE).union(Self::USER).union(Self::ACCESSED);
 
     pub(super) const fn of(raw: u64) -> Self {
         Self::from_bits_retain(raw)

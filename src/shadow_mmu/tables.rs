@@ -28,24 +28,15 @@ impl TableMemory {
     /// # Errors
     /// [`MmError::Host`] if the region is too small or the offset not a multiple of 4096.
     pub fn new(region: Arc<MmapRegion>, offset: usize, pages: u32) -> Result<Self, MmError> {
-        let end = (pages as usize)
-            .checked_mul(PAGE_SIZE)
-            .and_then(|len| len.checked_add(offset));
+        let end = (pages as usize).checked_mul(PAGE_SIZE).and_then(|len| len.checked_add(offset));
         if !offset.is_multiple_of(PAGE_SIZE) || end.is_none_or(|end| end > region.size()) {
             let source = std::io::Error::other(format!(
                 "{pages} pages from byte {offset} do not fit a region of {} bytes",
                 region.size()
             ));
-            return Err(MmError::Host {
-                what: "memory for shadow pages",
-                source,
-            });
+            return Err(MmError::Host { what: "memory for shadow pages", source });
         }
-        Ok(Self {
-            region,
-            offset,
-            pages,
-        })
+        Ok(Self { region, offset, pages })
     }
 
     /// Number of shadow pages.
@@ -60,10 +51,7 @@ impl TableMemory {
     /// If the page was not handed out by this memory's allocator: page numbers come from nowhere
     /// else, a guest has no say in them.
     pub(super) fn entry(&self, page: PageIndex, index: usize) -> &AtomicU64 {
-        assert!(
-            page < self.pages && index < ENTRIES,
-            "no entry {index} of shadow page {page}"
-        );
+        assert!(page < self.pages && index < ENTRIES, "no entry {index} of shadow page {page}");
         let at = self.offset + page as usize * PAGE_SIZE + index * size_of::<u64>();
         match self.region.get_atomic_ref(at) {
             Ok(entry) => entry,

@@ -47,9 +47,7 @@ impl ShadowMmu {
         access: Access,
     ) -> Result<(), GuestAccessError> {
         for part in self.mmu.translate(context, gva, buf.len(), access)? {
-            self.mmu
-                .object
-                .read(part.gpa, &mut buf[part.start..part.start + part.len])?;
+            self.mmu.object.read(part.gpa, &mut buf[part.start..part.start + part.len])?;
         }
         Ok(())
     }
@@ -66,9 +64,7 @@ impl ShadowMmu {
         buf: &[u8],
     ) -> Result<(), GuestAccessError> {
         for part in self.mmu.translate(context, gva, buf.len(), Access::Write)? {
-            self.mmu
-                .object
-                .write(part.gpa, &buf[part.start..part.start + part.len])?;
+            self.mmu.object.write(part.gpa, &buf[part.start..part.start + part.len])?;
         }
         Ok(())
     }
@@ -95,17 +91,10 @@ impl Mmu {
                     if !self.object.contains(translation.gfn) {
                         return Err(GuestAccessError::OutsideRam { gpa });
                     }
-                    parts.push(Part {
-                        gpa,
-                        start,
-                        len: chunk,
-                    });
+                    parts.push(Part { gpa, start, len: chunk });
                 }
                 Walk::Fault(error_code) | Walk::Contended(error_code) => {
-                    return Err(GuestAccessError::PageFault {
-                        gva: at,
-                        error_code,
-                    });
+                    return Err(GuestAccessError::PageFault { gva: at, error_code });
                 }
             }
             start += chunk;

@@ -141,10 +141,7 @@ impl Mmu {
     ) -> Result<Walk, MmError> {
         let code = access_code(context, access);
         let mut table = Gpa::new(context.cr3.as_u64() & super::spte::ADDRESS_MASK).gfn();
-        let mut upper = Rights {
-            writable: true,
-            executable: true,
-        };
+        let mut upper = Rights { writable: true, executable: true };
         for (step, level) in steps.iter_mut().zip((1..=4u32).rev()) {
             let index = table_index(gva, level);
             let Some(raw) = self.read_entry(table, index)? else {
@@ -291,9 +288,5 @@ pub(super) fn table_index(gva: Gva, level: u32) -> usize {
 }
 
 const fn low_bits(count: u32) -> u64 {
-    if count >= 64 {
-        u64::MAX
-    } else {
-        (1 << count) - 1
-    }
+    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
 }

@@ -76,7 +76,5 @@ impl<T> Snapshot<T> {
 /// Locks a mutex whose data stays consistent at every point where its holder could panic, so that
 /// one thread's panic does not spread to all others.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

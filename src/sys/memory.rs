@@ -136,11 +136,7 @@ impl ProcessMadvise {
     /// `madvise` a range.
     #[must_use]
     pub fn probe() -> Self {
-        Self {
-            this_process: open_this_process()
-                .ok()
-                .filter(|fd| works(fd).unwrap_or(false)),
-        }
+        Self { this_process: open_this_process().ok().filter(|fd| works(fd).unwrap_or(false)) }
     }
 
     /// For tests and comparisons: behave as on a kernel without the call.
@@ -172,10 +168,7 @@ fn works(this_process: &OwnedFd) -> io::Result<bool> {
     let page = MmapRegion::<()>::new(PAGE_SIZE).map_err(io::Error::other)?;
     let slice = page.as_volatile_slice();
     slice.write_obj(0xa5_u8, 0).map_err(io::Error::other)?;
-    let vector = [libc::iovec {
-        iov_base: page.as_ptr().cast(),
-        iov_len: PAGE_SIZE,
-    }];
+    let vector = [libc::iovec { iov_base: page.as_ptr().cast(), iov_len: PAGE_SIZE }];
     // SAFETY: dropping loses the page's content, and nothing but this function knows the page.
     let dropped = unsafe { process_madvise(this_process, &vector) }?;
     let byte: u8 = slice.read_obj(0).map_err(io::Error::other)?;
@@ -214,12 +207,7 @@ struct Batch<'a> {
 
 impl<'a> Batch<'a> {
     const fn new(region: &'a MmapRegion, support: &'a ProcessMadvise) -> Self {
-        Self {
-            region,
-            support,
-            ranges: [(0, 0); RANGES_PER_CALL],
-            count: 0,
-        }
+        Self { region, support, ranges: [(0, 0); RANGES_PER_CALL], count: 0 }
     }
 
     fn push(&mut self, offset: usize, len: usize) -> io::Result<()> {
@@ -270,15 +258,9 @@ fn vectored(
     this_process: &OwnedFd,
     ranges: &[(usize, usize)],
 ) -> Result<usize, Errno> {
-    let mut vector = [libc::iovec {
-        iov_base: std::ptr::null_mut(),
-        iov_len: 0,
-    }; RANGES_PER_CALL];
+    let mut vector = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; RANGES_PER_CALL];
     for (slot, &(offset, len)) in vector.iter_mut().zip(ranges) {
-        *slot = libc::iovec {
-            iov_base: region.as_ptr().wrapping_add(offset).cast(),
-            iov_len: len,
-        };
+        *slot = libc::iovec { iov_base: region.as_ptr().wrapping_add(offset).cast(), iov_len: len };
     }
     // SAFETY: each range lies inside the region (checked when it was collected), which the borrow
     // keeps mapped. It is a shared file mapping (checked likewise), so a dropped page is read back
@@ -327,9 +309,7 @@ fn check_shared(region: &MmapRegion) -> io::Result<()> {
 }
 
 fn check_range(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()> {
-    let inside = offset
-        .checked_add(len)
-        .is_some_and(|end| end <= region.size());
+    let inside = offset.checked_add(len).is_some_and(|end| end <= region.size());
     if !inside || !offset.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,

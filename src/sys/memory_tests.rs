@@ -26,14 +26,8 @@ fn mapped(region: &MmapRegion) -> Vec<bool> {
     let pages = region.size() / PAGE_SIZE;
     let mut entries = vec![0u8; pages * 8];
     let first = region.as_ptr() as u64 / PAGE_SIZE as u64;
-    File::open("/proc/self/pagemap")
-        .unwrap()
-        .read_exact_at(&mut entries, first * 8)
-        .unwrap();
-    entries
-        .chunks_exact(8)
-        .map(|entry| entry[7] & 0x80 != 0)
-        .collect()
+    File::open("/proc/self/pagemap").unwrap().read_exact_at(&mut entries, first * 8).unwrap();
+    entries.chunks_exact(8).map(|entry| entry[7] & 0x80 != 0).collect()
 }
 
 #[test]
@@ -42,15 +36,9 @@ fn discard_unmaps_exactly_the_range_and_keeps_content() {
     touch_all(&region);
     assert_eq!(mapped(&region), [true; 8]);
     discard(&region, 2 * PAGE_SIZE, 3 * PAGE_SIZE).unwrap();
-    assert_eq!(
-        mapped(&region),
-        [true, true, false, false, false, true, true, true]
-    );
+    assert_eq!(mapped(&region), [true, true, false, false, false, true, true, true]);
     for page in 0..8 {
-        let number: u64 = region
-            .as_volatile_slice()
-            .read_obj(page * PAGE_SIZE)
-            .unwrap();
+        let number: u64 = region.as_volatile_slice().read_obj(page * PAGE_SIZE).unwrap();
         assert_eq!(number, page as u64 + 1);
     }
 }
@@ -68,11 +56,7 @@ fn discard_refuses_what_is_not_inside_and_whole() {
     touch_all(&region);
     for (offset, len) in bad {
         let one = discard(&region, offset, len).unwrap_err();
-        assert_eq!(
-            one.kind(),
-            io::ErrorKind::InvalidInput,
-            "{offset:#x}+{len:#x}"
-        );
+        assert_eq!(one.kind(), io::ErrorKind::InvalidInput, "{offset:#x}+{len:#x}");
         let many = discard_scattered(
             &region,
             &[(0, PAGE_SIZE), (offset, len)],
@@ -80,11 +64,7 @@ fn discard_refuses_what_is_not_inside_and_whole() {
         );
         assert_eq!(many.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
-    assert_eq!(
-        mapped(&region),
-        [true; 4],
-        "checked before the first range is dropped"
-    );
+    assert_eq!(mapped(&region), [true; 4], "checked before the first range is dropped");
     discard(&region, 4 * PAGE_SIZE, 0).unwrap();
 }
 
@@ -102,10 +82,7 @@ fn scattered_drops_every_listed_page_and_no_other(support: &ProcessMadvise) {
     const PAGES: usize = 2600;
     let (_file, region) = shared(PAGES);
     touch_all(&region);
-    let ranges: Vec<_> = (0..PAGES)
-        .step_by(2)
-        .map(|page| (page * PAGE_SIZE, PAGE_SIZE))
-        .collect();
+    let ranges: Vec<_> = (0..PAGES).step_by(2).map(|page| (page * PAGE_SIZE, PAGE_SIZE)).collect();
     discard_scattered(&region, &ranges, support).unwrap();
     for (page, present) in mapped(&region).into_iter().enumerate() {
         assert_eq!(present, page % 2 == 1, "page {page}");
@@ -115,12 +92,8 @@ fn scattered_drops_every_listed_page_and_no_other(support: &ProcessMadvise) {
     let ranges =
         [(9, 1), (3, 2), (5, 1), (7, 0), (0, 1)].map(|(page, n)| (page * PAGE_SIZE, n * PAGE_SIZE));
     discard_scattered(&region, &ranges, support).unwrap();
-    let unmapped: Vec<_> = mapped(&region)
-        .iter()
-        .enumerate()
-        .filter(|(_, m)| !**m)
-        .map(|(page, _)| page)
-        .collect();
+    let unmapped: Vec<_> =
+        mapped(&region).iter().enumerate().filter(|(_, m)| !**m).map(|(page, _)| page).collect();
     assert_eq!(unmapped, [0, 3, 4, 5, 9]);
 }
 
@@ -140,14 +113,8 @@ fn scattered_continues_after_a_short_count() {
     const GIB: usize = 1 << 30;
     let (_file, region) = shared(4 * GIB / PAGE_SIZE);
     let slice = region.as_volatile_slice();
-    let witnesses = [
-        0,
-        GIB,
-        2 * GIB - 2 * PAGE_SIZE,
-        2 * GIB + 4 * PAGE_SIZE,
-        3 * GIB,
-        4 * GIB - PAGE_SIZE,
-    ];
+    let witnesses =
+        [0, GIB, 2 * GIB - 2 * PAGE_SIZE, 2 * GIB + 4 * PAGE_SIZE, 3 * GIB, 4 * GIB - PAGE_SIZE];
     for offset in witnesses {
         slice.write_obj(1u8, offset).unwrap();
     }
@@ -162,16 +129,11 @@ fn scattered_continues_after_a_short_count() {
     let entry = |offset: usize| {
         let mut raw = [0u8; 8];
         let page = (region.as_ptr() as u64 + offset as u64) / PAGE_SIZE as u64;
-        File::open("/proc/self/pagemap")
-            .unwrap()
-            .read_exact_at(&mut raw, page * 8)
-            .unwrap();
+        File::open("/proc/self/pagemap").unwrap().read_exact_at(&mut raw, page * 8).unwrap();
         raw[7] & 0x80 != 0
     };
     for offset in witnesses {
-        let listed = ranges
-            .iter()
-            .any(|&(start, len)| (start..start + len).contains(&offset));
+        let listed = ranges.iter().any(|&(start, len)| (start..start + len).contains(&offset));
         assert_eq!(entry(offset), !listed, "offset {offset:#x}");
     }
     assert!(
@@ -183,14 +145,8 @@ fn scattered_continues_after_a_short_count() {
 #[test]
 fn without_first_stops_inside_a_range() {
     let mut ranges = [(0, 10), (20, 5), (40, 8)];
-    assert_eq!(
-        without_first(&mut ranges.clone(), 0),
-        [(0, 10), (20, 5), (40, 8)]
-    );
-    assert_eq!(
-        without_first(&mut ranges.clone(), 4),
-        [(4, 6), (20, 5), (40, 8)]
-    );
+    assert_eq!(without_first(&mut ranges.clone(), 0), [(0, 10), (20, 5), (40, 8)]);
+    assert_eq!(without_first(&mut ranges.clone(), 4), [(4, 6), (20, 5), (40, 8)]);
     assert_eq!(without_first(&mut ranges.clone(), 10), [(20, 5), (40, 8)]);
     assert_eq!(without_first(&mut ranges, 17), [(42, 6)]);
 }
@@ -207,29 +163,15 @@ fn a_hole_frees_memory_and_reads_as_zeros() {
     assert_eq!(slice.read_obj::<u64>(0).unwrap(), 1);
     assert_eq!(slice.read_obj::<u64>(PAGE_SIZE).unwrap(), 0);
     assert_eq!(slice.read_obj::<u64>(3 * PAGE_SIZE).unwrap(), 4);
-    assert_eq!(
-        punch_hole(&file, 0, 0).unwrap_err().raw_os_error(),
-        Some(libc::EINVAL)
-    );
-    assert_eq!(
-        punch_hole(&file, u64::MAX, 1).unwrap_err().raw_os_error(),
-        Some(libc::EINVAL)
-    );
+    assert_eq!(punch_hole(&file, 0, 0).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    assert_eq!(punch_hole(&file, u64::MAX, 1).unwrap_err().raw_os_error(), Some(libc::EINVAL));
 }
 
 #[test]
 fn a_memfd_keeps_its_size() {
     let (file, _region) = shared(4);
-    assert_eq!(
-        file.set_len(PAGE_SIZE as u64).unwrap_err().raw_os_error(),
-        Some(libc::EPERM)
-    );
-    assert_eq!(
-        file.set_len(64 * PAGE_SIZE as u64)
-            .unwrap_err()
-            .raw_os_error(),
-        Some(libc::EPERM)
-    );
+    assert_eq!(file.set_len(PAGE_SIZE as u64).unwrap_err().raw_os_error(), Some(libc::EPERM));
+    assert_eq!(file.set_len(64 * PAGE_SIZE as u64).unwrap_err().raw_os_error(), Some(libc::EPERM));
     assert_eq!(file.metadata().unwrap().len(), 4 * PAGE_SIZE as u64);
 }
 
@@ -237,13 +179,10 @@ fn a_memfd_keeps_its_size() {
 #[test]
 fn the_probe_finds_the_vectored_call() {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let filtered = !status
-        .lines()
-        .any(|line| line.split_whitespace().eq(["Seccomp:", "0"]));
+    let filtered = !status.lines().any(|line| line.split_whitespace().eq(["Seccomp:", "0"]));
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap(), numbers.next().unwrap());
     if version >= (6, 13) && !filtered {
         assert!(ProcessMadvise::probe().is_supported(), "Linux {release}");

@@ -31,11 +31,7 @@ impl KickSignal {
     /// The errno of `sigaction`.
     pub fn install() -> io::Result<Self> {
         // No SA_RESTART: the interruption is what the signal is for.
-        set_action(
-            libc::SIGRTMIN(),
-            on_kick as *const () as libc::sighandler_t,
-            0,
-        )?;
+        set_action(libc::SIGRTMIN(), on_kick as *const () as libc::sighandler_t, 0)?;
         Ok(Self(()))
     }
 
@@ -43,9 +39,7 @@ impl KickSignal {
     #[must_use]
     pub fn this_thread(self) -> KickTarget {
         // SAFETY: gettid has no arguments and cannot fail.
-        KickTarget {
-            thread: unsafe { libc::gettid() },
-        }
+        KickTarget { thread: unsafe { libc::gettid() } }
     }
 }
 
@@ -70,12 +64,7 @@ impl KickTarget {
         // SAFETY: tgkill takes integers only. It reaches threads of this process alone, and the
         // handler of the signal does nothing (a KickSignal made this value).
         let result = unsafe {
-            libc::syscall(
-                libc::SYS_tgkill,
-                libc::getpid(),
-                self.thread,
-                libc::SIGRTMIN(),
-            )
+            libc::syscall(libc::SYS_tgkill, libc::getpid(), self.thread, libc::SIGRTMIN())
         };
         Errno::result(result)?;
         Ok(())
@@ -123,11 +112,7 @@ impl StopNotice {
         for signal in [libc::SIGINT, libc::SIGTERM] {
             // SA_RESTART: the notice is for who looks, not an error for whoever is in a system
             // call.
-            set_action(
-                signal,
-                on_stop as *const () as libc::sighandler_t,
-                libc::SA_RESTART,
-            )?;
+            set_action(signal, on_stop as *const () as libc::sighandler_t, libc::SA_RESTART)?;
         }
         Ok(notice)
     }
@@ -266,11 +251,7 @@ mod tests {
             .output()
             .unwrap();
         let stdout = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            stdout.contains("noted 15"),
-            "{stdout}{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(stdout.contains("noted 15"), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(output.status.signal(), Some(libc::SIGINT));
     }
 

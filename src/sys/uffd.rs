@@ -183,11 +183,7 @@ fn open_by_call(extra_flags: c_int) -> Result<OwnedFd, Errno> {
 
 /// `UFFDIO_API`: enables `wanted` and returns what the kernel offers.
 fn negotiate(descriptor: &OwnedFd, wanted: Features) -> Result<Features, UffdError> {
-    let mut api = abi::uffdio_api {
-        api: abi::UFFD_API,
-        features: wanted.bits(),
-        ioctls: 0,
-    };
+    let mut api = abi::uffdio_api { api: abi::UFFD_API, features: wanted.bits(), ioctls: 0 };
     // SAFETY: the ioctl reads and writes one uffdio_api, which `api` is, valid for the call.
     let result =
         unsafe { libc::ioctl(descriptor.as_raw_fd(), abi::UFFDIO_API.into(), &raw mut api) };
@@ -242,17 +238,10 @@ impl Tripwire {
             .map_err(UffdError::SetUp)?;
         // SAFETY: the descriptor is a userfaultfd with its features negotiated, and is handed over.
         let uffd = unsafe { Uffd::from_raw_fd(descriptor.into_raw_fd()) };
-        uffd.register(region.as_ptr().cast(), region.size())
-            .map_err(|reason| UffdError::Register {
-                address: region.as_ptr().addr(),
-                bytes: region.size(),
-                reason,
-            })?;
-        Ok(Self {
-            uffd,
-            region,
-            interrupt,
-        })
+        uffd.register(region.as_ptr().cast(), region.size()).map_err(|reason| {
+            UffdError::Register { address: region.as_ptr().addr(), bytes: region.size(), reason }
+        })?;
+        Ok(Self { uffd, region, interrupt })
     }
 
     /// Waits for the next fault; `None` after [`interrupt`](Self::interrupt), once no fault is left
@@ -311,10 +300,7 @@ impl Tripwire {
                 self.settle(offset, Errno::from_raw(errno as i32))
             }
             // The crate has no other error for this call.
-            Err(_) => Err(UffdError::Release {
-                offset,
-                errno: Errno::EIO,
-            }),
+            Err(_) => Err(UffdError::Release { offset, errno: Errno::EIO }),
         }
     }
 
@@ -336,13 +322,8 @@ impl Tripwire {
         // SAFETY: the ioctl reads and writes one uffdio_copy, valid for the call. The source is one
         // page, valid for reads. The destination lies inside the region, which this value keeps
         // mapped; the call fills a hole there and never changes a page that is there.
-        let result = unsafe {
-            libc::ioctl(
-                self.uffd.as_raw_fd(),
-                abi::UFFDIO_COPY.into(),
-                &raw mut copy,
-            )
-        };
+        let result =
+            unsafe { libc::ioctl(self.uffd.as_raw_fd(), abi::UFFDIO_COPY.into(), &raw mut copy) };
         match Errno::result(result) {
             Ok(_) => Ok(()),
             Err(errno) => self.settle(offset, errno),
@@ -355,39 +336,25 @@ impl Tripwire {
         if errno != Errno::EEXIST {
             return Err(UffdError::Release { offset, errno });
         }
-        self.uffd
-            .wake(self.page(offset)?, PAGE_SIZE)
-            .map_err(|error| match error {
-                userfaultfd::Error::SystemError(errno) => UffdError::Release {
-                    offset,
-                    errno: Errno::from_raw(errno as i32),
-                },
-                _ => UffdError::Release {
-                    offset,
-                    errno: Errno::EIO,
-                },
-            })
+        self.uffd.wake(self.page(offset)?, PAGE_SIZE).map_err(|error| match error {
+            userfaultfd::Error::SystemError(errno) => {
+                UffdError::Release { offset, errno: Errno::from_raw(errno as i32) }
+            }
+            _ => UffdError::Release { offset, errno: Errno::EIO },
+        })
     }
 
     /// Address of the page at byte `offset`, which must be one of the region's.
     fn page(&self, offset: usize) -> Result<*mut libc::c_void, UffdError> {
         if !offset.is_multiple_of(PAGE_SIZE) || offset >= self.region.size() {
-            return Err(UffdError::Release {
-                offset,
-                errno: Errno::EINVAL,
-            });
+            return Err(UffdError::Release { offset, errno: Errno::EINVAL });
         }
         Ok(self.region.as_ptr().wrapping_add(offset).cast())
     }
 
     fn decode(&self, event: &Event) -> Result<Fault, UffdError> {
         match event {
-            Event::Pagefault {
-                rw,
-                addr,
-                thread_id,
-                ..
-            } => {
+            Event::Pagefault { rw, addr, thread_id, .. } => {
                 let offset = addr.addr().wrapping_sub(self.region.as_ptr().addr());
                 Ok(Fault {
                     offset: offset & !(PAGE_SIZE - 1),

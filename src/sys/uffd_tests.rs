@@ -20,10 +20,7 @@ fn armed() -> Option<(Arc<MmapRegion>, Arc<Tripwire>)> {
         Ok(wire) => Some((region, Arc::new(wire))),
         Err(error @ UffdError::NotPermitted { .. }) => {
             assert!(error.to_string().contains("CAP_SYS_PTRACE"), "{error}");
-            assert!(
-                !nix::unistd::geteuid().is_root(),
-                "root is permitted: {error}"
-            );
+            assert!(!nix::unistd::geteuid().is_root(), "root is permitted: {error}");
             None
         }
         Err(error) => panic!("{error}"),
@@ -33,10 +30,7 @@ fn armed() -> Option<(Arc<MmapRegion>, Arc<Tripwire>)> {
 #[test]
 fn the_kernel_offers_what_the_tripwire_needs() {
     let features = uffd_features().unwrap();
-    assert!(
-        features.contains(Features::MISSING_SHMEM | Features::THREAD_ID),
-        "{features:?}"
-    );
+    assert!(features.contains(Features::MISSING_SHMEM | Features::THREAD_ID), "{features:?}");
 }
 
 #[test]
@@ -52,11 +46,7 @@ fn a_touch_waits_and_is_reported_until_it_is_released() {
             let slice = region.as_volatile_slice();
             let read: u8 = slice.read_obj(3 * PAGE_SIZE + 5).unwrap();
             slice.write_obj(9u8, 6 * PAGE_SIZE).unwrap();
-            (
-                thread,
-                read,
-                slice.read_obj::<u8>(6 * PAGE_SIZE + 1).unwrap(),
-            )
+            (thread, read, slice.read_obj::<u8>(6 * PAGE_SIZE + 1).unwrap())
         }
     });
     let first = wire.next().unwrap().unwrap();
@@ -69,13 +59,7 @@ fn a_touch_waits_and_is_reported_until_it_is_released() {
     let (thread, read, beside) = toucher.join().unwrap();
     assert_eq!((first.thread, second.thread), (thread, thread));
     assert_eq!((read, beside), (0x5a, 0));
-    assert_eq!(
-        region
-            .as_volatile_slice()
-            .read_obj::<u8>(6 * PAGE_SIZE)
-            .unwrap(),
-        9
-    );
+    assert_eq!(region.as_volatile_slice().read_obj::<u8>(6 * PAGE_SIZE).unwrap(), 9);
 }
 
 /// What KVM does on behalf of a vCPU: the touch comes from kernel mode (here: `write` from a hole
@@ -113,11 +97,7 @@ fn an_interrupt_ends_one_wait_and_loses_no_fault() {
     };
     wire.interrupt().unwrap();
     wire.interrupt().unwrap();
-    assert_eq!(
-        wire.next().unwrap(),
-        None,
-        "two interrupts before a wait are one"
-    );
+    assert_eq!(wire.next().unwrap(), None, "two interrupts before a wait are one");
     let waiter = thread::spawn({
         let wire = Arc::clone(&wire);
         move || wire.next().unwrap()
@@ -151,20 +131,10 @@ fn a_punched_page_is_a_hole_again() {
         return;
     };
     wire.release_copy(PAGE_SIZE, &[1; PAGE_SIZE]).unwrap();
-    punch_hole(
-        region.file_offset().unwrap().file(),
-        PAGE_SIZE as u64,
-        PAGE_SIZE as u64,
-    )
-    .unwrap();
+    punch_hole(region.file_offset().unwrap().file(), PAGE_SIZE as u64, PAGE_SIZE as u64).unwrap();
     let toucher = thread::spawn({
         let region = Arc::clone(&region);
-        move || {
-            region
-                .as_volatile_slice()
-                .read_obj::<u8>(PAGE_SIZE)
-                .unwrap()
-        }
+        move || region.as_volatile_slice().read_obj::<u8>(PAGE_SIZE).unwrap()
     });
     assert_eq!(wire.next().unwrap().unwrap().offset, PAGE_SIZE);
     wire.release_zero(PAGE_SIZE).unwrap();
@@ -177,20 +147,10 @@ fn bad_offsets_are_refused() {
         return;
     };
     for offset in [1, PAGES * PAGE_SIZE, usize::MAX] {
-        let refused = |result| {
-            matches!(
-                result,
-                Err(UffdError::Release {
-                    errno: Errno::EINVAL,
-                    ..
-                })
-            )
-        };
+        let refused =
+            |result| matches!(result, Err(UffdError::Release { errno: Errno::EINVAL, .. }));
         assert!(refused(wire.release_zero(offset)), "{offset:#x}");
-        assert!(
-            refused(wire.release_copy(offset, &[0; PAGE_SIZE])),
-            "{offset:#x}"
-        );
+        assert!(refused(wire.release_copy(offset, &[0; PAGE_SIZE])), "{offset:#x}");
     }
 }
 

@@ -18,7 +18,9 @@ pub enum VmError {
     #[error("cannot boot the guest: {0}")]
     Boot(#[from] BootError),
     /// Guest RAM has a size that no VM can have.
-    #[error("guest memory of {bytes} bytes: it must be a multiple of 4096 from {min} to {max} bytes")]
+    #[error(
+        "guest memory of {bytes} bytes: it must be a multiple of 4096 from {min} to {max} bytes"
+    )]
     MemorySize {
         /// What was asked for.
         bytes: u64,
@@ -46,7 +48,9 @@ pub enum VmError {
         min: u32,
     },
     /// The machine space does not fit this processor's physical addresses.
-    #[error("the machine space ends at {end:#x}, but this host's guests have {phys_bits}-bit physical addresses")]
+    #[error(
+        "the machine space ends at {end:#x}, but this host's guests have {phys_bits}-bit physical addresses"
+    )]
     MachineSpace {
         /// First byte after the last slot.
         end: u64,
@@ -98,7 +102,9 @@ pub enum VmError {
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
     /// An exception while delivering a double fault.
-    #[error("triple fault (while delivering exception {first}, error code {code:#x}, CR2 {cr2:#x})")]
+    #[error(
+        "triple fault (while delivering exception {first}, error code {code:#x}, CR2 {cr2:#x})"
+    )]
     TripleFault {
         /// Vector of the exception that began it.
         first: u8,

@@ -211,7 +211,8 @@ impl Vcpu {
             return self.inject_from(frame, Exception::general_protection(0));
         }
         if frame.error_code & PF_RESERVED != 0 {
-            let error = GuestError::ReservedBits { gva: Gva::new(gva), error_code: frame.error_code };
+            let error =
+                GuestError::ReservedBits { gva: Gva::new(gva), error_code: frame.error_code };
             return Err(self.guest_error(error));
         }
         let access = if frame.error_code & PF_FETCH != 0 {
@@ -242,13 +243,19 @@ impl Vcpu {
                 self.guard.reset();
                 self.inject_from(frame, Exception::page_fault(gva, error_code))
             }
-            FaultOutcome::OutsideRam { gpa } => Err(self.guest_error(GuestError::OutsideRam { gpa })),
+            FaultOutcome::OutsideRam { gpa } => {
+                Err(self.guest_error(GuestError::OutsideRam { gpa }))
+            }
             FaultOutcome::NeedsRecycle => Ok(Next::Recycle),
         }
     }
 
     /// Delivers an exception that the guest raised at `frame`.
-    fn inject_from(&mut self, frame: &ExceptionFrame, exception: Exception) -> Result<Next, VmError> {
+    fn inject_from(
+        &mut self,
+        frame: &ExceptionFrame,
+        exception: Exception,
+    ) -> Result<Next, VmError> {
         let before = self.load_guest(frame);
         self.inject(exception)?;
         self.store_guest(&before)?;
@@ -258,7 +265,8 @@ impl Vcpu {
     /// #GP: a privileged instruction to emulate, or the guest's own fault.
     fn general_protection(&mut self, frame: &ExceptionFrame) -> Result<Next, VmError> {
         let before = self.load_guest(frame);
-        let emulated = emulate(&mut self.cpu, self.shared.shadow.as_ref(), low_u32(frame.error_code));
+        let emulated =
+            emulate(&mut self.cpu, self.shared.shadow.as_ref(), low_u32(frame.error_code));
         let next = match emulated {
             Ok(done) => {
                 self.counts(|counts| counts.emulated.bump());
@@ -323,14 +331,16 @@ impl Vcpu {
                 let value = self.shared.bus.read(port, width);
                 self.cpu.complete_port_read(width, value);
             }
-            Effect::PortWrite { port, width, value } => match self.shared.bus.write(port, width, value) {
-                PortAction::None => {}
-                PortAction::Exit(code) => return Ok(Next::End(Outcome::GuestExit(code))),
-                PortAction::Hypercall => match self.hypercall(&self.cpu.gpr) {
-                    HypercallResult::End(outcome) => return Ok(Next::End(outcome)),
-                    HypercallResult::Value(value) => self.cpu.gpr[gpr::RAX] = value,
-                },
-            },
+            Effect::PortWrite { port, width, value } => {
+                match self.shared.bus.write(port, width, value) {
+                    PortAction::None => {}
+                    PortAction::Exit(code) => return Ok(Next::End(Outcome::GuestExit(code))),
+                    PortAction::Hypercall => match self.hypercall(&self.cpu.gpr) {
+                        HypercallResult::End(outcome) => return Ok(Next::End(outcome)),
+                        HypercallResult::Value(value) => self.cpu.gpr[gpr::RAX] = value,
+                    },
+                }
+            }
         }
         Ok(Next::Resume)
     }
@@ -379,7 +389,8 @@ impl Vcpu {
         if self.stack.write(cpu.rip, cpu.rflags, rsp).is_err() {
             return Err(self.guest_error(GuestError::MonitorFault { vector: vector::GP, rsp }));
         }
-        let others_changed = (0..16).any(|index| index != gpr::RSP && cpu.gpr[index] != before.gpr[index]);
+        let others_changed =
+            (0..16).any(|index| index != gpr::RSP && cpu.gpr[index] != before.gpr[index]);
         if others_changed {
             real::store_gpr(&mut self.fd.sync_regs_mut().regs, &cpu.gpr);
             self.fd.set_sync_dirty_reg(SyncReg::Register);

@@ -94,7 +94,8 @@ fn two_vcpus_that_want_the_same_pause_do_it_once() {
             let both_inside = Barrier::new(2);
             std::thread::scope(|scope| {
                 for vcpu in 0..2 {
-                    let (gate, kick, runs, both_inside) = (&gate, &kicks[vcpu], &runs, &both_inside);
+                    let (gate, kick, runs, both_inside) =
+                        (&gate, &kicks[vcpu], &runs, &both_inside);
                     scope.spawn(move || {
                         let pass = gate.enter(vcpu).unwrap();
                         both_inside.wait();

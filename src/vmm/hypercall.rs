@@ -86,7 +86,8 @@ pub(super) fn hypercall(
         abi::HC_INFO => info(shared, rdi),
         abi::HC_START_VCPU => start_vcpu(shared, cpu, rdi, rsi, rcx),
         abi::HC_VIOLATION => {
-            let report = ViolationReport { vcpu, kind: rdi, gva: rsi, expected: rcx, found: r8, page: r9 };
+            let report =
+                ViolationReport { vcpu, kind: rdi, gva: rsi, expected: rcx, found: r8, page: r9 };
             shared.reports.add(report);
             shared.observe(|observer| observer.violation(&report));
             0

@@ -113,7 +113,8 @@ fn read_gate(cpu: &GuestCpu, memory: &dyn VirtualMemory, vector: u8) -> Result<G
     let address = cpu.idtr.base.wrapping_add(offset);
     let mut raw = [0u8; GATE_BYTES];
     memory.read(&cpu.paging(), address, &mut raw, Access::Read)?;
-    let low = u64::from_le_bytes([raw[0], raw[1], raw[6], raw[7], raw[8], raw[9], raw[10], raw[11]]);
+    let low =
+        u64::from_le_bytes([raw[0], raw[1], raw[6], raw[7], raw[8], raw[9], raw[10], raw[11]]);
     let selector = u16::from_le_bytes([raw[2], raw[3]]);
     let kind = raw[5] & 0x1f;
     if kind != 0xe && kind != 0xf {
@@ -146,7 +147,11 @@ fn new_stack(cpu: &GuestCpu, memory: &dyn VirtualMemory, ist: u8) -> Result<u64,
     Ok(u64::from_le_bytes(raw) & !0xf)
 }
 
-fn deliver(cpu: &mut GuestCpu, memory: &dyn VirtualMemory, exception: &Exception) -> Result<(), Stop> {
+fn deliver(
+    cpu: &mut GuestCpu,
+    memory: &dyn VirtualMemory,
+    exception: &Exception,
+) -> Result<(), Stop> {
     let gate = read_gate(cpu, memory, exception.vector)?;
     let top = new_stack(cpu, memory, gate.ist)?;
 
@@ -154,13 +159,7 @@ fn deliver(cpu: &mut GuestCpu, memory: &dyn VirtualMemory, exception: &Exception
     if let Some(code) = exception.error_code {
         frame.extend_from_slice(&u64::from(code).to_le_bytes());
     }
-    let saved = [
-        cpu.rip,
-        u64::from(GUEST_CS),
-        cpu.rflags,
-        cpu.gpr[gpr::RSP],
-        u64::from(GUEST_SS),
-    ];
+    let saved = [cpu.rip, u64::from(GUEST_CS), cpu.rflags, cpu.gpr[gpr::RSP], u64::from(GUEST_SS)];
     for word in saved {
         frame.extend_from_slice(&word.to_le_bytes());
     }

@@ -113,7 +113,9 @@ impl Kick for Kicker {
         if let Some(thread) = *lock(&self.thread) {
             for _ in 0..KICK_ATTEMPTS {
                 match thread.kick() {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        std::thread::yield_now()
+                    }
                     // Any other failure says that the thread has ended.
                     _ => break,
                 }

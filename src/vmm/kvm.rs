@@ -9,8 +9,9 @@ use std::io;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_CAP_DISABLE_QUIRKS2, KVM_MAX_CPUID_ENTRIES, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS,
-    KVM_X86_QUIRK_FIX_HYPERCALL_INSN, kvm_enable_cap, kvm_userspace_memory_region,
+    CpuId, KVM_API_VERSION, KVM_CAP_DISABLE_QUIRKS2, KVM_MAX_CPUID_ENTRIES, KVM_SYNC_X86_REGS,
+    KVM_SYNC_X86_SREGS, KVM_X86_QUIRK_FIX_HYPERCALL_INSN, kvm_enable_cap,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::MmapRegion;
@@ -34,13 +35,17 @@ pub enum KvmError {
     )]
     Missing,
     /// No rights on the device.
-    #[error("no permission to open {KVM_DEVICE}: add this user to its group (usually `kvm`), or run as root")]
+    #[error(
+        "no permission to open {KVM_DEVICE}: add this user to its group (usually `kvm`), or run as root"
+    )]
     Denied,
     /// Any other reason.
     #[error("cannot open {KVM_DEVICE}: {0}")]
     Open(#[source] io::Error),
     /// Not the stable KVM interface.
-    #[error("{KVM_DEVICE} speaks API version {found}, but version {KVM_API_VERSION} is needed: use a mainline kernel")]
+    #[error(
+        "{KVM_DEVICE} speaks API version {found}, but version {KVM_API_VERSION} is needed: use a mainline kernel"
+    )]
     ApiVersion {
         /// The version found.
         found: i32,
@@ -141,7 +146,9 @@ impl KvmDevice {
         let mut attempt = 0;
         let vm = loop {
             match self.kvm.create_vm() {
-                Err(error) if error.errno() == libc::EINTR && attempt < EINTR_RETRIES => attempt += 1,
+                Err(error) if error.errno() == libc::EINTR && attempt < EINTR_RETRIES => {
+                    attempt += 1
+                }
                 result => break result.map_err(KvmError::request("KVM_CREATE_VM"))?,
             }
         };

@@ -71,7 +71,8 @@ impl MachinePlan {
             let frames_base = after(window_base, window_bytes)?;
             let end = frames_base.checked_add(frames_bytes)?;
             let tables_slot_base = MACHINE_BASE;
-            let plan = Self { tables_slot_base, tables_bytes, window_base, window_bytes, frames_base };
+            let plan =
+                Self { tables_slot_base, tables_bytes, window_base, window_bytes, frames_base };
             Some((plan, end))
         });
         match planned {
@@ -244,7 +245,8 @@ mod tests {
         }
         assert_eq!(block.total(), GuestCounters { verified: 11, ..Default::default() });
         block.request_stop();
-        let stop: u32 = window.as_volatile_slice().load(offset_of!(Control, stop), Ordering::Relaxed).unwrap();
+        let stop: u32 =
+            window.as_volatile_slice().load(offset_of!(Control, stop), Ordering::Relaxed).unwrap();
         assert_eq!(stop, 1);
     }
 }

@@ -240,7 +240,11 @@ fn write_gdt(region: &MmapRegion) -> Result<(), InstallError> {
     Ok(())
 }
 
-fn write_tss(layout: &MonitorLayout, region: &MmapRegion, index: usize) -> Result<(), InstallError> {
+fn write_tss(
+    layout: &MonitorLayout,
+    region: &MmapRegion,
+    index: usize,
+) -> Result<(), InstallError> {
     let page = layout.first_vcpu_page() + index;
     put(region, page, TSS_RSP0, &layout.stack_top(index).to_le_bytes())?;
     put(region, page, TSS_IO_MAP_BASE, &(TSS_BYTES as u16).to_le_bytes())?;

@@ -52,6 +52,9 @@ mod tests {
         for _ in 0..MAX_REPEATS {
             guard.fixed(1, 2, Access::Write).unwrap();
         }
-        assert!(matches!(guard.fixed(1, 2, Access::Write), Err(GuestError::Stuck { times: 10_000, .. })));
+        assert!(matches!(
+            guard.fixed(1, 2, Access::Write),
+            Err(GuestError::Stuck { times: 10_000, .. })
+        ));
     }
 }

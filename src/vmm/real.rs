@@ -47,7 +47,13 @@ pub(super) fn set_all(
     Ok(())
 }
 
-fn fill_sregs(sregs: &mut kvm_sregs, layout: &MonitorLayout, index: usize, cpu: &GuestCpu, root: u64) {
+fn fill_sregs(
+    sregs: &mut kvm_sregs,
+    layout: &MonitorLayout,
+    index: usize,
+    cpu: &GuestCpu,
+    root: u64,
+) {
     let data = segment(GUEST_SS, 0x3);
     (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
     sregs.fs = kvm_segment { base: cpu.fs_base, ..data };
@@ -62,8 +68,10 @@ fn fill_sregs(sregs: &mut kvm_sregs, layout: &MonitorLayout, index: usize, cpu: 
         present: 1,
         ..Default::default()
     };
-    sregs.gdt = kvm_dtable { base: layout.gdt_base(), limit: layout.gdt_limit(), ..Default::default() };
-    sregs.idt = kvm_dtable { base: layout.idt_base(), limit: layout.idt_limit(), ..Default::default() };
+    sregs.gdt =
+        kvm_dtable { base: layout.gdt_base(), limit: layout.gdt_limit(), ..Default::default() };
+    sregs.idt =
+        kvm_dtable { base: layout.idt_base(), limit: layout.idt_limit(), ..Default::default() };
     sregs.cr0 = cpu.real_cr0();
     sregs.cr2 = 0;
     sregs.cr3 = root;
@@ -96,8 +104,8 @@ fn regs(cpu: &GuestCpu) -> kvm_regs {
 /// The general-purpose registers in encoding order; RSP is whatever is real.
 pub(super) fn load_gpr(regs: &kvm_regs) -> [u64; 16] {
     [
-        regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8, regs.r9,
-        regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+        regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8,
+        regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
     ]
 }
 
@@ -105,8 +113,8 @@ pub(super) fn load_gpr(regs: &kvm_regs) -> [u64; 16] {
 pub(super) fn store_gpr(regs: &mut kvm_regs, gpr: &[u64; 16]) {
     let rsp;
     [
-        regs.rax, regs.rcx, regs.rdx, regs.rbx, rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8, regs.r9,
-        regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+        regs.rax, regs.rcx, regs.rdx, regs.rbx, rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8,
+        regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
     ] = *gpr;
     let _: u64 = rsp;
 }

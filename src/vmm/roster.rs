@@ -66,7 +66,8 @@ impl Roster {
     pub(super) fn start(&self, vcpu: usize, request: StartRequest) -> Result<(), StartRefused> {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
-        let (Some(life), Some(start)) = (state.vcpus.get_mut(vcpu), state.starts.get_mut(vcpu)) else {
+        let (Some(life), Some(start)) = (state.vcpus.get_mut(vcpu), state.starts.get_mut(vcpu))
+        else {
             return Err(StartRefused::NoSuchVcpu);
         };
         if *life != VcpuState::Parked {

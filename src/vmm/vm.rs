@@ -26,7 +26,8 @@ use super::hypercall::{Reports, ViolationReport, VmObserver};
 use super::kick::{Kick, Kicker};
 use super::kvm::{self, KvmDevice, KvmError, KvmVm};
 use super::machine::{
-    ControlBlock, FRAMES_SLOT, GuestCounters, MachinePlan, TABLES_SLOT, WINDOW_SLOT, map_pinned, window_bytes,
+    ControlBlock, FRAMES_SLOT, GuestCounters, MachinePlan, TABLES_SLOT, WINDOW_SLOT, map_pinned,
+    window_bytes,
 };
 use super::monitor::{self, MonitorLayout, MonitorStack};
 use super::real;
@@ -118,7 +119,11 @@ impl Vm {
     /// # Errors
     /// [`VmError`]: KVM is not usable, the configuration or the kernel is refused, or the host
     /// lacks memory.
-    pub fn new(config: &VmConfig, mm: &Arc<HostMm>, console: Box<dyn Write + Send>) -> Result<Self, VmError> {
+    pub fn new(
+        config: &VmConfig,
+        mm: &Arc<HostMm>,
+        console: Box<dyn Write + Send>,
+    ) -> Result<Self, VmError> {
         check_memory(config.memory_bytes)?;
         let image = Image::parse(&config.kernel, config.memory_bytes)?;
         let device = KvmDevice::open()?;
@@ -180,7 +185,8 @@ impl Vm {
     /// Waits until the VM is over and all its threads are done; `None` when `timeout` passes
     /// first, or when the outcome was taken by an earlier call, or the VM was never started.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Option<Outcome> {
-        if self.threads.is_empty() || !self.shared.roster.wait_for_exit(self.threads.len(), timeout) {
+        if self.threads.is_empty() || !self.shared.roster.wait_for_exit(self.threads.len(), timeout)
+        {
             return None;
         }
         self.join();
@@ -342,13 +348,20 @@ fn build_parts(
     let view = mm.map_guest_view()?;
     let frames = view.region().clone();
     let frames_bytes = frames.size() as u64;
-    let plan = MachinePlan::new(&monitor, shadow_pages, config.memory_bytes, frames_bytes, features.phys_bits)?;
+    let plan = MachinePlan::new(
+        &monitor,
+        shadow_pages,
+        config.memory_bytes,
+        frames_bytes,
+        features.phys_bits,
+    )?;
 
     let tables = map_pinned("monitor and shadow tables", plan.tables_bytes)?;
     let window = map_pinned("pinned window", plan.window_bytes)?;
-    let monitor_pml4e = monitor::install(&monitor, &tables, plan.tables_slot_base).map_err(|error| {
-        VmError::Map { what: "monitor", bytes: monitor.bytes(), reason: error.to_string() }
-    })?;
+    let monitor_pml4e =
+        monitor::install(&monitor, &tables, plan.tables_slot_base).map_err(|error| {
+            VmError::Map { what: "monitor", bytes: monitor.bytes(), reason: error.to_string() }
+        })?;
     let shadow_config = ShadowConfig {
         machine: plan.layout(&monitor),
         monitor_pml4e,
@@ -371,10 +384,16 @@ fn kicker(fd: &VcpuFd) -> Result<Kicker, VmError> {
     // SAFETY: the descriptor is open as long as `fd` is, which is borrowed for longer than this.
     #[allow(unsafe_code)]
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
-    Ok(Kicker::new(borrowed).map_err(|source| KvmError::Request { request: "mmap of kvm_run", source })?)
+    Ok(Kicker::new(borrowed)
+        .map_err(|source| KvmError::Request { request: "mmap of kvm_run", source })?)
 }
 
-fn share(config: &VmConfig, parts: Parts, console: Box<dyn Write + Send>, kickers: &[Arc<Kicker>]) -> Shared {
+fn share(
+    config: &VmConfig,
+    parts: Parts,
+    console: Box<dyn Write + Send>,
+    kickers: &[Arc<Kicker>],
+) -> Shared {
     let Parts { monitor, plan, tables: _, window, shadow, kvm } = parts;
     let kicks = kickers.iter().map(|kicker| kicker.clone() as Arc<dyn Kick>).collect();
     debug_assert_eq!(plan.window_bytes, window_bytes(config.memory_bytes));

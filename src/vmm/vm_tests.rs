@@ -35,7 +35,12 @@ fn run_test_guest(cmdline: &str, vcpus: usize, memory: u64, host: u64) -> (Outco
         vm.wait(None).unwrap()
     });
     if let Some(h) = vm.fault_latency().read.histogram() {
-        eprintln!("read p50 {} p99 {} max {}", h.value_at_quantile(0.5), h.value_at_quantile(0.99), h.max());
+        eprintln!(
+            "read p50 {} p99 {} max {}",
+            h.value_at_quantile(0.5),
+            h.value_at_quantile(0.99),
+            h.max()
+        );
     }
     let text = String::from_utf8_lossy(&lock(&console.0)).into_owned();
     (outcome, text)

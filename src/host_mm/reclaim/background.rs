@@ -38,10 +38,7 @@ impl Signal {
     fn wait(&self) -> bool {
         let mut state = lock(&self.state);
         while !state.woken && !state.stopped {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
         state.woken = false;
         !state.stopped

@@ -37,10 +37,7 @@ pub(super) struct Hand {
 
 impl Hand {
     pub(super) fn new(frames: u32) -> Self {
-        Self {
-            next: Mutex::new(0),
-            frames,
-        }
+        Self { next: Mutex::new(0), frames }
     }
 }
 
@@ -80,19 +77,11 @@ impl HostMm {
         wanted: usize,
         impatient: bool,
     ) -> Picked<'a> {
-        let mut picked = Picked {
-            victims: Vec::new(),
-            aged: Vec::new(),
-            scanned: 0,
-        };
+        let mut picked = Picked { victims: Vec::new(), aged: Vec::new(), scanned: 0 };
         let mut next = lock(&self.reclaimer.hand.next);
         while picked.scanned < WINDOW && picked.victims.len() < wanted {
             let pfn = Pfn::new(*next);
-            *next = if *next + 1 < self.reclaimer.hand.frames {
-                *next + 1
-            } else {
-                0
-            };
+            *next = if *next + 1 < self.reclaimer.hand.frames { *next + 1 } else { 0 };
             picked.scanned += 1;
             let Some(candidate) = self.candidate(objects, pfn) else {
                 continue;
@@ -128,11 +117,7 @@ impl HostMm {
         } else {
             return Verdict::Evict;
         }
-        if impatient {
-            Verdict::Evict
-        } else {
-            Verdict::Keep
-        }
+        if impatient { Verdict::Evict } else { Verdict::Keep }
     }
 }
 

@@ -68,10 +68,7 @@ impl<'a> DetachedBatch<'a> {
                 let in_progress = object.sequence.begin(candidate.gfn, &candidate.page);
                 let harvest = mm.notifiers.invalidate_page(&candidate.page, kind);
                 mm.note_harvest(&candidate.page, harvest);
-                Detached {
-                    in_progress,
-                    candidate,
-                }
+                Detached { in_progress, candidate }
             })
             .collect();
         Self { mm, pages }
@@ -83,11 +80,8 @@ impl<'a> DetachedBatch<'a> {
     /// If a client fails: the pages stay where they are.
     pub(in crate::host_mm) fn revoke(self) -> Result<Vec<Revoked<'a>>, RevokeError> {
         if self.mm.config.sabotage != Some(Sabotage::SkipFlush) {
-            let frames: Vec<Pfn> = self
-                .pages
-                .iter()
-                .map(|detached| detached.candidate.page.pfn())
-                .collect();
+            let frames: Vec<Pfn> =
+                self.pages.iter().map(|detached| detached.candidate.page.pfn()).collect();
             self.mm.notifiers.flush(&frames, FlushReason::Invalidated)?;
         }
         Ok(self.into_revoked())
@@ -96,15 +90,10 @@ impl<'a> DetachedBatch<'a> {
     fn into_revoked(self) -> Vec<Revoked<'a>> {
         self.pages
             .into_iter()
-            .map(
-                |Detached {
-                     in_progress,
-                     candidate,
-                 }| Revoked {
-                    _in_progress: in_progress,
-                    candidate,
-                },
-            )
+            .map(|Detached { in_progress, candidate }| Revoked {
+                _in_progress: in_progress,
+                candidate,
+            })
             .collect()
     }
 }
@@ -118,10 +107,7 @@ impl<'a> Revoked<'a> {
     fn release(self, mm: &'a HostMm) -> Result<FreeFrame<'a>, MmError> {
         let Candidate { page, object, gfn } = &self.candidate;
         let Some(entry) = object.entry(*gfn) else {
-            return Err(MmError::OutOfFrames {
-                gfn: *gfn,
-                why: "its page has no entry".into(),
-            });
+            return Err(MmError::OutOfFrames { gfn: *gfn, why: "its page has no entry".into() });
         };
         let slot = if page.flags().contains(PageFlags::DIRTY) {
             mm.write_out(page)?
@@ -179,11 +165,8 @@ impl HostMm {
     /// Sabotage: what `revoke` exists to forbid. The frames go to new pages, then they are flushed.
     fn evict_with_early_reuse<'a>(&'a self, detached: DetachedBatch<'a>) -> Reclaimed {
         let mut reclaimed = Reclaimed::default();
-        let frames: Vec<Pfn> = detached
-            .pages
-            .iter()
-            .map(|detached| detached.candidate.page.pfn())
-            .collect();
+        let frames: Vec<Pfn> =
+            detached.pages.iter().map(|detached| detached.candidate.page.pfn()).collect();
         self.release_all(detached.into_revoked(), &mut reclaimed);
         // Long enough for a vCPU to come along on most hosts; a real bug would only be rarer.
         std::thread::sleep(Duration::from_millis(2));
@@ -236,11 +219,7 @@ impl HostMm {
             if !same {
                 let kind = ViolationKind::CleanPageDiffers;
                 let owner = page.owner();
-                self.violations.report(MmViolation {
-                    kind,
-                    pfn: page.pfn(),
-                    owner,
-                });
+                self.violations.report(MmViolation { kind, pfn: page.pfn(), owner });
             }
         }
         let counter = match slot {
@@ -273,20 +252,14 @@ impl HostMm {
         let mut released = 0;
         for raw in 0..self.table.len() {
             let pfn = Pfn::new(raw);
-            let frame_has_slot = self
-                .table
-                .get(pfn)
-                .is_some_and(|frame| frame.slot().is_some());
+            let frame_has_slot = self.table.get(pfn).is_some_and(|frame| frame.slot().is_some());
             if !frame_has_slot {
                 continue;
             }
             let Some(page) = self.table.try_lock(pfn) else {
                 continue;
             };
-            if let Some(slot) = page
-                .slot()
-                .filter(|_| page.flags().contains(PageFlags::IN_USE))
-            {
+            if let Some(slot) = page.slot().filter(|_| page.flags().contains(PageFlags::IN_USE)) {
                 page.set_flags(PageFlags::DIRTY);
                 page.set_slot(None);
                 self.swap.free(slot)?;
@@ -303,14 +276,10 @@ impl HostMm {
 
 /// Without the notifier nobody can be told: exported pages stay.
 fn any_exported(candidates: &[Candidate<'_>]) -> bool {
-    candidates
-        .iter()
-        .any(|candidate| candidate.page.frame().is_exported())
+    candidates.iter().any(|candidate| candidate.page.frame().is_exported())
 }
 
 fn is_zero(content: &PageBuf) -> bool {
     // Word-wise and without an early exit inside a line, so that it compiles to vector code.
-    content
-        .chunks_exact(64)
-        .all(|line| line.iter().fold(0, |seen, byte| seen | byte) == 0)
+    content.chunks_exact(64).all(|line| line.iter().fold(0, |seen, byte| seen | byte) == 0)
 }

@@ -48,10 +48,7 @@ impl Reclaimed {
 
 impl Reclaimer {
     pub(super) fn new(frames: u32) -> Self {
-        Self {
-            hand: Hand::new(frames),
-            background: Arc::default(),
-        }
+        Self { hand: Hand::new(frames), background: Arc::default() }
     }
 
     pub(super) fn wake(&self) {
@@ -71,10 +68,8 @@ impl HostMm {
     /// # Errors
     /// If the host has no thread left.
     pub fn start_background_reclaim(self: &Arc<Self>) -> Result<(), MmError> {
-        background::spawn(self, &self.reclaimer.background).map_err(|source| MmError::Host {
-            what: "a thread for background reclaim",
-            source,
-        })
+        background::spawn(self, &self.reclaimer.background)
+            .map_err(|source| MmError::Host { what: "a thread for background reclaim", source })
     }
 
     /// Reclaim on behalf of a fault: returns once a frame was freed, by anyone.
@@ -92,10 +87,7 @@ impl HostMm {
         }
         Err(error.unwrap_or(MmError::OutOfFrames {
             gfn,
-            why: format!(
-                "all {} frames are in use and none can be evicted",
-                self.table.len()
-            ),
+            why: format!("all {} frames are in use and none can be evicted", self.table.len()),
         }))
     }
 
@@ -118,9 +110,7 @@ impl HostMm {
     ) -> impl Iterator<Item = Candidate<'a>> {
         let mut frames = frames.to_vec();
         frames.sort_unstable();
-        frames
-            .into_iter()
-            .filter_map(move |pfn| self.candidate(objects, pfn))
+        frames.into_iter().filter_map(move |pfn| self.candidate(objects, pfn))
     }
 
     /// The page in this frame, if there is one and nobody holds its lock.
@@ -138,13 +128,7 @@ impl HostMm {
             return None;
         }
         let owner = page.owner();
-        let object = objects
-            .iter()
-            .find(|object| object.number == owner.object)?;
-        Some(Candidate {
-            page,
-            object,
-            gfn: owner.gfn,
-        })
+        let object = objects.iter().find(|object| object.number == owner.object)?;
+        Some(Candidate { page, object, gfn: owner.gfn })
     }
 }

@@ -33,9 +33,7 @@ pub(super) struct Checksums {
 impl Checksums {
     pub(super) fn new(slots: u32) -> Self {
         let pieces = (slots as usize).div_ceil(PER_PIECE);
-        Self {
-            pieces: (0..pieces).map(|_| OnceLock::new()).collect(),
-        }
+        Self { pieces: (0..pieces).map(|_| OnceLock::new()).collect() }
     }
 
     /// The checksum of what was last written to the slot; `None` if nothing was.
@@ -54,11 +52,7 @@ impl Checksums {
 
     /// Makes the slot one that nothing was written to.
     pub(super) fn forget(&self, slot: Slot) {
-        if let Some(piece) = self
-            .pieces
-            .get(slot.index() / PER_PIECE)
-            .and_then(OnceLock::get)
-        {
+        if let Some(piece) = self.pieces.get(slot.index() / PER_PIECE).and_then(OnceLock::get) {
             piece[slot.index() % PER_PIECE].store(NONE, Ordering::Relaxed);
         }
     }

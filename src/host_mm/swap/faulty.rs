@@ -19,11 +19,7 @@ pub struct CorruptingBackend<B> {
 impl<B: SwapBackend> CorruptingBackend<B> {
     /// Changes page number `every`, 2 x `every`, and so on, counted over all slots from 1.
     pub const fn new(inner: B, every: NonZeroU64) -> Self {
-        Self {
-            inner,
-            every,
-            written: AtomicU64::new(0),
-        }
+        Self { inner, every, written: AtomicU64::new(0) }
     }
 }
 
@@ -38,9 +34,7 @@ impl<B: SwapBackend> SwapBackend for CorruptingBackend<B> {
             let number = self.written.fetch_add(1, Ordering::Relaxed) + 1;
             if number.is_multiple_of(self.every.get()) {
                 // Any byte will do; a different one each time.
-                let place = usize::try_from(number)
-                    .unwrap_or(0)
-                    .wrapping_mul(2_654_435_761);
+                let place = usize::try_from(number).unwrap_or(0).wrapping_mul(2_654_435_761);
                 page[place % PAGE_SIZE] ^= 0x40;
             }
         }
@@ -68,18 +62,12 @@ impl<B: SwapBackend> FailingBackend<B> {
     /// Every call after the first `good_calls` fails with `errno`. A failing write has written
     /// the first half of the first page, as a disk might.
     pub const fn new(inner: B, good_calls: u64, errno: i32) -> Self {
-        Self {
-            inner,
-            good_calls: AtomicU64::new(good_calls),
-            errno,
-        }
+        Self { inner, good_calls: AtomicU64::new(good_calls), errno }
     }
 
     fn fails(&self) -> bool {
         let take_one = |left: u64| left.checked_sub(1);
-        self.good_calls
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take_one)
-            .is_err()
+        self.good_calls.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take_one).is_err()
     }
 }
 

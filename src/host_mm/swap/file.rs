@@ -50,12 +50,7 @@ impl FileSwap {
         resize(&file, bytes)?;
         let in_memory = fstatfs(&file)
             .is_ok_and(|fs| [TMPFS_MAGIC, RAMFS_MAGIC].contains(&fs.filesystem_type()));
-        Ok(Self {
-            file,
-            slots,
-            in_memory,
-            _named: named,
-        })
+        Ok(Self { file, slots, in_memory, _named: named })
     }
 }
 
@@ -92,21 +87,14 @@ fn check_file_size_limit(bytes: u64) -> Result<(), SwapOpenError> {
 }
 
 fn create_temporary(dir: &Path) -> Result<File, SwapOpenError> {
-    tempfile::tempfile_in(dir).map_err(|source| SwapOpenError::CreateTemporary {
-        dir: dir.to_owned(),
-        source,
-    })
+    tempfile::tempfile_in(dir)
+        .map_err(|source| SwapOpenError::CreateTemporary { dir: dir.to_owned(), source })
 }
 
 fn create_named(path: &Path) -> Result<(File, NamedFile), SwapOpenError> {
     let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::AlreadyExists => SwapOpenError::Exists {
-            path: path.to_owned(),
-        },
-        _ => SwapOpenError::Create {
-            path: path.to_owned(),
-            source,
-        },
+        io::ErrorKind::AlreadyExists => SwapOpenError::Exists { path: path.to_owned() },
+        _ => SwapOpenError::Create { path: path.to_owned(), source },
     };
     // Absolute, so that it is still the same file if the working directory changes.
     let absolute = std::path::absolute(path).map_err(failed)?;
@@ -128,17 +116,12 @@ fn create_named(path: &Path) -> Result<(File, NamedFile), SwapOpenError> {
             return Err(failed(source));
         }
     };
-    let named = NamedFile {
-        path: absolute,
-        device: metadata.dev(),
-        inode: metadata.ino(),
-    };
+    let named = NamedFile { path: absolute, device: metadata.dev(), inode: metadata.ino() };
     Ok((file, named))
 }
 
 fn resize(file: &File, bytes: u64) -> Result<(), SwapOpenError> {
-    file.set_len(bytes)
-        .map_err(|source| SwapOpenError::Resize { bytes, source })
+    file.set_len(bytes).map_err(|source| SwapOpenError::Resize { bytes, source })
 }
 
 /// The name of a file that this process created; dropping it removes the file.
@@ -169,11 +152,7 @@ mod tests {
     use super::*;
 
     fn config(path: &Path, bytes: u64) -> SwapConfig {
-        SwapConfig {
-            path: Some(path.to_owned()),
-            dir: None,
-            bytes,
-        }
+        SwapConfig { path: Some(path.to_owned()), dir: None, bytes }
     }
 
     #[test]
@@ -201,17 +180,10 @@ mod tests {
         for path in [&path, &link, &dangling, dir.path()] as [&Path; 4] {
             let error = FileSwap::open(&config(path, 1 << 20)).unwrap_err();
             assert!(matches!(error, SwapOpenError::Exists { .. }), "{error}");
-            assert!(
-                error.to_string().contains(path.to_str().unwrap()),
-                "{error}"
-            );
+            assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
         }
         assert_eq!(fs::read(&path).unwrap(), b"content");
-        assert_eq!(
-            fs::read_dir(dir.path()).unwrap().count(),
-            3,
-            "nothing was created either"
-        );
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "nothing was created either");
     }
 
     #[test]
@@ -233,13 +205,7 @@ mod tests {
         assert!(path.exists());
         // No file can have that size.
         let error = resize(&file, u64::MAX).unwrap_err();
-        assert!(matches!(
-            error,
-            SwapOpenError::Resize {
-                bytes: u64::MAX,
-                ..
-            }
-        ));
+        assert!(matches!(error, SwapOpenError::Resize { bytes: u64::MAX, .. }));
         drop(named);
         assert!(!path.exists());
     }
@@ -254,85 +220,51 @@ mod tests {
             }
             other => panic!("{other}"),
         }
-        let missing = SwapConfig {
-            path: None,
-            dir: Some(dir.path().join("missing")),
-            bytes: 4096,
-        };
+        let missing = SwapConfig { path: None, dir: Some(dir.path().join("missing")), bytes: 4096 };
         let error = FileSwap::open(&missing).unwrap_err();
         assert!(matches!(error, SwapOpenError::CreateTemporary { .. }));
         assert!(error.to_string().contains("missing"), "{error}");
         let huge = config(&dir.path().join("huge"), u64::MAX);
-        assert!(matches!(
-            FileSwap::open(&huge),
-            Err(SwapOpenError::TooLarge { .. })
-        ));
+        assert!(matches!(FileSwap::open(&huge), Err(SwapOpenError::TooLarge { .. })));
         assert!(!dir.path().join("huge").exists());
     }
 
     #[test]
     fn a_temporary_file_has_no_name() {
         let dir = tempfile::tempdir().unwrap();
-        let config = SwapConfig {
-            path: None,
-            dir: Some(dir.path().to_owned()),
-            bytes: 8 * PAGE_SIZE_U64,
-        };
+        let config =
+            SwapConfig { path: None, dir: Some(dir.path().to_owned()), bytes: 8 * PAGE_SIZE_U64 };
         let swap = FileSwap::open(&config).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         let mut page = [1; PAGE_SIZE];
         swap.read(Slot::new(7).unwrap(), &mut page).unwrap();
         assert_eq!(page, [0; PAGE_SIZE], "never written");
-        swap.write(
-            Slot::new(2).unwrap(),
-            &[[5; PAGE_SIZE], [6; PAGE_SIZE]].concat(),
-        )
-        .unwrap();
+        swap.write(Slot::new(2).unwrap(), &[[5; PAGE_SIZE], [6; PAGE_SIZE]].concat()).unwrap();
         swap.read(Slot::new(3).unwrap(), &mut page).unwrap();
         assert_eq!(page, [6; PAGE_SIZE]);
     }
 
     #[test]
     fn slots_that_do_not_exist_are_refused() {
-        let swap = FileSwap::open(&SwapConfig {
-            path: None,
-            dir: None,
-            bytes: 2 * PAGE_SIZE_U64,
-        })
-        .unwrap();
+        let swap = FileSwap::open(&SwapConfig { path: None, dir: None, bytes: 2 * PAGE_SIZE_U64 })
+            .unwrap();
         let mut page = [0; PAGE_SIZE];
         let outside = swap.read(Slot::new(2).unwrap(), &mut page).unwrap_err();
         assert_eq!(outside.kind(), io::ErrorKind::InvalidInput);
         for (slot, bytes) in [(2, PAGE_SIZE), (1, 2 * PAGE_SIZE), (0, 100)] {
-            let error = swap
-                .write(Slot::new(slot).unwrap(), &vec![1; bytes])
-                .unwrap_err();
-            assert_eq!(
-                error.kind(),
-                io::ErrorKind::InvalidInput,
-                "{bytes} bytes at {slot}"
-            );
+            let error = swap.write(Slot::new(slot).unwrap(), &vec![1; bytes]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{bytes} bytes at {slot}");
         }
-        assert_eq!(
-            swap.file.metadata().unwrap().blocks(),
-            0,
-            "nothing was written"
-        );
+        assert_eq!(swap.file.metadata().unwrap().blocks(), 0, "nothing was written");
     }
 
     #[test]
     fn tmpfs_is_recognised() {
         let shm = Path::new("/dev/shm");
         let proc_mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let is_tmpfs = proc_mounts
-            .lines()
-            .any(|line| line.contains(" /dev/shm tmpfs "));
+        let is_tmpfs = proc_mounts.lines().any(|line| line.contains(" /dev/shm tmpfs "));
         if shm.is_dir() && is_tmpfs {
-            let config = SwapConfig {
-                path: None,
-                dir: Some(shm.to_owned()),
-                bytes: 4096,
-            };
+            let config = SwapConfig { path: None, dir: Some(shm.to_owned()), bytes: 4096 };
             assert!(FileSwap::open(&config).unwrap().is_in_memory());
         }
     }

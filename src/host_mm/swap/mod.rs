@@ -118,9 +118,7 @@ pub struct SwapSpace {
 
 impl std::fmt::Debug for SwapSpace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SwapSpace")
-            .field("stats", &self.stats())
-            .finish_non_exhaustive()
+        f.debug_struct("SwapSpace").field("stats", &self.stats()).finish_non_exhaustive()
     }
 }
 
@@ -173,10 +171,7 @@ impl SwapSpace {
             map.take(first + len);
             len += 1;
         }
-        Some(SlotRun {
-            first: Slot::at(first, 0),
-            len,
-        })
+        Some(SlotRun { first: Slot::at(first, 0), len })
     }
 
     /// As [`alloc`](Self::alloc), with the error that says why there is none.
@@ -184,9 +179,7 @@ impl SwapSpace {
     /// # Errors
     /// [`SwapError::Full`].
     pub fn try_alloc(&self) -> Result<Slot, SwapError> {
-        self.alloc().ok_or(SwapError::Full {
-            slots: self.slots(),
-        })
+        self.alloc().ok_or(SwapError::Full { slots: self.slots() })
     }
 
     /// Writes a page to a slot that the caller has allocated. `owner_tag` identifies the page (for
@@ -201,14 +194,7 @@ impl SwapSpace {
         owner_tag: u64,
         page: &[u8; PAGE_SIZE],
     ) -> Result<(), SwapError> {
-        self.write_run(
-            SlotRun {
-                first: slot,
-                len: 1,
-            },
-            &[owner_tag],
-            page,
-        )
+        self.write_run(SlotRun { first: slot, len: 1 }, &[owner_tag], page)
     }
 
     /// Writes one page to each slot of a run in one operation. `pages` holds them in order, 4096
@@ -240,15 +226,10 @@ impl SwapSpace {
         self.backend
             .write(run.first, pages)
             .map_err(|source| SwapError::from_io(SwapOp::Write, run.first, source))?;
-        for ((slot, &tag), page) in run
-            .slots()
-            .zip(owner_tags)
-            .zip(pages.chunks_exact(PAGE_SIZE))
-        {
+        for ((slot, &tag), page) in run.slots().zip(owner_tags).zip(pages.chunks_exact(PAGE_SIZE)) {
             self.checksums.set(slot, checksum::of(slot, tag, page));
         }
-        self.pages_written
-            .fetch_add(u64::from(run.len), Ordering::Relaxed);
+        self.pages_written.fetch_add(u64::from(run.len), Ordering::Relaxed);
         Ok(())
     }
 
@@ -263,22 +244,14 @@ impl SwapSpace {
         owner_tag: u64,
         page: &mut [u8; PAGE_SIZE],
     ) -> Result<(), SwapError> {
-        self.check_in_use(SlotRun {
-            first: slot,
-            len: 1,
-        })?;
+        self.check_in_use(SlotRun { first: slot, len: 1 })?;
         self.backend
             .read(slot, page)
             .map_err(|source| SwapError::from_io(SwapOp::Read, slot, source))?;
         let found = checksum::of(slot, owner_tag, page);
         let expected = self.checksums.get(slot);
         if expected != Some(found) {
-            return Err(SwapError::Checksum {
-                slot,
-                owner_tag,
-                expected,
-                found,
-            });
+            return Err(SwapError::Checksum { slot, owner_tag, expected, found });
         }
         self.pages_read.fetch_add(1, Ordering::Relaxed);
         Ok(())

@@ -28,11 +28,8 @@ impl SlotMap {
             // Bits beyond the last slot (or the last word below) are never free.
             let beyond = words * WORD_BITS - bits;
             if beyond > 0 {
-                level[words - 1] = if beyond == WORD_BITS {
-                    u64::MAX
-                } else {
-                    u64::MAX << (WORD_BITS - beyond)
-                };
+                level[words - 1] =
+                    if beyond == WORD_BITS { u64::MAX } else { u64::MAX << (WORD_BITS - beyond) };
             }
             levels.push(level);
             if words == 1 {
@@ -40,11 +37,7 @@ impl SlotMap {
             }
             bits = words;
         }
-        Self {
-            levels,
-            slots,
-            used: 0,
-        }
+        Self { levels, slots, used: 0 }
     }
 
     /// The lowest free slot.

@@ -6,11 +6,7 @@ use std::thread;
 use super::*;
 
 fn file(slots: u64) -> FileSwap {
-    let config = SwapConfig {
-        path: None,
-        dir: None,
-        bytes: slots * PAGE_SIZE_U64,
-    };
+    let config = SwapConfig { path: None, dir: None, bytes: slots * PAGE_SIZE_U64 };
     FileSwap::open(&config).unwrap()
 }
 
@@ -48,21 +44,9 @@ fn what_was_written_is_read() {
     for (tag, &slot) in (100..).zip(&slots) {
         let seed = if tag == 103 { 9 } else { tag };
         assert_eq!(read(&space, slot, tag).unwrap(), page(seed));
-        assert_eq!(
-            read(&space, slot, tag).unwrap(),
-            page(seed),
-            "reading does not use it up"
-        );
+        assert_eq!(read(&space, slot, tag).unwrap(), page(seed), "reading does not use it up");
     }
-    assert_eq!(
-        space.stats(),
-        SwapStats {
-            slots: 8,
-            used: 8,
-            pages_read: 16,
-            pages_written: 9
-        }
-    );
+    assert_eq!(space.stats(), SwapStats { slots: 8, used: 8, pages_read: 16, pages_written: 9 });
 }
 
 #[test]
@@ -70,10 +54,7 @@ fn full_is_full_until_a_slot_is_freed() {
     let space = space(3);
     let slots: Vec<Slot> = std::iter::from_fn(|| space.alloc()).collect();
     assert_eq!((slots.len(), space.used()), (3, 3));
-    assert!(matches!(
-        space.try_alloc(),
-        Err(SwapError::Full { slots: 3 })
-    ));
+    assert!(matches!(space.try_alloc(), Err(SwapError::Full { slots: 3 })));
     space.free(slots[1]).unwrap();
     assert_eq!(space.alloc(), Some(slots[1]));
     assert_eq!(space.alloc(), None);
@@ -103,21 +84,12 @@ fn a_free_slot_is_neither_read_nor_written() {
     let slot = space.alloc().unwrap();
     space.write_page(slot, 1, &page(1)).unwrap();
     space.free(slot).unwrap();
-    assert!(matches!(
-        read(&space, slot, 1),
-        Err(SwapError::NotInUse { .. })
-    ));
-    assert!(matches!(
-        space.write_page(slot, 1, &page(1)),
-        Err(SwapError::NotInUse { .. })
-    ));
+    assert!(matches!(read(&space, slot, 1), Err(SwapError::NotInUse { .. })));
+    assert!(matches!(space.write_page(slot, 1, &page(1)), Err(SwapError::NotInUse { .. })));
     let again = space.alloc().unwrap();
     assert_eq!(again, slot);
     let stale = read(&space, again, 1).unwrap_err();
-    assert!(
-        matches!(stale, SwapError::Checksum { expected: None, .. }),
-        "{stale}"
-    );
+    assert!(matches!(stale, SwapError::Checksum { expected: None, .. }), "{stale}");
 }
 
 #[test]
@@ -126,12 +98,7 @@ fn another_page_does_not_find_the_content() {
     let slot = space.alloc().unwrap();
     space.write_page(slot, 7, &page(1)).unwrap();
     match read(&space, slot, 8).unwrap_err() {
-        SwapError::Checksum {
-            slot: found_slot,
-            owner_tag: 8,
-            expected: Some(expected),
-            found,
-        } => {
+        SwapError::Checksum { slot: found_slot, owner_tag: 8, expected: Some(expected), found } => {
             assert_eq!(found_slot, slot);
             assert_ne!(expected, found);
         }
@@ -162,18 +129,9 @@ fn a_misdirected_write_is_found_at_both_places() {
     // The same bytes and owner for both: only the slot number tells them apart.
     space.write_page(second, 1, &page(2)).unwrap();
     space.write_page(first, 1, &page(1)).unwrap();
-    assert!(matches!(
-        read(&space, first, 1),
-        Err(SwapError::Checksum { .. })
-    ));
-    assert!(matches!(
-        read(&space, second, 1),
-        Err(SwapError::Checksum { .. })
-    ));
-    assert_ne!(
-        checksum::of(first, 1, &page(1)),
-        checksum::of(second, 1, &page(1))
-    );
+    assert!(matches!(read(&space, first, 1), Err(SwapError::Checksum { .. })));
+    assert!(matches!(read(&space, second, 1), Err(SwapError::Checksum { .. })));
+    assert_ne!(checksum::of(first, 1, &page(1)), checksum::of(second, 1, &page(1)));
 }
 
 #[test]
@@ -185,11 +143,7 @@ fn each_changed_byte_and_bit_is_found() {
         for bit in 0..8 {
             let mut bad = good;
             bad[place] ^= 1 << bit;
-            assert_ne!(
-                checksum::of(slot, 1, &bad),
-                sum,
-                "bit {bit} of byte {place}"
-            );
+            assert_ne!(checksum::of(slot, 1, &bad), sum, "bit {bit} of byte {place}");
         }
     }
 }
@@ -213,11 +167,7 @@ fn deliberate_corruption_is_found_where_it_was_done_and_nowhere_else() {
 
 #[test]
 fn the_sabotaged_swap_corrupts() {
-    let config = SwapConfig {
-        path: None,
-        dir: None,
-        bytes: 1 << 20,
-    };
+    let config = SwapConfig { path: None, dir: None, bytes: 1 << 20 };
     for corrupt in [false, true] {
         let space = SwapSpace::open(&config, corrupt).unwrap();
         let bad = (0..64)
@@ -233,11 +183,7 @@ fn the_sabotaged_swap_corrupts() {
 
 #[test]
 fn a_failed_write_keeps_its_errno_and_leaves_nothing_readable() {
-    for (errno, no_space) in [
-        (libc::EIO, false),
-        (libc::ENOSPC, true),
-        (libc::EDQUOT, true),
-    ] {
+    for (errno, no_space) in [(libc::EIO, false), (libc::ENOSPC, true), (libc::EDQUOT, true)] {
         let space = SwapSpace::new(Box::new(FailingBackend::new(file(4), 1, errno)));
         let slot = space.alloc().unwrap();
         space.write_page(slot, 1, &page(1)).unwrap();
@@ -246,22 +192,14 @@ fn a_failed_write_keeps_its_errno_and_leaves_nothing_readable() {
                 assert!(no_space);
                 assert_eq!((at, source.raw_os_error()), (slot, Some(errno)));
             }
-            SwapError::Io {
-                op: SwapOp::Write,
-                slot: at,
-                source,
-            } => {
+            SwapError::Io { op: SwapOp::Write, slot: at, source } => {
                 assert!(!no_space);
                 assert_eq!((at, source.raw_os_error()), (slot, Some(errno)));
             }
             other => panic!("{other}"),
         }
         match read(&space, slot, 1).unwrap_err() {
-            SwapError::Io {
-                op: SwapOp::Read,
-                source,
-                ..
-            } => {
+            SwapError::Io { op: SwapOp::Read, source, .. } => {
                 assert_eq!(source.raw_os_error(), Some(errno));
             }
             other => panic!("{other}"),
@@ -299,10 +237,7 @@ fn a_torn_page_is_never_content() {
     let slot = space.alloc().unwrap();
     space.write_page(slot, 1, &page(1)).unwrap();
     assert!(space.write_page(slot, 1, &page(2)).is_err());
-    assert!(matches!(
-        read(&space, slot, 1),
-        Err(SwapError::Checksum { expected: None, .. })
-    ));
+    assert!(matches!(read(&space, slot, 1), Err(SwapError::Checksum { expected: None, .. })));
     space.write_page(slot, 1, &page(3)).unwrap();
     assert_eq!(read(&space, slot, 1).unwrap(), page(3));
 }
@@ -315,11 +250,7 @@ fn runs_are_consecutive_and_end_at_the_next_used_slot() {
     for number in [2, 3, 4, 7, 9] {
         space.free(Slot::new(number).unwrap()).unwrap();
     }
-    let run = |max| {
-        space
-            .alloc_run(max)
-            .map(|run| (run.first().as_u32(), run.len()))
-    };
+    let run = |max| space.alloc_run(max).map(|run| (run.first().as_u32(), run.len()));
     assert_eq!(run(0), None);
     assert_eq!(run(2), Some((2, 2)));
     assert_eq!(run(2), Some((4, 1)));
@@ -339,21 +270,14 @@ fn a_run_is_written_at_once_and_read_page_by_page() {
     }
     assert_eq!(space.stats().pages_written, 3);
     for (tags, bytes) in [(&[1, 2][..], &pages[..]), (&[1, 2, 3], &pages[..PAGE_SIZE])] {
-        assert!(matches!(
-            space.write_run(run, tags, bytes),
-            Err(SwapError::WrongLength { .. })
-        ));
+        assert!(matches!(space.write_run(run, tags, bytes), Err(SwapError::WrongLength { .. })));
     }
     space.free(run.slots().nth(1).unwrap()).unwrap();
     assert!(matches!(
         space.write_run(run, &[11, 12, 13], &pages),
         Err(SwapError::NotInUse { slot }) if slot.as_u32() == 1
     ));
-    assert_eq!(
-        read(&space, run.first(), 11).unwrap(),
-        page(1),
-        "refused before it was touched"
-    );
+    assert_eq!(read(&space, run.first(), 11).unwrap(), page(1), "refused before it was touched");
 }
 
 /// Threads with fewer slots than they would like: nobody gets another's slot or content.
@@ -433,23 +357,11 @@ fn an_unused_terabyte_costs_next_to_nothing() {
 #[test]
 fn errors_are_sentences() {
     let slot = Slot::new(3).unwrap();
-    let full_disk = SwapError::from_io(
-        SwapOp::Write,
-        slot,
-        io::Error::from_raw_os_error(libc::ENOSPC),
-    );
-    assert!(
-        full_disk
-            .to_string()
-            .starts_with("cannot write swap slot 3: the file system of the")
-    );
-    let checksum = SwapError::Checksum {
-        slot,
-        owner_tag: 0x10,
-        expected: None,
-        found: 0xabcd,
-    }
-    .to_string();
+    let full_disk =
+        SwapError::from_io(SwapOp::Write, slot, io::Error::from_raw_os_error(libc::ENOSPC));
+    assert!(full_disk.to_string().starts_with("cannot write swap slot 3: the file system of the"));
+    let checksum =
+        SwapError::Checksum { slot, owner_tag: 0x10, expected: None, found: 0xabcd }.to_string();
     assert_eq!(
         checksum,
         "swap slot 3 does not hold what page 0x10 wrote there: checksum 0x000000000000abcd, \

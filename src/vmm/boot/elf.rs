@@ -64,8 +64,9 @@ impl<'a> Image<'a> {
         }
         check_overlaps(&segments)?;
         let entry = file.ehdr.e_entry;
-        let is_code =
-            |segment: &Segment<'_>| segment.is_executable && (segment.start..segment.end()).contains(&entry);
+        let is_code = |segment: &Segment<'_>| {
+            segment.is_executable && (segment.start..segment.end()).contains(&entry)
+        };
         if !segments.iter().any(is_code) {
             return Err(BootError::Entry { entry });
         }
@@ -98,7 +99,11 @@ fn check_kind(file: &ElfBytes<'_, AnyEndian>) -> Result<(), BootError> {
         return wrong("machine", header.e_machine.to_string(), "62 (x86-64)");
     }
     if header.e_type != ET_EXEC {
-        return wrong("type", header.e_type.to_string(), "2 (executable, not position-independent)");
+        return wrong(
+            "type",
+            header.e_type.to_string(),
+            "2 (executable, not position-independent)",
+        );
     }
     Ok(())
 }
@@ -117,7 +122,12 @@ fn segment<'a>(
         .checked_add(file_bytes)
         .and_then(|end| Some(usize::try_from(offset).ok()?..usize::try_from(end).ok()?));
     let Some(contents) = range.and_then(|range| bytes.get(range)) else {
-        return Err(BootError::Truncated { index, offset, file_bytes, file_end: bytes.len() as u64 });
+        return Err(BootError::Truncated {
+            index,
+            offset,
+            file_bytes,
+            file_end: bytes.len() as u64,
+        });
     };
     let start = header.p_paddr;
     let fits = start.checked_add(header.p_memsz).is_some_and(|end| end <= memory_bytes);
@@ -141,7 +151,11 @@ fn check_overlaps(segments: &[Segment<'_>]) -> Result<(), BootError> {
         if let [first, second] = pair
             && second.start < first.end()
         {
-            return Err(BootError::Overlap { first: first.index, second: second.index, at: second.start });
+            return Err(BootError::Overlap {
+                first: first.index,
+                second: second.index,
+                at: second.start,
+            });
         }
     }
     Ok(())

@@ -79,13 +79,15 @@ fn a_good_image_gives_its_segments_and_entry() {
     let file = Maker::default().build();
     let image = Image::parse(&file, RAM).unwrap();
     assert_eq!(image.entry(), 0x10_0004);
-    let starts: Vec<_> = image.segments().iter().map(|s| (s.start, s.memory_bytes, s.contents[0])).collect();
+    let starts: Vec<_> =
+        image.segments().iter().map(|s| (s.start, s.memory_bytes, s.contents[0])).collect();
     assert_eq!(starts, [(0x10_0000, 0x1000, 1), (0x20_0000, 0x1000, 0x11)]);
 }
 
 #[test]
 fn segments_that_are_not_loaded_may_be_anything() {
-    let note = Header { kind: 4, offset: u64::MAX, address: 0, file_bytes: 9, memory_bytes: 1, flags: 0 };
+    let note =
+        Header { kind: 4, offset: u64::MAX, address: 0, file_bytes: 9, memory_bytes: 1, flags: 0 };
     let empty = Header { memory_bytes: 0, file_bytes: 0, address: 0, ..CODE };
     let file = Maker { headers: vec![note, empty, CODE], ..Maker::default() }.build();
     assert_eq!(Image::parse(&file, RAM).unwrap().segments().len(), 1);
@@ -145,17 +147,28 @@ fn a_truncated_segment_is_refused() {
 fn a_segment_larger_in_the_file_than_in_memory_is_refused() {
     let inverted = Header { memory_bytes: 8, ..DATA };
     let refusal = Maker { headers: vec![CODE, inverted], ..Maker::default() }.refusal();
-    assert_eq!(refusal, "segment 1 of the kernel image has 16 bytes in the file but only 8 in memory");
+    assert_eq!(
+        refusal,
+        "segment 1 of the kernel image has 16 bytes in the file but only 8 in memory"
+    );
 }
 
 #[test]
 fn a_segment_outside_kernel_memory_is_refused() {
-    for (address, memory_bytes) in
-        [(0xf_f000, 0x1000), (0, 0x10), (RAM, 0x10), (RAM - 0x800, 0x1000), (u64::MAX - 0xf, 0x10), (0x10_0000, u64::MAX)]
-    {
+    for (address, memory_bytes) in [
+        (0xf_f000, 0x1000),
+        (0, 0x10),
+        (RAM, 0x10),
+        (RAM - 0x800, 0x1000),
+        (u64::MAX - 0xf, 0x10),
+        (0x10_0000, u64::MAX),
+    ] {
         let header = Header { address, memory_bytes, ..CODE };
         let refusal = Maker { headers: vec![header], ..Maker::default() }.refusal();
-        assert!(refusal.contains("outside guest RAM for kernels, 0x100000 to 0x1000000"), "{refusal}");
+        assert!(
+            refusal.contains("outside guest RAM for kernels, 0x100000 to 0x1000000"),
+            "{refusal}"
+        );
         assert!(refusal.contains(&format!("{address:#x}")), "{refusal}");
     }
 }
@@ -166,7 +179,10 @@ fn overlapping_segments_are_refused() {
     let refusal = Maker { headers: vec![inside, CODE], ..Maker::default() }.refusal();
     assert_eq!(refusal, "segments 1 and 0 of the kernel image overlap at 0x100800");
     let touching = Header { address: 0x10_1000, ..DATA };
-    assert!(Image::parse(&Maker { headers: vec![touching, CODE], ..Maker::default() }.build(), RAM).is_ok());
+    assert!(
+        Image::parse(&Maker { headers: vec![touching, CODE], ..Maker::default() }.build(), RAM)
+            .is_ok()
+    );
 }
 
 #[test]
@@ -175,7 +191,9 @@ fn an_entry_point_outside_code_is_refused() {
         let refusal = Maker { entry, ..Maker::default() }.refusal();
         assert_eq!(
             refusal,
-            format!("the entry point {entry:#x} of the kernel image is in none of its executable segments")
+            format!(
+                "the entry point {entry:#x} of the kernel image is in none of its executable segments"
+            )
         );
     }
 }

@@ -62,7 +62,9 @@ pub enum BootError {
         file_end: u64,
     },
     /// A segment that is larger in the file than in memory.
-    #[error("segment {index} of the kernel image has {file_bytes} bytes in the file but only {memory_bytes} in memory")]
+    #[error(
+        "segment {index} of the kernel image has {file_bytes} bytes in the file but only {memory_bytes} in memory"
+    )]
     Inverted {
         /// Program header index.
         index: usize,

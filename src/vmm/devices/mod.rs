@@ -51,7 +51,9 @@ impl PortBus {
     pub(super) fn read(&self, port: u16, width: PortWidth) -> u32 {
         // A wide access is one access to each byte's port, as on the ISA bus.
         let mut bytes = [0u8; 4];
-        for (port, byte) in (0..4).map(|offset| port.wrapping_add(offset)).zip(&mut bytes).take(width.bytes()) {
+        for (port, byte) in
+            (0..4).map(|offset| port.wrapping_add(offset)).zip(&mut bytes).take(width.bytes())
+        {
             *byte = match serial_register(port) {
                 Some(register) => lock(&self.serial).read(register),
                 None => {
@@ -133,7 +135,11 @@ mod tests {
             assert_eq!(bus.write(0x3f8, PortWidth::Byte, u32::from(*byte)), PortAction::None);
         }
         assert_eq!(*lock(&kept.0), b"hi\n");
-        assert_eq!(bus.read(0x3fd, PortWidth::Byte) & 0x20, 0x20, "the transmitter is always ready");
+        assert_eq!(
+            bus.read(0x3fd, PortWidth::Byte) & 0x20,
+            0x20,
+            "the transmitter is always ready"
+        );
         assert_eq!(bus.unknown_accesses(), 0);
     }
 

@@ -43,7 +43,11 @@ const CR4_PLAIN: u64 = cr4::VME
 const CR4_FLUSHES: u64 = cr4::PSE | cr4::PAE | cr4::PGE;
 
 impl Step<'_> {
-    pub(super) fn mov_from_control(&mut self, target: Register, source: Register) -> Result<Effect, Stop> {
+    pub(super) fn mov_from_control(
+        &mut self,
+        target: Register,
+        source: Register,
+    ) -> Result<Effect, Stop> {
         let value = match source {
             Register::CR0 => self.cpu.cr0,
             Register::CR2 => self.cpu.cr2,
@@ -57,7 +61,11 @@ impl Step<'_> {
         Ok(Effect::None)
     }
 
-    pub(super) fn mov_to_control(&mut self, target: Register, source: Register) -> Result<Effect, Stop> {
+    pub(super) fn mov_to_control(
+        &mut self,
+        target: Register,
+        source: Register,
+    ) -> Result<Effect, Stop> {
         let value = general(&self.cpu, source);
         match target {
             Register::CR0 => self.write_cr0(value),

@@ -14,7 +14,10 @@ mod msr;
 mod port;
 mod segment;
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Formatter, Instruction, Mnemonic, NasmFormatter, OpKind, Register};
+use iced_x86::{
+    Decoder, DecoderError, DecoderOptions, Formatter, Instruction, Mnemonic, NasmFormatter, OpKind,
+    Register,
+};
 
 use crate::addr::{Gva, PAGE_SIZE};
 use crate::shadow_mmu::Access;
@@ -196,7 +199,9 @@ impl Step<'_> {
     /// Everything without an emulation.
     fn other(&self, error_code: u32) -> Result<Effect, Stop> {
         if self.instruction.is_privileged() {
-            return Err(GuestError::UnsupportedInstruction { instruction: self.disassembly() }.into());
+            return Err(
+                GuestError::UnsupportedInstruction { instruction: self.disassembly() }.into()
+            );
         }
         Err(Stop::Inject(Exception::general_protection(error_code)))
     }

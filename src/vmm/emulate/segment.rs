@@ -21,7 +21,8 @@ impl Step<'_> {
     pub(super) fn load_descriptor_table(&mut self) -> Result<Effect, Stop> {
         let raw = self.read_operand::<10>(0)?;
         let limit = u16::from_le_bytes([raw[0], raw[1]]);
-        let base = u64::from_le_bytes([raw[2], raw[3], raw[4], raw[5], raw[6], raw[7], raw[8], raw[9]]);
+        let base =
+            u64::from_le_bytes([raw[2], raw[3], raw[4], raw[5], raw[6], raw[7], raw[8], raw[9]]);
         if !is_canonical(base) {
             return Err(general_protection());
         }
@@ -55,7 +56,8 @@ impl Step<'_> {
         if raw[5] & 0x80 == 0 {
             return Err(refuse(vector::NP));
         }
-        let base = u64::from_le_bytes([raw[2], raw[3], raw[4], raw[7], raw[8], raw[9], raw[10], raw[11]]);
+        let base =
+            u64::from_le_bytes([raw[2], raw[3], raw[4], raw[7], raw[8], raw[9], raw[10], raw[11]]);
         if !is_canonical(base) {
             return Err(refuse(vector::GP));
         }
