@@ -54,6 +54,12 @@ pub struct KickTarget {
 }
 
 impl KickTarget {
+    /// The kernel's id of the thread.
+    #[must_use]
+    pub fn thread_id(self) -> libc::pid_t {
+        self.thread
+    }
+
     /// Interrupts the thread's blocking system call, if it is in one.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use crate::host_mm::MmError;
 
 use super::boot::BootError;
 use super::kvm::KvmError;
+use super::stale::StaleAccess;
 
 /// Why a VM could not be made, or was ended.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +89,9 @@ pub enum VmError {
         /// What it did.
         source: GuestError,
     },
+    /// The tripwire caught an access that should not have been possible: a bug in Gnomon, stopped.
+    #[error("I1 violated: {0}")]
+    Stale(StaleAccess),
     /// A vCPU thread panicked: a bug in Gnomon, contained.
     #[error("the thread of vCPU {vcpu} panicked: {message}")]
     Panicked {

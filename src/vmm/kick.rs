@@ -97,6 +97,11 @@ impl Kicker {
         Ok(Self { page: RunPage::map(vcpu)?, signal, thread: Mutex::new(None) })
     }
 
+    /// The kernel's id of the vCPU's thread while it lives.
+    pub(super) fn thread_id(&self) -> Option<libc::pid_t> {
+        lock(&self.thread).map(KickTarget::thread_id)
+    }
+
     /// Makes the calling thread the one that gets the signal, for as long as the value lives.
     pub(super) fn register(&self) -> Registration<'_> {
         unblock_signal();

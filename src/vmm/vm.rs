@@ -13,7 +13,7 @@ use kvm_ioctls::VcpuFd;
 
 use crate::abi;
 use crate::addr::{Gpa, PAGE_SIZE_U64};
-use crate::host_mm::{HostMm, MemoryObject};
+use crate::host_mm::{HostMm, MemoryObject, TripwireWatch};
 use crate::shadow_mmu::{ShadowConfig, ShadowMmu, TableMemory};
 use crate::sync::{Mutex, lock};
 
@@ -33,6 +33,7 @@ use super::monitor::{self, MonitorLayout, MonitorStack};
 use super::real;
 use super::roster::{Roster, StartRequest, VcpuState};
 use super::shared::Shared;
+use super::stale;
 use super::stats::{FaultLatency, LiveCounts, VcpuCounts};
 use super::vcpu::Vcpu;
 
@@ -100,6 +101,8 @@ pub struct Vm {
     vcpus: Vec<Vcpu>,
     boot: GuestCpu,
     threads: Vec<JoinHandle<()>>,
+    /// Outlives the threads, which it may have to let go on.
+    _tripwire: Option<TripwireWatch>,
 }
 
 /// What the parts of a VM are made from.
@@ -149,6 +152,7 @@ impl Vm {
 
         let tables = parts.tables.clone();
         let shared = Arc::new(share(config, parts, console, &kickers));
+        let tripwire = stale::watch(mm, &shared, &kickers)?;
         let vcpus = fds
             .into_iter()
             .enumerate()
@@ -157,7 +161,7 @@ impl Vm {
                 Vcpu::new(index, fd, shared.clone(), stack, boot.clone())
             })
             .collect();
-        Ok(Self { shared, object, kickers, vcpus, boot, threads: Vec::new() })
+        Ok(Self { shared, object, kickers, vcpus, boot, threads: Vec::new(), _tripwire: tripwire })
     }
 
     /// Starts the vCPU threads and lets the first vCPU run. Starting twice does nothing.
@@ -319,17 +323,19 @@ fn check_vcpus(vcpus: usize, device: &KvmDevice) -> Result<(), VmError> {
     Err(VmError::VcpuCount { vcpus, max })
 }
 
-/// Shadow pages for a VM that does not say: leaf tables for four times its RAM, and some.
-fn default_shadow_pages(memory_bytes: u64, min: u32) -> u32 {
+/// Shadow pages for a VM that does not say: some, and then leaf tables for four times its RAM or
+/// for an eighth of the frames, each far from all others, whichever is less. They come on top of
+/// host memory, so a large guest in few frames must not have many.
+fn default_shadow_pages(memory_bytes: u64, frames: u32, min: u32) -> u32 {
     let leaf_tables = u32::try_from(memory_bytes >> 21).unwrap_or(u32::MAX);
-    leaf_tables.saturating_mul(4).saturating_add(1024).saturating_add(min)
+    leaf_tables.saturating_mul(4).min(frames / 8).saturating_add(1024).saturating_add(min)
 }
 
-fn shadow_pages(config: &VmConfig) -> Result<u32, VmError> {
+fn shadow_pages(config: &VmConfig, frames: u32) -> Result<u32, VmError> {
     let vcpus = config.vcpus;
     let min = u32::try_from(vcpus).unwrap_or(u32::MAX).saturating_mul(MIN_SHADOW_PAGES_PER_VCPU);
     match config.shadow_pages {
-        None => Ok(default_shadow_pages(config.memory_bytes, min)),
+        None => Ok(default_shadow_pages(config.memory_bytes, frames, min)),
         Some(pages) if pages >= min => Ok(pages),
         Some(pages) => Err(VmError::ShadowPages { pages, vcpus, min }),
     }
@@ -343,7 +349,7 @@ fn build_parts(
     mm: &Arc<HostMm>,
     object: &Arc<MemoryObject>,
 ) -> Result<Parts, VmError> {
-    let shadow_pages = shadow_pages(config)?;
+    let shadow_pages = shadow_pages(config, mm.frame_count())?;
     let monitor = MonitorLayout::new(config.vcpus);
     let view = mm.map_guest_view()?;
     let frames = view.region().clone();

@@ -1,0 +1,93 @@
+//! What the tripwire caught: a touch of a freed frame, judged.
+//!
+//! Guarantee: with `HostMmConfig::paranoid`, the first access to a frame that holds no page through
+//! an SPTE that still stands ends the VM with a sentence that names the frame, the page that was in
+//! it, the address and the vCPU.
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+use crate::addr::{Gva, Pfn};
+use crate::export_rmap::Owner;
+use crate::host_mm::{HostMm, TripReport, TripwireWatch};
+
+use super::error::VmError;
+use super::kick::Kicker;
+use super::shared::Shared;
+use super::vm::Outcome;
+
+/// An access through a mapping that has outlived its frame (invariant I1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StaleAccess {
+    /// The frame.
+    pub pfn: Pfn,
+    /// The page that was in it last.
+    pub last_owner: Owner,
+    /// An address whose SPTE still points to the frame.
+    pub gva: Gva,
+    /// The vCPU, if it was one.
+    pub vcpu: Option<usize>,
+    /// Whether it was a write.
+    pub write: bool,
+}
+
+impl fmt::Display for StaleAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.vcpu {
+            Some(vcpu) => write!(f, "vCPU {vcpu}")?,
+            None => write!(f, "a thread of the hypervisor")?,
+        }
+        write!(
+            f,
+            " {} freed frame {} through the SPTE of guest-virtual {}; the frame last held guest frame {} of object {}",
+            if self.write { "wrote" } else { "read" },
+            self.pfn,
+            self.gva,
+            self.last_owner.gfn,
+            self.last_owner.object
+        )
+    }
+}
+
+/// Arms the guest view of a VM, if its host memory is paranoid.
+pub(super) fn watch(
+    mm: &Arc<HostMm>,
+    shared: &Arc<Shared>,
+    kickers: &[Arc<Kicker>],
+) -> Result<Option<TripwireWatch>, VmError> {
+    if !mm.config().paranoid {
+        return Ok(None);
+    }
+    // Weak: the watch must not keep alive what it watches.
+    let (weak_mm, weak_shared) = (Arc::downgrade(mm), Arc::downgrade(shared));
+    let kickers = kickers.to_vec();
+    let on_trip = move |report: TripReport| {
+        if let (Some(mm), Some(shared)) = (Weak::upgrade(&weak_mm), Weak::upgrade(&weak_shared))
+            && let Some(stale) = judge(&mm, &shared, &kickers, report)
+        {
+            shared.end(Outcome::Failed(VmError::Stale(stale)));
+        }
+    };
+    Ok(Some(TripwireWatch::spawn(mm, shared.shadow.guest_view(), on_trip)?))
+}
+
+/// A violation, or `None`: KVM may look for a frame whose SPTE it read just before it was cleared,
+/// and drops what it finds; and the frame may have got a new page meanwhile.
+fn judge(
+    mm: &HostMm,
+    shared: &Shared,
+    kickers: &[Arc<Kicker>],
+    report: TripReport,
+) -> Option<StaleAccess> {
+    let gva = shared.shadow.find_mapping(report.pfn)?;
+    if mm.frame_table().get(report.pfn)?.is_in_use() {
+        return None;
+    }
+    Some(StaleAccess {
+        pfn: report.pfn,
+        last_owner: report.last_owner,
+        gva,
+        vcpu: kickers.iter().position(|kicker| kicker.thread_id() == Some(report.thread)),
+        write: report.write,
+    })
+}
