@@ -1,5 +1,6 @@
 //! The flags word of a frame: one atomic word that holds the page lock and everything that is
-//! decided under it.
+//! decided under it. Bits above the flags count the frame's invalidations, see
+//! [`sequence`](crate::export_rmap::sequence).
 
 use bitflags::bitflags;
 

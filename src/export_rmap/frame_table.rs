@@ -61,11 +61,11 @@ impl Owner {
 
 impl Frame {
     pub(super) fn flags(&self) -> PageFlags {
-        PageFlags::from_bits_retain(self.flags.load(Ordering::Relaxed))
+        PageFlags::from_bits_truncate(self.flags.load(Ordering::Relaxed))
     }
 
-    /// Whether some client maps the frame. One relaxed load: an invalidation orders it after its
-    /// `begin` (see [`sequence`](crate::export_rmap::sequence)).
+    /// Whether some client maps the frame. One relaxed load, of the same word that an
+    /// invalidation has counted up before (see [`sequence`](crate::export_rmap::sequence)).
     #[must_use]
     pub fn is_exported(&self) -> bool {
         self.flags().contains(PageFlags::EXPORTED)

@@ -29,4 +29,4 @@ pub use notifier::{
 };
 pub use page_lock::LockedPage;
 pub use rmap::{ClientId, Retain, RmapEntry};
-pub use sequence::{InvalidationSequence, SequenceToken};
+pub use sequence::SequenceToken;

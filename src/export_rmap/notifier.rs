@@ -231,8 +231,7 @@ impl NotifierList {
     /// Tells every client that the locked page is invalidated, if any maps it at all: an
     /// invalidation of a frame that is not exported costs one relaxed load.
     ///
-    /// Call it between `begin` and `end` of the page's
-    /// [sequence](crate::export_rmap::InvalidationSequence).
+    /// Call it after [`LockedPage::begin_invalidation`].
     pub fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
         let mut harvest = Harvest::default();
         if page.frame().is_exported() {

@@ -1,144 +1,107 @@
 //! The invalidation sequence: a fault that read its page before an invalidation began never
 //! installs after that invalidation has ended.
 //!
-//! Rule 2 of the protocol (`docs/protocol.md`), and what later kernels call
-//! `mmu_invalidate_begin`, `mmu_invalidate_end` and `mmu_invalidate_retry`. An invalidation and a
-//! fault run without a common lock; each writes its own word and then reads the other's, with a
-//! sequentially consistent fence between (Dekker's scheme):
+//! Rule 2 of the protocol (`docs/protocol.md`); later kernels call the parts
+//! `mmu_invalidate_begin` and `mmu_invalidate_retry`. The count stands in the frame's flags word,
+//! beside `EXPORTED`, so that one word's modification order decides every race, without a fence:
 //!
 //! | invalidation, page lock held | fault, client's MMU lock held |
 //! |---|---|
-//! | `begin` counts up | adds its rmap entry, which sets `EXPORTED` |
-//! | fence | fence |
-//! | looks at `EXPORTED`, notifies if set | `must_retry`: looks at the count, backs out if changed |
+//! | counts up | adds its rmap entry: `EXPORTED` is set |
+//! | looks at `EXPORTED`, notifies if set | looks at the count, backs out if it has changed |
 //!
-//! At least one of them sees the other. If it is the invalidation, its call into the client waits
-//! for the MMU lock and finds the installed entry; if it is the fault, nothing was installed.
+//! If the count went up before the flag was set, the fault sees the new count. If not, the
+//! invalidation sees the flag, and its call into the client waits for the MMU lock and finds the
+//! entry.
+//!
+//! An invalidation begins with the count and ends when the page lock is dropped. A fault notes the
+//! count under the page lock, so never in the middle of one.
 
-use crate::addr::Gfn;
+use crate::addr::Pfn;
+use crate::export_rmap::frame_table::FrameTable;
 use crate::export_rmap::page_lock::LockedPage;
-use crate::sync::{AtomicU64, Ordering, fence};
+use crate::sync::Ordering;
 
-#[cfg(not(loom))]
-const SHARDS: usize = 1024;
-#[cfg(loom)]
-const SHARDS: usize = 1;
+/// The count has the upper 24 bits of the flags word: 16 million invalidations of one frame during
+/// one fault would be needed to fool it.
+const COUNT_SHIFT: u32 = 8;
+const COUNT_ONE: u32 = 1 << COUNT_SHIFT;
 
-/// Low bits count invalidations in progress, the rest those that have ended.
-const IN_PROGRESS_BITS: u32 = 16;
-const IN_PROGRESS_MASK: u64 = (1 << IN_PROGRESS_BITS) - 1;
-
-/// The sequence counts of one memory object, sharded by guest frame so that an invalidation
-/// disturbs only faults near it.
-#[derive(Debug)]
-pub struct InvalidationSequence {
-    shards: Box<[AtomicU64]>,
-}
-
-/// What the sequence was when a fault read its page.
-#[derive(Clone, Copy, Debug)]
+/// What the count of a frame was when a fault found its page there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SequenceToken {
-    shard: usize,
-    value: u64,
+    pfn: Pfn,
+    count: u32,
 }
 
-/// An invalidation in progress; ends when dropped.
-#[derive(Debug)]
-#[must_use = "the invalidation ends at once"]
-pub struct InvalidationInProgress<'a> {
-    shard: &'a AtomicU64,
-}
-
-impl Default for InvalidationSequence {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl InvalidationSequence {
-    /// A sequence in which nothing has been invalidated yet.
+impl SequenceToken {
+    /// The frame in which the page was.
     #[must_use]
-    pub fn new() -> Self {
-        Self { shards: (0..SHARDS).map(|_| AtomicU64::new(0)).collect() }
+    pub const fn pfn(self) -> Pfn {
+        self.pfn
     }
+}
 
-    fn shard(gfn: Gfn) -> usize {
-        let raw = gfn.as_u64();
-        // Reduced modulo the number of shards.
-        #[allow(clippy::cast_possible_truncation)]
-        let index = (raw ^ (raw >> 10)) as usize % SHARDS;
-        index
-    }
-
-    /// Notes the sequence for a page that is about to be mapped. Taken under its page lock, so no
-    /// invalidation of this very page is in progress (another page of the shard may be: then
-    /// [`must_retry`](Self::must_retry) will say so).
+impl LockedPage<'_> {
+    /// Notes the count, for a mapping that is to be installed once the page is unlocked.
     #[must_use]
-    pub fn read(&self, gfn: Gfn, _page: &LockedPage<'_>) -> SequenceToken {
-        let shard = Self::shard(gfn);
-        SequenceToken { shard, value: self.shards[shard].load(Ordering::Acquire) }
+    pub fn sequence(&self) -> SequenceToken {
+        let flags = self.frame().flags.load(Ordering::Relaxed);
+        SequenceToken { pfn: self.pfn(), count: flags >> COUNT_SHIFT }
     }
 
-    /// Whether an invalidation began since the token was taken. Call it with the client's MMU lock
-    /// held and the rmap entry added; on `true` take the entry out again and start over.
+    /// Begins an invalidation, which ends when the page is unlocked. Only after this may
+    /// `EXPORTED` be looked at, the clients be notified and the page's place be changed.
+    pub fn begin_invalidation(&self) {
+        // The carry out of the top is lost: the count wraps. AcqRel: a fault that sees the new
+        // count sees what came before; what we look at next is no older than what the fault wrote.
+        self.frame().flags.fetch_add(COUNT_ONE, Ordering::AcqRel);
+    }
+}
+
+impl FrameTable {
+    /// Whether an invalidation of the frame began since the token was taken. Call it with the
+    /// client's MMU lock held and the rmap entry added; on `true` take the entry out again and
+    /// start over.
     #[must_use]
     pub fn must_retry(&self, token: SequenceToken) -> bool {
-        // Pairs with the fence in `begin`.
-        fence(Ordering::SeqCst);
-        token.value & IN_PROGRESS_MASK != 0
-            || self.shards[token.shard].load(Ordering::Acquire) != token.value
-    }
-
-    /// Begins an invalidation of the locked page at `gfn`. Only after this may the page's
-    /// `EXPORTED` flag be looked at, its clients notified and its mapping changed.
-    pub fn begin(&self, gfn: Gfn, _page: &LockedPage<'_>) -> InvalidationInProgress<'_> {
-        let shard = &self.shards[Self::shard(gfn)];
-        shard.fetch_add(1, Ordering::Relaxed);
-        // Pairs with the fence in `must_retry`.
-        fence(Ordering::SeqCst);
-        InvalidationInProgress { shard }
-    }
-}
-
-impl Drop for InvalidationInProgress<'_> {
-    fn drop(&mut self) {
-        // One step: in progress - 1, ended + 1. Release: whoever sees the end sees the new mapping.
-        self.shard.fetch_add(IN_PROGRESS_MASK, Ordering::Release);
+        // Acquire pairs with the AcqRel in `begin_invalidation`.
+        self.frame(token.pfn).flags.load(Ordering::Acquire) >> COUNT_SHIFT != token.count
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::addr::Pfn;
-    use crate::export_rmap::FrameTable;
+    use crate::export_rmap::PageFlags;
+
+    const FRAME: Pfn = Pfn::new(0);
 
     #[test]
-    fn an_overlapping_invalidation_forces_a_retry_before_and_after_its_end() {
-        let table = FrameTable::new(1);
-        let sequence = InvalidationSequence::new();
-        let gfn = Gfn::new(7);
-        let page = table.lock(Pfn::new(0));
-
-        let before = sequence.read(gfn, &page);
-        assert!(!sequence.must_retry(before));
-        let running = sequence.begin(gfn, &page);
-        assert!(sequence.must_retry(before), "in progress");
-        let during = sequence.read(gfn, &page);
-        assert!(sequence.must_retry(during), "read while in progress");
-        drop(running);
-        assert!(sequence.must_retry(before), "ended");
-        assert!(sequence.must_retry(during), "ended");
-        assert!(!sequence.must_retry(sequence.read(gfn, &page)));
+    fn an_invalidation_forces_a_retry_from_its_begin_on() {
+        let table = FrameTable::new(2);
+        let page = table.lock(FRAME);
+        let before = page.sequence();
+        assert!(!table.must_retry(before));
+        page.begin_invalidation();
+        assert!(table.must_retry(before), "in progress");
+        drop(page);
+        assert!(table.must_retry(before), "ended");
+        assert!(!table.must_retry(table.lock(FRAME).sequence()));
+        assert!(!table.must_retry(table.lock(Pfn::new(1)).sequence()), "another frame");
     }
 
     #[test]
-    fn a_far_page_is_not_disturbed() {
+    fn the_count_wraps_without_touching_the_flags() {
         let table = FrameTable::new(1);
-        let sequence = InvalidationSequence::new();
-        let page = table.lock(Pfn::new(0));
-        let token = sequence.read(Gfn::new(1), &page);
-        drop(sequence.begin(Gfn::new(2), &page));
-        assert!(!sequence.must_retry(token));
+        let page = table.lock(FRAME);
+        page.set_flags(PageFlags::DIRTY | PageFlags::IN_USE);
+        let flags = page.flags();
+        let first = page.sequence();
+        for _ in 0..1 << (u32::BITS - COUNT_SHIFT) {
+            page.begin_invalidation();
+        }
+        assert_eq!(page.sequence(), first);
+        assert_eq!(page.flags(), flags);
     }
 }

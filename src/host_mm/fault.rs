@@ -122,7 +122,7 @@ impl HostMm {
     }
 
     /// Forgets a page for good, when its object goes away.
-    pub(super) fn discard_page(&self, object: &ObjectPages, gfn: Gfn, entry: &Entry) {
+    pub(super) fn discard_page(&self, entry: &Entry) {
         loop {
             match entry.load() {
                 Place::Absent => return,
@@ -135,7 +135,7 @@ impl HostMm {
                 Place::Frame(pfn) => {
                     let page = self.table.lock(pfn);
                     if entry.load() == Place::Frame(pfn) {
-                        let _ended = object.sequence.begin(gfn, &page);
+                        page.begin_invalidation();
                         entry.store(Place::Absent, &page);
                         if let Some(slot) = page.slot() {
                             self.free_slot(slot);

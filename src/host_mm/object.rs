@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::addr::{Gfn, Gpa, PAGE_SIZE, Pfn, SwapSlot};
-use crate::export_rmap::{InvalidationSequence, LockedPage, Owner, PageFlags};
+use crate::export_rmap::{LockedPage, Owner, PageFlags};
 use crate::host_mm::{HostMm, MmError, pages};
 use crate::sync::lock;
 
@@ -81,7 +81,6 @@ pub(super) struct ObjectPages {
     pub(super) number: u16,
     pub(super) bytes: u64,
     top: Box<[OnceLock<Box<Mid>>]>,
-    pub(super) sequence: InvalidationSequence,
     watched: [AtomicU64; 2],
 }
 
@@ -92,7 +91,6 @@ impl ObjectPages {
             number,
             bytes,
             top: (0..mids).map(|_| OnceLock::new()).collect(),
-            sequence: InvalidationSequence::new(),
             watched: [const { AtomicU64::new(0) }; 2],
         }
     }
@@ -125,17 +123,10 @@ impl ObjectPages {
     }
 
     /// Calls `visit` for each page that may not be absent.
-    fn for_each_touched(&self, mut visit: impl FnMut(Gfn, &Entry)) {
-        for (top, mids) in self.top.iter().enumerate() {
-            let Some(mids) = mids.get() else { continue };
-            for (mid, leaves) in mids.iter().enumerate() {
-                let Some(leaves) = leaves.get() else { continue };
-                for (leaf, entry) in leaves.iter().enumerate() {
-                    let raw = (top * MID_LEAVES + mid) * LEAF_ENTRIES + leaf;
-                    visit(Gfn::new(raw as u64), entry);
-                }
-            }
-        }
+    fn for_each_touched(&self, visit: impl FnMut(&Entry)) {
+        let mids = self.top.iter().filter_map(OnceLock::get);
+        let leaves = mids.flat_map(|mid| mid.iter()).filter_map(OnceLock::get);
+        leaves.flat_map(|leaf| leaf.iter()).for_each(visit);
     }
 
     pub(super) fn is_watched(&self, gfn: Gfn) -> bool {
@@ -194,12 +185,6 @@ impl MemoryObject {
         self.pages.contains(gfn)
     }
 
-    /// The invalidation sequence that mappings of these pages are checked against.
-    #[must_use]
-    pub fn sequence(&self) -> &InvalidationSequence {
-        &self.pages.sequence
-    }
-
     /// Counts re-faults of these guest frames separately from now on.
     pub fn watch(&self, first: Gfn, count: u64) {
         let end = first.as_u64().saturating_add(count);
@@ -208,7 +193,7 @@ impl MemoryObject {
     }
 
     /// The page's frame, brought in if need be, with its page lock held: nothing can invalidate it
-    /// meanwhile. Note the [sequence](Self::sequence) before unlocking if a mapping is to follow.
+    /// meanwhile. Note its [sequence](LockedPage::sequence) before unlocking if a mapping is to follow.
     ///
     /// # Errors
     /// Outside the object, without a frame to be had, or when swap cannot be read.
@@ -292,7 +277,7 @@ impl MemoryObject {
 
 impl Drop for MemoryObject {
     fn drop(&mut self) {
-        self.pages.for_each_touched(|gfn, entry| self.mm.discard_page(&self.pages, gfn, entry));
+        self.pages.for_each_touched(|entry| self.mm.discard_page(entry));
         let _writers = lock(&self.mm.object_writers);
         let mut objects = self.mm.objects.load().to_vec();
         objects.retain(|pages| !Arc::ptr_eq(pages, &self.pages));

@@ -2,8 +2,8 @@
 //!
 //! No lock is held from the walk to the install, so both may have been overtaken by then:
 //!
-//! - by the host, which took the page's frame: the memory object's
-//!   [invalidation sequence](crate::export_rmap::InvalidationSequence) tells;
+//! - by the host, which took the page's frame: the frame's
+//!   [invalidation sequence](crate::export_rmap::sequence) tells;
 //! - by the guest, which changed its tables and flushed: the root's flush count tells.
 //!
 //! Either way the fault starts over. It never installs what it read before.
@@ -11,7 +11,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::addr::{Gpa, Gva, Pfn};
+use crate::addr::{Gpa, Gva};
 use crate::export_rmap::SequenceToken;
 use crate::host_mm::{MmError, Sabotage};
 use crate::shadow_mmu::roots::{FlushCount, Root, SptePlace, State};
@@ -46,7 +46,7 @@ pub enum FaultOutcome {
 /// What an SPTE is to point to.
 #[derive(Clone, Copy)]
 pub(super) enum Target {
-    Frame(Pfn, SequenceToken),
+    Frame(SequenceToken),
     Window(u64),
 }
 
@@ -142,8 +142,7 @@ impl Mmu {
             return Ok(None);
         }
         let page = self.object.lock_page(gfn)?;
-        let token = self.object.sequence().read(gfn, &page);
-        Ok(Some(Target::Frame(page.pfn(), token)))
+        Ok(Some(Target::Frame(page.sequence())))
     }
 
     fn install(&self, install: &Install<'_>) -> Result<Installed, MmError> {
@@ -174,7 +173,7 @@ impl Mmu {
     pub(super) fn new_spte(&self, install: &Install<'_>) -> Pte {
         let Translation { writable, executable, dirty, origin, .. } = *install.translation;
         let address = match install.target {
-            Target::Frame(pfn, _) => self.config.machine.frame_address(pfn),
+            Target::Frame(token) => self.config.machine.frame_address(token.pfn()),
             Target::Window(address) => address,
         };
         let mut spte = (Pte::PRESENT | Pte::USER | Pte::ACCESSED | origin).at(address);
@@ -193,7 +192,8 @@ impl Mmu {
         new: Pte,
         target: Target,
     ) -> Installed {
-        if let Target::Frame(pfn, token) = target {
+        if let Target::Frame(token) = target {
+            let pfn = token.pfn();
             let Some(rmap_entry) = self.rmap_entry(place) else {
                 return Installed::Retry;
             };
@@ -216,7 +216,7 @@ impl Mmu {
     /// a processor walks again before it raises a fault for a right that is missing.
     fn upgrade(&self, place: SptePlace, new: Pte, target: Target) -> Installed {
         // The entry is in the reverse map, so an invalidation either is seen here or finds it.
-        if let Target::Frame(_, token) = target
+        if let Target::Frame(token) = target
             && self.must_retry(token)
         {
             return Installed::Retry;
@@ -232,7 +232,7 @@ impl Mmu {
     }
 
     fn must_retry(&self, token: SequenceToken) -> bool {
-        let overtaken = self.object.sequence().must_retry(token);
+        let overtaken = self.mm.frame_table().must_retry(token);
         overtaken && !self.sabotaged(Sabotage::LateInstall)
     }
 }

@@ -97,8 +97,7 @@ impl Mmu {
             let Some(page) = self.object.try_lock_resident(translation.gfn) else {
                 continue;
             };
-            let token = self.object.sequence().read(translation.gfn, &page);
-            let target = Target::Frame(page.pfn(), token);
+            let target = Target::Frame(page.sequence());
             let gva = Gva::new(group_gva + number as u64 * PAGE_SIZE_U64);
             neighbours.push(Neighbour { gva, translation, target });
         }

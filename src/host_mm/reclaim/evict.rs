@@ -11,10 +11,7 @@
 use std::time::Duration;
 
 use crate::addr::{Gfn, PAGE_SIZE, Pfn, SwapSlot};
-use crate::export_rmap::{
-    FlushReason, Harvest, Invalidation, LockedPage, PageFlags, RevokeError,
-    sequence::InvalidationInProgress,
-};
+use crate::export_rmap::{FlushReason, Harvest, Invalidation, LockedPage, PageFlags, RevokeError};
 use crate::host_mm::frames::FreeFrame;
 use crate::host_mm::host_view::PageBuf;
 use crate::host_mm::object::{ObjectPages, Place};
@@ -34,11 +31,7 @@ pub(in crate::host_mm) struct Candidate<'a> {
 }
 
 /// A page whose invalidation is in progress and whose clients have been told. Not flushed yet.
-pub(in crate::host_mm) struct Detached<'a> {
-    // First: fields drop in order, and the invalidation ends before the page is unlocked.
-    in_progress: InvalidationInProgress<'a>,
-    candidate: Candidate<'a>,
-}
+struct Detached<'a>(Candidate<'a>);
 
 /// Detached pages that one flush will revoke.
 #[must_use = "detached pages are still in use until they are revoked"]
@@ -48,10 +41,7 @@ pub(in crate::host_mm) struct DetachedBatch<'a> {
 }
 
 /// A page that nobody can touch through an old translation any more.
-pub(in crate::host_mm) struct Revoked<'a> {
-    _in_progress: InvalidationInProgress<'a>,
-    candidate: Candidate<'a>,
-}
+pub(in crate::host_mm) struct Revoked<'a>(Candidate<'a>);
 
 impl<'a> DetachedBatch<'a> {
     /// Begins the invalidation of each page and tells the clients; what they recorded is noted in
@@ -64,11 +54,10 @@ impl<'a> DetachedBatch<'a> {
         let pages = candidates
             .into_iter()
             .map(|candidate| {
-                let object = candidate.object;
-                let in_progress = object.sequence.begin(candidate.gfn, &candidate.page);
+                candidate.page.begin_invalidation();
                 let harvest = mm.notifiers.invalidate_page(&candidate.page, kind);
                 mm.note_harvest(&candidate.page, harvest);
-                Detached { in_progress, candidate }
+                Detached(candidate)
             })
             .collect();
         Self { mm, pages }
@@ -81,31 +70,25 @@ impl<'a> DetachedBatch<'a> {
     pub(in crate::host_mm) fn revoke(self) -> Result<Vec<Revoked<'a>>, RevokeError> {
         if self.mm.config.sabotage != Some(Sabotage::SkipFlush) {
             let frames: Vec<Pfn> =
-                self.pages.iter().map(|detached| detached.candidate.page.pfn()).collect();
+                self.pages.iter().map(|detached| detached.0.page.pfn()).collect();
             self.mm.notifiers.flush(&frames, FlushReason::Invalidated)?;
         }
         Ok(self.into_revoked())
     }
 
     fn into_revoked(self) -> Vec<Revoked<'a>> {
-        self.pages
-            .into_iter()
-            .map(|Detached { in_progress, candidate }| Revoked {
-                _in_progress: in_progress,
-                candidate,
-            })
-            .collect()
+        self.pages.into_iter().map(|Detached(candidate)| Revoked(candidate)).collect()
     }
 }
 
 impl<'a> Revoked<'a> {
     pub(in crate::host_mm) fn page(&self) -> &LockedPage<'a> {
-        &self.candidate.page
+        &self.0.page
     }
 
     /// Moves the page out of its frame: to swap if its copy there is missing or old.
     fn release(self, mm: &'a HostMm) -> Result<FreeFrame<'a>, MmError> {
-        let Candidate { page, object, gfn } = &self.candidate;
+        let Candidate { page, object, gfn } = &self.0;
         let Some(entry) = object.entry(*gfn) else {
             return Err(MmError::OutOfFrames { gfn: *gfn, why: "its page has no entry".into() });
         };
@@ -166,7 +149,7 @@ impl HostMm {
     fn evict_with_early_reuse<'a>(&'a self, detached: DetachedBatch<'a>) -> Reclaimed {
         let mut reclaimed = Reclaimed::default();
         let frames: Vec<Pfn> =
-            detached.pages.iter().map(|detached| detached.candidate.page.pfn()).collect();
+            detached.pages.iter().map(|detached| detached.0.page.pfn()).collect();
         self.release_all(detached.into_revoked(), &mut reclaimed);
         // Long enough for a vCPU to come along on most hosts; a real bug would only be rarer.
         std::thread::sleep(Duration::from_millis(2));
