@@ -59,8 +59,8 @@ fn nobody_is_inside_while_the_work_runs() {
         let pauses = AtomicUsize::new(0);
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            for vcpu in 0..VCPUS {
-                let (gate, kick, inside) = (&gate, &kicks[vcpu], &inside);
+            for (vcpu, kick) in kicks.iter().enumerate() {
+                let (gate, inside) = (&gate, &inside);
                 scope.spawn(move || {
                     while let Some(pass) = gate.enter(vcpu) {
                         inside.fetch_add(1, Ordering::SeqCst);
@@ -93,9 +93,8 @@ fn two_vcpus_that_want_the_same_pause_do_it_once() {
             let runs = AtomicUsize::new(0);
             let both_inside = Barrier::new(2);
             std::thread::scope(|scope| {
-                for vcpu in 0..2 {
-                    let (gate, kick, runs, both_inside) =
-                        (&gate, &kicks[vcpu], &runs, &both_inside);
+                for (vcpu, kick) in kicks.iter().enumerate() {
+                    let (gate, runs, both_inside) = (&gate, &runs, &both_inside);
                     scope.spawn(move || {
                         let pass = gate.enter(vcpu).unwrap();
                         both_inside.wait();

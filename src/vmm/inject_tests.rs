@@ -1,1 +1,231 @@
+use super::*;
+use crate::addr::Gpa;
+use crate::vmm::cpu::{DescriptorTable, Features, TaskRegister};
+use crate::vmm::fake_memory::FakeMemory;
 
+const IDT_BASE: u64 = 0x1000;
+const HANDLER: u64 = 0x5000;
+const STACK: u64 = 0x8008;
+const TSS: u64 = 0x3000;
+
+/// A gate as a guest writes it.
+fn gate(target: u64, selector: u16, ist: u8, kind: u8) -> [u8; 16] {
+    let t = target.to_le_bytes();
+    let s = selector.to_le_bytes();
+    [t[0], t[1], s[0], s[1], ist, kind, t[2], t[3], t[4], t[5], t[6], t[7], 0, 0, 0, 0]
+}
+
+fn set_gate(memory: &FakeMemory, vector: u8, gate: [u8; 16]) {
+    memory.put(IDT_BASE + u64::from(vector) * 16, &gate);
+}
+
+fn setup() -> (GuestCpu, FakeMemory) {
+    let features = Features { phys_bits: 48, nx: true, fsgsbase: true, xsave: true };
+    let mut cpu = GuestCpu::at_boot(Gpa::new(0x9000), features);
+    cpu.rip = 0x4321;
+    cpu.rflags = 0x202 | rflags::TF | rflags::NT | rflags::RF;
+    cpu.gpr[gpr::RSP] = STACK;
+    cpu.idtr = DescriptorTable { base: IDT_BASE, limit: 0xfff };
+    cpu.task = TaskRegister { selector: 0x38, base: TSS, limit: 0x67 };
+    let memory = FakeMemory::new();
+    for vector in 0..32 {
+        set_gate(&memory, vector, gate(HANDLER + u64::from(vector), 0x33, 0, 0x8e));
+    }
+    (cpu, memory)
+}
+
+/// Runs `inject` and expects a triple fault.
+fn triple(cpu: &mut GuestCpu, memory: &FakeMemory, exception: Exception) -> String {
+    match inject(cpu, memory, exception) {
+        Err(Stop::Guest(error @ GuestError::TripleFault { .. })) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_exception_without_a_code_pushes_five_words() {
+    let (mut cpu, memory) = setup();
+    let flags = cpu.rflags;
+    assert_eq!(inject(&mut cpu, &memory, Exception::plain(vector::UD)).unwrap(), vector::UD);
+    let rsp = (STACK & !0xf) - 40;
+    assert_eq!(cpu.gpr[gpr::RSP], rsp, "aligned down to 16 bytes first");
+    assert_eq!(cpu.rip, HANDLER + 6);
+    assert_eq!(memory.words(rsp), [0x4321, 0x33, flags, STACK, 0x2b]);
+    assert_eq!(cpu.rflags, 2, "an interrupt gate clears IF, TF, NT and RF");
+}
+
+#[test]
+fn an_error_code_comes_below_the_frame() {
+    let (mut cpu, memory) = setup();
+    inject(&mut cpu, &memory, Exception::general_protection(0x1234)).unwrap();
+    let rsp = (STACK & !0xf) - 48;
+    assert_eq!(cpu.gpr[gpr::RSP], rsp);
+    let [code, rip] = memory.words(rsp);
+    assert_eq!((code, rip), (0x1234, 0x4321));
+}
+
+#[test]
+fn a_page_fault_sets_cr2() {
+    let (mut cpu, memory) = setup();
+    inject(&mut cpu, &memory, Exception::page_fault(0xdead_beef, 2)).unwrap();
+    assert_eq!(cpu.cr2, 0xdead_beef);
+}
+
+#[test]
+fn a_trap_gate_keeps_the_interrupt_flag() {
+    let (mut cpu, memory) = setup();
+    set_gate(&memory, 3, gate(HANDLER, 0x30, 0, 0x8f));
+    inject(&mut cpu, &memory, Exception::plain(vector::BP)).unwrap();
+    assert_eq!(cpu.rflags, 0x202);
+}
+
+#[test]
+fn an_interrupt_stack_is_taken_from_the_guests_tss() {
+    let (mut cpu, memory) = setup();
+    for (ist, top) in [(1u8, 0x7000u64), (7, 0x7807)] {
+        memory.put_words(TSS + 0x24 + u64::from(ist - 1) * 8, &[top]);
+        set_gate(&memory, 14, gate(HANDLER, 0x33, ist, 0x8e));
+        let mut cpu = cpu.clone();
+        inject(&mut cpu, &memory, Exception::page_fault(1, 0)).unwrap();
+        assert_eq!(cpu.gpr[gpr::RSP], (top & !0xf) - 48);
+        let [_, _, _, _, rsp] = memory.words(cpu.gpr[gpr::RSP]);
+        assert_eq!(rsp, STACK);
+    }
+    // Without a TSS: #TS, whose own gate has no IST.
+    cpu.task = TaskRegister::default();
+    let delivered = inject(&mut cpu, &memory, Exception::plain(vector::BP)).unwrap();
+    assert_eq!(delivered, vector::BP);
+    set_gate(&memory, 3, gate(HANDLER, 0x33, 1, 0x8e));
+    let delivered = inject(&mut cpu, &memory, Exception::plain(vector::BP)).unwrap();
+    assert_eq!(delivered, vector::TS);
+    let [code] = memory.words(cpu.gpr[gpr::RSP]);
+    assert_eq!(code, 1, "TR's selector, EXT");
+}
+
+#[test]
+fn a_benign_exception_with_a_bad_gate_becomes_the_gates_fault() {
+    for (bad, expected, code) in [
+        (gate(HANDLER, 0x33, 0, 0x85), vector::GP, 6 * 8 + 3),
+        (gate(HANDLER, 0x33, 0, 0x0e), vector::NP, 6 * 8 + 3),
+        (gate(HANDLER, 0x10, 0, 0x8e), vector::GP, 0x11),
+        (gate(HANDLER, 0, 0, 0x8e), vector::GP, 1),
+        (gate(1 << 47, 0x33, 0, 0x8e), vector::GP, 1),
+    ] {
+        let (mut cpu, memory) = setup();
+        set_gate(&memory, 6, bad);
+        let delivered = inject(&mut cpu, &memory, Exception::plain(vector::UD)).unwrap();
+        let [error_code] = memory.words(cpu.gpr[gpr::RSP]);
+        assert_eq!((delivered, error_code), (expected, code));
+    }
+}
+
+#[test]
+fn a_vector_past_the_limit_is_a_general_protection() {
+    let (mut cpu, memory) = setup();
+    cpu.idtr.limit = 19 * 16 - 2;
+    let delivered = inject(&mut cpu, &memory, Exception::plain(19)).unwrap();
+    assert_eq!(delivered, vector::GP);
+    let [code] = memory.words(cpu.gpr[gpr::RSP]);
+    assert_eq!(code, 19 * 8 + 3);
+}
+
+#[test]
+fn two_contributory_faults_make_a_double_fault() {
+    let (mut cpu, memory) = setup();
+    set_gate(&memory, vector::GP, gate(HANDLER, 0x33, 0, 0));
+    assert_eq!(inject(&mut cpu, &memory, Exception::general_protection(9)).unwrap(), vector::DF);
+    let [code, rip] = memory.words(cpu.gpr[gpr::RSP]);
+    assert_eq!((code, rip), (0, 0x4321));
+}
+
+#[test]
+fn a_page_fault_on_the_stack_is_delivered_if_its_handler_has_another() {
+    let (mut cpu, mut memory) = setup();
+    memory.unmap(0x8000);
+    memory.put_words(TSS + 0x24, &[0x7000]);
+    set_gate(&memory, 14, gate(HANDLER, 0x33, 1, 0x8e));
+    cpu.gpr[gpr::RSP] = 0x8100;
+    // #UD cannot push: #PF instead, on its own stack, with the address of the push.
+    assert_eq!(inject(&mut cpu, &memory, Exception::plain(vector::UD)).unwrap(), vector::PF);
+    assert_eq!(cpu.cr2, 0x8100 - 40);
+    let [code] = memory.words(cpu.gpr[gpr::RSP]);
+    assert_eq!(code, 2, "a write");
+}
+
+#[test]
+fn a_page_fault_while_a_page_fault_is_delivered_is_a_double_fault() {
+    let (mut cpu, mut memory) = setup();
+    memory.unmap(0x8000);
+    memory.put_words(TSS + 0x24, &[0x7000]);
+    set_gate(&memory, vector::DF, gate(HANDLER + 8, 0x33, 1, 0x8e));
+    cpu.gpr[gpr::RSP] = 0x8100;
+    let delivered = inject(&mut cpu, &memory, Exception::page_fault(0x1234, 0)).unwrap();
+    assert_eq!(delivered, vector::DF);
+    assert_eq!(cpu.cr2, 0x8100 - 48, "of the second fault");
+    // Without that stack the double fault cannot be delivered either.
+    let (mut cpu, mut memory) = setup();
+    memory.unmap(0x8000);
+    cpu.gpr[gpr::RSP] = 0x8100;
+    let error = triple(&mut cpu, &memory, Exception::page_fault(0x1234, 2));
+    assert_eq!(error, "triple fault (while delivering exception 14, error code 0x2, CR2 0x80d0)");
+}
+
+#[test]
+fn no_idt_at_all_is_a_triple_fault() {
+    for exception in
+        [Exception::plain(6), Exception::general_protection(0), Exception::page_fault(1, 0)]
+    {
+        let (mut cpu, memory) = setup();
+        cpu.idtr = DescriptorTable::default();
+        triple(&mut cpu, &memory, exception);
+    }
+}
+
+#[test]
+fn an_idt_or_a_stack_beyond_the_limit_does_no_harm() {
+    let (mut cpu, memory) = setup();
+    for base in [crate::abi::GVA_LIMIT - 8, crate::abi::GVA_LIMIT, u64::MAX - 100, 1 << 63] {
+        cpu.idtr.base = base;
+        triple(&mut cpu, &memory, Exception::plain(vector::UD));
+    }
+    for rsp in [0, 8, 40, crate::abi::GVA_LIMIT + 0x1000, u64::MAX, 1 << 63] {
+        let (mut cpu, memory) = setup();
+        cpu.gpr[gpr::RSP] = rsp;
+        triple(&mut cpu, &memory, Exception::plain(vector::UD));
+    }
+}
+
+#[test]
+fn tables_outside_memory_end_the_guest() {
+    let (mut cpu, memory) = setup();
+    cpu.idtr.base = 0x100_0000;
+    let stop = inject(&mut cpu, &memory, Exception::plain(vector::UD)).unwrap_err();
+    assert!(matches!(stop, Stop::Guest(GuestError::OutsideRam { .. })));
+}
+
+proptest::proptest! {
+    /// Whatever tables and registers a guest has, delivery ends, and in a state that the monitor
+    /// can return to.
+    #[test]
+    fn any_guest_state_is_survived(
+        vector in 0u8..32,
+        rsp in proptest::num::u64::ANY,
+        tables in proptest::collection::vec(proptest::num::u8::ANY, 0x400),
+        idt_offset in 0u64..0x1_0000,
+        limit in proptest::num::u16::ANY,
+    ) {
+        let (mut cpu, memory) = setup();
+        memory.put(0x3000, &tables);
+        cpu.gpr[gpr::RSP] = rsp;
+        cpu.idtr = DescriptorTable { base: idt_offset, limit };
+        let code = crate::vmm::exceptions::has_error_code(vector).then_some(0);
+        match inject(&mut cpu, &memory, Exception { vector, error_code: code, cr2: None }) {
+            Ok(_) => {
+                proptest::prop_assert!(is_canonical(cpu.rip));
+                proptest::prop_assert_eq!(cpu.rflags & rflags::TF, 0);
+            }
+            Err(Stop::Inject(_)) => proptest::prop_assert!(false, "asked for another exception"),
+            Err(_) => {}
+        }
+    }
+}

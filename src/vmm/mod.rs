@@ -17,6 +17,8 @@ pub mod emulate;
 mod error;
 pub mod exceptions;
 mod exits;
+#[cfg(test)]
+mod fake_memory;
 mod gate;
 mod hypercall;
 pub mod inject;

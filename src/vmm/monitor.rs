@@ -45,7 +45,9 @@ const GDT_PAGE: usize = 4;
 const PT_PAGE: usize = 5;
 
 /// GDT entries; the selectors are their byte offsets.
-const GDT_ENTRIES: usize = 10;
+const GDT_ENTRIES: u16 = 10;
+/// Offset of the GDT's last byte.
+const GDT_LIMIT: u16 = GDT_ENTRIES * 8 - 1;
 
 /// Page-table entry bits.
 const PRESENT: u64 = 1 << 0;
@@ -55,7 +57,9 @@ const DIRTY: u64 = 1 << 6;
 const NO_EXECUTE: u64 = 1 << 63;
 
 /// Fixed part of a 64-bit TSS; the I/O bitmap follows it.
-const TSS_BYTES: usize = 0x68;
+const TSS_BYTES: usize = TSS_BYTES_U16 as usize;
+/// [`TSS_BYTES`] as the I/O map base has it.
+const TSS_BYTES_U16: u16 = 0x68;
 const TSS_RSP0: usize = 0x04;
 const TSS_IO_MAP_BASE: usize = 0x66;
 /// Ports that the bitmap covers; those above trap for being outside it.
@@ -63,6 +67,7 @@ const IO_BITMAP_PORTS: u16 = 0x608;
 const IO_BITMAP_BYTES: usize = (IO_BITMAP_PORTS / 8) as usize;
 /// Offset of the TSS's last byte: the bitmap is followed by a byte of ones, since the processor
 /// reads two bytes at a time.
+#[allow(clippy::cast_possible_truncation)]
 pub(super) const TSS_LIMIT: u32 = (TSS_BYTES + IO_BITMAP_BYTES) as u32;
 
 /// Bytes of an exception frame without its error code.
@@ -122,7 +127,7 @@ impl MonitorLayout {
 
     /// Offset of the GDT's last byte.
     pub(super) fn gdt_limit(&self) -> u16 {
-        (GDT_ENTRIES * 8 - 1) as u16
+        GDT_LIMIT
     }
 
     /// Virtual address of vCPU `index`'s TSS.
@@ -247,7 +252,7 @@ fn write_tss(
 ) -> Result<(), InstallError> {
     let page = layout.first_vcpu_page() + index;
     put(region, page, TSS_RSP0, &layout.stack_top(index).to_le_bytes())?;
-    put(region, page, TSS_IO_MAP_BASE, &(TSS_BYTES as u16).to_le_bytes())?;
+    put(region, page, TSS_IO_MAP_BASE, &TSS_BYTES_U16.to_le_bytes())?;
     put(region, page, TSS_BYTES, &io_bitmap())
 }
 

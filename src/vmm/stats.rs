@@ -141,7 +141,9 @@ impl Latencies {
     }
 
     fn merge(&mut self, other: &Self) {
-        if let (Some(from), Some(into)) = (&other.histogram, self.get_or_make()) {
+        if let Some(from) = &other.histogram
+            && let Some(into) = self.get_or_make()
+        {
             // Equal bounds: cannot be refused.
             let _ = into.add(from);
         }

@@ -171,7 +171,9 @@ impl Vm {
     pub fn start(&mut self) -> Result<(), VmError> {
         for vcpu in std::mem::take(&mut self.vcpus) {
             let index = vcpu.index;
-            let Some(kicker) = self.kickers.get(index).cloned() else { continue };
+            let Some(kicker) = self.kickers.get(index).cloned() else {
+                continue;
+            };
             let thread = std::thread::Builder::new().name(format!("vcpu{index}"));
             match thread.spawn(move || vcpu.thread(&kicker)) {
                 Ok(handle) => self.threads.push(handle),
@@ -309,7 +311,7 @@ impl Drop for Vm {
 
 fn check_memory(bytes: u64) -> Result<(), VmError> {
     let (min, max) = (MIN_MEMORY_BYTES, abi::MAX_MEMORY_BYTES);
-    if bytes % PAGE_SIZE_U64 == 0 && (min..=max).contains(&bytes) {
+    if bytes.is_multiple_of(PAGE_SIZE_U64) && (min..=max).contains(&bytes) {
         return Ok(());
     }
     Err(VmError::MemorySize { bytes, min, max })
@@ -420,7 +422,3 @@ fn share(
         vcpus: config.vcpus,
     }
 }
-
-#[cfg(test)]
-#[path = "vm_tests.rs"]
-mod tests;

@@ -89,6 +89,7 @@ pub(super) fn build(memory_bytes: u64, cmdline_bytes: usize) -> [u8; PAGE_SIZE] 
     put(offset::TYPE_OF_LOADER, &[LOADER_UNDEFINED]);
     put(offset::LOADFLAGS, &[LOADED_HIGH]);
     // Below 4 GiB by the contract; the high half would be in ext_cmd_line_ptr.
+    #[allow(clippy::cast_possible_truncation)]
     const CMDLINE_PTR: u32 = abi::CMDLINE_GPA as u32;
     put(offset::CMD_LINE_PTR, &CMDLINE_PTR.to_le_bytes());
     put(offset::KERNEL_ALIGNMENT, &ALIGNMENT.to_le_bytes());

@@ -23,8 +23,8 @@ pub(super) fn build() -> [(Gpa, [u8; PAGE_SIZE]); 3] {
         1 => HIGH_PDPT.as_u64() | TABLE,
         _ => 0,
     });
-    let low = table(|index| index * GIB | LARGE_PAGE);
-    let high = table(|index| (ENTRIES + index) * GIB | LARGE_PAGE);
+    let low = table(|index| (index * GIB) | LARGE_PAGE);
+    let high = table(|index| ((ENTRIES + index) * GIB) | LARGE_PAGE);
     [(Gpa::new(abi::BOOT_PML4_GPA), root), (LOW_PDPT, low), (HIGH_PDPT, high)]
 }
 
