@@ -19,14 +19,14 @@ pub const PORT_HYPERCALL: u16 = 0x600;
 /// Hypercall: RDI is one of the `INFO_` keys; returns its value, or [`HC_ERROR`] for another key.
 pub const HC_INFO: u64 = 0;
 /// Hypercall: start vCPU RDI at RIP = RSI with RDI = RCX, with the caller's CR0, CR3, CR4, EFER
-/// and descriptor-table registers, RSP = 0, interrupts off. Returns 0, [`START_NO_SUCH_VCPU`] or
-/// [`START_ALREADY_RUNNING`].
+/// and descriptor-table registers, RSP = 0, interrupts off. Returns 0, [`START_NO_SUCH_VCPU`],
+/// [`START_ALREADY_RUNNING`], or [`HC_ERROR`] if RIP is not a usable address.
 pub const HC_START_VCPU: u64 = 1;
 /// Hypercall: report a violation of the guest's oracle. RDI = kind ([`Violation`]), RSI = guest
 /// virtual address, RCX = expected, R8 = found, R9 = page number. Returns 0.
 pub const HC_VIOLATION: u64 = 2;
 /// Hypercall: count re-faults (pages read back from swap) of guest frames RDI .. RDI + RSI
-/// separately from now on. Returns 0.
+/// separately from now on. Returns 0, or [`HC_ERROR`] if they are not all RAM.
 pub const HC_WATCH: u64 = 3;
 /// Hypercall: power off; the VM ends with exit code 0. Does not return.
 pub const HC_POWER_OFF: u64 = 4;

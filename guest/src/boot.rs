@@ -53,14 +53,14 @@ impl BootParams {
         BootParams(unsafe { &*(address as *const [u8; 4096]) })
     }
 
-    fn bytes<const N: usize>(&self, offset: usize) -> [u8; N] {
+    fn bytes<const N: usize>(self, offset: usize) -> [u8; N] {
         let mut value = [0; N];
         value.copy_from_slice(&self.0[offset..offset + N]);
         value
     }
 
     /// Whether the setup header carries its magic.
-    pub fn has_magic(&self) -> bool {
+    pub fn has_magic(self) -> bool {
         self.bytes(SETUP_MAGIC) == *b"HdrS"
     }
 
@@ -78,7 +78,7 @@ impl BootParams {
     }
 
     /// The command line, without its NUL; empty if it is not UTF-8.
-    pub fn command_line(&self) -> &'static str {
+    pub fn command_line(self) -> &'static str {
         let pointer = u32::from_le_bytes(self.bytes(CMD_LINE_PTR));
         if pointer == 0 {
             return "";

@@ -120,9 +120,10 @@ pub struct Results {
 impl Results {
     /// Prints and counts one item.
     pub fn item(&self, name: &str, passed: bool, detail: fmt::Arguments<'_>) {
-        let (word, counter) = match passed {
-            true => ("PASS", &self.passed),
-            false => ("FAIL", &self.failed),
+        let (word, counter) = if passed {
+            ("PASS", &self.passed)
+        } else {
+            ("FAIL", &self.failed)
         };
         counter.fetch_add(1, Ordering::Relaxed);
         println!("{word} {name}: {detail}");

@@ -77,7 +77,7 @@ impl Oracle {
 
     /// A pseudo-random word of the body; cheap and free of dependencies between words, so that
     /// the compiler can vectorise the loops below.
-    #[inline(always)]
+    #[inline]
     fn random_word(page_key: u64, word: usize) -> u64 {
         let x = page_key.wrapping_add((word as u64).wrapping_mul(STEP));
         x ^ (x >> 29)

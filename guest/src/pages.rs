@@ -55,7 +55,7 @@ impl WorkSet {
 
     /// Virtual address of a page.
     #[inline]
-    pub fn address(&self, index: u64) -> u64 {
+    pub fn address(index: u64) -> u64 {
         WORK_ADDRESS + index * PAGE_BYTES
     }
 
@@ -66,18 +66,12 @@ impl WorkSet {
     }
 }
 
-/// The versions of all pages, in the pinned window.
-#[derive(Clone, Copy)]
-pub struct Ledger;
-
-impl Ledger {
-    /// The version of a guest frame's page: 0 for never written.
-    #[inline]
-    pub fn version(self, gfn: u64) -> &'static AtomicU32 {
-        // SAFETY: the window has an entry for every frame of RAM (checked at start), mapped at its
-        // physical address, and only ever accessed as atomics.
-        unsafe { &*((abi::WINDOW_GPA + abi::CONTROL_BYTES + 4 * gfn) as *const AtomicU32) }
-    }
+/// The version of a guest frame's page, in the pinned window's ledger: 0 for never written.
+#[inline]
+pub fn version(gfn: u64) -> &'static AtomicU32 {
+    // SAFETY: the window has an entry for every frame of RAM (checked at start), mapped at its
+    // physical address, and only ever accessed as atomics.
+    unsafe { &*((abi::WINDOW_GPA + abi::CONTROL_BYTES + 4 * gfn) as *const AtomicU32) }
 }
 
 /// Adds to a counter that only this vCPU writes.

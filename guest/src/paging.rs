@@ -16,7 +16,8 @@ pub const NO_EXECUTE: u64 = 1 << 63;
 /// The physical address in an entry.
 pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// Flags of entries that point to tables: permissions are decided at the leaves.
+/// Flags of entries that point to tables: permissions are decided at the leaves. The leaves lack
+/// [`USER`], which the contract says makes no difference.
 const TABLE_FLAGS: u64 = PRESENT | WRITE | USER | ACCESSED;
 const ENTRIES: u64 = 512;
 
@@ -139,8 +140,8 @@ impl AddressSpace {
         while done < bytes {
             let fits = |level: u32| {
                 let size = 1_u64 << shift(level);
-                (address + done) % size == 0
-                    && (physical + done) % size == 0
+                (address + done).is_multiple_of(size)
+                    && (physical + done).is_multiple_of(size)
                     && bytes - done >= size
             };
             let level = (1..=3).rev().find(|level| fits(*level)).unwrap_or(1);
@@ -165,7 +166,7 @@ impl AddressSpace {
         for i in 0..count {
             let at = address + i * PAGE_BYTES;
             let leaves = match table {
-                Some(leaves) if at % (ENTRIES * PAGE_BYTES) != 0 => leaves,
+                Some(leaves) if !at.is_multiple_of(ENTRIES * PAGE_BYTES) => leaves,
                 _ => self.table(ram, at, 1),
             };
             table = Some(leaves);

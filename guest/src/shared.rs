@@ -43,7 +43,7 @@ impl SharedArea {
     }
 
     /// Address of a page.
-    pub fn address(self, page: usize) -> u64 {
+    pub fn address(page: usize) -> u64 {
         SHARED_ADDRESS + page as u64 * PAGE_BYTES
     }
 
@@ -52,11 +52,11 @@ impl SharedArea {
         self.frames / PAGE_BYTES + page as u64
     }
 
-    /// The counters of a page.
+    /// The counters of a page; that there is a `SharedArea` says that they are mapped.
     pub fn words(self, page: usize) -> &'static [AtomicU64; WORDS] {
         assert!(page < SHARED_PAGES);
         // SAFETY: mapped for good by `new`, and only ever accessed as atomics.
-        unsafe { &*(self.address(page) as *const [AtomicU64; WORDS]) }
+        unsafe { &*(SharedArea::address(page) as *const [AtomicU64; WORDS]) }
     }
 
     /// Compares all sums with the vCPUs' tallies, while no vCPU adds. Wrong ones are handed to
@@ -76,7 +76,7 @@ impl SharedArea {
                 if found != expected {
                     words[i].fetch_add(expected.wrapping_sub(found), Ordering::Relaxed);
                     report(WrongSum {
-                        address: self.address(page) + 8 * i as u64,
+                        address: SharedArea::address(page) + 8 * i as u64,
                         gfn: self.gfn(page),
                         expected,
                         found,

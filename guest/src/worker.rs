@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 use crate::abi::{self, VcpuCounters, Violation};
 use crate::machine::Machine;
 use crate::oracle::{LINK, PageId};
-use crate::pages::{Ledger, count};
+use crate::pages::{self, WorkSet, count};
 use crate::paging;
 use crate::permute::Cycle;
 use crate::vcpu::Vcpu;
@@ -79,9 +79,9 @@ impl Worker {
             gfn: self.machine.work.gfn(index),
             link: self.chase.next(page),
         };
-        let address = self.machine.work.address(index);
+        let address = WorkSet::address(index);
         let content = address as *mut u64;
-        let ledger = Ledger.version(id.gfn);
+        let ledger = pages::version(id.gfn);
         let version = ledger.load(Ordering::Relaxed);
         // SAFETY: work pages are mapped for good, and the owner alone accesses them.
         let verified = unsafe { self.machine.oracle.verify(content, id, version) };
@@ -110,14 +110,14 @@ impl Worker {
     /// was written has both, a page that never was is not dirty.
     pub fn check_flags(&self, page: u64) {
         let index = self.index(page);
-        let address = self.machine.work.address(index);
+        let address = WorkSet::address(index);
         let gfn = self.machine.work.gfn(index);
         let flags = paging::ACCESSED | paging::DIRTY;
         let found = match self.machine.space.leaf_entry(address) {
             Some(entry) => entry.load(Ordering::Relaxed) & flags,
             None => 0,
         };
-        let written = Ledger.version(gfn).load(Ordering::Relaxed) != 0;
+        let written = pages::version(gfn).load(Ordering::Relaxed) != 0;
         let expected = if written { flags } else { paging::ACCESSED };
         if found != expected {
             self.report(Violation::Paging, address, expected, found, gfn);

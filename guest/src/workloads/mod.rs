@@ -90,11 +90,12 @@ impl Workloads {
             self.touch(worker, page);
             count(&worker.counters.hot_accesses, 1);
         }
+        if self.scan == worker.owned {
+            self.scan = self.hot;
+        }
         if self.scan < worker.owned {
             self.touch(worker, self.scan);
             self.scan += 1;
-        } else {
-            self.scan = self.hot;
         }
     }
 }

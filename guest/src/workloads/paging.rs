@@ -92,18 +92,14 @@ impl Failure {
 
 type Checked = Result<(), Failure>;
 
-#[derive(Clone, Copy)]
-struct Slot {
-    frame: usize,
-}
-
 /// One vCPU's mappings and the model of them.
 pub(super) struct PagingState {
     block: PagingBlock,
     main_root: u64,
     /// Which of the block's two leaf tables is in use.
     leaves: usize,
-    slots: [Option<Slot>; SLOTS],
+    /// The frame that each address shows, if any.
+    slots: [Option<usize>; SLOTS],
     /// First word of each frame.
     stamps: [u64; FRAMES],
     demand: DemandModel,
@@ -140,7 +136,7 @@ impl PagingState {
         let slot = self.rng.below(SLOTS as u64) as usize;
         let result = match self.slots[slot] {
             None => self.map(slot),
-            Some(Slot { frame }) => match self.rng.below(16) {
+            Some(frame) => match self.rng.below(16) {
                 0 => self.unmap(slot),
                 1 => self.remap(slot),
                 2 => self.write_protect(slot, frame),
@@ -222,11 +218,6 @@ impl PagingState {
         self.expect_stamp(frame)
     }
 
-    fn expect_flags(&self, address: u64, entry: &AtomicU64, expected: u64) -> Checked {
-        let found = entry.load(Ordering::Relaxed) & (ACCESSED | DIRTY);
-        Failure::unless_equal(address, expected, found)
-    }
-
     /// Not present to present: no invalidation needed, though the address has just faulted.
     fn map(&mut self, slot: usize) -> Checked {
         let address = self.address(slot);
@@ -239,11 +230,11 @@ impl PagingState {
         let entry = self.entry(slot);
         let value = paging::leaf(self.block.frame(frame), WRITE | NO_EXECUTE);
         entry.store(value, Ordering::Relaxed);
-        self.slots[slot] = Some(Slot { frame });
+        self.slots[slot] = Some(frame);
         self.expect_frame(address, frame)?;
-        self.expect_flags(address, entry, ACCESSED)?;
+        expect_flags(address, entry, ACCESSED)?;
         self.store(address, frame)?;
-        self.expect_flags(address, entry, ACCESSED | DIRTY)
+        expect_flags(address, entry, ACCESSED | DIRTY)
     }
 
     fn unmap(&mut self, slot: usize) -> Checked {
@@ -260,7 +251,7 @@ impl PagingState {
         let value = paging::leaf(self.block.frame(frame), WRITE | NO_EXECUTE);
         self.entry(slot).store(value, Ordering::Relaxed);
         x86::invlpg(address);
-        self.slots[slot] = Some(Slot { frame });
+        self.slots[slot] = Some(frame);
         self.expect_frame(address, frame)?;
         self.store(address, frame)
     }
@@ -294,40 +285,38 @@ impl PagingState {
         let (address, entry) = (self.address(slot), self.entry(slot));
         entry.fetch_and(!(ACCESSED | DIRTY), Ordering::Relaxed);
         x86::invlpg(address);
-        self.expect_flags(address, entry, 0)?;
+        expect_flags(address, entry, 0)?;
         self.expect_frame(address, frame)?;
-        self.expect_flags(address, entry, ACCESSED)?;
+        expect_flags(address, entry, ACCESSED)?;
         self.store(address, frame)?;
-        self.expect_flags(address, entry, ACCESSED | DIRTY)
+        expect_flags(address, entry, ACCESSED | DIRTY)
     }
 
     /// A page of code, at the address after the slots: runs, and does not once it may not.
     fn forbid_execution(&mut self) -> Checked {
         let (address, entry) = (self.address(SLOTS), self.entry(SLOTS));
+        // SAFETY: the address, if mapped at all, shows the code frame, which holds a `ret`.
+        let call = || unsafe { probe::call(address) };
         let value = paging::leaf(self.block.frame(FRAMES), WRITE);
         entry.store(value, Ordering::Relaxed);
-        // SAFETY: the frame holds a `ret`, here and below.
-        if let Err(trap) = unsafe { probe::call(address) } {
-            return Err(unexpected(address, NO_FAULT, trap));
-        }
+        call().map_err(|trap| unexpected(address, NO_FAULT, trap))?;
         entry.fetch_or(NO_EXECUTE, Ordering::Relaxed);
         x86::invlpg(address);
-        let code = FAULT_PRESENT | FAULT_FETCH;
-        expect_fault(address, code, unsafe { probe::call(address) })?;
+        expect_fault(address, FAULT_PRESENT | FAULT_FETCH, call())?;
         entry.store(0, Ordering::Relaxed);
         x86::invlpg(address);
-        expect_fault(address, FAULT_FETCH, unsafe { probe::call(address) })
+        expect_fault(address, FAULT_FETCH, call())
     }
 
     /// Other frames under many slots, and a single CR3 load.
     fn remap_many(&mut self) -> Checked {
         let shift = 1 + self.rng.below(FRAMES as u64 - 1) as usize;
         for slot in 0..SLOTS {
-            if let Some(Slot { frame }) = self.slots[slot] {
+            if let Some(frame) = self.slots[slot] {
                 let frame = (frame + shift) % FRAMES;
                 let value = paging::leaf(self.block.frame(frame), WRITE | NO_EXECUTE);
                 self.entry(slot).store(value, Ordering::Relaxed);
-                self.slots[slot] = Some(Slot { frame });
+                self.slots[slot] = Some(frame);
             }
         }
         x86::reload_cr3();
@@ -336,7 +325,7 @@ impl PagingState {
 
     fn expect_all(&self) -> Checked {
         for (i, slot) in self.slots.iter().enumerate() {
-            if let Some(Slot { frame }) = *slot {
+            if let Some(frame) = *slot {
                 self.expect_frame(self.address(i), frame)?;
             }
         }
@@ -374,9 +363,9 @@ impl PagingState {
         );
         entry.store(value, Ordering::Relaxed);
         self.expect_frame(address, frame)?;
-        self.expect_flags(address, entry, ACCESSED)?;
+        expect_flags(address, entry, ACCESSED)?;
         self.store(address, frame)?;
-        self.expect_flags(address, entry, ACCESSED | DIRTY)?;
+        expect_flags(address, entry, ACCESSED | DIRTY)?;
         entry.fetch_and(!WRITE, Ordering::Relaxed);
         x86::invlpg(address);
         self.expect_store_fault(address, frame, FAULT_PRESENT | FAULT_WRITE)?;
@@ -450,6 +439,12 @@ fn unexpected(address: u64, expected: u64, trap: Trap) -> Failure {
         expected,
         found: FAULTED | trap.vector << 32 | trap.error_code,
     }
+}
+
+/// The accessed and dirty bits of an entry must be as expected.
+fn expect_flags(address: u64, entry: &AtomicU64, expected: u64) -> Checked {
+    let found = entry.load(Ordering::Relaxed) & (ACCESSED | DIRTY);
+    Failure::unless_equal(address, expected, found)
 }
 
 /// An access must have ended in a page fault at the address, with the error code.

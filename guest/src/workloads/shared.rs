@@ -6,7 +6,7 @@ use crate::abi::Violation;
 use crate::oracle::WORDS;
 use crate::pages::count;
 use crate::rng::Rng;
-use crate::shared::SHARED_PAGES;
+use crate::shared::{SHARED_PAGES, SharedArea};
 use crate::worker::Worker;
 
 /// What one vCPU remembers of the shared counters.
@@ -34,7 +34,7 @@ impl SharedState {
         count(&worker.counters.shared_adds, 2);
         let least = self.least[page];
         if before < least {
-            let (address, gfn) = (area.address(page), area.gfn(page));
+            let (address, gfn) = (SharedArea::address(page), area.gfn(page));
             worker.report(Violation::SharedSum, address, least, before, gfn);
         }
         self.least[page] = before + 1;
