@@ -25,49 +25,26 @@ fn documentation() -> String {
 fn check_image(bytes: &[u8]) -> Vec<ProgramHeader> {
     let file = ElfBytes::<LittleEndian>::minimal_parse(bytes).expect("an ELF file");
     assert_eq!(file.ehdr.class, Class::ELF64);
-    assert_eq!(
-        (file.ehdr.e_type, file.ehdr.e_machine),
-        (ET_EXEC, EM_X86_64)
-    );
+    assert_eq!((file.ehdr.e_type, file.ehdr.e_machine), (ET_EXEC, EM_X86_64));
     let headers: Vec<_> = file.segments().expect("program headers").iter().collect();
-    assert!(
-        headers
-            .iter()
-            .all(|h| h.p_type != PT_INTERP && h.p_type != PT_DYNAMIC)
-    );
-    let mut loaded: Vec<_> = headers
-        .into_iter()
-        .filter(|h| h.p_type == PT_LOAD)
-        .collect();
+    assert!(headers.iter().all(|h| h.p_type != PT_INTERP && h.p_type != PT_DYNAMIC));
+    let mut loaded: Vec<_> = headers.into_iter().filter(|h| h.p_type == PT_LOAD).collect();
     loaded.sort_by_key(|h| h.p_paddr);
     assert!(loaded[0].p_paddr >= abi::KERNEL_MIN_GPA);
     for pair in loaded.windows(2) {
-        assert!(
-            pair[0].p_paddr + pair[0].p_memsz <= pair[1].p_paddr,
-            "segments overlap"
-        );
+        assert!(pair[0].p_paddr + pair[0].p_memsz <= pair[1].p_paddr, "segments overlap");
     }
-    assert!(
-        loaded.iter().all(|h| h.p_vaddr == h.p_paddr),
-        "entered with the identity mapping"
-    );
+    assert!(loaded.iter().all(|h| h.p_vaddr == h.p_paddr), "entered with the identity mapping");
     let entry = file.ehdr.e_entry;
     let inside = |h: &ProgramHeader| (h.p_vaddr..h.p_vaddr + h.p_filesz).contains(&entry);
-    assert!(
-        loaded.iter().any(|h| h.p_flags & PF_X != 0 && inside(h)),
-        "entry {entry:#x}"
-    );
+    assert!(loaded.iter().any(|h| h.p_flags & PF_X != 0 && inside(h)), "entry {entry:#x}");
     loaded
 }
 
 #[test]
 fn the_test_guest_is_an_image() {
     let loaded = check_image(TEST_GUEST);
-    assert!(
-        loaded
-            .iter()
-            .all(|h| h.p_flags & (PF_W | PF_X) != (PF_W | PF_X))
-    );
+    assert!(loaded.iter().all(|h| h.p_flags & (PF_W | PF_X) != (PF_W | PF_X)));
     // Mapped by single pages with their own permissions.
     assert!(loaded.iter().all(|h| h.p_vaddr.is_multiple_of(4096)));
 }
@@ -76,10 +53,7 @@ fn the_test_guest_is_an_image() {
 fn the_test_guest_has_none_of_the_forbidden_instructions() {
     use iced_x86::{Decoder, DecoderOptions, Mnemonic};
     let file = ElfBytes::<LittleEndian>::minimal_parse(TEST_GUEST).expect("an ELF file");
-    let text = file
-        .section_header_by_name(".text")
-        .expect("sections")
-        .expect(".text");
+    let text = file.section_header_by_name(".text").expect("sections").expect(".text");
     let (code, _) = file.section_data(&text).expect("its bytes");
     let decoder = Decoder::with_ip(64, code, text.sh_addr, DecoderOptions::NONE);
     let mut instructions = 0;
@@ -89,17 +63,9 @@ fn the_test_guest_has_none_of_the_forbidden_instructions() {
             instruction.mnemonic(),
             Mnemonic::Syscall | Mnemonic::Sysenter | Mnemonic::Int | Mnemonic::Lmsw
         );
-        assert!(
-            !forbidden,
-            "{:?} at {:#x}",
-            instruction.mnemonic(),
-            instruction.ip()
-        );
+        assert!(!forbidden, "{:?} at {:#x}", instruction.mnemonic(), instruction.ip());
     }
-    assert!(
-        instructions > 1000,
-        "{instructions} instructions are no kernel"
-    );
+    assert!(instructions > 1000, "{instructions} instructions are no kernel");
 }
 
 #[test]
@@ -121,11 +87,7 @@ fn the_example_builds_by_the_documented_command() {
         .current_dir(root())
         .output()
         .expect("a C compiler, which building Gnomon takes too");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     check_image(&std::fs::read(&image).expect("the image"));
 }
 
@@ -140,10 +102,8 @@ fn the_page_has_the_numbers_of_the_code() {
         (abi::HC_POWER_OFF, "HC_POWER_OFF"),
         (abi::HC_PHASE, "HC_PHASE"),
     ];
-    let mut wanted: Vec<String> = calls
-        .iter()
-        .map(|(number, name)| format!("| {number} | `{name}` |"))
-        .collect();
+    let mut wanted: Vec<String> =
+        calls.iter().map(|(number, name)| format!("| {number} | `{name}` |")).collect();
     wanted.extend([
         format!("| {:#x} | `boot_params` |", abi::BOOT_PARAMS_GPA),
         format!("| {:#x} … 0xc000 | boot page tables |", abi::BOOT_PML4_GPA),
@@ -154,37 +114,22 @@ fn the_page_has_the_numbers_of_the_code() {
         ),
         format!("| {:#x} | hypercall", abi::PORT_HYPERCALL),
         format!("| {:#x} | ends the VM", abi::PORT_EXIT),
-        format!(
-            "| {:#x} … {:#x} | 16550",
-            abi::PORT_SERIAL,
-            abi::PORT_SERIAL + 7
-        ),
+        format!("| {:#x} … {:#x} | 16550", abi::PORT_SERIAL, abi::PORT_SERIAL + 7),
         format!("| {:#x}: PE,", abi::ENTRY_CR0),
         format!("| {:#x}: PAE,", abi::ENTRY_CR4),
         format!("| {:#x}: LME, LMA |", abi::ENTRY_EFER),
-        format!(
-            "CS is {:#x}, SS, DS and ES are {:#x}",
-            abi::SELECTOR_CODE,
-            abi::SELECTOR_DATA
-        ),
+        format!("CS is {:#x}, SS, DS and ES are {:#x}", abi::SELECTOR_CODE, abi::SELECTOR_DATA),
         format!("{} GiB (`WINDOW_GPA`)", abi::WINDOW_GPA >> 30),
         format!("a control block of {} KiB", abi::CONTROL_BYTES >> 10),
         format!("the contract, now {}", abi::ABI_VERSION),
         "0x7f80_0000_0000 (`GVA_LIMIT`)".to_owned(),
         "| 8 | 4 | stop: 0, and 1 from".to_owned(),
-        format!(
-            "| {} · i | {} | counters",
-            "64 + 64",
-            size_of::<abi::VcpuCounters>()
-        ),
+        format!("| {} · i | {} | counters", "64 + 64", size_of::<abi::VcpuCounters>()),
     ]);
     assert_eq!(abi::GVA_LIMIT, 0x7f80_0000_0000);
     assert_eq!(std::mem::offset_of!(abi::Control, stop), 8);
     assert_eq!(std::mem::offset_of!(abi::Control, counters), 64);
     for text in wanted {
-        assert!(
-            page.contains(&text),
-            "docs/guest-abi.md does not say {text:?}"
-        );
+        assert!(page.contains(&text), "docs/guest-abi.md does not say {text:?}");
     }
 }

@@ -27,10 +27,7 @@ guest_module!(rng, "../guest/src/rng.rs");
 use abi::Violation;
 use oracle::{BODY, LINK, Mismatch, Oracle, PageId, WORDS};
 
-const ID: PageId = PageId {
-    gfn: 0x1234,
-    link: 77,
-};
+const ID: PageId = PageId { gfn: 0x1234, link: 77 };
 
 fn written(oracle: &Oracle, id: PageId, version: u32) -> [u64; WORDS] {
     let mut page = [0xaaaa_aaaa_aaaa_aaaa; WORDS];
@@ -71,23 +68,13 @@ fn every_single_wrong_bit_is_found_at_its_word() {
                 1 => Violation::Version,
                 _ => Violation::Checksum,
             };
-            let expected = Mismatch {
-                kind,
-                word,
-                expected: good[word],
-                found: good[word] ^ bit,
-            };
+            let expected = Mismatch { kind, word, expected: good[word], found: good[word] ^ bit };
             assert_eq!(verify(&oracle, &page, ID, 3), Err(expected));
         }
         for word in 0..WORDS {
             let mut page = [0; WORDS];
             page[word] = 1;
-            let expected = Mismatch {
-                kind: Violation::Word,
-                word,
-                expected: 0,
-                found: 1,
-            };
+            let expected = Mismatch { kind: Violation::Word, word, expected: 0, found: 1 };
             assert_eq!(verify(&oracle, &page, ID, 0), Err(expected));
         }
     }
@@ -99,14 +86,7 @@ fn other_contents_are_told_apart() {
     let kind =
         |page: &[u64; WORDS], version| verify(&oracle, page, ID, version).map_err(|m| m.kind);
 
-    let other = written(
-        &oracle,
-        PageId {
-            gfn: 0x1235,
-            link: 77,
-        },
-        3,
-    );
+    let other = written(&oracle, PageId { gfn: 0x1235, link: 77 }, 3);
     assert_eq!(kind(&other, 3), Err(Violation::Number));
     let old = written(&oracle, ID, 2);
     assert_eq!(kind(&old, 3), Err(Violation::Version));
@@ -138,10 +118,7 @@ fn half_a_page_of_another_version_is_found() {
     let old = written(&oracle, ID, 2);
     page[WORDS / 2..].copy_from_slice(&old[WORDS / 2..]);
     let mismatch = verify(&oracle, &page, ID, 3).expect_err("half of the page is old");
-    assert_eq!(
-        (mismatch.kind, mismatch.word),
-        (Violation::Checksum, WORDS / 2)
-    );
+    assert_eq!((mismatch.kind, mismatch.word), (Violation::Checksum, WORDS / 2));
 }
 
 #[test]
@@ -182,14 +159,8 @@ fn a_scramble_is_a_bijection_and_moves_neighbours_apart() {
         for seed in 0..4 {
             let scramble = permute::Scramble::new(len, seed);
             let mut images: Vec<u64> = (0..len).map(|x| scramble.apply(x)).collect();
-            let neighbours = images
-                .windows(2)
-                .filter(|w| w[0].abs_diff(w[1]) == 1)
-                .count();
-            assert!(
-                len < 1000 || neighbours < 20,
-                "{neighbours} of {len} stay side by side"
-            );
+            let neighbours = images.windows(2).filter(|w| w[0].abs_diff(w[1]) == 1).count();
+            assert!(len < 1000 || neighbours < 20, "{neighbours} of {len} stay side by side");
             images.sort_unstable();
             assert!(images.into_iter().eq(0..len), "len {len} seed {seed}");
         }
@@ -210,10 +181,7 @@ fn zipf_gives_each_octave_its_share() {
         let octaves = len.ilog2() + 1;
         let share = DRAWS / octaves;
         for count in &by_octave[..octaves as usize] {
-            assert!(
-                count.abs_diff(share) < share / 10 + 1,
-                "{count} of {share}, len {len}"
-            );
+            assert!(count.abs_diff(share) < share / 10 + 1, "{count} of {share}, len {len}");
         }
     }
 }
@@ -264,15 +232,9 @@ mod command_line {
         let (options, unknown) = parse(line);
         assert!(unknown.is_empty(), "{unknown:?}");
         assert_eq!(options.mode, Mode::Stress);
-        let selected: Vec<_> = Workload::ALL
-            .into_iter()
-            .filter(|w| options.selects(*w))
-            .collect();
+        let selected: Vec<_> = Workload::ALL.into_iter().filter(|w| options.selects(*w)).collect();
         assert_eq!(selected, [Workload::Seq, Workload::Zipf]);
-        assert_eq!(
-            (options.seed, options.pages, options.passes),
-            (255, Some(4096), 3)
-        );
+        assert_eq!((options.seed, options.pages, options.passes), (255, Some(4096), 3));
         assert_eq!(
             (options.write_percent, options.hot, options.entropy_percent),
             (0, Some(64), 100)

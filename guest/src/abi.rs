@@ -30,8 +30,8 @@ pub const HC_VIOLATION: u64 = 2;
 pub const HC_WATCH: u64 = 3;
 /// Hypercall: power off; the VM ends with exit code 0. Does not return.
 pub const HC_POWER_OFF: u64 = 4;
-/// Hypercall: the guest's workers have reached a new phase: RDI = one of the `PHASE_` values.
-/// Returns 0.
+/// Hypercall: the guest's workers have reached a new phase: RDI = one of the `PHASE_` values. Its
+/// oracle watches the RCX guest frames from RSI on. Returns 0.
 pub const HC_PHASE: u64 = 5;
 
 /// Result of a hypercall that does not exist or got an argument that does not.

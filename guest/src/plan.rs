@@ -53,8 +53,10 @@ impl Run {
     fn enter(&self, phase: u64) {
         self.machine.barrier.wait();
         if self.is_boot {
+            let work = &self.machine.work;
+            let (first, count) = work.frames_of_first(work.pages());
             // SAFETY: the call changes nothing in the guest.
-            unsafe { x86::hypercall(abi::HC_PHASE, &[phase]) };
+            unsafe { x86::hypercall(abi::HC_PHASE, &[phase, first, count]) };
         }
         self.machine.barrier.wait();
     }

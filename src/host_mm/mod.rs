@@ -49,6 +49,7 @@ use frames::FreeList;
 use host_view::HostView;
 use object::ObjectPages;
 use reclaim::Reclaimer;
+use sabotage::SabotageRange;
 use stats::Counters;
 use swap::SwapSpace;
 use violations::Violations;
@@ -100,6 +101,7 @@ pub struct HostMm {
     reclaimer: Reclaimer,
     counters: Counters,
     violations: Violations,
+    sabotage_range: SabotageRange,
 }
 
 impl std::fmt::Debug for HostMm {
@@ -128,6 +130,7 @@ impl HostMm {
             reclaimer: Reclaimer::new(frames),
             counters: Counters::default(),
             violations: Violations::default(),
+            sabotage_range: SabotageRange::default(),
             config,
         }))
     }
@@ -148,12 +151,6 @@ impl HostMm {
     #[must_use]
     pub fn notifiers(&self) -> &NotifierList {
         &self.notifiers
-    }
-
-    /// The rule that is broken on purpose, if any.
-    #[must_use]
-    pub fn sabotage(&self) -> Option<Sabotage> {
-        self.config.sabotage
     }
 
     /// Maps all frames for a guest.

@@ -1,5 +1,10 @@
 //! Rules that can be broken on purpose, to show that the checks catch it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::addr::Gfn;
+use crate::host_mm::HostMm;
+
 /// One rule of the protocol to break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sabotage {
@@ -16,4 +21,37 @@ pub enum Sabotage {
     EarlyReuse,
     /// Every so many pages, one bit of a page in swap flips.
     SwapCorrupt,
+}
+
+/// The guest frames to whose pages the sabotage applies.
+#[derive(Debug)]
+pub(super) struct SabotageRange {
+    first: AtomicU64,
+    end: AtomicU64,
+}
+
+impl Default for SabotageRange {
+    fn default() -> Self {
+        Self { first: AtomicU64::new(0), end: AtomicU64::new(u64::MAX) }
+    }
+}
+
+impl HostMm {
+    /// Limits the sabotage to `count` guest frames from `first`, of every memory object: to the
+    /// pages that an oracle watches, so that what it reports is a page, not a guest kernel that
+    /// fell over itself. Without a limit every page is fair game. (`SwapCorrupt` knows no pages.)
+    pub fn limit_sabotage(&self, first: Gfn, count: u64) {
+        // Emptied first: a reader in between finds no page rather than a wrong one.
+        self.sabotage_range.end.store(0, Ordering::Relaxed);
+        self.sabotage_range.first.store(first.as_u64(), Ordering::Release);
+        self.sabotage_range.end.store(first.as_u64().saturating_add(count), Ordering::Release);
+    }
+
+    /// Whether this rule is to be broken for this page.
+    #[must_use]
+    pub fn is_sabotaged(&self, rule: Sabotage, gfn: Gfn) -> bool {
+        self.config.sabotage == Some(rule)
+            && gfn.as_u64() < self.sabotage_range.end.load(Ordering::Acquire)
+            && gfn.as_u64() >= self.sabotage_range.first.load(Ordering::Acquire)
+    }
 }

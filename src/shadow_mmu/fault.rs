@@ -11,7 +11,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::addr::{Gpa, Gva};
+use crate::addr::{Gpa, Gva, Pfn};
 use crate::export_rmap::SequenceToken;
 use crate::host_mm::{MmError, Sabotage};
 use crate::shadow_mmu::roots::{FlushCount, Root, SptePlace, State};
@@ -116,7 +116,7 @@ impl Mmu {
                 let gpa = Gpa::new(translation.gfn.base().as_u64() | offset);
                 return Ok(FaultOutcome::OutsideRam { gpa });
             };
-            if self.sabotaged(Sabotage::LateInstall) {
+            if self.mm.is_sabotaged(Sabotage::LateInstall, translation.gfn) {
                 dawdle();
             }
             let install = Install { root, gva, access, translation: &translation, target, flushes };
@@ -198,7 +198,7 @@ impl Mmu {
                 return Installed::Retry;
             };
             let table = self.mm.frame_table();
-            if !self.sabotaged(Sabotage::ForgetRmap) {
+            if !self.is_sabotaged(Sabotage::ForgetRmap, pfn) {
                 table.rmap_add(pfn, rmap_entry);
             }
             if self.must_retry(token) {
@@ -233,7 +233,12 @@ impl Mmu {
 
     fn must_retry(&self, token: SequenceToken) -> bool {
         let overtaken = self.mm.frame_table().must_retry(token);
-        overtaken && !self.sabotaged(Sabotage::LateInstall)
+        overtaken && !self.is_sabotaged(Sabotage::LateInstall, token.pfn())
+    }
+
+    /// Whether the rule is to be broken for the page in this frame, or that was in it last.
+    fn is_sabotaged(&self, rule: Sabotage, pfn: Pfn) -> bool {
+        self.mm.last_owner(pfn).is_some_and(|owner| self.mm.is_sabotaged(rule, owner.gfn))
     }
 }
 

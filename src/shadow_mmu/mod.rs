@@ -33,7 +33,7 @@ mod walk;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::export_rmap::{ClientId, Registration};
-use crate::host_mm::{GuestView, HostMm, MemoryObject, MmError, Sabotage};
+use crate::host_mm::{GuestView, HostMm, MemoryObject, MmError};
 
 pub use config::{MachineLayout, ShadowConfig};
 pub use fault::FaultOutcome;
@@ -125,11 +125,5 @@ impl Drop for ShadowMmu {
         if let Some(registration) = self.registration.take() {
             self.mmu.mm.notifiers().unregister(registration);
         }
-    }
-}
-
-impl Mmu {
-    fn sabotaged(&self, rule: Sabotage) -> bool {
-        self.mm.sabotage() == Some(rule)
     }
 }

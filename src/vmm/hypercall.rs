@@ -32,8 +32,9 @@ pub struct ViolationReport {
 
 /// Told of what the guest says, on its vCPU's thread: be quick.
 pub trait VmObserver: Send + Sync {
-    /// [`abi::HC_PHASE`] with one of the `PHASE_` values.
-    fn phase(&self, _phase: u64) {}
+    /// [`abi::HC_PHASE`] with one of the `PHASE_` values, and the guest frames, `count` from
+    /// `first`, that the guest's oracle watches.
+    fn phase(&self, _phase: u64, _first: Gfn, _count: u64) {}
     /// [`abi::HC_WATCH`]: `count` guest frames from `first`.
     fn watch(&self, _first: Gfn, _count: u64) {}
     /// [`abi::HC_VIOLATION`].
@@ -103,7 +104,7 @@ pub(super) fn hypercall(
         }
         abi::HC_POWER_OFF => return HypercallResult::End(Outcome::PoweredOff),
         abi::HC_PHASE => {
-            shared.observe(|observer| observer.phase(rdi));
+            shared.observe(|observer| observer.phase(rdi, Gfn::new(rsi), rcx));
             0
         }
         _ => abi::HC_ERROR,

@@ -68,11 +68,13 @@ impl<'a> DetachedBatch<'a> {
     /// # Errors
     /// If a client fails: the pages stay where they are.
     pub(in crate::host_mm) fn revoke(self) -> Result<Vec<Revoked<'a>>, RevokeError> {
-        if self.mm.config.sabotage != Some(Sabotage::SkipFlush) {
-            let frames: Vec<Pfn> =
-                self.pages.iter().map(|detached| detached.0.page.pfn()).collect();
-            self.mm.notifiers.flush(&frames, FlushReason::Invalidated)?;
-        }
+        let frames: Vec<Pfn> = self
+            .pages
+            .iter()
+            .filter(|page| !self.mm.is_sabotaged(Sabotage::SkipFlush, page.0.gfn))
+            .map(|page| page.0.page.pfn())
+            .collect();
+        self.mm.notifiers.flush(&frames, FlushReason::Invalidated)?;
         Ok(self.into_revoked())
     }
 
@@ -115,10 +117,13 @@ impl HostMm {
         {
             return reclaimed;
         }
-        let detached = DetachedBatch::detach(self, candidates, Invalidation::Unmap);
-        if self.config.sabotage == Some(Sabotage::EarlyReuse) {
-            return self.evict_with_early_reuse(detached);
+        let (candidates, early): (Vec<_>, Vec<_>) = candidates
+            .into_iter()
+            .partition(|page| !self.is_sabotaged(Sabotage::EarlyReuse, page.gfn));
+        if !early.is_empty() {
+            reclaimed.add(self.evict_with_early_reuse(early));
         }
+        let detached = DetachedBatch::detach(self, candidates, Invalidation::Unmap);
         let revoked = match detached.revoke() {
             Ok(revoked) => revoked,
             Err(error) => {
@@ -146,10 +151,10 @@ impl HostMm {
     }
 
     /// Sabotage: what `revoke` exists to forbid. The frames go to new pages, then they are flushed.
-    fn evict_with_early_reuse<'a>(&'a self, detached: DetachedBatch<'a>) -> Reclaimed {
+    fn evict_with_early_reuse<'a>(&'a self, candidates: Vec<Candidate<'a>>) -> Reclaimed {
+        let detached = DetachedBatch::detach(self, candidates, Invalidation::Unmap);
         let mut reclaimed = Reclaimed::default();
-        let frames: Vec<Pfn> =
-            detached.pages.iter().map(|detached| detached.0.page.pfn()).collect();
+        let frames: Vec<Pfn> = detached.pages.iter().map(|page| page.0.page.pfn()).collect();
         self.release_all(detached.into_revoked(), &mut reclaimed);
         // Long enough for a vCPU to come along on most hosts; a real bug would only be rarer.
         std::thread::sleep(Duration::from_millis(2));
@@ -158,7 +163,7 @@ impl HostMm {
     }
 
     fn note_harvest(&self, page: &LockedPage<'_>, harvest: Harvest) {
-        if harvest.dirty && self.config.sabotage != Some(Sabotage::DropDirty) {
+        if harvest.dirty && !self.is_sabotaged(Sabotage::DropDirty, page.owner().gfn) {
             page.set_flags(PageFlags::DIRTY);
         }
     }

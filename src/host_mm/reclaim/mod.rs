@@ -38,7 +38,7 @@ pub(super) struct Reclaimed {
 }
 
 impl Reclaimed {
-    fn add(&mut self, other: Self) {
+    pub(super) fn add(&mut self, other: Self) {
         self.frames += other.frames;
         if other.error.is_some() {
             self.error = other.error;
