@@ -9,7 +9,6 @@
     reason = "the wrappers of raw system calls; each block argues why its call is sound"
 )]
 
-pub mod futex;
 pub mod memory;
 pub mod signal;
 pub mod uffd;
