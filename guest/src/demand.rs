@@ -71,9 +71,7 @@ impl DemandRegion {
         // SAFETY: the frame is this region's, mapped at its physical address, and not in use.
         unsafe { (frame as *mut u8).write_bytes(0, PAGE_BYTES as usize) };
         let flags = paging::WRITE | paging::NO_EXECUTE;
-        self.leaves
-            .entry(offset / PAGE_BYTES)
-            .store(paging::leaf(frame, flags), Ordering::Relaxed);
+        self.leaves.entry(offset / PAGE_BYTES).store(paging::leaf(frame, flags), Ordering::Relaxed);
         self.used.store(used + 1, Ordering::Relaxed);
         self.faults.store(self.faults() + 1, Ordering::Relaxed);
         true

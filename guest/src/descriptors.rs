@@ -28,10 +28,7 @@ pub struct Segments {
 impl Segments {
     /// Segments whose TSS is not usable until [`Segments::load`].
     pub const fn new() -> Segments {
-        Segments {
-            gdt: [0; 9],
-            tss: [0; TSS_BYTES],
-        }
+        Segments { gdt: [0; 9], tss: [0; TSS_BYTES] }
     }
 
     /// Fills in the descriptors and makes this vCPU use them. `ist` are the tops of the interrupt

@@ -114,10 +114,7 @@ pub unsafe fn fill_idt() {
                 VECTOR_DOUBLE_FAULT => 2,
                 _ => 3,
             };
-            (
-                &raw const exception_stubs as u64 + vector as u64 * STUB_BYTES,
-                ist,
-            )
+            (&raw const exception_stubs as u64 + vector as u64 * STUB_BYTES, ist)
         });
     }
 }
@@ -194,8 +191,7 @@ impl Expectation {
     /// invalidated: the fault itself has done that (Intel SDM vol. 3, 5.10.4.1).
     pub fn arm_fix(&self, entry: &'static AtomicU64) {
         self.arm();
-        self.fix_entry
-            .store(&raw const *entry as u64, Ordering::Relaxed);
+        self.fix_entry.store(&raw const *entry as u64, Ordering::Relaxed);
     }
 
     /// Ends the wait; the exception if there was one.
@@ -254,12 +250,7 @@ fn dump(vcpu: &Vcpu, frame: &Frame, address: u64) -> ! {
         "  rip {:#018x} rsp {:#018x} rflags {:#x} cs {:#x} ss {:#x}",
         frame.rip, frame.rsp, frame.rflags, frame.cs, frame.ss
     );
-    println!(
-        "  cr0 {:#x} cr3 {:#x} cr4 {:#x}",
-        x86::cr0(),
-        x86::cr3(),
-        x86::cr4()
-    );
+    println!("  cr0 {:#x} cr3 {:#x} cr4 {:#x}", x86::cr0(), x86::cr3(), x86::cr4());
     for (name, value) in REGISTER_NAMES.iter().zip(frame.registers).rev() {
         println!("  {name:>3} {value:#018x}");
     }

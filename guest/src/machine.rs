@@ -51,10 +51,7 @@ impl Machine {
     pub fn totals(&self) -> Totals {
         let counters = &self.control.counters[..self.vcpus.len()];
         let sum = |field: fn(&VcpuCounters) -> &AtomicU64| {
-            counters
-                .iter()
-                .map(|c| field(c).load(Ordering::Relaxed))
-                .sum()
+            counters.iter().map(|c| field(c).load(Ordering::Relaxed)).sum()
         };
         Totals {
             verified: sum(|c| &c.verified),
@@ -120,11 +117,7 @@ pub struct Results {
 impl Results {
     /// Prints and counts one item.
     pub fn item(&self, name: &str, passed: bool, detail: fmt::Arguments<'_>) {
-        let (word, counter) = if passed {
-            ("PASS", &self.passed)
-        } else {
-            ("FAIL", &self.failed)
-        };
+        let (word, counter) = if passed { ("PASS", &self.passed) } else { ("FAIL", &self.failed) };
         counter.fetch_add(1, Ordering::Relaxed);
         println!("{word} {name}: {detail}");
     }

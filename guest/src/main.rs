@@ -167,10 +167,7 @@ fn check_contract(vcpus: u64, memory: u64) {
     assert!((1..=most).contains(&vcpus), "{vcpus} vCPUs");
     let window = x86::info(abi::INFO_WINDOW_BYTES);
     let ledger = memory / PAGE_BYTES * 4;
-    assert!(
-        window >= abi::CONTROL_BYTES + ledger,
-        "pinned window too small: {window:#x} bytes"
-    );
+    assert!(window >= abi::CONTROL_BYTES + ledger, "pinned window too small: {window:#x} bytes");
     let control = control();
     assert!(
         control.magic == abi::CONTROL_MAGIC
@@ -230,11 +227,7 @@ fn map_identity(ram: &mut FreeRam, space: AddressSpace, memory: u64) {
         (text, rodata, 0),
         (rodata, data, NO_EXECUTE),
         (data, memory, WRITE | NO_EXECUTE),
-        (
-            abi::WINDOW_GPA,
-            abi::WINDOW_GPA + x86::info(abi::INFO_WINDOW_BYTES),
-            WRITE | NO_EXECUTE,
-        ),
+        (abi::WINDOW_GPA, abi::WINDOW_GPA + x86::info(abi::INFO_WINDOW_BYTES), WRITE | NO_EXECUTE),
     ];
     for (start, end, flags) in ranges {
         space.map(ram, start, start, end - start, flags);

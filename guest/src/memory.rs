@@ -18,10 +18,7 @@ impl FreeRam {
     /// The range is RAM that is all zeros, mapped at its physical address now and in every address
     /// space to come, and used by nothing else.
     pub unsafe fn new(start: u64, end: u64) -> FreeRam {
-        FreeRam {
-            next: start.next_multiple_of(PAGE_BYTES),
-            end: end / PAGE_BYTES * PAGE_BYTES,
-        }
+        FreeRam { next: start.next_multiple_of(PAGE_BYTES), end: end / PAGE_BYTES * PAGE_BYTES }
     }
 
     /// Whole pages left.

@@ -216,11 +216,7 @@ impl Oracle {
                 mismatch
             }
             None => Mismatch {
-                kind: if version == 0 {
-                    Violation::Word
-                } else {
-                    Violation::Checksum
-                },
+                kind: if version == 0 { Violation::Word } else { Violation::Checksum },
                 word: 2,
                 expected: checksum,
                 found: read(2),

@@ -25,15 +25,9 @@ impl WorkSet {
         let free = ram.pages_left();
         let span = free.saturating_sub(AddressSpace::tables_for(free.min(most)));
         let first = ram.take_pages_from_end(span);
-        let work = WorkSet {
-            pages: span.min(most),
-            first_gfn: first / PAGE_BYTES,
-            span,
-        };
+        let work = WorkSet { pages: span.min(most), first_gfn: first / PAGE_BYTES, span };
         let flags = paging::WRITE | paging::NO_EXECUTE;
-        space.map_pages(ram, WORK_ADDRESS, work.pages, flags, |i| {
-            work.gfn(i) * PAGE_BYTES
-        });
+        space.map_pages(ram, WORK_ADDRESS, work.pages, flags, |i| work.gfn(i) * PAGE_BYTES);
         work
     }
 

@@ -60,15 +60,13 @@ impl Table {
 
     /// Makes the entry for an address in this table of `level` point to a lower table.
     pub fn link(self, address: u64, level: u32, lower: Table) {
-        self.entry_for(address, level)
-            .store(lower.0 | TABLE_FLAGS, Ordering::Relaxed);
+        self.entry_for(address, level).store(lower.0 | TABLE_FLAGS, Ordering::Relaxed);
     }
 
     /// Copies all entries of another table.
     pub fn copy_from(self, other: Table) {
         for i in 0..ENTRIES {
-            self.entry(i)
-                .store(other.entry(i).load(Ordering::Relaxed), Ordering::Relaxed);
+            self.entry(i).store(other.entry(i).load(Ordering::Relaxed), Ordering::Relaxed);
         }
     }
 
@@ -94,9 +92,7 @@ pub struct AddressSpace {
 impl AddressSpace {
     /// An empty address space.
     pub fn new(ram: &mut FreeRam) -> AddressSpace {
-        AddressSpace {
-            root: Table::new(ram),
-        }
+        AddressSpace { root: Table::new(ram) }
     }
 
     /// The PML4 table.
@@ -170,9 +166,7 @@ impl AddressSpace {
                 _ => self.table(ram, at, 1),
             };
             table = Some(leaves);
-            leaves
-                .entry_for(at, 1)
-                .store(leaf(physical(i), flags), Ordering::Relaxed);
+            leaves.entry_for(at, 1).store(leaf(physical(i), flags), Ordering::Relaxed);
         }
     }
 

@@ -16,11 +16,7 @@ const SLICE_OPERATIONS: u64 = 4096;
 
 /// Does a vCPU's part. Returns only on vCPUs other than the boot vCPU, which ends the VM.
 pub fn run(machine: &'static Machine, vcpu: &'static Vcpu) {
-    let mut run = Run {
-        worker: Worker::new(machine, vcpu),
-        machine,
-        is_boot: vcpu.index == 0,
-    };
+    let mut run = Run { worker: Worker::new(machine, vcpu), machine, is_boot: vcpu.index == 0 };
     let mut workloads = Workloads::new(&run.worker);
     if machine.options.fill {
         run.item("fill", |worker| sweep(worker, true));
@@ -72,9 +68,7 @@ impl Run {
         if self.is_boot {
             check_shared(&self.worker);
             let totals = machine.totals().since(&before);
-            machine
-                .results
-                .item(name, totals.violations == 0, format_args!("{totals}"));
+            machine.results.item(name, totals.violations == 0, format_args!("{totals}"));
         }
         machine.barrier.wait();
     }
@@ -132,13 +126,7 @@ fn final_sweep(worker: &Worker) {
 fn check_shared(worker: &Worker) {
     let machine = worker.machine;
     machine.shared.check(machine.vcpus, |wrong| {
-        worker.report(
-            Violation::SharedSum,
-            wrong.address,
-            wrong.expected,
-            wrong.found,
-            wrong.gfn,
-        );
+        worker.report(Violation::SharedSum, wrong.address, wrong.expected, wrong.found, wrong.gfn);
     });
 }
 

@@ -23,11 +23,7 @@ fn expect(what: &'static str, expected: u64, found: u64) -> Checked {
     if expected == found {
         return Ok(());
     }
-    Err(Wrong {
-        what,
-        expected,
-        found,
-    })
+    Err(Wrong { what, expected, found })
 }
 
 /// What the machine looked like at entry.
@@ -110,11 +106,7 @@ fn hypercalls(vcpus: u64) -> Checked {
     };
     expect("unknown hypercall", abi::HC_ERROR, unknown)?;
     expect("start of an absent vCPU", abi::START_NO_SUCH_VCPU, absent)?;
-    expect(
-        "start of a running vCPU",
-        abi::START_ALREADY_RUNNING,
-        running,
-    )
+    expect("start of a running vCPU", abi::START_ALREADY_RUNNING, running)
 }
 
 fn ports() -> Checked {
@@ -123,11 +115,7 @@ fn ports() -> Checked {
     x86::out16(UNKNOWN, 1);
     x86::out32(UNKNOWN, 1);
     expect("8 bits of an unknown port", 0xff, x86::in8(UNKNOWN).into())?;
-    expect(
-        "16 bits of an unknown port",
-        0xffff,
-        x86::in16(UNKNOWN).into(),
-    )?;
+    expect("16 bits of an unknown port", 0xffff, x86::in16(UNKNOWN).into())?;
     let wide = x86::in32(UNKNOWN).into();
     expect("32 bits of an unknown port", 0xffff_ffff, wide)?;
     let ready = x86::in8(abi::PORT_SERIAL + 5) & 0x20;
@@ -233,21 +221,9 @@ fn raised_exceptions() -> Checked {
     let all = [
         ("division by zero", Raise::Divide, exceptions::VECTOR_DIVIDE),
         ("int3", Raise::Breakpoint, exceptions::VECTOR_BREAKPOINT),
-        (
-            "ud2",
-            Raise::InvalidOpcode,
-            exceptions::VECTOR_INVALID_OPCODE,
-        ),
-        (
-            "unknown MSR",
-            Raise::UnknownMsr,
-            exceptions::VECTOR_PROTECTION,
-        ),
-        (
-            "address above the limit",
-            Raise::AboveLimit,
-            exceptions::VECTOR_PROTECTION,
-        ),
+        ("ud2", Raise::InvalidOpcode, exceptions::VECTOR_INVALID_OPCODE),
+        ("unknown MSR", Raise::UnknownMsr, exceptions::VECTOR_PROTECTION),
+        ("address above the limit", Raise::AboveLimit, exceptions::VECTOR_PROTECTION),
         ("SSE division by zero", Raise::Simd, exceptions::VECTOR_SIMD),
     ];
     for (what, raise, vector) in all {
@@ -260,11 +236,7 @@ fn raised_exceptions() -> Checked {
         }
     }
     match probe::load(0) {
-        Ok(_) => expect(
-            "read of the unmapped page 0",
-            exceptions::VECTOR_PAGE_FAULT,
-            u64::MAX,
-        ),
+        Ok(_) => expect("read of the unmapped page 0", exceptions::VECTOR_PAGE_FAULT, u64::MAX),
         Err(trap) => expect(
             "read of the unmapped page 0",
             exceptions::VECTOR_PAGE_FAULT,

@@ -50,10 +50,7 @@ pub fn init() {
 
 /// Writes one line.
 pub fn line(arguments: fmt::Arguments<'_>) {
-    while LOCKED
-        .compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed)
-        .is_err()
-    {
+    while LOCKED.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
         spin_loop();
     }
     let mut port = Port { room: 0 };

@@ -63,15 +63,13 @@ impl SharedArea {
     /// `report` and put right.
     pub fn check(self, vcpus: &[Vcpu], mut report: impl FnMut(WrongSum)) {
         for page in 0..SHARED_PAGES {
-            let expected = vcpus
-                .iter()
-                .map(|vcpu| vcpu.tallies[page].load(Ordering::Relaxed))
-                .sum::<u64>();
+            let expected =
+                vcpus.iter().map(|vcpu| vcpu.tallies[page].load(Ordering::Relaxed)).sum::<u64>();
             let words = self.words(page);
             let first = words[0].load(Ordering::Relaxed);
-            let rest = words[1..].iter().fold(0, |sum: u64, word| {
-                sum.wrapping_add(word.load(Ordering::Relaxed))
-            });
+            let rest = words[1..]
+                .iter()
+                .fold(0, |sum: u64, word| sum.wrapping_add(word.load(Ordering::Relaxed)));
             for (i, found) in [first, rest].into_iter().enumerate() {
                 if found != expected {
                     words[i].fetch_add(expected.wrapping_sub(found), Ordering::Relaxed);

@@ -133,11 +133,7 @@ pub fn start_others(machine: &'static Machine) {
         // SAFETY: the entry code switches to the vCPU's own stack and runs `secondary_main` with
         // an argument of the type that it expects.
         let result = unsafe { x86::hypercall(abi::HC_START_VCPU, &arguments) };
-        assert!(
-            result == 0,
-            "vCPU {} did not start: {result:#x}",
-            vcpu.index
-        );
+        assert!(result == 0, "vCPU {} did not start: {result:#x}", vcpu.index);
     }
 }
 
@@ -151,11 +147,7 @@ pub struct Barrier {
 impl Barrier {
     /// A barrier for so many vCPUs.
     pub fn new(participants: u32) -> Barrier {
-        Barrier {
-            participants,
-            arrived: AtomicU32::new(0),
-            generation: AtomicU32::new(0),
-        }
+        Barrier { participants, arrived: AtomicU32::new(0), generation: AtomicU32::new(0) }
     }
 
     /// Waits until all have come. What each did before is visible to all afterwards.
@@ -165,8 +157,7 @@ impl Barrier {
         // store below, which pairs with the Acquire loads of those who wait.
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.participants {
             self.arrived.store(0, Ordering::Relaxed);
-            self.generation
-                .store(generation.wrapping_add(1), Ordering::Release);
+            self.generation.store(generation.wrapping_add(1), Ordering::Release);
         } else {
             while self.generation.load(Ordering::Acquire) == generation {
                 spin_loop();

@@ -52,8 +52,7 @@ impl Worker {
 
     /// How many of the work pages before `end` a vCPU owns.
     fn owned_of_first(machine: &Machine, vcpu: &Vcpu, end: u64) -> u64 {
-        end.saturating_sub(u64::from(vcpu.index))
-            .div_ceil(machine.vcpus.len() as u64)
+        end.saturating_sub(u64::from(vcpu.index)).div_ceil(machine.vcpus.len() as u64)
     }
 
     /// How many of the pages before `end` this vCPU owns.
@@ -75,10 +74,7 @@ impl Worker {
     /// the owned page that this one links to, which it reads from the page.
     pub fn access(&self, page: u64, write: bool) -> u64 {
         let index = self.index(page);
-        let id = PageId {
-            gfn: self.machine.work.gfn(index),
-            link: self.chase.next(page),
-        };
+        let id = PageId { gfn: self.machine.work.gfn(index), link: self.chase.next(page) };
         let address = WorkSet::address(index);
         let content = address as *mut u64;
         let ledger = pages::version(id.gfn);

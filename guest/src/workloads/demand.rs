@@ -15,9 +15,7 @@ pub(super) struct DemandModel {
 
 impl DemandModel {
     pub(super) fn new() -> DemandModel {
-        DemandModel {
-            words: [None; DEMAND_PAGES as usize],
-        }
+        DemandModel { words: [None; DEMAND_PAGES as usize] }
     }
 
     /// Touches a random page: it must hold what was last written or, on its first touch, fault

@@ -82,11 +82,7 @@ impl Failure {
         if expected == found {
             return Ok(());
         }
-        Err(Failure {
-            address,
-            expected,
-            found,
-        })
+        Err(Failure { address, expected, found })
     }
 }
 
@@ -155,13 +151,7 @@ impl PagingState {
         count(&worker.counters.paging_ops, 1);
         if let Err(failure) = result {
             let gfn = self.block.frames / PAGE_BYTES;
-            worker.report(
-                Violation::Paging,
-                failure.address,
-                failure.expected,
-                failure.found,
-                gfn,
-            );
+            worker.report(Violation::Paging, failure.address, failure.expected, failure.found, gfn);
             self.start_over(worker);
         }
     }
@@ -212,9 +202,7 @@ impl PagingState {
     /// A write to the address must fault with the error code, and leave the frame alone.
     fn expect_store_fault(&self, address: u64, frame: usize, error_code: u64) -> Checked {
         // SAFETY: as in `store`.
-        expect_fault(address, error_code, unsafe {
-            probe::store(address, 0xdead)
-        })?;
+        expect_fault(address, error_code, unsafe { probe::store(address, 0xdead) })?;
         self.expect_stamp(frame)
     }
 
@@ -224,9 +212,7 @@ impl PagingState {
         let frame = self.rng.below(FRAMES as u64) as usize;
         expect_fault(address, 0, probe::load(address).map(|_| ()))?;
         // SAFETY: as in `store`.
-        expect_fault(address, FAULT_WRITE, unsafe {
-            probe::store(address, 0xdead)
-        })?;
+        expect_fault(address, FAULT_WRITE, unsafe { probe::store(address, 0xdead) })?;
         let entry = self.entry(slot);
         let value = paging::leaf(self.block.frame(frame), WRITE | NO_EXECUTE);
         entry.store(value, Ordering::Relaxed);
@@ -357,10 +343,7 @@ impl PagingState {
         let large = self.block.base + LARGE_OFFSET;
         let address = large + physical % LARGE_BYTES;
         let entry = self.block.directory.entry_for(large, 2);
-        let value = paging::leaf(
-            physical - physical % LARGE_BYTES,
-            LARGE | WRITE | NO_EXECUTE,
-        );
+        let value = paging::leaf(physical - physical % LARGE_BYTES, LARGE | WRITE | NO_EXECUTE);
         entry.store(value, Ordering::Relaxed);
         self.expect_frame(address, frame)?;
         expect_flags(address, entry, ACCESSED)?;
@@ -434,11 +417,7 @@ impl PagingState {
 }
 
 fn unexpected(address: u64, expected: u64, trap: Trap) -> Failure {
-    Failure {
-        address,
-        expected,
-        found: FAULTED | trap.vector << 32 | trap.error_code,
-    }
+    Failure { address, expected, found: FAULTED | trap.vector << 32 | trap.error_code }
 }
 
 /// The accessed and dirty bits of an entry must be as expected.

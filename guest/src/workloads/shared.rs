@@ -17,9 +17,7 @@ pub(super) struct SharedState {
 
 impl SharedState {
     pub(super) fn new() -> SharedState {
-        SharedState {
-            least: [0; SHARED_PAGES],
-        }
+        SharedState { least: [0; SHARED_PAGES] }
     }
 
     /// Adds 1 to word 0 of a page, which must never be seen going back, and 1 to another word.
