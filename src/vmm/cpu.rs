@@ -158,6 +158,8 @@ pub mod gpr {
     pub const R8: usize = 8;
     /// R9.
     pub const R9: usize = 9;
+    /// R11.
+    pub const R11: usize = 11;
 }
 
 /// One virtual processor's state.

@@ -13,7 +13,7 @@ use crate::addr::Gva;
 use crate::host_mm::MmError;
 use crate::shadow_mmu::{Access, FaultOutcome, LoadRoot};
 
-use super::cpu::{GuestCpu, cr3_base, gpr, is_canonical};
+use super::cpu::{GuestCpu, cr3_base, gpr, is_canonical, rflags};
 use super::devices::PortAction;
 use super::emulate::{Effect, PortWidth, emulate, low_u32};
 use super::error::{GuestError, VmError};
@@ -21,6 +21,7 @@ use super::exceptions::{EXCEPTION_VECTORS, Exception, Stop, has_error_code, vect
 use super::hypercall::{HypercallResult, hypercall};
 use super::inject::inject;
 use super::kvm::io_error;
+use super::memory::is_usable;
 use super::monitor::{ExceptionFrame, MONITOR_CS};
 use super::real;
 use super::vcpu::{Next, Vcpu};
@@ -30,6 +31,9 @@ use super::vm::Outcome;
 const PF_WRITE: u64 = 1 << 1;
 const PF_RESERVED: u64 = 1 << 3;
 const PF_FETCH: u64 = 1 << 4;
+
+/// Length of `syscall`.
+const SYSCALL_BYTES: u64 = 2;
 
 /// An exit, detached from the vCPU that made it.
 enum Exit {
@@ -207,6 +211,9 @@ impl Vcpu {
     fn page_fault(&mut self, frame: &ExceptionFrame) -> Result<Next, VmError> {
         let begin = Instant::now();
         let gva = self.fd.sync_regs_mut().sregs.cr2;
+        if gva == self.shared.monitor.syscall_landing() && frame.rip == gva {
+            return self.stray_syscall(frame);
+        }
         if gva >= abi::GVA_LIMIT {
             return self.inject_from(frame, Exception::general_protection(0));
         }
@@ -248,6 +255,23 @@ impl Vcpu {
             }
             FaultOutcome::NeedsRecycle => Ok(Next::Recycle),
         }
+    }
+
+    /// A `syscall` that this host let through although EFER.SCE is clear: the guest gets the #UD
+    /// that it should have raised, at its address; RCX and R11 are lost. A guest that jumps to the
+    /// landing itself gets the same, at an address of its choice.
+    fn stray_syscall(&mut self, frame: &ExceptionFrame) -> Result<Next, VmError> {
+        let registers = real::load_gpr(&self.fd.sync_regs_mut().regs);
+        let at_syscall = ExceptionFrame {
+            rip: registers[gpr::RCX].wrapping_sub(SYSCALL_BYTES),
+            rflags: (registers[gpr::R11] & rflags::GUEST) | rflags::FIXED,
+            ..*frame
+        };
+        self.last_rip = at_syscall.rip;
+        if !is_usable(at_syscall.rip, 1) {
+            return self.inject_from(frame, Exception::general_protection(0));
+        }
+        self.inject_from(&at_syscall, Exception::plain(vector::UD))
     }
 
     /// Delivers an exception that the guest raised at `frame`.

@@ -140,6 +140,12 @@ impl MonitorLayout {
         self.tss_base(index) + PAGE_SIZE_U64
     }
 
+    /// Where a `syscall` lands on a host that ignores that EFER.SCE is clear. At CPL 3 the fetch
+    /// faults, at CPL 0 the stub of the unused last vector exits: the guest gains nothing.
+    pub(super) fn syscall_landing(&self) -> u64 {
+        Self::gva(STUBS_PAGE) + (u8::MAX as usize * STUB_BYTES) as u64
+    }
+
     /// Whether `rip` lies in the stubs.
     pub(super) fn holds_code(&self, rip: u64) -> bool {
         (Self::gva(STUBS_PAGE)..Self::gva(STUBS_PAGE + 1)).contains(&rip)

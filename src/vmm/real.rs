@@ -3,22 +3,37 @@
 //! Guarantee: whatever the guest's virtual state is, the real one has CPL 3 with flat 64-bit
 //! segments, paging through a shadow root, the monitor's tables and TSS, and no SYSCALL.
 
-use kvm_bindings::{CpuId, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs, kvm_xcr, kvm_xcrs};
+use kvm_bindings::{
+    CpuId, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_xcr, kvm_xcrs,
+};
 use kvm_ioctls::{SyncReg, VcpuFd};
 
 use super::cpu::{GUEST_CS, GUEST_SS, GuestCpu, efer, gpr, real_cr4};
 use super::cpuid;
 use super::kvm::KvmError;
-use super::monitor::{MONITOR_TR, MonitorLayout, TSS_LIMIT};
+use super::monitor::{MONITOR_CS, MONITOR_TR, MonitorLayout, TSS_LIMIT};
 
 /// XCR0: x87 and SSE; AVX where there is.
 const XCR0_BASE: u64 = 0b011;
 const XCR0_AVX: u64 = 0b100;
 
+/// The SYSCALL registers (AMD APM Vol. 2, 6.1).
+const MSR_STAR: u32 = 0xc000_0081;
+const MSR_LSTAR: u32 = 0xc000_0082;
+const MSR_CSTAR: u32 = 0xc000_0083;
+const MSR_SFMASK: u32 = 0xc000_0084;
+/// Every flag that SYSCALL may clear.
+const SFMASK_ALL: u64 = 0x0025_7fd5;
+
 /// What stays the same for the life of the vCPU: synced registers and XCR0.
-pub(super) fn prepare(fd: &mut VcpuFd, leaves: &CpuId) -> Result<(), KvmError> {
+pub(super) fn prepare(
+    fd: &mut VcpuFd,
+    leaves: &CpuId,
+    layout: &MonitorLayout,
+) -> Result<(), KvmError> {
     fd.set_sync_valid_reg(SyncReg::Register);
     fd.set_sync_valid_reg(SyncReg::SystemRegister);
+    confine_syscall(fd, layout)?;
     if !cpuid::features(leaves.as_slice()).xsave {
         return Ok(());
     }
@@ -26,6 +41,28 @@ pub(super) fn prepare(fd: &mut VcpuFd, leaves: &CpuId) -> Result<(), KvmError> {
     let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
     xcrs.xcrs[0] = kvm_xcr { xcr: 0, value: XCR0_BASE | avx, ..Default::default() };
     fd.set_xcrs(&xcrs).map_err(KvmError::request("KVM_SET_XCRS"))
+}
+
+/// EFER.SCE stays clear, and `syscall` raises #UD. Some hosts let it through all the same: it must
+/// not land in memory that the guest can write.
+fn confine_syscall(fd: &VcpuFd, layout: &MonitorLayout) -> Result<(), KvmError> {
+    let msr = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+    let entries = [
+        msr(MSR_STAR, u64::from(MONITOR_CS) << 32),
+        msr(MSR_LSTAR, layout.syscall_landing()),
+        msr(MSR_CSTAR, layout.syscall_landing()),
+        msr(MSR_SFMASK, SFMASK_ALL),
+    ];
+    let refused = |reason: String| KvmError::Request {
+        request: "KVM_SET_MSRS",
+        source: std::io::Error::other(reason),
+    };
+    let msrs = Msrs::from_entries(&entries).map_err(|error| refused(format!("{error:?}")))?;
+    let taken = fd.set_msrs(&msrs).map_err(KvmError::request("KVM_SET_MSRS"))?;
+    match entries.get(taken) {
+        None => Ok(()),
+        Some(entry) => Err(refused(format!("MSR {:#x} is not there", entry.index))),
+    }
 }
 
 /// Sets every register for a vCPU that begins at `cpu` on the shadow root at machine address

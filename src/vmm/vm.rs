@@ -142,7 +142,7 @@ impl Vm {
         let mut kickers = Vec::with_capacity(config.vcpus);
         for index in 0..config.vcpus {
             let mut fd = parts.kvm.create_vcpu(index, &cpuid)?;
-            real::prepare(&mut fd, &cpuid)?;
+            real::prepare(&mut fd, &cpuid, &parts.monitor)?;
             kickers.push(Arc::new(kicker(&fd)?));
             fds.push(fd);
         }
