@@ -165,6 +165,10 @@ impl HostMm {
                 return;
             }
             self.notifiers.age_page(page);
+            if cfg!(not(feature = "export-notifier")) {
+                // No call to wait in.
+                std::thread::yield_now();
+            }
         }
         if page.frame().is_exported() {
             self.violations.report(MmViolation {
