@@ -191,6 +191,7 @@ impl HostMm {
                 None => self.allocate_slot()?,
             };
             page.set_slot(Some(slot));
+            self.reclaimer.note_duplicate();
             self.swap.write_page(slot, page.owner().tag(), &content)?;
             Counters::add(&self.counters.swap_outs, 1);
         }
@@ -240,7 +241,11 @@ impl HostMm {
     /// Frees slots whose page also stands in a frame; the frame's copy is then the only one, and
     /// dirty. Returns the number of slots freed.
     fn release_duplicates(&self) -> Result<usize, SwapError> {
-        let mut released = 0;
+        let duplicates = &self.reclaimer.duplicates;
+        let Some(made) = duplicates.to_scan() else {
+            return Ok(0);
+        };
+        let (mut released, mut passed_over) = (0, false);
         for raw in 0..self.table.len() {
             let pfn = Pfn::new(raw);
             let frame_has_slot = self.table.get(pfn).is_some_and(|frame| frame.slot().is_some());
@@ -248,6 +253,7 @@ impl HostMm {
                 continue;
             }
             let Some(page) = self.table.try_lock(pfn) else {
+                passed_over = true;
                 continue;
             };
             if let Some(slot) = page.slot().filter(|_| page.flags().contains(PageFlags::IN_USE)) {
