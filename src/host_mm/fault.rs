@@ -114,6 +114,7 @@ impl HostMm {
         self.view.write(page, 0, &content)?;
         // The copy in swap stands: as long as the page stays clean it need not be written again.
         page.set_slot(Some(slot));
+        self.reclaimer.note_duplicate();
         Counters::add(&self.counters.swap_ins, 1);
         if object.is_watched(gfn) {
             Counters::add(&self.counters.watched_swap_ins, 1);
@@ -165,6 +166,10 @@ impl HostMm {
                 return;
             }
             self.notifiers.age_page(page);
+            if cfg!(not(feature = "export-notifier")) {
+                // No call to wait in.
+                std::thread::yield_now();
+            }
         }
         if page.frame().is_exported() {
             self.violations.report(MmViolation {

@@ -116,13 +116,19 @@ impl HostMm {
     /// # Errors
     /// [`MmError::BadHostMemory`] for a size that cannot be; otherwise what the host refused.
     pub fn new(config: HostMmConfig) -> Result<Arc<Self>, MmError> {
-        let frames = frames::count(config.host_memory_bytes)?;
         let corrupt = config.sabotage == Some(Sabotage::SwapCorrupt);
+        let swap = SwapSpace::open(&config.swap, corrupt)?;
+        Self::with_swap(config, swap)
+    }
+
+    /// As [`new`](Self::new), on swap that is open already: tests bring back ends that fail.
+    pub(crate) fn with_swap(config: HostMmConfig, swap: SwapSpace) -> Result<Arc<Self>, MmError> {
+        let frames = frames::count(config.host_memory_bytes)?;
         Ok(Arc::new(Self {
             table: FrameTable::new(frames),
             view: HostView::new(config.host_memory_bytes)?,
             free: FreeList::new(frames),
-            swap: SwapSpace::open(&config.swap, corrupt)?,
+            swap,
             objects: Snapshot::new(Vec::new()),
             object_writers: Mutex::new(()),
             next_object: AtomicU16::new(0),
@@ -203,3 +209,6 @@ impl HostMm {
 fn pages(bytes: u64) -> u64 {
     bytes / PAGE_SIZE_U64
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@ mod clock;
 mod evict;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::addr::{Gfn, Pfn};
 use crate::export_rmap::PageFlags;
@@ -21,11 +22,37 @@ pub(super) use evict::{Candidate, DetachedBatch};
 const DIRECT_TARGET: usize = 32;
 /// Attempts of a fault before it gives up; each scans the whole table several times.
 const DIRECT_ATTEMPTS: u32 = 64;
+/// Attempts if pages could be locked but not evicted, each of which tries every page several
+/// times: swap that is full or broken does not get better by asking more often.
+const FAILING_ATTEMPTS: u32 = 3;
 
 /// The state of reclaim.
 pub(super) struct Reclaimer {
     hand: Hand,
     background: Arc<background::Signal>,
+    duplicates: Duplicates,
+}
+
+/// Whether looking for pages that have both a frame and a slot is worth a scan of the frame table:
+/// with swap full, each page to be written asks.
+struct Duplicates {
+    /// Counts slots given to pages in frames.
+    made: AtomicU64,
+    /// The count at which a scan found none left; `u64::MAX` before the first.
+    none_left_at: AtomicU64,
+}
+
+impl Duplicates {
+    /// What to tell [`none_left`](Self::none_left) after a scan, if one is worth it.
+    fn to_scan(&self) -> Option<u64> {
+        // Acquire pairs with the Release in `note_duplicate`: a scan sees the slots counted so far.
+        let made = self.made.load(Ordering::Acquire);
+        (self.none_left_at.load(Ordering::Relaxed) != made).then_some(made)
+    }
+
+    fn none_left(&self, made: u64) {
+        self.none_left_at.store(made, Ordering::Relaxed);
+    }
 }
 
 /// What a call of reclaim came to.
@@ -48,11 +75,19 @@ impl Reclaimed {
 
 impl Reclaimer {
     pub(super) fn new(frames: u32) -> Self {
-        Self { hand: Hand::new(frames), background: Arc::default() }
+        let duplicates =
+            Duplicates { made: AtomicU64::new(0), none_left_at: AtomicU64::new(u64::MAX) };
+        Self { hand: Hand::new(frames), background: Arc::default(), duplicates }
     }
 
     pub(super) fn wake(&self) {
         self.background.wake();
+    }
+
+    /// A page in a frame has been given a slot.
+    pub(super) fn note_duplicate(&self) {
+        // Release pairs with the Acquire in `to_scan`.
+        self.duplicates.made.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -76,12 +111,15 @@ impl HostMm {
     pub(super) fn reclaim_directly(&self, gfn: Gfn) -> Result<(), MmError> {
         Counters::add(&self.counters.direct_reclaims, 1);
         let mut error = None;
-        for _ in 0..DIRECT_ATTEMPTS {
+        for attempt in 1..=DIRECT_ATTEMPTS {
             let reclaimed = self.reclaim(DIRECT_TARGET);
             if reclaimed.frames > 0 || self.free.len() > 0 {
                 return Ok(());
             }
             error = reclaimed.error.or(error);
+            if error.is_some() && attempt >= FAILING_ATTEMPTS {
+                break;
+            }
             // Every page is locked by somebody who is about to free it or to use it.
             std::thread::yield_now();
         }

@@ -1,0 +1,15 @@
+//! The guarantees of this layer, against an export client made of plain memory.
+
+#[cfg_attr(not(feature = "export-notifier"), allow(dead_code))]
+mod client;
+#[cfg_attr(not(feature = "export-notifier"), allow(dead_code))]
+mod rig;
+
+#[cfg(feature = "export-notifier")]
+mod concurrent;
+mod content;
+#[cfg(feature = "export-notifier")]
+mod protocol;
+mod swap_trouble;
+#[cfg(not(feature = "export-notifier"))]
+mod without_notifier;

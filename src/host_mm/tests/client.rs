@@ -1,0 +1,276 @@
+//! An export client without KVM: one software SPTE for each guest frame, and processors with TLBs
+//! that go on using what they have cached until a flush takes it from them.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+use vm_memory::{Bytes, VolatileMemory};
+
+use crate::addr::{Gfn, PAGE_SIZE, Pfn, SwapSlot};
+use crate::export_rmap::lock_rank::{self, Held, Rank};
+use crate::export_rmap::{
+    ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Retain, RevokeError,
+    RmapEntry,
+};
+use crate::host_mm::{GuestView, MemoryObject, MmError};
+use crate::sync::lock;
+
+const PRESENT: u64 = 1 << 0;
+const WRITABLE: u64 = 1 << 1;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
+const ADDRESS: u64 = !0xfff;
+
+pub(super) type Page = [u8; PAGE_SIZE];
+
+/// What happened, in the order in which it did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    Invalidated(Pfn, Invalidation),
+    Flushed(Vec<Pfn>, FlushReason),
+    SwapWritten(SwapSlot),
+}
+
+/// A log that the client and the swap back end share.
+#[derive(Debug, Default)]
+pub(super) struct Log(Mutex<Vec<Event>>);
+
+impl Log {
+    pub(super) fn push(&self, event: Event) {
+        lock(&self.0).push(event);
+    }
+
+    /// The events since the last call.
+    pub(super) fn take(&self) -> Vec<Event> {
+        std::mem::take(&mut lock(&self.0))
+    }
+}
+
+/// What a processor has cached: SPTEs by guest frame.
+type Tlb = HashMap<u64, u64>;
+
+pub(super) struct FakeClient {
+    object: Arc<MemoryObject>,
+    view: GuestView,
+    pub(super) id: OnceLock<ClientId>,
+    mmu: Mutex<()>,
+    sptes: Box<[AtomicU64]>,
+    processors: Box<[Mutex<Tlb>]>,
+    log: Arc<Log>,
+    /// Frames that were invalidated and not flushed since.
+    unflushed: Mutex<HashSet<Pfn>>,
+    /// Frames that were given to a page although they had not been flushed, and pages whose lock
+    /// was free during their flush.
+    pub(super) broken_promises: AtomicU64,
+    pub(super) flush_fails: AtomicBool,
+}
+
+impl FakeClient {
+    pub(super) fn new(object: Arc<MemoryObject>, processors: usize, log: Arc<Log>) -> Self {
+        let sptes = object.bytes() / PAGE_SIZE as u64;
+        Self {
+            view: object.host_mm().map_guest_view().unwrap(),
+            object,
+            id: OnceLock::new(),
+            mmu: Mutex::new(()),
+            sptes: (0..sptes).map(|_| AtomicU64::new(0)).collect(),
+            processors: (0..processors).map(|_| Mutex::default()).collect(),
+            log,
+            unflushed: Mutex::default(),
+            broken_promises: AtomicU64::new(0),
+            flush_fails: AtomicBool::new(false),
+        }
+    }
+
+    fn lock_mmu(&self) -> (Held, MutexGuard<'_, ()>) {
+        (lock_rank::wait_for(Rank::ClientMmu), lock(&self.mmu))
+    }
+
+    fn spte(&self, gfn: Gfn) -> &AtomicU64 {
+        &self.sptes[usize::try_from(gfn.as_u64()).unwrap()]
+    }
+
+    /// A load of the whole page by a processor.
+    pub(super) fn read(&self, processor: usize, gfn: Gfn) -> Result<Page, MmError> {
+        let (_running, offset) = self.translate(processor, gfn, false)?;
+        let mut page = [0; PAGE_SIZE];
+        let memory = self.view.region().as_volatile_slice();
+        memory.read_slice(&mut page, offset).unwrap();
+        Ok(page)
+    }
+
+    /// A store of the whole page by a processor.
+    pub(super) fn write(&self, processor: usize, gfn: Gfn, page: &Page) -> Result<(), MmError> {
+        let (_running, offset) = self.translate(processor, gfn, true)?;
+        let memory = self.view.region().as_volatile_slice();
+        memory.write_slice(page, offset).unwrap();
+        Ok(())
+    }
+
+    /// Whether a processor could use a translation of the page without asking anybody.
+    pub(super) fn is_cached(&self, processor: usize, gfn: Gfn) -> bool {
+        lock(&self.processors[processor]).contains_key(&gfn.as_u64())
+    }
+
+    pub(super) fn is_mapped(&self, gfn: Gfn) -> bool {
+        self.spte(gfn).load(Ordering::Acquire) != 0
+    }
+
+    /// Frames that were invalidated and not flushed since.
+    pub(super) fn unflushed(&self) -> usize {
+        lock(&self.unflushed).len()
+    }
+
+    /// Byte offset of the page in the view. While the guard lives, the processor is in the middle
+    /// of the access, and a flush waits for it as an inter-processor interrupt would.
+    fn translate(
+        &self,
+        processor: usize,
+        gfn: Gfn,
+        write: bool,
+    ) -> Result<(MutexGuard<'_, Tlb>, usize), MmError> {
+        loop {
+            let mut tlb = lock(&self.processors[processor]);
+            if let Some(spte) = self.look_up(&mut tlb, gfn, write) {
+                return Ok((tlb, usize::try_from(spte & ADDRESS).unwrap()));
+            }
+            drop(tlb);
+            self.fault(gfn, write)?;
+        }
+    }
+
+    /// The TLB, then the table; as a processor does, A and D are set in one step or not at all.
+    fn look_up(&self, tlb: &mut Tlb, gfn: Gfn, write: bool) -> Option<u64> {
+        let (rights, marks) =
+            if write { (PRESENT | WRITABLE, ACCESSED | DIRTY) } else { (PRESENT, ACCESSED) };
+        let cached = tlb.get(&gfn.as_u64()).copied().unwrap_or(0);
+        if cached & (rights | marks) == rights | marks {
+            return Some(cached);
+        }
+        let spte = self.spte(gfn);
+        loop {
+            let old = spte.load(Ordering::Acquire);
+            if old & rights != rights {
+                return None;
+            }
+            let new = old | marks;
+            if spte.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                tlb.insert(gfn.as_u64(), new);
+                return Some(new);
+            }
+        }
+    }
+
+    fn fault(&self, gfn: Gfn, write: bool) -> Result<(), MmError> {
+        loop {
+            let page = self.object.lock_page(gfn)?;
+            let token = page.sequence();
+            let (table, pfn) = (self.object.host_mm().frame_table(), page.pfn());
+            // Nobody can be in the middle of taking a frame whose page lock is ours.
+            if lock(&self.unflushed).contains(&pfn) {
+                self.broken_promises.fetch_add(1, Ordering::Relaxed);
+            }
+            drop(page);
+            let _mmu = self.lock_mmu();
+            let spte = self.spte(gfn);
+            if spte.load(Ordering::Acquire) & PRESENT != 0 {
+                if table.must_retry(token) {
+                    continue;
+                }
+                if write {
+                    spte.fetch_or(WRITABLE, Ordering::AcqRel);
+                }
+                return Ok(());
+            }
+            let entry = RmapEntry::new(*self.id.get().unwrap(), gfn.as_u64());
+            table.rmap_add(pfn, entry);
+            if table.must_retry(token) {
+                assert!(table.rmap_remove(pfn, entry));
+                continue;
+            }
+            // Writable from the start: whether it was written, the dirty bit alone tells.
+            spte.store(pfn.byte_offset() | PRESENT | WRITABLE, Ordering::Release);
+            return Ok(());
+        }
+    }
+
+    /// Gives up every mapping; the processors have stopped.
+    pub(super) fn forget_everything(&self) {
+        let _mmu = self.lock_mmu();
+        let table = self.object.host_mm().frame_table();
+        for (index, spte) in self.sptes.iter().enumerate() {
+            let old = spte.swap(0, Ordering::AcqRel);
+            if old & PRESENT != 0 {
+                let pfn = Pfn::new(u32::try_from((old & ADDRESS) / PAGE_SIZE as u64).unwrap());
+                if old & DIRTY != 0 {
+                    table.note_dirty(pfn);
+                }
+                let entry = RmapEntry::new(*self.id.get().unwrap(), index as u64);
+                assert!(table.rmap_remove(pfn, entry));
+            }
+        }
+        for processor in &self.processors {
+            lock(processor).clear();
+        }
+    }
+}
+
+impl ExportNotifier for FakeClient {
+    fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
+        let _mmu = self.lock_mmu();
+        let mut harvest = Harvest::default();
+        let id = *self.id.get().unwrap();
+        page.table().rmap_visit(page.pfn(), id, |location| {
+            let spte = self.spte(Gfn::new(location));
+            let (old, retain) = match kind {
+                Invalidation::Unmap => (spte.swap(0, Ordering::AcqRel), Retain::Drop),
+                Invalidation::Clean => {
+                    (spte.fetch_and(!(WRITABLE | DIRTY), Ordering::AcqRel), Retain::Keep)
+                }
+            };
+            harvest.dirty |= old & DIRTY != 0;
+            harvest.accessed |= old & ACCESSED != 0;
+            retain
+        });
+        self.log.push(Event::Invalidated(page.pfn(), kind));
+        lock(&self.unflushed).insert(page.pfn());
+        harvest
+    }
+
+    fn age_page(&self, page: &LockedPage<'_>) -> bool {
+        let _mmu = self.lock_mmu();
+        let mut accessed = false;
+        let id = *self.id.get().unwrap();
+        page.table().rmap_visit(page.pfn(), id, |location| {
+            let old = self.spte(Gfn::new(location)).fetch_and(!ACCESSED, Ordering::AcqRel);
+            accessed |= old & ACCESSED != 0;
+            Retain::Keep
+        });
+        accessed
+    }
+
+    fn flush(&self, frames: &[Pfn], reason: FlushReason) -> Result<(), RevokeError> {
+        self.log.push(Event::Flushed(frames.to_vec(), reason));
+        if self.flush_fails.load(Ordering::Relaxed) {
+            return Err(RevokeError {
+                frames: frames.len(),
+                source: std::io::Error::from_raw_os_error(libc::ENOMEM),
+            });
+        }
+        let gone: HashSet<u64> = frames.iter().map(|pfn| pfn.byte_offset()).collect();
+        for processor in &self.processors {
+            lock(processor).retain(|_, spte| !gone.contains(&(*spte & ADDRESS)));
+        }
+        if reason == FlushReason::Invalidated {
+            let table = self.object.host_mm().frame_table();
+            for &pfn in frames {
+                if table.try_lock(pfn).is_some() {
+                    self.broken_promises.fetch_add(1, Ordering::Relaxed);
+                }
+                lock(&self.unflushed).remove(&pfn);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,177 @@
+//! Many threads at once, against an oracle that knows what each page must hold.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::rig::{FRAMES, Rig, config, gfn, page};
+use crate::addr::PAGE_SIZE;
+use crate::host_mm::HostMmConfig;
+use crate::sync::lock;
+
+/// The version that each page has now; holding its lock, a thread is alone with the page.
+struct Ledger(Vec<Mutex<u64>>);
+
+impl Ledger {
+    fn new(pages: u64) -> Self {
+        Self((0..pages).map(|_| Mutex::new(0)).collect())
+    }
+
+    /// The page's content in this version.
+    fn content(number: u64, version: u64) -> [u8; PAGE_SIZE] {
+        match version {
+            0 => [0; PAGE_SIZE],
+            // Now and then all zeros again.
+            version if version % 11 == 0 => [0; PAGE_SIZE],
+            version => page(number << 20 | version),
+        }
+    }
+
+    /// One access of `processor` to a random page; `false` if it was not what it must be.
+    fn access(&self, rig: &Rig, processor: usize, rng: &mut StdRng) -> bool {
+        let number = rng.random_range(0..self.0.len() as u64);
+        let mut version = lock(&self.0[usize::try_from(number).unwrap()]);
+        let expected = Self::content(number, *version);
+        let host_side = rng.random_ratio(1, 8);
+        let found = if host_side {
+            rig.host_read(gfn(number))
+        } else {
+            rig.client.read(processor, gfn(number)).unwrap()
+        };
+        if rng.random_ratio(1, 3) {
+            *version += 1;
+            let next = Self::content(number, *version);
+            if host_side {
+                rig.host_write(gfn(number), &next);
+            } else {
+                rig.client.write(processor, gfn(number), &next).unwrap();
+            }
+        }
+        found == expected
+    }
+}
+
+/// Runs processors, and beside them `beside` over and over, until the time is up; returns the
+/// number of accesses that went wrong, and of all.
+fn run(rig: &Rig, pages: u64, time: Duration, beside: impl Fn(&mut StdRng) + Sync) -> (u64, u64) {
+    let ledger = Ledger::new(pages);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let processors: Vec<_> = (0..3)
+            .map(|processor| {
+                let (ledger, stop) = (&ledger, &stop);
+                scope.spawn(move || {
+                    let mut rng = StdRng::seed_from_u64(processor as u64);
+                    let (mut wrong, mut all) = (0, 0);
+                    while !stop.load(Ordering::Relaxed) {
+                        wrong += u64::from(!ledger.access(rig, processor, &mut rng));
+                        all += 1;
+                    }
+                    (wrong, all)
+                })
+            })
+            .collect();
+        let mut rng = StdRng::seed_from_u64(99);
+        let begin = Instant::now();
+        while begin.elapsed() < time && !processors.iter().any(|thread| thread.is_finished()) {
+            beside(&mut rng);
+        }
+        stop.store(true, Ordering::Relaxed);
+        processors
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+    })
+}
+
+fn evict_and_clean(rig: &Rig, rng: &mut StdRng) {
+    let first = rng.random_range(0..rig.mm.frame_count());
+    let frames: Vec<_> =
+        (first..rig.mm.frame_count()).take(64).map(crate::addr::Pfn::new).collect();
+    if rng.random() {
+        rig.mm.evict_frames(&frames).unwrap();
+    } else {
+        rig.mm.clean_frames(&frames).unwrap();
+    }
+}
+
+#[test]
+fn faults_evictions_and_cleanings_at_once_lose_nothing() {
+    // Few pages: they all stay in frames, so that every eviction is one of ours.
+    let rig = Rig::new(config(), 48);
+    let (wrong, all) = run(&rig, 48, Duration::from_millis(1500), |rng| {
+        evict_and_clean(&rig, rng);
+    });
+    assert_eq!(wrong, 0, "of {all} accesses");
+    assert!(all > 1000 && rig.mm.stats().swap_ins > 100, "{all}");
+    rig.assert_sound();
+}
+
+#[test]
+fn direct_and_background_reclaim_at_once_lose_nothing() {
+    let pages = 2 * FRAMES;
+    let rig = Rig::new(config(), pages);
+    rig.mm.start_background_reclaim().unwrap();
+    let (wrong, all) = run(&rig, pages, Duration::from_millis(2500), |rng| {
+        evict_and_clean(&rig, rng);
+        thread::sleep(Duration::from_millis(5));
+    });
+    assert_eq!(wrong, 0, "of {all} accesses");
+    let stats = rig.mm.stats();
+    assert!(stats.background_reclaims > 0 && stats.swap_ins > 100, "{stats:?}");
+    assert!(stats.peak_frames_in_use <= FRAMES, "I5");
+    rig.assert_sound();
+}
+
+#[test]
+fn the_oracle_of_these_tests_notices_a_dropped_dirty_bit() {
+    let rig = Rig::new(
+        HostMmConfig { sabotage: Some(crate::host_mm::Sabotage::DropDirty), ..config() },
+        48,
+    );
+    let (wrong, all) = run(&rig, 48, Duration::from_millis(300), |rng| {
+        evict_and_clean(&rig, rng);
+    });
+    assert!(wrong > 0, "of {all} accesses");
+    assert!(rig.mm.violations().1 > 0, "I6");
+}
+
+#[test]
+fn background_reclaim_keeps_free_frames_between_the_watermarks() {
+    let rig = Rig::new(config(), 4 * FRAMES);
+    rig.mm.start_background_reclaim().unwrap();
+    let free = || rig.mm.stats().frames - rig.mm.stats().frames_in_use;
+    for number in 0..2 * FRAMES {
+        rig.client.write(0, gfn(number), &page(number)).unwrap();
+    }
+    // Low is 64 of 1024 frames, high 128, and it stops within a batch of 64 above.
+    let begin = Instant::now();
+    while free() < 64 && begin.elapsed() < Duration::from_secs(20) {
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!((64..192).contains(&free()), "{} free frames", free());
+    let stats = rig.mm.stats();
+    assert!(stats.background_reclaims > 0, "{stats:?}");
+    rig.assert_sound();
+}
+
+#[test]
+fn the_last_owner_may_be_dropped_while_reclaim_runs() {
+    for _ in 0..20 {
+        let rig = Rig::new(config(), 2 * FRAMES);
+        rig.mm.start_background_reclaim().unwrap();
+        for number in 0..FRAMES {
+            rig.host_write(gfn(number), &page(1));
+        }
+        let mm = rig.mm.clone();
+        drop(rig);
+        // Reclaim may still hold a page that it will find gone.
+        let stats = mm.stats();
+        assert_eq!((stats.frames_in_use, stats.swap_slots_used), (0, 0));
+        assert_eq!(mm.violations().1, 0);
+    }
+}

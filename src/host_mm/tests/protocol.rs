@@ -1,0 +1,306 @@
+//! The two sides of the protocol: what clients are told, when, and what is made of their answer.
+
+use std::sync::atomic::Ordering;
+
+use proptest::prelude::*;
+
+use super::client::Event;
+use super::rig::{Rig, config, gfn, page};
+use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
+use crate::export_rmap::{FlushReason, Invalidation};
+use crate::host_mm::swap::SwapConfig;
+use crate::host_mm::{HostMm, HostMmConfig, MmError, Sabotage, ViolationKind};
+
+fn sabotaged(rule: Sabotage) -> HostMmConfig {
+    HostMmConfig { sabotage: Some(rule), ..config() }
+}
+
+#[test]
+fn eviction_tells_flushes_and_only_then_writes() {
+    let rig = Rig::new(config(), 8);
+    for number in 0..3 {
+        rig.client.write(0, gfn(number), &page(number)).unwrap();
+    }
+    rig.log.take();
+    let mut frames: Vec<_> = (0..3).map(|n| rig.frame(gfn(n)).unwrap()).collect();
+    assert_eq!(rig.mm.evict_frames(&frames).unwrap(), 3);
+    frames.sort_unstable();
+    let events = rig.log.take();
+    let told = frames.iter().map(|&pfn| Event::Invalidated(pfn, Invalidation::Unmap));
+    let expected: Vec<Event> =
+        told.chain([Event::Flushed(frames.clone(), FlushReason::Invalidated)]).collect();
+    assert_eq!(events[..4], expected, "one flush for the batch");
+    assert!(
+        events[4..].len() == 3
+            && events[4..].iter().all(|event| matches!(event, Event::SwapWritten(_))),
+        "{events:?}"
+    );
+    for number in 0..3 {
+        assert!(!rig.client.is_mapped(gfn(number)) && !rig.client.is_cached(0, gfn(number)));
+        assert!(rig.client.read(1, gfn(number)).unwrap() == page(number));
+    }
+    rig.assert_sound();
+}
+
+#[test]
+fn cleaning_keeps_the_mapping_takes_the_right_to_write_and_then_writes() {
+    let rig = Rig::new(config(), 8);
+    rig.client.write(0, gfn(0), &page(1)).unwrap();
+    let pfn = rig.frame(gfn(0)).unwrap();
+    rig.log.take();
+    rig.clean(gfn(0));
+    let events = rig.log.take();
+    assert_eq!(
+        events[..2],
+        [
+            Event::Invalidated(pfn, Invalidation::Clean),
+            Event::Flushed(vec![pfn], FlushReason::Invalidated),
+        ]
+    );
+    assert!(matches!(events[2..], [Event::SwapWritten(_)]), "{events:?}");
+    assert!(rig.client.is_mapped(gfn(0)));
+    assert!(rig.client.read(0, gfn(0)).unwrap() == page(1));
+    rig.evict(gfn(0));
+    assert_eq!(rig.mm.stats().clean_drops, 1);
+
+    // The first write after a cleaning is seen, also through a translation cached before it.
+    assert!(rig.client.read(0, gfn(0)).unwrap() == page(1));
+    rig.clean(gfn(0));
+    rig.client.write(0, gfn(0), &page(2)).unwrap();
+    rig.evict(gfn(0));
+    assert!(rig.client.read(0, gfn(0)).unwrap() == page(2));
+    rig.assert_sound();
+}
+
+#[test]
+fn the_clients_dirty_bit_decides_about_the_write() {
+    let rig = Rig::new(config(), 8);
+    rig.client.write(0, gfn(0), &page(1)).unwrap();
+    rig.evict(gfn(0));
+    let outs = || rig.mm.stats().swap_outs;
+    assert_eq!(outs(), 1);
+    // Mapped writable, but only read.
+    assert!(rig.client.read(0, gfn(0)).unwrap() == page(1));
+    rig.evict(gfn(0));
+    assert_eq!(outs(), 1);
+    rig.client.read(0, gfn(0)).unwrap();
+    rig.client.write(0, gfn(0), &page(2)).unwrap();
+    rig.evict(gfn(0));
+    assert_eq!(outs(), 2);
+    assert!(rig.client.read(0, gfn(0)).unwrap() == page(2));
+    rig.assert_sound();
+}
+
+#[test]
+fn a_failing_flush_leaves_pages_where_they_were() {
+    let rig = Rig::new(config(), 8);
+    rig.client.write(0, gfn(0), &page(1)).unwrap();
+    rig.client.write(0, gfn(1), &page(2)).unwrap();
+    let frames = [0, 1].map(|n| rig.frame(gfn(n)).unwrap());
+    rig.client.flush_fails.store(true, Ordering::Relaxed);
+    let error = rig.mm.evict_frames(&frames).unwrap_err();
+    assert!(
+        matches!(&error, MmError::Revoke(revoke) if revoke.frames == 2
+            && revoke.source.raw_os_error() == Some(libc::ENOMEM)),
+        "{error}"
+    );
+    assert!(matches!(rig.mm.clean_frames(&frames), Err(MmError::Revoke(_))));
+    assert_eq!([0, 1].map(|n| rig.frame(gfn(n)).unwrap()), frames);
+    assert_eq!(rig.mm.stats().swap_outs, 0, "nothing was written");
+    // A processor goes on through what it has cached. That write must not get lost either.
+    rig.client.write(0, gfn(0), &page(3)).unwrap();
+    rig.client.flush_fails.store(false, Ordering::Relaxed);
+    assert_eq!(rig.mm.evict_frames(&frames).unwrap(), 2);
+    assert!(rig.client.read(0, gfn(0)).unwrap() == page(3));
+    assert!(rig.client.read(0, gfn(1)).unwrap() == page(2));
+    rig.assert_sound();
+}
+
+#[test]
+fn a_page_mapped_by_two_clients_leaves_both() {
+    let rig = Rig::new(config(), 8);
+    let second = Rig::with_object_of(&rig);
+    rig.client.read(0, gfn(0)).unwrap();
+    second.client.write(0, gfn(0), &page(5)).unwrap();
+    assert!(rig.client.read(0, gfn(0)).unwrap() == page(5), "one frame");
+    rig.evict(gfn(0));
+    assert!(!rig.client.is_mapped(gfn(0)) && !second.client.is_mapped(gfn(0)));
+    assert!(rig.client.read(0, gfn(0)).unwrap() == page(5));
+    drop(second);
+    rig.evict(gfn(0));
+    rig.assert_sound();
+}
+
+#[test]
+fn dropping_the_object_of_a_client_that_let_go_leaves_nothing_exported() {
+    let rig = Rig::new(config(), 8);
+    rig.client.write(0, gfn(0), &page(1)).unwrap();
+    let mm = rig.mm.clone();
+    drop(rig);
+    assert_eq!(mm.violations().1, 0);
+    assert_eq!(mm.stats().frames_in_use, 0);
+}
+
+#[test]
+fn sabotage_drop_dirty_is_found_by_i6_and_by_the_content() {
+    let rig = Rig::new(sabotaged(Sabotage::DropDirty), 8);
+    rig.client.write(0, gfn(0), &page(1)).unwrap();
+    let pfn = rig.frame(gfn(0)).unwrap();
+    rig.evict(gfn(0));
+    let (violations, count) = rig.mm.violations();
+    assert_eq!(count, 1);
+    assert_eq!(violations[0].kind, ViolationKind::CleanPageDiffers);
+    assert_eq!((violations[0].pfn, violations[0].owner.gfn), (pfn, gfn(0)), "{}", violations[0]);
+    assert!(rig.client.read(0, gfn(0)).unwrap() != page(1));
+}
+
+#[test]
+fn sabotage_skip_flush_is_seen_by_the_client_and_in_the_content() {
+    let rig = Rig::new(sabotaged(Sabotage::SkipFlush), 8);
+    rig.client.write(0, gfn(0), &page(1)).unwrap();
+    rig.evict(gfn(0));
+    assert_eq!(rig.client.unflushed(), 1);
+    assert!(rig.client.is_cached(0, gfn(0)));
+    // The frame's next page: the free list is a stack.
+    rig.client.write(1, gfn(1), &page(2)).unwrap();
+    assert!(rig.client.broken_promises.load(Ordering::Relaxed) > 0);
+    assert!(rig.client.read(0, gfn(0)).unwrap() == page(2), "stale (I1)");
+}
+
+#[test]
+fn sabotage_early_reuse_is_seen_by_the_client() {
+    let rig = Rig::new(sabotaged(Sabotage::EarlyReuse), 8);
+    rig.client.write(0, gfn(0), &page(1)).unwrap();
+    rig.evict(gfn(0));
+    assert_eq!(
+        rig.client.broken_promises.load(Ordering::Relaxed),
+        1,
+        "its page lock was free at the flush"
+    );
+}
+
+#[test]
+fn sabotage_swap_corrupt_is_found_on_read_and_nothing_is_handed_out() {
+    let swap = SwapConfig { path: None, dir: None, bytes: 1 << 20 };
+    let mm = HostMm::new(HostMmConfig { swap, ..sabotaged(Sabotage::SwapCorrupt) }).unwrap();
+    let object = mm.create_object(64 * PAGE_SIZE_U64).unwrap();
+    let mut corrupt = 0;
+    for number in 0..32 {
+        object.write(gfn(number).base(), &page(number)).unwrap();
+    }
+    let frames: Vec<_> = (0..mm.frame_count()).map(crate::addr::Pfn::new).collect();
+    assert_eq!(mm.evict_frames(&frames).unwrap(), 32);
+    for number in 0..32 {
+        let mut found = [0xee; PAGE_SIZE];
+        match object.read(gfn(number).base(), &mut found) {
+            Ok(()) => assert!(found == page(number)),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("checksum"), "{text}");
+                assert_eq!(found, [0xee; PAGE_SIZE], "nothing was handed out");
+                assert!(object.try_lock_resident(gfn(number)).is_none());
+                corrupt += 1;
+            }
+        }
+    }
+    assert_eq!(corrupt, 2, "every sixteenth");
+    assert_eq!(mm.stats().frames_in_use, 30, "no frame was lost");
+}
+
+/// One step of a history.
+#[derive(Clone, Debug)]
+enum Step {
+    Write(usize, u64, u64),
+    Read(usize, u64),
+    HostWrite(u64, u64),
+    HostRead(u64),
+    Zero(usize, u64),
+    Clean(u64),
+    Evict(u64),
+    EvictAll,
+    CleanAll,
+    FailingEviction(u64),
+}
+
+const PAGES: u64 = 6;
+
+fn step() -> impl Strategy<Value = Step> {
+    let (cpu, at) = (0..4usize, 0..PAGES);
+    prop_oneof![
+        4 => (cpu.clone(), at.clone(), 1..u64::from(u32::MAX))
+            .prop_map(|(cpu, at, seed)| Step::Write(cpu, at, seed)),
+        3 => (cpu.clone(), at.clone()).prop_map(|(cpu, at)| Step::Read(cpu, at)),
+        1 => (at.clone(), 1..u64::from(u32::MAX))
+            .prop_map(|(at, seed)| Step::HostWrite(at, seed)),
+        1 => at.clone().prop_map(Step::HostRead),
+        1 => (cpu, at.clone()).prop_map(|(cpu, at)| Step::Zero(cpu, at)),
+        3 => at.clone().prop_map(Step::Clean),
+        3 => at.clone().prop_map(Step::Evict),
+        1 => Just(Step::EvictAll),
+        1 => Just(Step::CleanAll),
+        1 => at.prop_map(Step::FailingEviction),
+    ]
+}
+
+impl Rig {
+    fn run(&self, step: &Step, model: &mut [[u8; PAGE_SIZE]]) -> Result<(), TestCaseError> {
+        let place = |at: u64| usize::try_from(at).unwrap();
+        match *step {
+            Step::Write(cpu, at, seed) => {
+                model[place(at)] = page(seed);
+                self.client.write(cpu, gfn(at), &page(seed)).unwrap();
+            }
+            Step::Read(cpu, at) => {
+                prop_assert!(self.client.read(cpu, gfn(at)).unwrap() == model[place(at)]);
+            }
+            Step::HostWrite(at, seed) => {
+                model[place(at)] = page(seed);
+                self.host_write(gfn(at), &page(seed));
+            }
+            Step::HostRead(at) => prop_assert!(self.host_read(gfn(at)) == model[place(at)]),
+            Step::Zero(cpu, at) => {
+                model[place(at)] = [0; PAGE_SIZE];
+                self.client.write(cpu, gfn(at), &[0; PAGE_SIZE]).unwrap();
+            }
+            Step::Clean(at) if self.frame(gfn(at)).is_some() => self.clean(gfn(at)),
+            Step::Evict(at) if self.frame(gfn(at)).is_some() => self.evict(gfn(at)),
+            Step::Clean(_) | Step::Evict(_) => {}
+            Step::EvictAll => drop(self.mm.evict_frames(&self.all_frames()).unwrap()),
+            Step::CleanAll => drop(self.mm.clean_frames(&self.all_frames()).unwrap()),
+            Step::FailingEviction(at) => {
+                if let Some(pfn) = self.frame(gfn(at)) {
+                    self.client.flush_fails.store(true, Ordering::Relaxed);
+                    prop_assert!(self.mm.evict_frames(&[pfn]).is_err());
+                    self.client.flush_fails.store(false, Ordering::Relaxed);
+                    // What the failure left behind is not this property's business.
+                    self.mm.evict_frames(&[pfn]).unwrap();
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    /// Whatever happens to the pages, processors and hypervisor read what was written last (I2),
+    /// the checks find nothing (I4, I6), and in the end everything is given back.
+    #[test]
+    fn no_history_loses_a_write(steps in prop::collection::vec(step(), 0..60)) {
+        let rig = Rig::new(config(), PAGES);
+        let mut model = vec![[0; PAGE_SIZE]; usize::try_from(PAGES).unwrap()];
+        for step in &steps {
+            rig.run(step, &mut model)?;
+        }
+        for (at, expected) in (0..).zip(&model) {
+            prop_assert!(rig.client.read(0, gfn(at)).unwrap() == *expected);
+        }
+        rig.assert_sound();
+        let mm = rig.mm.clone();
+        drop(rig);
+        let stats = mm.stats();
+        prop_assert_eq!((stats.frames_in_use, stats.swap_slots_used), (0, 0));
+        prop_assert_eq!(mm.violations().1, 0);
+    }
+}
