@@ -1,0 +1,46 @@
+# Builds what is under test, statically linked, since the inner machine has no libraries. Sourced
+# by bash.
+# shellcheck shell=bash
+
+# With a named target, RUSTFLAGS do not reach build scripts and procedural macros, which could not
+# be linked statically.
+BUILD_TARGET=x86_64-unknown-linux-gnu
+
+static_cargo() {
+    local command=$1
+    shift
+    (
+        cd "$PROJECT_DIR"
+        RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static" CARGO_PROFILE_RELEASE_DEBUG=false \
+            cargo "$command" --release --locked --target "$BUILD_TARGET" --target-dir "$TARGET_DIR" "$@"
+    )
+}
+
+build_gnomon() {
+    have cargo || die "cargo is missing. Install a Rust toolchain."
+    say "building a static gnomon"
+    static_cargo build --bin gnomon || die "gnomon does not build. With a C library that cannot be linked statically, install libc6-dev."
+}
+
+gnomon_path() {
+    echo "$TARGET_DIR/$BUILD_TARGET/release/gnomon"
+}
+
+# Builds the test programs that use /dev/kvm and copies them into a folder: the library's own
+# tests, and tests/kvm*.rs where there are any.
+stage_tests() {
+    local folder=$1 targets=(--lib) program
+    if compgen -G "$PROJECT_DIR/tests/kvm*" >/dev/null; then targets+=(--test 'kvm*'); fi
+    say "building the tests: ${targets[*]}"
+    mkdir -p "$folder"
+    static_cargo test --no-run "${targets[@]}" 2>&1 | tee "$TARGET_DIR/tests.log" >&2 || die "the tests do not build."
+    # Cargo says:   Executable tests/kvm.rs (target/.../deps/kvm-0123456789abcdef)
+    while IFS= read -r program; do
+        case $program in
+        /*) ;;
+        *) program=$PROJECT_DIR/$program ;;
+        esac
+        cp "$program" "$folder/$(basename "${program%-*}")"
+    done < <(sed -n 's/^ *Executable .*(\(.*\))$/\1/p' "$TARGET_DIR/tests.log")
+    compgen -G "$folder/*" >/dev/null || die "cargo named no test program in $TARGET_DIR/tests.log."
+}
