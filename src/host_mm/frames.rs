@@ -116,6 +116,12 @@ impl Drop for FreeFrame<'_> {
 }
 
 impl HostMm {
+    /// Whether enough frames are free that one can go to a page that nobody has asked for yet.
+    #[must_use]
+    pub fn has_spare_frames(&self) -> bool {
+        self.free.len() > self.free.low
+    }
+
     /// Takes a frame from the free list, waking background reclaim below the low watermark.
     pub(super) fn take_free_frame(&self) -> Option<FreeFrame<'_>> {
         let pfn = self.free.pop()?;

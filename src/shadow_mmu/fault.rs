@@ -50,6 +50,7 @@ pub(super) enum Target {
     Window(u64),
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Installed {
     Done,
     Retry,

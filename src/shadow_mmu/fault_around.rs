@@ -1,21 +1,25 @@
 //! Fault-around: a fault costs the same whether it installs one SPTE or sixteen.
 //!
-//! Only what needs no waiting is installed: neighbours that the guest has mapped and used before
-//! (so that no accessed bit is set for a page that was not touched), whose pages are in frames and
-//! not locked. Their SPTEs start without the accessed bit, so that reclaim is not misled.
+//! Neighbours that the guest has mapped and used before (so that no accessed bit of its own is set
+//! for a page that was not touched) are installed if their pages are in frames and not locked. Ahead
+//! of a sequential stream of faults, pages are also read back from swap, as long as frames are
+//! free for it. Neighbours' SPTEs start without the accessed bit, so that reclaim is not misled.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use crate::addr::{Gpa, Gva, PAGE_SIZE_U64};
+use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE_U64};
+use crate::export_rmap::LockedPage;
 use crate::host_mm::MmError;
 use crate::shadow_mmu::Mmu;
-use crate::shadow_mmu::fault::{Install, Target};
+use crate::shadow_mmu::fault::{Install, Installed, Target};
 use crate::shadow_mmu::spte::Pte;
 use crate::shadow_mmu::stats::Counters;
+use crate::shadow_mmu::tables::ENTRIES;
 use crate::shadow_mmu::walk::{Access, PagingContext, Translation};
 use crate::sync::lock;
 
-/// Guest entries looked at, an aligned group around the one that faulted.
+/// Guest entries looked at: the aligned group around the one that faulted, and those ahead.
 const GROUP: usize = 16;
 
 /// A neighbour that could be installed.
@@ -31,7 +35,9 @@ impl Mmu {
         context: &PagingContext,
         fault: &Install<'_>,
     ) -> Result<(), MmError> {
-        let neighbours = self.neighbours(context, fault)?;
+        let page = fault.gva.as_u64() / PAGE_SIZE_U64;
+        let ahead = lock(&self.state).streams.advance(page);
+        let neighbours = self.neighbours(context, fault, ahead)?;
         if neighbours.is_empty() {
             return Ok(());
         }
@@ -51,8 +57,9 @@ impl Mmu {
                 let mut spte = self.new_spte(&install);
                 // Not `& !ACCESSED`: that would drop the bits without a name, the address.
                 spte.remove(Pte::ACCESSED);
-                self.install_new(&state, place, spte, *target);
-                Counters::add(&self.counters.fault_around, 1);
+                if self.install_new(&state, place, spte, *target) == Installed::Done {
+                    Counters::add(&self.counters.fault_around, 1);
+                }
             }
         }
         Ok(())
@@ -62,20 +69,15 @@ impl Mmu {
         &self,
         context: &PagingContext,
         fault: &Install<'_>,
+        ahead: usize,
     ) -> Result<Vec<Neighbour>, MmError> {
         let mut neighbours = Vec::new();
         let Some((table, index)) = fault.translation.leaf else {
             return Ok(neighbours);
         };
         let first = index - index % GROUP;
-        let mut entries = [0; GROUP];
-        {
-            let page = self.object.lock_page(table)?;
-            for (entry, at) in entries.iter_mut().zip(first..) {
-                let word = self.object.word(&page, at * size_of::<u64>())?;
-                *entry = word.load(Ordering::Acquire);
-            }
-        }
+        let end = (first + GROUP).max(index + 1 + ahead).min(ENTRIES);
+        let entries = self.read_entries(table, first..end)?;
         let group_gva = fault.gva.page_base().as_u64() - (index - first) as u64 * PAGE_SIZE_U64;
         for (number, raw) in entries.into_iter().enumerate() {
             let entry = Pte::of(raw);
@@ -94,7 +96,8 @@ impl Mmu {
                 dirty: entry.contains(Pte::DIRTY),
                 ..*fault.translation
             };
-            let Some(page) = self.object.try_lock_resident(translation.gfn) else {
+            let is_ahead = (index + 1..=index + ahead).contains(&(first + number));
+            let Some(page) = self.lock_neighbour(translation.gfn, is_ahead)? else {
                 continue;
             };
             let target = Target::Frame(page.sequence());
@@ -102,5 +105,30 @@ impl Mmu {
             neighbours.push(Neighbour { gva, translation, target });
         }
         Ok(neighbours)
+    }
+
+    fn read_entries(&self, table: Gfn, range: Range<usize>) -> Result<Vec<u64>, MmError> {
+        let page = self.object.lock_page(table)?;
+        range
+            .map(|at| {
+                let word = self.object.word(&page, at * size_of::<u64>())?;
+                Ok(word.load(Ordering::Acquire))
+            })
+            .collect()
+    }
+
+    /// The neighbour's page, if it can be had without waiting for another; ahead of a stream also
+    /// by reading it back, while that takes no frame from anyone.
+    fn lock_neighbour(&self, gfn: Gfn, is_ahead: bool) -> Result<Option<LockedPage<'_>>, MmError> {
+        let resident = self.object.try_lock_resident(gfn);
+        if resident.is_some() || !is_ahead || !self.mm.has_spare_frames() {
+            return Ok(resident);
+        }
+        if !self.object.is_in_swap(gfn) {
+            return Ok(None);
+        }
+        let page = self.object.lock_page(gfn)?;
+        Counters::add(&self.counters.read_ahead, 1);
+        Ok(Some(page))
     }
 }

@@ -7,6 +7,7 @@ use crate::addr::{Gpa, Gva, Pfn};
 use crate::export_rmap::{RevokeError, RmapEntry};
 use crate::shadow_mmu::spte::{ADDRESS_MASK, Pte};
 use crate::shadow_mmu::stats::Counters;
+use crate::shadow_mmu::streams::Streams;
 use crate::shadow_mmu::tables::{ENTRIES, PageIndex};
 use crate::shadow_mmu::walk::table_index;
 use crate::shadow_mmu::{Mmu, ShadowMmu};
@@ -64,6 +65,7 @@ pub(super) struct State {
     next_page: PageIndex,
     /// Counts recyclings; a [`Root`] of an older one is void.
     epoch: u64,
+    pub(super) streams: Streams,
 }
 
 /// Where an SPTE is, packed as the reverse map's location.
@@ -92,7 +94,14 @@ pub(super) struct FlushCount(u64);
 
 impl State {
     pub(super) fn new(pages: u32) -> Self {
-        Self { roots: Vec::new(), by_cr3: HashMap::new(), pages, next_page: 0, epoch: 0 }
+        Self {
+            roots: Vec::new(),
+            by_cr3: HashMap::new(),
+            pages,
+            next_page: 0,
+            epoch: 0,
+            streams: Streams::default(),
+        }
     }
 
     fn root(&self, root: Root) -> Option<&RootTables> {

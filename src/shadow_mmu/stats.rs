@@ -30,6 +30,8 @@ counters! {
     upgrades,
     /// SPTEs installed ahead of a touch, next to a fault.
     fault_around,
+    /// Pages read back from swap ahead of a stream of faults.
+    read_ahead,
     /// Faults started over because an invalidation or a guest flush overlapped them.
     retries,
     /// Faults that were the guest's own.

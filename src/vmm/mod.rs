@@ -4,10 +4,10 @@
 //! accesses it comes up with, reaches no memory but its own, and neither crashes, hangs nor grows
 //! the hypervisor. It goes on by the architecture's rules or its VM ends with a sentence.
 //!
-//! The pieces, from the guest outwards: the [`monitor`] turns exceptions into exits, [`exits`]
-//! handles them on the thread of the [`vcpu`], [`emulate`] and [`inject`] change the guest's
-//! state, the [`gate`] keeps all vCPUs out while shadow pages are recycled, the [`roster`] knows
-//! who runs, and [`vm`] puts it all together.
+//! The pieces, from the guest outwards: the `monitor` turns exceptions into exits, `exits`
+//! handles them on the thread of the `vcpu`, [`emulate`] and [`inject`] change the guest's
+//! state, the `gate` keeps all vCPUs out while shadow pages are recycled, the `roster` knows
+//! who runs, and `vm` puts it all together.
 
 pub mod boot;
 pub mod cpu;
