@@ -8,6 +8,7 @@ compile_error!(
 #[path = "../guest/src/abi.rs"]
 pub mod abi;
 pub mod addr;
+pub mod cli;
 pub mod export_rmap;
 pub mod host_mm;
 pub mod shadow_mmu;

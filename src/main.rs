@@ -1,3 +1,7 @@
-//! The command line of Gnomon.
+//! The command line of Gnomon; all of it is in [`gnomon::cli`].
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    gnomon::cli::run(std::env::args_os())
+}

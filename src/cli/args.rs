@@ -1,0 +1,390 @@
+//! The command line as it is written: first of two stages, without side effects.
+//!
+//! What a value means for this host (does the file exist, does KVM run so many vCPUs, does swap
+//! suffice) is the second stage's matter, in [`config`](super::config).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::values::{Size, parse_duration, parse_rate, parse_vcpus};
+use crate::host_mm::{ReclaimPolicy, Sabotage};
+
+/// Runs guests on KVM with their memory rationed, swapped and translated by Gnomon itself.
+#[derive(Debug, Parser)]
+#[command(name = "gnomon", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Boot a guest with its console on standard output
+    Boot(BootArgs),
+    /// Run the test guest under a storm of invalidations and check every access
+    Stress(StressArgs),
+    /// Say what this machine offers and what is missing
+    Doctor(DoctorArgs),
+}
+
+/// Options of every command that runs a guest.
+#[derive(Debug, Args)]
+pub(crate) struct HostArgs {
+    /// File for evicted pages: made anew, removed at the end [default: an unnamed temporary file]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) swap_file: Option<PathBuf>,
+    /// Size of swap; a sparse file [default: the guest's memory, at least 1G]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) swap_size: Option<Size>,
+    /// Have the kernel watch for accesses to freed frames (needs userfaultfd; slower)
+    #[arg(long)]
+    pub(crate) paranoid: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BootArgs {
+    /// Memory of the guest
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    pub(crate) memory: Size,
+    /// Frames of host memory that the guest's memory has to get by with
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    pub(crate) host_memory: Size,
+    /// Number of virtual processors
+    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_vcpus)]
+    pub(crate) vcpus: usize,
+    /// Command line of the guest
+    #[arg(long, value_name = "STR", allow_hyphen_values = true)]
+    pub(crate) cmdline: Option<String>,
+    /// ELF image to boot [default: the built-in test guest]
+    #[arg(long, value_name = "ELF")]
+    pub(crate) kernel: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StressArgs {
+    /// Memory of the guest
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub(crate) memory: Size,
+    /// Frames of host memory that the guest's memory has to get by with
+    #[arg(long, value_name = "SIZE", default_value = "128M")]
+    pub(crate) host_memory: Size,
+    /// Number of virtual processors
+    #[arg(long, value_name = "N", default_value = "2", value_parser = parse_vcpus)]
+    pub(crate) vcpus: usize,
+    /// How long the guest works before its last sweep over all memory (500ms, 30s, 2m, 1h)
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    pub(crate) duration: Duration,
+    /// What the guest does, in turn
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "seq,random,zipf,chase,shared,paging"
+    )]
+    pub(crate) workload: Vec<Workload>,
+    /// What is forced upon its pages meanwhile
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "reclaim,clean"
+    )]
+    pub(crate) invalidate: Vec<Invalidate>,
+    /// Pages a second of each kind of invalidation
+    #[arg(long, value_name = "N/s", default_value = "20000/s", value_parser = parse_rate)]
+    pub(crate) rate: u32,
+    /// Seed of all random choices [default: a new one, which the report tells]
+    #[arg(long, value_name = "S")]
+    pub(crate) seed: Option<u64>,
+    /// Write the report to this file as JSON, too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Break one rule on purpose: the run must then find violations
+    #[arg(long, value_name = "NAME", value_enum)]
+    pub(crate) sabotage: Option<SabotageName>,
+    /// End the run at the first violation (implied by --sabotage)
+    #[arg(long)]
+    pub(crate) fail_fast: bool,
+    /// Which pages are evicted first
+    #[arg(long, value_name = "NAME", value_enum, default_value = "clock")]
+    pub(crate) policy: PolicyName,
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A workload of the test guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Workload {
+    /// Sweeps, first page to last
+    Seq,
+    /// Every page as likely
+    Random,
+    /// A few pages often, most rarely
+    Zipf,
+    /// A pointer chase through all pages
+    Chase,
+    /// Counters that all vCPUs add to
+    Shared,
+    /// Changes of the guest's own page tables
+    Paging,
+    /// A hot set in steady use while the rest is scanned
+    Hotscan,
+}
+
+/// A kind of invalidation that a storm thread forces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Invalidate {
+    /// Evict pages to swap
+    Reclaim,
+    /// Make pages read-only, harvest their dirty state and write them back
+    Clean,
+    /// Nothing but what memory pressure brings about
+    None,
+}
+
+/// [`ReclaimPolicy`] as it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PolicyName {
+    /// Pages in use stay
+    Clock,
+    /// Oldest first, for comparison
+    Fifo,
+}
+
+/// [`Sabotage`] as it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SabotageName {
+    /// Mappings are cleared, but what processors cache of them lives on
+    SkipFlush,
+    /// The dirty state that an invalidation harvests is thrown away
+    DropDirty,
+    /// Mappings are installed without their reverse-map entry
+    ForgetRmap,
+    /// A fault installs its mapping although an invalidation overlapped it
+    LateInstall,
+    /// Frames are given to new pages before the flush
+    EarlyReuse,
+    /// Now and then a bit of a page in swap flips
+    SwapCorrupt,
+}
+
+impl From<PolicyName> for ReclaimPolicy {
+    fn from(name: PolicyName) -> Self {
+        match name {
+            PolicyName::Clock => Self::Clock,
+            PolicyName::Fifo => Self::Fifo,
+        }
+    }
+}
+
+impl From<SabotageName> for Sabotage {
+    fn from(name: SabotageName) -> Self {
+        match name {
+            SabotageName::SkipFlush => Self::SkipFlush,
+            SabotageName::DropDirty => Self::DropDirty,
+            SabotageName::ForgetRmap => Self::ForgetRmap,
+            SabotageName::LateInstall => Self::LateInstall,
+            SabotageName::EarlyReuse => Self::EarlyReuse,
+            SabotageName::SwapCorrupt => Self::SwapCorrupt,
+        }
+    }
+}
+
+/// The value as it is written on the command line.
+pub(crate) fn name_of(value: impl ValueEnum) -> String {
+    let value = value.to_possible_value();
+    value.map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+/// What the help says of the value.
+pub(crate) fn description_of(value: impl ValueEnum) -> String {
+    let value = value.to_possible_value();
+    let help = value.as_ref().and_then(|value| value.get_help());
+    help.map_or_else(String::new, ToString::to_string)
+}
+
+/// What clap has to say about a command line, in one sentence; `None` if it is help or the version
+/// that the user asked for.
+pub(crate) fn complaint(error: &clap::Error) -> Option<String> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        Some(ContextValue::Strings(texts)) => texts.join(", "),
+        _ => String::new(),
+    };
+    let sentence = match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => return None,
+        ErrorKind::ValueValidation => {
+            let reason = std::error::Error::source(error).map(ToString::to_string);
+            let value = text(ContextKind::InvalidValue);
+            let usage = text(ContextKind::InvalidArg);
+            let option = option_name(&usage);
+            format!("{option} {value:?}: {}", reason.unwrap_or_default())
+        }
+        ErrorKind::InvalidValue => {
+            let (value, option) = (text(ContextKind::InvalidValue), text(ContextKind::InvalidArg));
+            let valid = text(ContextKind::ValidValue);
+            match (value.is_empty(), valid.is_empty()) {
+                (true, true) => format!("{option} needs a value"),
+                (true, false) => format!("{option} needs a value: one of {valid}"),
+                _ => format!(
+                    "{} {value:?} does not exist; choose from {valid}",
+                    option_name(&option)
+                ),
+            }
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            "no command given; use one of boot, stress, doctor".to_owned()
+        }
+        _ => first_paragraphs(&error.render().to_string()),
+    };
+    Some(format!("{sentence} (gnomon --help tells more)"))
+}
+
+/// `--memory` of `--memory <SIZE>`.
+fn option_name(usage: &str) -> &str {
+    usage.split_whitespace().next().unwrap_or(usage)
+}
+
+/// Clap's own message and its tips, joined to one line, without the usage.
+fn first_paragraphs(rendered: &str) -> String {
+    let message = rendered.strip_prefix("error: ").unwrap_or(rendered);
+    let said = message.split("\n\n").take_while(|paragraph| {
+        !paragraph.starts_with("Usage:") && !paragraph.starts_with("For more")
+    });
+    let words: Vec<&str> = said.flat_map(str::split_whitespace).collect();
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn complaint_about(words: &[&str]) -> String {
+        let words = ["gnomon"].iter().chain(words);
+        complaint(&Cli::try_parse_from(words).unwrap_err()).unwrap()
+    }
+
+    fn stress(words: &[&str]) -> StressArgs {
+        let words = ["gnomon", "stress"].iter().chain(words);
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Stress(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_help() {
+        let args = stress(&[]);
+        assert_eq!(args.memory.bytes(), 512 << 20);
+        assert_eq!(args.host_memory.bytes(), 128 << 20);
+        assert_eq!((args.vcpus, args.rate), (2, 20_000));
+        assert_eq!(args.duration, Duration::from_secs(30));
+        assert_eq!(args.workload.len(), 6);
+        assert!(!args.workload.contains(&Workload::Hotscan));
+        assert_eq!(args.invalidate, [Invalidate::Reclaim, Invalidate::Clean]);
+        assert_eq!(args.policy, PolicyName::Clock);
+        assert!(args.sabotage.is_none() && !args.fail_fast && args.seed.is_none());
+    }
+
+    #[test]
+    fn lists_are_separated_by_commas() {
+        let args = stress(&["--workload", "hotscan,seq", "--invalidate=none"]);
+        assert_eq!(args.workload, [Workload::Hotscan, Workload::Seq]);
+        assert_eq!(args.invalidate, [Invalidate::None]);
+    }
+
+    #[test]
+    fn every_sabotage_has_its_name() {
+        let names: Vec<String> =
+            SabotageName::value_variants().iter().map(|&v| name_of(v)).collect();
+        assert_eq!(
+            names,
+            [
+                "skip-flush",
+                "drop-dirty",
+                "forget-rmap",
+                "late-install",
+                "early-reuse",
+                "swap-corrupt"
+            ]
+        );
+        for &name in SabotageName::value_variants() {
+            assert!(!description_of(name).is_empty());
+        }
+    }
+
+    #[test]
+    fn bad_values_are_one_sentence_with_the_value_and_the_remedy() {
+        let cases: [(&[&str], &[&str]); 9] = [
+            (&["boot", "--memory", "12Q"], &["--memory \"12Q\"", "such as 256M"]),
+            (&["boot", "--memory", "0"], &["--memory \"0\"", "give at least 4K"]),
+            (&["boot", "--host-memory", "5000"], &["--host-memory \"5000\"", "8192"]),
+            (&["boot", "--vcpus", "0"], &["--vcpus \"0\"", "1 to 1023"]),
+            (&["stress", "--duration", "30"], &["--duration \"30\"", "such as 30s"]),
+            (&["stress", "--rate", "0/s"], &["--rate \"0/s\"", "--invalidate none"]),
+            (&["stress", "--seed", "x"], &["--seed \"x\"", "digit"]),
+            (
+                &["stress", "--sabotage", "gremlin"],
+                &["--sabotage \"gremlin\"", "skip-flush", "swap-corrupt"],
+            ),
+            (&["stress", "--workload", "seq,walk"], &["\"walk\"", "hotscan"]),
+        ];
+        for (words, parts) in cases {
+            let said = complaint_about(words);
+            assert!(!said.contains('\n'), "{said}");
+            for part in parts {
+                assert!(said.contains(part), "{words:?}: {said}");
+            }
+        }
+    }
+
+    #[test]
+    fn bad_options_and_commands_are_one_line() {
+        for (words, part) in [
+            (&["boot", "--memmory", "1G"][..], "--memmory"),
+            (&["boot", "--memory"], "--memory <SIZE> needs a value"),
+            (&["stress", "--sabotage"], "skip-flush"),
+            (&["dance"], "dance"),
+            (&[], "boot, stress, doctor"),
+            (&["boot", "surplus"], "surplus"),
+            (&["boot", "--vcpus", "1", "--vcpus", "2"], "--vcpus"),
+        ] {
+            let said = complaint_about(words);
+            assert!(said.contains(part), "{words:?}: {said}");
+            assert!(!said.contains('\n') && !said.contains("Usage"), "{said}");
+        }
+    }
+
+    #[test]
+    fn help_and_version_are_no_complaints() {
+        for word in ["--help", "--version"] {
+            let error = Cli::try_parse_from(["gnomon", word]).unwrap_err();
+            assert_eq!(complaint(&error), None);
+        }
+    }
+}

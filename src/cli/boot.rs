@@ -1,0 +1,192 @@
+//! `gnomon boot`: a guest with its console on standard output.
+//!
+//! Guarantee: the exit code is the guest's own, or says that it was stopped by a signal or that the
+//! run failed; a summary on standard error tells how it went.
+
+use std::time::{Duration, Instant};
+
+use super::config::MachineConfig;
+use super::machine::{Figures, Machine};
+use super::output::{self, StdoutConsole, printable};
+use super::values::{human_bytes, human_count};
+use super::violations::{self, Violations};
+use super::{EXIT_FAILURE, exit_code_of_signal};
+use crate::sys::signal::StopNotice;
+use crate::vmm::Outcome;
+
+/// Time between looks for a signal.
+const TICK: Duration = Duration::from_millis(50);
+/// Time for vCPU threads to end after a kill.
+const KILL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Violations that are shown in full.
+const SHOWN: usize = 20;
+
+/// Boots the guest, waits for its end and returns the exit code.
+///
+/// # Errors
+/// If the guest cannot be started.
+pub(crate) fn run(config: MachineConfig) -> anyhow::Result<u8> {
+    let stop = StopNotice::install()?;
+    for warning in &config.warnings {
+        output::note(warning);
+    }
+    let mut machine = Machine::new(&config, Box::new(StdoutConsole::new()))?;
+    let begun = Instant::now();
+    machine.vm.start()?;
+    let (outcome, signal) = wait(&mut machine, stop);
+    let elapsed = begun.elapsed();
+    output::flush();
+
+    let resident = machine.mm.resident_bytes().unwrap_or(0);
+    let found = violations::collect(&machine, resident);
+    for line in summary(
+        &machine.figures(),
+        config.host.host_memory_bytes,
+        elapsed,
+        &how_it_ended(outcome.as_ref(), signal),
+    ) {
+        output::note(line);
+    }
+    for line in complaints(&found, machine.vm.lost_console_bytes()) {
+        output::note(line);
+    }
+    Ok(exit_code(outcome.as_ref(), signal, &found))
+}
+
+/// Waits for the end of the guest, or for a signal, which then ends it.
+fn wait(machine: &mut Machine, stop: StopNotice) -> (Option<Outcome>, Option<i32>) {
+    loop {
+        if let Some(outcome) = machine.vm.wait(Some(TICK)) {
+            return (Some(outcome), None);
+        }
+        if let Some(signal) = stop.signal() {
+            machine.vm.kill();
+            return (machine.vm.wait(Some(KILL_TIMEOUT)), Some(signal));
+        }
+    }
+}
+
+fn how_it_ended(outcome: Option<&Outcome>, signal: Option<i32>) -> String {
+    match (outcome, signal) {
+        (None, _) => {
+            format!("a vCPU did not stop within {} s of being killed", KILL_TIMEOUT.as_secs())
+        }
+        (Some(Outcome::Killed), Some(signal)) => format!("the guest was ended by signal {signal}"),
+        (Some(Outcome::Killed), None) => "the guest was ended".to_owned(),
+        (Some(Outcome::PoweredOff), _) => "the guest powered off".to_owned(),
+        (Some(Outcome::GuestExit(code)), _) => format!("the guest ended with exit code {code}"),
+        (Some(Outcome::Halted), _) => "every vCPU halted".to_owned(),
+        (Some(Outcome::Failed(error)), _) => {
+            format!("the guest was ended: {}", printable(&error.to_string()))
+        }
+    }
+}
+
+fn exit_code(outcome: Option<&Outcome>, signal: Option<i32>, found: &Violations) -> u8 {
+    match (outcome, signal) {
+        (None, _) => EXIT_FAILURE,
+        (Some(Outcome::Killed), Some(signal)) => exit_code_of_signal(signal),
+        (Some(outcome), _) => match outcome.exit_code() {
+            0 if found.total > 0 => EXIT_FAILURE,
+            code => code,
+        },
+    }
+}
+
+fn summary(figures: &Figures, budget: u64, elapsed: Duration, end: &str) -> [String; 4] {
+    let Figures { vcpus, host, .. } = figures;
+    let count = human_count;
+    [
+        format!("{end} after {:.2} s", elapsed.as_secs_f64()),
+        format!(
+            "faults: {} read, {} write, {} execute, {} the guest's own",
+            count(vcpus.read_faults),
+            count(vcpus.write_faults),
+            count(vcpus.execute_faults),
+            count(vcpus.guest_page_faults)
+        ),
+        format!(
+            "swap: {} pages in, {} out; {} evictions",
+            count(host.swap_ins),
+            count(host.swap_outs),
+            count(host.evictions)
+        ),
+        format!(
+            "frames: at most {} in use, of {}",
+            human_bytes(figures.peak_frame_bytes()),
+            human_bytes(budget)
+        ),
+    ]
+}
+
+fn complaints(found: &Violations, lost_console_bytes: u64) -> Vec<String> {
+    let mut lines = Vec::new();
+    if lost_console_bytes > 0 {
+        lines.push(format!(
+            "{} bytes of the guest's console could not be written to standard output",
+            human_count(lost_console_bytes)
+        ));
+    }
+    if found.total > 0 {
+        lines.push(format!("violations: {}", human_count(found.total)));
+    }
+    let shown = found.first.iter().take(SHOWN);
+    lines.extend(shown.map(|violation| printable(&violation.text)));
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::violations::{Check, Violation};
+    use crate::vmm::{KvmError, VmError};
+
+    #[test]
+    fn the_exit_code_is_the_guests_unless_something_else_happened() {
+        let clean = Violations::default();
+        let mut bad = Violations::default();
+        bad.add_one(Violation::of_run("stale"));
+        let failed = Outcome::Failed(VmError::Kvm(KvmError::Missing));
+        let code =
+            |outcome: &Outcome, signal, found: &Violations| exit_code(Some(outcome), signal, found);
+        assert_eq!(code(&Outcome::PoweredOff, None, &clean), 0);
+        assert_eq!(code(&Outcome::PoweredOff, None, &bad), 1);
+        assert_eq!(code(&Outcome::GuestExit(35), None, &clean), 35);
+        assert_eq!(code(&Outcome::GuestExit(35), None, &bad), 35);
+        assert_eq!(code(&failed, None, &clean), 1);
+        assert_eq!(code(&Outcome::Killed, Some(2), &clean), 130);
+        assert_eq!(code(&Outcome::Killed, Some(15), &clean), 143);
+        assert_eq!(code(&Outcome::PoweredOff, Some(2), &clean), 0, "it was faster than the signal");
+        assert_eq!(exit_code(None, Some(2), &clean), 1);
+    }
+
+    #[test]
+    fn the_summary_has_all_figures_in_four_lines() {
+        let mut figures = Figures::default();
+        figures.vcpus.read_faults = 1_000;
+        figures.vcpus.write_faults = 200;
+        figures.host.swap_ins = 30;
+        figures.host.swap_outs = 40;
+        figures.host.evictions = 50;
+        figures.host.peak_frames_in_use = 16_384;
+        let end = how_it_ended(Some(&Outcome::PoweredOff), None);
+        let lines = summary(&figures, 64 << 20, Duration::from_millis(1250), &end);
+        assert_eq!(lines[0], "the guest powered off after 1.25 s");
+        assert_eq!(lines[1], "faults: 1,000 read, 200 write, 0 execute, 0 the guest's own");
+        assert_eq!(lines[2], "swap: 30 pages in, 40 out; 50 evictions");
+        assert_eq!(lines[3], "frames: at most 64 MiB in use, of 64 MiB");
+    }
+
+    #[test]
+    fn lost_output_and_violations_are_told() {
+        let mut found = Violations::default();
+        let texts = (0..30).map(|n| format!("violation \x07{n}"));
+        found.add(Check::GuestOracle, texts, 3000);
+        let lines = complaints(&found, 12);
+        assert!(lines[0].starts_with("12 bytes"), "{lines:?}");
+        assert_eq!(lines[1], "violations: 3,000");
+        assert_eq!(lines.len(), 2 + SHOWN);
+        assert!(lines[2].ends_with("\\u{7}0"), "{lines:?}");
+        assert!(complaints(&Violations::default(), 0).is_empty());
+    }
+}

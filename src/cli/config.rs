@@ -1,0 +1,318 @@
+//! The second stage of the command line: what was written, resolved against this host.
+//!
+//! Guarantee: what comes out can be run as far as can be known without starting; what cannot is a
+//! [`UsageError`], one sentence with the value, what is wrong with it and what to do. Files are
+//! read and looked at, none is left behind.
+
+use std::borrow::Cow;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::ValueEnum;
+
+use super::args::{
+    BootArgs, HostArgs, Invalidate, PolicyName, SabotageName, StressArgs, Workload, name_of,
+};
+use super::limits::{self, HostLimits};
+use super::report::json;
+use super::values::{Size, size};
+use crate::abi;
+use crate::host_mm::{HostMmConfig, MIN_HOST_MEMORY_BYTES, ReclaimPolicy, SwapConfig};
+use crate::vmm::VmConfig;
+use crate::vmm::boot::{MAX_IMAGE_BYTES, TEST_GUEST};
+
+/// Least memory of a guest: below it there is room for hardly more than its kernel.
+const MIN_MEMORY_BYTES: u64 = 16 << 20;
+/// Size of swap that nobody chose, unless the guest is larger.
+const DEFAULT_SWAP_BYTES: u64 = 1 << 30;
+/// Most bytes of a command line, without its NUL.
+const MAX_CMDLINE_BYTES: u64 = abi::CMDLINE_BYTES - 1;
+
+/// A command line that cannot be run, in one sentence.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UsageError(pub(crate) String);
+
+/// Returns a [`UsageError`] from the function.
+macro_rules! refuse {
+    ($($word:tt)*) => { return Err(UsageError(format!($($word)*))) };
+}
+
+/// What every guest is run with.
+#[derive(Clone)]
+pub(crate) struct MachineConfig {
+    pub(crate) vm: VmConfig,
+    pub(crate) host: HostMmConfig,
+    /// What is allowed, but may not be what was meant; a sentence each.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// `gnomon stress`, ready to run.
+#[derive(Clone)]
+pub(crate) struct StressConfig {
+    pub(crate) machine: MachineConfig,
+    pub(crate) duration: Duration,
+    pub(crate) workloads: Vec<Workload>,
+    /// Without [`Invalidate::None`]; may be empty.
+    pub(crate) invalidations: Vec<Invalidate>,
+    /// Pages a second of each kind.
+    pub(crate) rate: u32,
+    pub(crate) seed: u64,
+    pub(crate) json: Option<PathBuf>,
+    pub(crate) sabotage: Option<SabotageName>,
+    pub(crate) fail_fast: bool,
+    pub(crate) policy: PolicyName,
+}
+
+/// Resolves `gnomon boot`.
+pub(crate) fn boot(args: &BootArgs, limits: &HostLimits) -> Result<MachineConfig, UsageError> {
+    let (kernel, default_cmdline) = match &args.kernel {
+        None => (Cow::Borrowed(TEST_GUEST), "mode=boot"),
+        Some(path) => (Cow::Owned(read_kernel(path)?), ""),
+    };
+    let cmdline = args.cmdline.as_deref().unwrap_or(default_cmdline);
+    check_cmdline(cmdline)?;
+    let sizes = Sizes { memory: args.memory, host_memory: args.host_memory, vcpus: args.vcpus };
+    machine(&sizes, &args.host, limits, kernel, cmdline.to_owned())
+}
+
+/// Resolves `gnomon stress`.
+pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressConfig, UsageError> {
+    let workloads = without_repeats(&args.workload);
+    let invalidations = invalidations(&args.invalidate)?;
+    let seed = args.seed.unwrap_or_else(new_seed);
+    let names: Vec<String> = workloads.iter().map(|&workload| name_of(workload)).collect();
+    let cmdline = format!("mode=stress workload={} seed={seed}", names.join(","));
+    let sizes = Sizes { memory: args.memory, host_memory: args.host_memory, vcpus: args.vcpus };
+    let mut machine = machine(&sizes, &args.host, limits, Cow::Borrowed(TEST_GUEST), cmdline)?;
+    machine.host.policy = ReclaimPolicy::from(args.policy);
+    machine.host.sabotage = args.sabotage.map(Into::into);
+    machine.host.check_evictions = true;
+    if let Some(path) = &args.json {
+        json::check_writable(path).map_err(|error| UsageError(error.to_string()))?;
+    }
+    Ok(StressConfig {
+        machine,
+        duration: args.duration,
+        workloads,
+        invalidations,
+        rate: args.rate,
+        seed,
+        json: args.json.clone(),
+        sabotage: args.sabotage,
+        fail_fast: args.fail_fast || args.sabotage.is_some(),
+        policy: args.policy,
+    })
+}
+
+/// The part of the machine that has other defaults for each command.
+struct Sizes {
+    memory: Size,
+    host_memory: Size,
+    vcpus: usize,
+}
+
+fn machine(
+    sizes: &Sizes,
+    host: &HostArgs,
+    limits: &HostLimits,
+    kernel: Cow<'static, [u8]>,
+    cmdline: String,
+) -> Result<MachineConfig, UsageError> {
+    check_sizes(sizes, limits)?;
+    let swap = swap(sizes.memory, host)?;
+    let warnings = warnings(sizes, host, &swap, limits);
+    Ok(MachineConfig {
+        vm: VmConfig {
+            memory_bytes: sizes.memory.bytes(),
+            vcpus: sizes.vcpus,
+            kernel,
+            cmdline,
+            shadow_pages: None,
+            observer: None,
+        },
+        host: HostMmConfig {
+            swap,
+            paranoid: host.paranoid,
+            ..HostMmConfig::new(sizes.host_memory.bytes())
+        },
+        warnings,
+    })
+}
+
+fn check_sizes(sizes: &Sizes, limits: &HostLimits) -> Result<(), UsageError> {
+    let &Sizes { memory, host_memory, vcpus } = sizes;
+    let (least, most) = (size(MIN_MEMORY_BYTES), size(abi::MAX_MEMORY_BYTES));
+    if memory < least {
+        refuse!("--memory {memory} is too little for a guest: give at least {least}");
+    }
+    if memory > most {
+        refuse!("--memory {memory} is more than a guest can have: give at most {most}");
+    }
+    let least = size(MIN_HOST_MEMORY_BYTES);
+    if host_memory < least {
+        refuse!(
+            "--host-memory {host_memory} is too little for a guest to get past a single instruction for sure: give at least {least}"
+        );
+    }
+    if let Some(most) = limits.max_vcpus
+        && vcpus > most
+    {
+        refuse!(
+            "--vcpus {vcpus} is more than this host's KVM runs in one guest: give at most {most}"
+        );
+    }
+    Ok(())
+}
+
+fn swap(memory: Size, host: &HostArgs) -> Result<SwapConfig, UsageError> {
+    let default = || memory.bytes().max(DEFAULT_SWAP_BYTES);
+    let swap = SwapConfig {
+        path: host.swap_file.clone(),
+        dir: None,
+        bytes: host.swap_size.map_or_else(default, Size::bytes),
+    };
+    if swap.slots().is_err() {
+        refuse!("--swap-size {} is more than swap can have: give less", size(swap.bytes));
+    }
+    if let Some(path) = &swap.path {
+        if path.symlink_metadata().is_ok() {
+            refuse!(
+                "--swap-file {} exists already, and a swap file is made anew and removed at the end: name another one, or remove it if nothing uses it",
+                path.display()
+            );
+        }
+        let folder = folder_of(path);
+        if !folder.is_dir() {
+            refuse!(
+                "--swap-file {}: {} is not a directory; make it, or name another place",
+                path.display(),
+                folder.display()
+            );
+        }
+    }
+    Ok(swap)
+}
+
+/// The directory that a file is in; the current one for a bare name.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn warnings(sizes: &Sizes, host: &HostArgs, swap: &SwapConfig, limits: &HostLimits) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let needed = sizes.memory.bytes().saturating_sub(sizes.host_memory.bytes());
+    if let Some(swap_size) = host.swap_size
+        && swap_size.bytes() < needed
+    {
+        warnings.push(format!(
+            "warning: --memory {} is more than --host-memory {} and --swap-size {swap_size} together hold: a guest that uses all of it will be ended",
+            sizes.memory, sizes.host_memory
+        ));
+    }
+    if let Some(available) = limits.available_bytes
+        && sizes.host_memory.bytes() > available
+    {
+        warnings.push(format!(
+            "warning: --host-memory {} is more than the {} that this host has available",
+            sizes.host_memory,
+            super::values::human_bytes(available)
+        ));
+    }
+    let temporary = std::env::temp_dir();
+    let folder = swap.path.as_deref().map_or(temporary.as_path(), folder_of);
+    if needed > 0 && limits::is_in_memory(folder) {
+        warnings.push(format!(
+            "warning: {} is in memory (tmpfs), so swapping to it frees nothing: put swap on a disk with --swap-file",
+            folder.display()
+        ));
+    }
+    warnings
+}
+
+fn check_cmdline(cmdline: &str) -> Result<(), UsageError> {
+    if cmdline.len() as u64 > MAX_CMDLINE_BYTES {
+        refuse!("--cmdline has {} bytes: shorten it to {MAX_CMDLINE_BYTES} or less", cmdline.len());
+    }
+    if let Some(at) = cmdline.find('\0') {
+        refuse!("--cmdline has a NUL at byte {at}, where it would end: leave it out");
+    }
+    Ok(())
+}
+
+/// Reads a kernel image, of which only the size is checked here.
+fn read_kernel(path: &Path) -> Result<Vec<u8>, UsageError> {
+    let shown = path.display();
+    let unreadable = |error: std::io::Error| {
+        let advice = match error.kind() {
+            std::io::ErrorKind::NotFound => "check the path",
+            std::io::ErrorKind::PermissionDenied => "give this user the right to read it",
+            _ => "name another file",
+        };
+        UsageError(format!("--kernel {shown} cannot be read: {error}; {advice}"))
+    };
+    // Looked at before it is opened: opening a FIFO would wait.
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        refuse!("--kernel {shown} is not a file: name an ELF image");
+    }
+    let too_big = |bytes: u64| {
+        UsageError(format!(
+            "--kernel {shown} has {bytes} bytes, more than the {} that an image may have: strip it",
+            size(MAX_IMAGE_BYTES)
+        ))
+    };
+    if metadata.len() > MAX_IMAGE_BYTES {
+        return Err(too_big(metadata.len()));
+    }
+    let mut image = Vec::new();
+    let file = File::open(path).map_err(unreadable)?;
+    // The file may grow while it is read.
+    file.take(MAX_IMAGE_BYTES + 1).read_to_end(&mut image).map_err(unreadable)?;
+    if image.len() as u64 > MAX_IMAGE_BYTES {
+        return Err(too_big(image.len() as u64));
+    }
+    Ok(image)
+}
+
+fn without_repeats<T: Copy + PartialEq>(list: &[T]) -> Vec<T> {
+    let mut kept = Vec::new();
+    for &item in list {
+        if !kept.contains(&item) {
+            kept.push(item);
+        }
+    }
+    kept
+}
+
+fn invalidations(list: &[Invalidate]) -> Result<Vec<Invalidate>, UsageError> {
+    let kinds = without_repeats(list);
+    if !kinds.contains(&Invalidate::None) {
+        return Ok(kinds);
+    }
+    if kinds.len() > 1 {
+        let all: Vec<String> =
+            Invalidate::value_variants().iter().map(|&kind| name_of(kind)).collect();
+        refuse!(
+            "--invalidate none stands alone: leave out either none or the others of {}",
+            all.join(", ")
+        );
+    }
+    Ok(Vec::new())
+}
+
+/// A seed that differs from run to run, short enough to type.
+fn new_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mixed = now.as_nanos() ^ (u128::from(std::process::id()) << 20);
+    u64::try_from(mixed % 1_000_000_007).unwrap_or(1)
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

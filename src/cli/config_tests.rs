@@ -1,0 +1,163 @@
+//! Every refusal of the second stage, by what its sentence says.
+
+use clap::Parser;
+
+use super::*;
+use crate::cli::args::{Cli, Command};
+use crate::host_mm::Sabotage;
+
+fn limits() -> HostLimits {
+    HostLimits { max_vcpus: Some(8), available_bytes: Some(1 << 40) }
+}
+
+fn try_boot(words: &[&str]) -> Result<MachineConfig, String> {
+    let words = ["gnomon", "boot"].iter().chain(words);
+    match Cli::try_parse_from(words).unwrap().command {
+        Command::Boot(args) => boot(&args, &limits()).map_err(|error| error.to_string()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn try_stress(words: &[&str]) -> Result<StressConfig, String> {
+    let words = ["gnomon", "stress"].iter().chain(words);
+    match Cli::try_parse_from(words).unwrap().command {
+        Command::Stress(args) => stress(&args, &limits()).map_err(|error| error.to_string()),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The sentence with which `gnomon boot` with these words is refused.
+fn refusal(words: &[&str]) -> String {
+    try_boot(words).map(|_| ()).unwrap_err()
+}
+
+#[track_caller]
+fn assert_says(sentence: &str, parts: &[&str]) {
+    assert!(!sentence.contains('\n'), "one sentence: {sentence}");
+    for part in parts {
+        assert!(sentence.contains(part), "no {part:?} in: {sentence}");
+    }
+}
+
+#[test]
+fn boot_without_options_runs_the_test_guest() {
+    let config = try_boot(&[]).unwrap();
+    assert_eq!(config.vm.memory_bytes, 256 << 20);
+    assert_eq!(config.host.host_memory_bytes, 64 << 20);
+    assert_eq!(config.vm.vcpus, 1);
+    assert_eq!(config.vm.cmdline, "mode=boot");
+    assert_eq!(config.host.swap.bytes, 1 << 30);
+    assert!(!config.host.paranoid && config.host.sabotage.is_none());
+    assert!(config.vm.kernel.starts_with(b"\x7fELF"));
+}
+
+#[test]
+fn swap_grows_with_the_guest_unless_its_size_is_given() {
+    assert_eq!(try_boot(&["--memory", "64G"]).unwrap().host.swap.bytes, 64 << 30);
+    let given = try_boot(&["--memory", "1G", "--swap-size", "64M"]).unwrap();
+    assert_eq!(given.host.swap.bytes, 64 << 20);
+    assert_says(
+        &given.warnings.join("|"),
+        &["--memory 1G", "--host-memory 64M", "--swap-size 64M"],
+    );
+    let enough = try_boot(&["--memory", "128M", "--swap-size", "64M"]).unwrap();
+    assert!(!enough.warnings.join("|").contains("--swap-size"));
+}
+
+#[test]
+fn more_host_memory_than_there_is_brings_a_warning() {
+    let config = try_boot(&["--host-memory", "2T"]).unwrap();
+    assert_says(&config.warnings.join("|"), &["--host-memory 2T", "1 TiB"]);
+}
+
+#[test]
+fn sizes_out_of_range_are_refused_with_the_bound() {
+    assert_says(&refusal(&["--memory", "8M"]), &["--memory 8M", "at least 16M"]);
+    assert_says(&refusal(&["--memory", "1T"]), &["--memory 1T", "at most 512G"]);
+    assert_says(&refusal(&["--host-memory", "1M"]), &["--host-memory 1M", "at least 4M"]);
+    assert_says(&refusal(&["--vcpus", "9"]), &["--vcpus 9", "at most 8"]);
+    assert_says(&refusal(&["--swap-size", "8192T"]), &["--swap-size 8192T", "give less"]);
+    assert!(try_boot(&["--memory", "16M", "--host-memory", "4M", "--vcpus", "8"]).is_ok());
+    assert!(try_boot(&["--memory", "512G"]).is_ok());
+}
+
+#[test]
+fn a_swap_file_must_be_new_and_have_a_directory() {
+    let folder = tempfile::tempdir().unwrap();
+    let existing = folder.path().join("swap");
+    fs::write(&existing, b"").unwrap();
+    let existing = existing.to_str().unwrap();
+    assert_says(
+        &refusal(&["--swap-file", existing]),
+        &[existing, "exists already", "name another"],
+    );
+    let nowhere = folder.path().join("no/such/swap");
+    let nowhere = nowhere.to_str().unwrap();
+    assert_says(&refusal(&["--swap-file", nowhere]), &[nowhere, "not a directory"]);
+    let fresh = folder.path().join("fresh");
+    let config = try_boot(&["--swap-file", fresh.to_str().unwrap()]).unwrap();
+    assert_eq!(config.host.swap.path.as_deref(), Some(fresh.as_path()));
+    assert!(!fresh.exists(), "validation makes nothing");
+}
+
+#[test]
+fn kernels_that_cannot_be_read_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let missing = path("missing");
+    assert_says(&refusal(&["--kernel", &missing]), &[&missing, "No such file", "check the path"]);
+    assert_says(&refusal(&["--kernel", &path("")]), &["not a file", "ELF"]);
+    assert_says(&refusal(&["--kernel", "/dev/zero"]), &["/dev/zero", "not a file"]);
+    let big = path("big");
+    File::create(&big).unwrap().set_len(MAX_IMAGE_BYTES + 1).unwrap();
+    assert_says(&refusal(&["--kernel", &big]), &["268435457 bytes", "256M", "strip it"]);
+    let small = path("small");
+    fs::write(&small, b"kernel").unwrap();
+    let config = try_boot(&["--kernel", &small]).unwrap();
+    assert_eq!(config.vm.kernel.as_ref(), b"kernel");
+    assert_eq!(config.vm.cmdline, "", "another kernel gets no words of the test guest's");
+}
+
+#[test]
+fn command_lines_must_fit() {
+    let fits = "x".repeat(4095);
+    assert!(try_boot(&["--cmdline", &fits]).is_ok());
+    let long = "x".repeat(4096);
+    assert_says(&refusal(&["--cmdline", &long]), &["4096 bytes", "4095"]);
+    assert_says(&refusal(&["--cmdline", "a\0b"]), &["NUL at byte 1"]);
+    assert_eq!(try_boot(&["--cmdline", "--x=1"]).unwrap().vm.cmdline, "--x=1");
+}
+
+#[test]
+fn stress_tells_the_guest_what_to_do() {
+    let words = ["--workload", "zipf,seq,zipf", "--seed", "7"];
+    let config = try_stress(&words).unwrap();
+    assert_eq!(config.machine.vm.cmdline, "mode=stress workload=zipf,seq seed=7");
+    assert_eq!(config.machine.vm.memory_bytes, 512 << 20);
+    assert!(config.machine.host.check_evictions);
+    assert_eq!(config.machine.host.policy, ReclaimPolicy::Clock);
+    assert_eq!(config.invalidations, [Invalidate::Reclaim, Invalidate::Clean]);
+    assert!(!config.fail_fast);
+}
+
+#[test]
+fn sabotage_implies_fail_fast() {
+    let config = try_stress(&["--sabotage", "drop-dirty", "--policy", "fifo"]).unwrap();
+    assert_eq!(config.machine.host.sabotage, Some(Sabotage::DropDirty));
+    assert_eq!(config.machine.host.policy, ReclaimPolicy::Fifo);
+    assert!(config.fail_fast);
+    assert!(try_stress(&["--fail-fast"]).unwrap().fail_fast);
+}
+
+#[test]
+fn none_is_no_invalidation_among_others() {
+    assert!(try_stress(&["--invalidate", "none"]).unwrap().invalidations.is_empty());
+    let refused = try_stress(&["--invalidate", "none,clean"]).map(|_| ()).unwrap_err();
+    assert_says(&refused, &["--invalidate none", "reclaim, clean"]);
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_refused_before_the_run() {
+    let refused = try_stress(&["--json", "/no/such/folder/report.json"]).map(|_| ()).unwrap_err();
+    assert_says(&refused, &["--json", "/no/such/folder"]);
+}

@@ -1,0 +1,84 @@
+//! The command line: arguments to a validated configuration, and a run to something readable.
+//!
+//! Guarantee: whatever the arguments, the process ends with an exit code and at most one sentence
+//! on standard error for each thing that is wrong, never with a panic; nothing is created or
+//! changed on the host before the whole command line has been accepted.
+//!
+//! Exit codes: 0 for success, 1 for a failure or violations found, 2 for a command line that cannot
+//! be run, 128 + N after signal N, and from `boot` whatever the guest says.
+
+mod args;
+mod boot;
+mod config;
+mod doctor;
+mod limits;
+mod machine;
+mod output;
+mod report;
+mod stress;
+mod values;
+mod violations;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+use config::UsageError;
+use limits::HostLimits;
+
+/// Exit code of a command line that cannot be run.
+const EXIT_USAGE: u8 = 2;
+/// Exit code of a run that failed.
+const EXIT_FAILURE: u8 = 1;
+
+/// Runs the command line `words`, the program's name first, and returns the process's exit code.
+pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let code = match Cli::try_parse_from(words) {
+        Ok(cli) => execute(cli.command),
+        Err(error) => complain(&error),
+    };
+    output::flush();
+    ExitCode::from(code)
+}
+
+/// Prints help, the version, or the one sentence that says what is wrong.
+fn complain(error: &clap::Error) -> u8 {
+    match args::complaint(error) {
+        None => {
+            // Styled where standard output is a terminal; a closed one loses the help.
+            let _ = error.print();
+            0
+        }
+        Some(sentence) => {
+            output::note(sentence);
+            EXIT_USAGE
+        }
+    }
+}
+
+fn execute(command: Command) -> u8 {
+    let result = match command {
+        Command::Boot(args) => config::boot(&args, &HostLimits::probe())
+            .map_err(anyhow::Error::from)
+            .and_then(boot::run),
+        Command::Stress(args) => config::stress(&args, &HostLimits::probe())
+            .map_err(anyhow::Error::from)
+            .and_then(stress::run),
+        Command::Doctor(args) => doctor::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            // Every error of the layers below carries its cause in its own message.
+            output::note(&error);
+            if error.is::<UsageError>() { EXIT_USAGE } else { EXIT_FAILURE }
+        }
+    }
+}
+
+/// The convention of shells: 128 + N.
+fn exit_code_of_signal(signal: i32) -> u8 {
+    u8::try_from(signal).map_or(EXIT_FAILURE, |signal| signal.saturating_add(128))
+}

@@ -1,0 +1,294 @@
+//! The report of a stress run: one set of figures, shown as tables and written as JSON.
+
+pub(crate) mod json;
+pub(crate) mod table;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::args::{Invalidate, PolicyName, SabotageName, Workload};
+use super::config::StressConfig;
+use super::machine::Machine;
+use super::stress::{Course, Detection, StormCount};
+use super::violations::{self, Violation, Violations};
+use crate::host_mm::MmStats;
+use crate::shadow_mmu::ShadowStats;
+use crate::vmm::{FaultLatency, GuestCounters, Latencies, VcpuCounts};
+
+/// How a run came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Verdict {
+    /// All of it, and nothing found.
+    Passed,
+    /// Violations were found, or the end was not a clean one.
+    Failed,
+    /// A signal ended it early, and nothing was found until then.
+    Interrupted,
+}
+
+/// Everything that is known about a run.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) gnomon_version: &'static str,
+    pub(crate) result: Verdict,
+    /// From the start of the guest to its end.
+    pub(crate) seconds: f64,
+    /// The part of it before the last sweep.
+    pub(crate) worked_seconds: f64,
+    pub(crate) config: ConfigReport,
+    pub(crate) guest: GuestReport,
+    pub(crate) faults: FaultReport,
+    pub(crate) exits: ExitReport,
+    pub(crate) storms: Vec<StormCount>,
+    pub(crate) host: MmStats,
+    pub(crate) shadow: ShadowStats,
+    pub(crate) fault_latency: LatencyReports,
+    pub(crate) memory: MemoryReport,
+    pub(crate) violations: Violations,
+    /// When the first violation was found, and by which check.
+    pub(crate) detection: Option<Detection>,
+    /// Whether the first violation ended the run.
+    pub(crate) cut_short: bool,
+    /// The signal that ended the run early.
+    pub(crate) signal: Option<i32>,
+    /// The end of what the guest printed.
+    pub(crate) guest_console: Vec<String>,
+}
+
+/// What was run.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ConfigReport {
+    pub(crate) memory_bytes: u64,
+    pub(crate) host_memory_bytes: u64,
+    pub(crate) swap_bytes: u64,
+    pub(crate) vcpus: usize,
+    pub(crate) duration_seconds: f64,
+    pub(crate) workloads: Vec<Workload>,
+    pub(crate) invalidations: Vec<Invalidate>,
+    pub(crate) rate_per_second: u32,
+    pub(crate) seed: u64,
+    pub(crate) policy: PolicyName,
+    pub(crate) paranoid: bool,
+    pub(crate) fail_fast: bool,
+    pub(crate) sabotage: Option<SabotageName>,
+}
+
+/// What the guest says that it did.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct GuestReport {
+    pub(crate) verified: u64,
+    pub(crate) writes: u64,
+    pub(crate) shared_adds: u64,
+    pub(crate) paging_ops: u64,
+    pub(crate) hot_accesses: u64,
+}
+
+/// Page faults by kind.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct FaultReport {
+    pub(crate) read: u64,
+    pub(crate) write: u64,
+    pub(crate) execute: u64,
+    /// Those that were the guest's own, delivered to it.
+    pub(crate) guest: u64,
+}
+
+/// Exits from the guest.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct ExitReport {
+    pub(crate) all: u64,
+    pub(crate) emulated: u64,
+    pub(crate) ports: u64,
+    pub(crate) hypercalls: u64,
+    pub(crate) recycles: u64,
+}
+
+/// Latency of the host side of shadow faults.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct LatencyReports {
+    pub(crate) all: Option<LatencyReport>,
+    pub(crate) read: Option<LatencyReport>,
+    pub(crate) write: Option<LatencyReport>,
+    pub(crate) execute: Option<LatencyReport>,
+}
+
+/// One distribution, in nanoseconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct LatencyReport {
+    pub(crate) count: u64,
+    pub(crate) p50_ns: u64,
+    pub(crate) p99_ns: u64,
+    pub(crate) max_ns: u64,
+}
+
+/// Memory against its budget.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct MemoryReport {
+    pub(crate) budget_bytes: u64,
+    /// Frames in use, counted at each allocation.
+    pub(crate) peak_frame_bytes: u64,
+    /// What the kernel says that the frames take up, sampled.
+    pub(crate) peak_resident_bytes: u64,
+}
+
+impl Report {
+    /// The report of a run that is over: no vCPU runs any more.
+    pub(crate) fn new(
+        config: &StressConfig,
+        machine: &Machine,
+        course: &Course,
+        console: &[String],
+    ) -> Self {
+        let figures = machine.figures();
+        let violations = all_violations(machine, course);
+        let late = violations
+            .first
+            .first()
+            .map(|first| Detection { seconds: course.elapsed.as_secs_f64(), by: first.by });
+        Self {
+            gnomon_version: env!("CARGO_PKG_VERSION"),
+            result: verdict(&violations, course),
+            seconds: course.elapsed.as_secs_f64(),
+            worked_seconds: course.worked.as_secs_f64(),
+            config: ConfigReport::new(config),
+            guest: GuestReport::from(figures.guest),
+            faults: FaultReport::from(figures.vcpus),
+            exits: ExitReport::from(figures.vcpus),
+            storms: course.storms.clone(),
+            host: figures.host,
+            shadow: figures.shadow,
+            fault_latency: LatencyReports::new(&machine.vm.fault_latency()),
+            memory: MemoryReport {
+                budget_bytes: config.machine.host.host_memory_bytes,
+                peak_frame_bytes: figures.peak_frame_bytes(),
+                peak_resident_bytes: course.peak_resident_bytes,
+            },
+            violations,
+            detection: course.detection.or(late),
+            cut_short: course.cut_short,
+            signal: course.signal,
+            guest_console: console.to_vec(),
+        }
+    }
+
+    /// Whether the run found anything, or did not end as it should.
+    pub(crate) fn failed(&self) -> bool {
+        self.result == Verdict::Failed
+    }
+}
+
+fn all_violations(machine: &Machine, course: &Course) -> Violations {
+    let mut all = violations::collect(machine, course.peak_resident_bytes);
+    if let Some(bad_end) = &course.bad_end {
+        all.add_one(bad_end.clone());
+    }
+    for storm in &course.storms {
+        if let Some(broken) = &storm.broken {
+            all.add_one(Violation::of_run(format!("the {} storm failed: {broken}", storm.kind)));
+        }
+    }
+    all
+}
+
+fn verdict(violations: &Violations, course: &Course) -> Verdict {
+    if violations.total > 0 {
+        Verdict::Failed
+    } else if course.signal.is_some() {
+        Verdict::Interrupted
+    } else {
+        Verdict::Passed
+    }
+}
+
+impl ConfigReport {
+    fn new(config: &StressConfig) -> Self {
+        let StressConfig { machine, .. } = config;
+        Self {
+            memory_bytes: machine.vm.memory_bytes,
+            host_memory_bytes: machine.host.host_memory_bytes,
+            swap_bytes: machine.host.swap.bytes,
+            vcpus: machine.vm.vcpus,
+            duration_seconds: config.duration.as_secs_f64(),
+            workloads: config.workloads.clone(),
+            invalidations: config.invalidations.clone(),
+            rate_per_second: config.rate,
+            seed: config.seed,
+            policy: config.policy,
+            paranoid: machine.host.paranoid,
+            fail_fast: config.fail_fast,
+            sabotage: config.sabotage,
+        }
+    }
+}
+
+impl From<GuestCounters> for GuestReport {
+    fn from(counters: GuestCounters) -> Self {
+        Self {
+            verified: counters.verified,
+            writes: counters.writes,
+            shared_adds: counters.shared_adds,
+            paging_ops: counters.paging_ops,
+            hot_accesses: counters.hot_accesses,
+        }
+    }
+}
+
+impl From<VcpuCounts> for FaultReport {
+    fn from(counts: VcpuCounts) -> Self {
+        Self {
+            read: counts.read_faults,
+            write: counts.write_faults,
+            execute: counts.execute_faults,
+            guest: counts.guest_page_faults,
+        }
+    }
+}
+
+impl From<VcpuCounts> for ExitReport {
+    fn from(counts: VcpuCounts) -> Self {
+        Self {
+            all: counts.exits,
+            emulated: counts.emulated,
+            ports: counts.port_exits,
+            hypercalls: counts.hypercalls,
+            recycles: counts.recycles,
+        }
+    }
+}
+
+impl LatencyReports {
+    pub(crate) fn new(latency: &FaultLatency) -> Self {
+        let parts = [&latency.read, &latency.write, &latency.execute];
+        let mut recorded = parts.into_iter().filter_map(Latencies::histogram);
+        let all = recorded.next().cloned().map(|first| {
+            recorded.fold(first, |mut sum, part| {
+                // Equal bounds: cannot be refused.
+                let _ = sum.add(part);
+                sum
+            })
+        });
+        let report = |part: &Latencies| part.histogram().map(LatencyReport::new);
+        Self {
+            all: all.as_ref().map(LatencyReport::new),
+            read: report(&latency.read),
+            write: report(&latency.write),
+            execute: report(&latency.execute),
+        }
+    }
+}
+
+impl LatencyReport {
+    fn new(histogram: &Histogram<u64>) -> Self {
+        Self {
+            count: histogram.len(),
+            p50_ns: histogram.value_at_quantile(0.5),
+            p99_ns: histogram.value_at_quantile(0.99),
+            max_ns: histogram.max(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+pub(crate) mod tests;

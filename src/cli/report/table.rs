@@ -1,0 +1,166 @@
+//! The report for people.
+
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
+
+use super::{LatencyReport, Report, Verdict};
+use crate::cli::args::name_of;
+use crate::cli::output::printable;
+use crate::cli::values::{human_bytes, human_count, human_nanos, size};
+
+/// One line below the header, nothing else.
+const STYLE: TableStyle =
+    TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
+/// Violations that are shown in full.
+const SHOWN: usize = 20;
+
+/// All of the report: what was run, the figures, what was found, the verdict.
+pub(crate) fn render(report: &Report) -> String {
+    let mut parts = vec![headline(report), figures(report)];
+    parts.extend(latencies(report));
+    parts.push(memory(report));
+    parts.extend(violations(report));
+    parts.push(verdict(report));
+    parts.join("\n\n")
+}
+
+fn headline(report: &Report) -> String {
+    let config = &report.config;
+    let names: Vec<String> = config.workloads.iter().map(|&workload| name_of(workload)).collect();
+    format!(
+        "stress: {} guest in {} of frames, {} vCPUs, {}, seed {}",
+        size(config.memory_bytes),
+        size(config.host_memory_bytes),
+        config.vcpus,
+        names.join(","),
+        config.seed
+    )
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(STYLE);
+    table.set_header(header);
+    for index in 1..header.len() {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn figures(report: &Report) -> String {
+    let mut table = table(&["", "total", "per second"]);
+    let mut row = |name: &str, count: u64| {
+        let rate = if report.seconds > 0.0 { count as f64 / report.seconds } else { 0.0 };
+        table.add_row([name.to_owned(), human_count(count), format!("{rate:.0}")]);
+    };
+    row("accesses verified by the guest", report.guest.verified);
+    row("page writes", report.guest.writes);
+    row("additions to shared counters", report.guest.shared_adds);
+    row("page-table changes", report.guest.paging_ops);
+    row("faults: read", report.faults.read);
+    row("faults: write", report.faults.write);
+    row("faults: execute", report.faults.execute);
+    row("faults: the guest's own", report.faults.guest);
+    row("mapped ahead of a fault", report.shadow.fault_around);
+    row("faults started over", report.shadow.retries);
+    for storm in &report.storms {
+        row(&format!("storm: {}, pages tried", storm.kind), storm.tried);
+        row(&format!("storm: {}, pages done", storm.kind), storm.done);
+    }
+    row("SPTEs zapped by invalidations", report.shadow.invalidated);
+    row("SPTEs made read-only by cleaning", report.shadow.write_protected);
+    row("pages evicted", report.host.evictions);
+    row("pages cleaned", report.host.cleans);
+    row("pages written to swap", report.host.swap_outs);
+    row("pages read from swap", report.host.swap_ins);
+    row("exits", report.exits.all);
+    if report.exits.recycles > 0 {
+        row("shadow pages recycled", report.exits.recycles);
+    }
+    if report.guest.hot_accesses > 0 {
+        row("accesses to the hot set", report.guest.hot_accesses);
+        row("pages of the hot set read from swap", report.host.watched_swap_ins);
+    }
+    table.trim_fmt()
+}
+
+fn latencies(report: &Report) -> Option<String> {
+    let all = report.fault_latency.all?;
+    let mut table = table(&["fault latency", "faults", "p50", "p99", "max"]);
+    let mut row = |name: &str, latency: Option<LatencyReport>| {
+        if let Some(latency) = latency {
+            table.add_row([
+                name.to_owned(),
+                human_count(latency.count),
+                human_nanos(latency.p50_ns),
+                human_nanos(latency.p99_ns),
+                human_nanos(latency.max_ns),
+            ]);
+        }
+    };
+    row("read", report.fault_latency.read);
+    row("write", report.fault_latency.write);
+    row("execute", report.fault_latency.execute);
+    row("all", Some(all));
+    Some(table.trim_fmt())
+}
+
+fn memory(report: &Report) -> String {
+    let memory = &report.memory;
+    let mut table = table(&["memory", "peak", "of budget"]);
+    for (name, bytes) in [
+        ("frames in use", memory.peak_frame_bytes),
+        ("resident, as the kernel counts", memory.peak_resident_bytes),
+    ] {
+        let share = 100.0 * bytes as f64 / memory.budget_bytes.max(1) as f64;
+        table.add_row([name.to_owned(), human_bytes(bytes), format!("{share:.1} %")]);
+    }
+    table.trim_fmt()
+}
+
+fn violations(report: &Report) -> Option<String> {
+    let found = &report.violations;
+    if found.total == 0 {
+        return None;
+    }
+    let mut lines = vec![format!("violations: {}", human_count(found.total))];
+    for violation in found.first.iter().take(SHOWN) {
+        lines.push(format!("  {}", printable(&violation.text)));
+    }
+    let shown = found.first.len().min(SHOWN) as u64;
+    if found.total > shown {
+        lines.push(format!("  ... and {} more", human_count(found.total - shown)));
+    }
+    Some(lines.join("\n"))
+}
+
+fn verdict(report: &Report) -> String {
+    let seconds = report.seconds;
+    let sabotage = report.config.sabotage.map(name_of);
+    if let (Some(name), Some(detection)) = (&sabotage, &report.detection) {
+        return format!(
+            "FAILED, as it should: sabotage {name} was caught after {:.1} s by {}",
+            detection.seconds, detection.by
+        );
+    }
+    match (report.result, &sabotage) {
+        (Verdict::Passed, Some(name)) => {
+            format!("PASSED, and should not have: sabotage {name} was not caught in {seconds:.1} s")
+        }
+        (Verdict::Passed, None) => format!("PASSED after {seconds:.1} s: no violations"),
+        (Verdict::Interrupted, _) => format!(
+            "INTERRUPTED by signal {} after {:.1} s of {:.1} s: no violations until then",
+            report.signal.unwrap_or_default(),
+            report.worked_seconds,
+            report.config.duration_seconds
+        ),
+        (Verdict::Failed, _) => match &report.detection {
+            Some(detection) => format!(
+                "FAILED after {seconds:.1} s; the first violation was found after {:.1} s by {}",
+                detection.seconds, detection.by
+            ),
+            None => format!("FAILED after {seconds:.1} s"),
+        },
+    }
+}

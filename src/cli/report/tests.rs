@@ -1,0 +1,172 @@
+//! Rendering of reports.
+
+use std::time::Duration;
+
+use super::*;
+use crate::cli::violations::{Check, Violation};
+
+/// A run that passed.
+pub(crate) fn report() -> Report {
+    Report {
+        gnomon_version: "0.0.0",
+        result: Verdict::Passed,
+        seconds: 10.0,
+        worked_seconds: 9.0,
+        config: ConfigReport {
+            memory_bytes: 512 << 20,
+            host_memory_bytes: 128 << 20,
+            swap_bytes: 1 << 30,
+            vcpus: 2,
+            duration_seconds: 30.0,
+            workloads: vec![Workload::Seq, Workload::Zipf],
+            invalidations: vec![Invalidate::Reclaim],
+            rate_per_second: 20_000,
+            seed: 42,
+            policy: PolicyName::Clock,
+            paranoid: false,
+            fail_fast: false,
+            sabotage: None,
+        },
+        guest: GuestReport { verified: 1_000_000, writes: 400_000, ..GuestReport::default() },
+        faults: FaultReport { read: 1234, ..FaultReport::default() },
+        exits: ExitReport::default(),
+        storms: vec![StormCount {
+            kind: "reclaim".to_owned(),
+            tried: 200_000,
+            done: 70_000,
+            failed_batches: 0,
+            broken: None,
+        }],
+        host: MmStats { swap_ins: 5, ..MmStats::default() },
+        shadow: ShadowStats::default(),
+        fault_latency: LatencyReports {
+            all: Some(LatencyReport {
+                count: 1234,
+                p50_ns: 12_000,
+                p99_ns: 90_000,
+                max_ns: 2_000_000,
+            }),
+            ..LatencyReports::default()
+        },
+        memory: MemoryReport {
+            budget_bytes: 128 << 20,
+            peak_frame_bytes: 128 << 20,
+            peak_resident_bytes: 64 << 20,
+        },
+        violations: Violations::default(),
+        detection: None,
+        cut_short: false,
+        signal: None,
+        guest_console: Vec::new(),
+    }
+}
+
+fn failed(count: u64) -> Report {
+    let mut report = report();
+    report.result = Verdict::Failed;
+    let texts = (0..count.min(64)).map(|page| format!("page {page} is wrong"));
+    report.violations.add(Check::GuestOracle, texts, count);
+    report.detection = Some(Detection { seconds: 2.5, by: Check::GuestOracle });
+    report
+}
+
+/// The words of the line of the table that begins so.
+fn words<'a>(rendered: &'a str, begin: &str) -> Vec<&'a str> {
+    let line = rendered.lines().find(|line| line.trim_start().starts_with(begin));
+    line.unwrap_or_else(|| panic!("no line {begin:?} in:\n{rendered}")).split_whitespace().collect()
+}
+
+#[test]
+fn the_table_has_what_was_run_and_what_came_of_it() {
+    let rendered = table::render(&report());
+    assert!(
+        rendered.starts_with("stress: 512M guest in 128M of frames, 2 vCPUs, seq,zipf, seed 42\n")
+    );
+    assert!(words(&rendered, "accesses verified").ends_with(&["1,000,000", "100000"]));
+    assert!(words(&rendered, "faults: read").ends_with(&["1,234", "123"]));
+    assert!(words(&rendered, "storm: reclaim, pages done").ends_with(&["70,000", "7000"]));
+    assert!(words(&rendered, "pages read from swap").ends_with(&["5", "0"]));
+    assert!(words(&rendered, "all").ends_with(&["1,234", "12.0", "µs", "90.0", "µs", "2.0", "ms"]));
+    assert!(words(&rendered, "frames in use").ends_with(&["128", "MiB", "100.0", "%"]));
+    assert!(words(&rendered, "resident").ends_with(&["64", "MiB", "50.0", "%"]));
+    assert!(rendered.ends_with("PASSED after 10.0 s: no violations"), "{rendered}");
+    assert!(!rendered.contains("violations:"), "{rendered}");
+}
+
+#[test]
+fn a_failure_shows_the_first_twenty_violations() {
+    let rendered = table::render(&failed(1000));
+    assert!(rendered.contains("violations: 1,000\n"), "{rendered}");
+    assert!(rendered.contains("page 19 is wrong") && !rendered.contains("page 20 is wrong"));
+    assert!(rendered.contains("... and 980 more"), "{rendered}");
+    assert!(rendered.contains(
+        "FAILED after 10.0 s; the first violation was found after 2.5 s by the guest's oracle"
+    ));
+    let rendered = table::render(&failed(3));
+    assert!(!rendered.contains("more"), "{rendered}");
+}
+
+#[test]
+fn what_a_guest_says_cannot_drive_the_terminal() {
+    let mut report = failed(0);
+    report.violations.add_one(Violation::of_run("bad \x1b[31m news"));
+    let rendered = table::render(&report);
+    assert!(!rendered.contains('\x1b') && rendered.contains("bad \\u{1b}[31m news"), "{rendered}");
+}
+
+#[test]
+fn sabotage_is_caught_or_not() {
+    let mut report = failed(1);
+    report.config.sabotage = Some(SabotageName::DropDirty);
+    let rendered = table::render(&report);
+    assert!(
+        rendered.contains("sabotage drop-dirty was caught after 2.5 s by the guest's oracle"),
+        "{rendered}"
+    );
+    let mut report = self::report();
+    report.config.sabotage = Some(SabotageName::SkipFlush);
+    let rendered = table::render(&report);
+    assert!(rendered.contains("should not have: sabotage skip-flush was not caught"), "{rendered}");
+}
+
+#[test]
+fn an_interrupted_run_says_so() {
+    let mut report = report();
+    report.result = Verdict::Interrupted;
+    report.signal = Some(2);
+    let rendered = table::render(&report);
+    assert!(rendered.contains("INTERRUPTED by signal 2 after 9.0 s of 30.0 s"), "{rendered}");
+}
+
+#[test]
+fn json_has_the_same_figures() {
+    let value = serde_json::to_value(failed(1)).unwrap();
+    assert_eq!(value["result"], "failed");
+    assert_eq!(value["config"]["workloads"], serde_json::json!(["seq", "zipf"]));
+    assert_eq!(value["violations"]["total"], 1);
+    assert_eq!(value["violations"]["first"][0]["by"], "guest_oracle");
+    assert_eq!(value["violations"]["first"][0]["text"], "page 0 is wrong");
+    assert_eq!(value["detection"]["seconds"], 2.5);
+    assert_eq!(value["host"]["swap_ins"], 5);
+    assert_eq!(value["fault_latency"]["all"]["p99_ns"], 90_000);
+    assert_eq!(value["fault_latency"]["read"], serde_json::Value::Null);
+}
+
+#[test]
+fn any_violation_fails_a_run_even_an_interrupted_one() {
+    let course = Course {
+        elapsed: Duration::from_secs(1),
+        worked: Duration::from_secs(1),
+        bad_end: None,
+        cut_short: false,
+        signal: Some(15),
+        detection: None,
+        peak_resident_bytes: 0,
+        storms: Vec::new(),
+    };
+    let mut found = Violations::default();
+    assert_eq!(verdict(&found, &course), Verdict::Interrupted);
+    found.first.push(Violation { by: Check::Run, text: String::new() });
+    found.total = 1;
+    assert_eq!(verdict(&found, &course), Verdict::Failed);
+}

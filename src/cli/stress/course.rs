@@ -1,0 +1,287 @@
+//! The course of a stress run: work under the storm, the last sweep, the end.
+//!
+//! Guarantee: it ends. Each phase has a bound, after which the guest is killed, and that is then
+//! said; and when it has returned, no vCPU and no storm runs any more.
+
+use std::time::{Duration, Instant};
+
+use super::progress::{Progress, Status};
+use super::storm::{StormCount, Storms};
+use crate::addr::PAGE_SIZE_U64;
+use crate::cli::config::StressConfig;
+use crate::cli::machine::Machine;
+use crate::cli::violations::{self, Check, Violation};
+use crate::sys::signal::StopNotice;
+use crate::vmm::Outcome;
+
+/// Time between looks at the run.
+const TICK: Duration = Duration::from_millis(50);
+/// Time for the last sweep that any guest gets ...
+const SWEEP_BASE: Duration = Duration::from_secs(60);
+/// ... and what is added for each of its pages. A page that comes back from swap takes a tenth.
+const SWEEP_PER_PAGE: Duration = Duration::from_millis(1);
+/// Time for vCPU threads to end after a kill.
+const KILL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// When the first violation was found, and by which check.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub(crate) struct Detection {
+    /// Seconds since the start.
+    pub(crate) seconds: f64,
+    /// The check.
+    pub(crate) by: Check,
+}
+
+/// How a run went.
+#[derive(Debug)]
+pub(crate) struct Course {
+    /// From the start to the end of the last vCPU.
+    pub(crate) elapsed: Duration,
+    /// The part of it before the guest was asked to finish.
+    pub(crate) worked: Duration,
+    /// What is wrong with the end; `None` for a clean one.
+    pub(crate) bad_end: Option<Violation>,
+    /// Whether the run was cut short because of a violation.
+    pub(crate) cut_short: bool,
+    /// The signal that cut it short.
+    pub(crate) signal: Option<i32>,
+    pub(crate) detection: Option<Detection>,
+    /// Most bytes that frames were seen to take up.
+    pub(crate) peak_resident_bytes: u64,
+    pub(crate) storms: Vec<StormCount>,
+}
+
+/// Why a phase is over.
+enum PhaseEnd {
+    /// Its time was.
+    Deadline,
+    /// A signal came.
+    Signal(i32),
+    /// A violation was found and the run is to end at the first.
+    Violation,
+    /// The VM ended.
+    Ended(Outcome),
+}
+
+/// Starts the VM and stays with it to its end.
+///
+/// # Errors
+/// If a thread cannot be started.
+pub(crate) fn run(
+    machine: &mut Machine,
+    config: &StressConfig,
+    stop: StopNotice,
+) -> anyhow::Result<Course> {
+    machine.vm.start()?;
+    let mut watch = Watch::new(config);
+    let kinds = &config.invalidations;
+    let mut storms = Storms::start(&machine.mm, kinds, config.rate, config.seed)?;
+    let work_end = watch.begun + config.duration;
+    let phase_end = watch.phase(machine, &storms, work_end, Some(stop));
+    storms.stop();
+    let worked = watch.begun.elapsed();
+
+    let mut course = Course {
+        elapsed: worked,
+        worked,
+        bad_end: None,
+        cut_short: false,
+        signal: None,
+        detection: None,
+        peak_resident_bytes: 0,
+        storms: Vec::new(),
+    };
+    match phase_end {
+        PhaseEnd::Ended(outcome) => course.bad_end = Some(early_end(&outcome)),
+        PhaseEnd::Violation => {
+            course.cut_short = true;
+            course.bad_end = kill(machine).err().map(Violation::of_run);
+        }
+        PhaseEnd::Signal(signal) => {
+            course.signal = Some(signal);
+            finish(&mut watch, machine, &storms, &mut course);
+        }
+        PhaseEnd::Deadline => finish(&mut watch, machine, &storms, &mut course),
+    }
+    course.elapsed = watch.begun.elapsed();
+    watch.look(machine, &storms);
+    watch.progress.end();
+    course.detection = watch.detection;
+    course.peak_resident_bytes = watch.peak_resident_bytes;
+    course.storms = storms.counts();
+    Ok(course)
+}
+
+/// The last sweep.
+fn finish(watch: &mut Watch, machine: &mut Machine, storms: &Storms, course: &mut Course) {
+    watch.status.sweeping = true;
+    machine.vm.request_stop();
+    let bound = sweep_bound(machine.vm.object().bytes());
+    match watch.phase(machine, storms, Instant::now() + bound, None) {
+        PhaseEnd::Ended(Outcome::PoweredOff) => {}
+        PhaseEnd::Ended(outcome) => course.bad_end = Some(bad_outcome(&outcome)),
+        PhaseEnd::Violation => {
+            course.cut_short = true;
+            course.bad_end = kill(machine).err().map(Violation::of_run);
+        }
+        PhaseEnd::Deadline | PhaseEnd::Signal(_) => {
+            let mut said = format!(
+                "the guest did not finish its last sweep within {} s and was killed",
+                bound.as_secs()
+            );
+            if let Err(also) = kill(machine) {
+                said = format!("{said}; {also}");
+            }
+            course.bad_end = Some(Violation::of_run(said));
+        }
+    }
+}
+
+fn sweep_bound(memory_bytes: u64) -> Duration {
+    let pages = u32::try_from(memory_bytes / PAGE_SIZE_U64).unwrap_or(u32::MAX);
+    SWEEP_BASE.saturating_add(SWEEP_PER_PAGE.saturating_mul(pages))
+}
+
+fn kill(machine: &mut Machine) -> Result<(), String> {
+    machine.vm.kill();
+    match machine.vm.wait(Some(KILL_TIMEOUT)) {
+        Some(_) => Ok(()),
+        None => {
+            Err(format!("a vCPU did not stop within {} s of being killed", KILL_TIMEOUT.as_secs()))
+        }
+    }
+}
+
+/// What an end means that nobody asked for.
+fn early_end(outcome: &Outcome) -> Violation {
+    match outcome {
+        Outcome::PoweredOff => Violation::of_run("the guest powered off before it was asked to"),
+        other => bad_outcome(other),
+    }
+}
+
+fn bad_outcome(outcome: &Outcome) -> Violation {
+    match outcome {
+        Outcome::PoweredOff => Violation::of_run("the guest powered off"),
+        Outcome::GuestExit(code) => {
+            Violation::of_run(format!("the guest gave up with exit code {code}"))
+        }
+        Outcome::Halted => {
+            Violation::of_run("every vCPU halted, which ends the guest before its last sweep")
+        }
+        Outcome::Killed => Violation::of_run("the guest was killed"),
+        Outcome::Failed(error) => Violation::of_failure(error),
+    }
+}
+
+/// Looks at a run again and again.
+struct Watch {
+    begun: Instant,
+    fail_fast: bool,
+    progress: Progress,
+    status: Status,
+    detection: Option<Detection>,
+    peak_resident_bytes: u64,
+}
+
+impl Watch {
+    fn new(config: &StressConfig) -> Self {
+        Self {
+            begun: Instant::now(),
+            fail_fast: config.fail_fast,
+            progress: Progress::new(config.duration),
+            status: Status::default(),
+            detection: None,
+            peak_resident_bytes: 0,
+        }
+    }
+
+    /// Waits for the end of a phase. A stop that nobody listens for here goes unheeded.
+    fn phase(
+        &mut self,
+        machine: &mut Machine,
+        storms: &Storms,
+        deadline: Instant,
+        stop: Option<StopNotice>,
+    ) -> PhaseEnd {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let outcome = machine.vm.wait(Some(left.min(TICK)));
+            self.look(machine, storms);
+            if let Some(outcome) = outcome {
+                return PhaseEnd::Ended(outcome);
+            }
+            if self.fail_fast && self.detection.is_some() {
+                return PhaseEnd::Violation;
+            }
+            if let Some(signal) = stop.and_then(StopNotice::signal) {
+                return PhaseEnd::Signal(signal);
+            }
+            if Instant::now() >= deadline {
+                return PhaseEnd::Deadline;
+            }
+        }
+    }
+
+    fn look(&mut self, machine: &Machine, storms: &Storms) {
+        let found =
+            violations::found_so_far(machine).or(storms.is_broken().then_some((Check::Run, 1)));
+        if let (Some((by, _)), None) = (found, self.detection) {
+            let seconds = self.begun.elapsed().as_secs_f64();
+            self.detection = Some(Detection { seconds, by });
+        }
+        // What the kernel does not tell is not a peak.
+        let resident = machine.mm.resident_bytes().unwrap_or(0);
+        self.peak_resident_bytes = self.peak_resident_bytes.max(resident);
+        let figures = machine.figures();
+        self.status = Status {
+            sweeping: self.status.sweeping,
+            verified: figures.guest.verified,
+            faults: figures.vcpus.faults(),
+            evictions: figures.host.evictions,
+            resident_bytes: resident,
+            violations: found.map_or(0, |(_, count)| count),
+        };
+        self.progress.show(&self.status);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::SwapSlot;
+    use crate::host_mm::MmError;
+    use crate::host_mm::swap::SwapError;
+    use crate::vmm::{KvmError, VmError};
+
+    #[test]
+    fn the_last_sweep_gets_time_for_every_page() {
+        assert_eq!(sweep_bound(0), Duration::from_secs(60));
+        assert_eq!(
+            sweep_bound(512 << 20),
+            Duration::from_secs(60 + 131) + Duration::from_millis(72)
+        );
+        assert!(sweep_bound(u64::MAX) >= sweep_bound(1 << 40));
+    }
+
+    #[test]
+    fn an_end_that_nobody_asked_for_is_named() {
+        let text = |outcome| early_end(&outcome).text;
+        assert!(text(Outcome::PoweredOff).contains("before it was asked"));
+        assert!(text(Outcome::GuestExit(35)).contains("exit code 35"));
+        assert!(text(Outcome::Halted).contains("halted"));
+        let failed = early_end(&Outcome::Failed(VmError::Kvm(KvmError::Missing)));
+        assert!(failed.text.contains("/dev/kvm"), "the error's own sentence");
+        assert_eq!(failed.by, Check::Run);
+        let owner_tag = 0x70;
+        let checksum = SwapError::Checksum {
+            slot: SwapSlot::new(3).unwrap(),
+            owner_tag,
+            expected: None,
+            found: 1,
+        };
+        let failed = early_end(&Outcome::Failed(VmError::Host(MmError::Swap(checksum))));
+        assert_eq!(failed.by, Check::SwapChecksum);
+        assert!(failed.text.contains("0x70"), "{}", failed.text);
+    }
+}

@@ -1,0 +1,66 @@
+//! `gnomon stress`: the test guest under memory pressure and a storm of invalidations, with every
+//! access checked.
+//!
+//! Guarantee: the exit code is 0 only if the guest worked for the whole time, swept all its memory
+//! once more, powered off when asked, and no check found anything.
+
+mod course;
+mod progress;
+mod storm;
+
+use super::config::StressConfig;
+use super::machine::Machine;
+use super::output::{self, Tail, printable};
+use super::report::{self, Report};
+use super::{EXIT_FAILURE, args};
+use crate::sys::signal::StopNotice;
+
+pub(crate) use course::{Course, Detection};
+pub(crate) use storm::StormCount;
+
+/// Runs the stress test and returns the exit code.
+///
+/// # Errors
+/// If the run cannot start, or its report cannot be written.
+pub(crate) fn run(config: StressConfig) -> anyhow::Result<u8> {
+    let stop = StopNotice::install()?;
+    for warning in &config.machine.warnings {
+        output::note(warning);
+    }
+    if let Some(name) = config.sabotage {
+        output::note(format_args!(
+            "sabotage {}: broken on purpose: {}",
+            args::name_of(name),
+            args::description_of(name)
+        ));
+    }
+    let tail = Tail::default();
+    let mut machine = Machine::new(&config.machine, Box::new(tail.clone()))?;
+    let course = course::run(&mut machine, &config, stop)?;
+    let report = Report::new(&config, &machine, &course, &tail.lines());
+    // No vCPU runs any more; frames and swap go back before anything is written.
+    drop(machine);
+    output::print(report::table::render(&report));
+    if report.failed() {
+        show_console(&report);
+    }
+    if let Some(path) = &config.json {
+        report::json::write(path, &report)?;
+    }
+    Ok(exit_code(&report, course.signal))
+}
+
+fn exit_code(report: &Report, signal: Option<i32>) -> u8 {
+    match signal {
+        _ if report.failed() => EXIT_FAILURE,
+        Some(signal) => super::exit_code_of_signal(signal),
+        None => 0,
+    }
+}
+
+/// What the guest said last.
+fn show_console(report: &Report) {
+    for line in &report.guest_console {
+        output::note(format_args!("guest: {}", printable(line)));
+    }
+}

@@ -1,0 +1,206 @@
+//! What all checks of a run found, in one list.
+//!
+//! Guarantee: each finding is one sentence that names the page or the frame that it is about, and
+//! the total counts every one, also those that the checks themselves no longer keep in full.
+
+use std::fmt;
+
+use super::machine::Machine;
+use super::values::human_bytes;
+use crate::abi;
+use crate::host_mm::MmError;
+use crate::host_mm::swap::SwapError;
+use crate::vmm::{ViolationReport, VmError};
+
+/// Which check found a violation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Check {
+    /// The test guest, which knows what each of its pages has to hold.
+    GuestOracle,
+    /// Host memory management, at each eviction.
+    HostMemory,
+    /// The kernel, through the tripwire of `--paranoid`.
+    Tripwire,
+    /// The checksums of pages in swap.
+    SwapChecksum,
+    /// The comparison of reverse map and shadow tables at the end.
+    ReverseMap,
+    /// The watch over memory in use.
+    Budget,
+    /// The run itself: the VM failed, or did not end as it should.
+    Run,
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::GuestOracle => "the guest's oracle",
+            Self::HostMemory => "the checks of host memory",
+            Self::Tripwire => "the tripwire",
+            Self::SwapChecksum => "the checksums of swap",
+            Self::ReverseMap => "the check of the reverse map",
+            Self::Budget => "the watch over the budget",
+            Self::Run => "the end of the run",
+        })
+    }
+}
+
+/// One finding.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Violation {
+    /// The check that found it.
+    pub(crate) by: Check,
+    /// What is wrong, and where.
+    pub(crate) text: String,
+}
+
+impl Violation {
+    /// A run that did not end as it should.
+    pub(crate) fn of_run(text: impl Into<String>) -> Self {
+        Self { by: Check::Run, text: text.into() }
+    }
+
+    /// A VM that failed: some checks end it themselves.
+    pub(crate) fn of_failure(error: &VmError) -> Self {
+        let by = match error {
+            VmError::Stale(_) => Check::Tripwire,
+            VmError::Host(MmError::Swap(SwapError::Checksum { .. })) => Check::SwapChecksum,
+            _ => Check::Run,
+        };
+        Self { by, text: error.to_string() }
+    }
+}
+
+/// All findings of a run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Violations {
+    /// How many there were.
+    pub(crate) total: u64,
+    /// The first ones of each check.
+    pub(crate) first: Vec<Violation>,
+}
+
+impl Violations {
+    /// Adds findings of one check, of which `total` may be more than `texts`.
+    pub(crate) fn add(&mut self, by: Check, texts: impl IntoIterator<Item = String>, total: u64) {
+        let before = self.first.len();
+        self.first.extend(texts.into_iter().map(|text| Violation { by, text }));
+        let added = self.first.len() - before;
+        self.total = self.total.saturating_add(total.max(added as u64));
+    }
+
+    /// Adds one finding.
+    pub(crate) fn add_one(&mut self, violation: Violation) {
+        self.first.push(violation);
+        self.total = self.total.saturating_add(1);
+    }
+}
+
+/// Findings so far, of the checks that are always on; cheap enough to be asked many times a second.
+pub(crate) fn found_so_far(machine: &Machine) -> Option<(Check, u64)> {
+    let oracle = machine.vm.violation_count();
+    let host = machine.mm.violations().1;
+    let first = match (oracle, host) {
+        (0, 0) => return None,
+        (0, _) => Check::HostMemory,
+        _ => Check::GuestOracle,
+    };
+    Some((first, oracle.saturating_add(host)))
+}
+
+/// Everything that the checks have found, after the VM has ended (no vCPU may run any more).
+pub(crate) fn collect(machine: &Machine, peak_resident_bytes: u64) -> Violations {
+    let mut all = Violations::default();
+    let reports = machine.vm.violations();
+    all.add(Check::GuestOracle, reports.iter().map(describe), machine.vm.violation_count());
+    let (host, total) = machine.mm.violations();
+    all.add(Check::HostMemory, host.iter().map(ToString::to_string), total);
+    let differences = machine.vm.shadow().check_reverse_map();
+    all.add(Check::ReverseMap, differences, 0);
+    let stats = machine.mm.stats();
+    let budget = machine.mm.config().host_memory_bytes;
+    all.add(
+        Check::Budget,
+        over_budget(stats.peak_frames_in_use, stats.frames, peak_resident_bytes, budget),
+        0,
+    );
+    all
+}
+
+/// A guest's report in words. The guest may send anything.
+fn describe(report: &ViolationReport) -> String {
+    let &ViolationReport { vcpu, kind, gva, expected, found, page } = report;
+    let place = format!("guest frame {page:#x} at address {gva:#x}");
+    let seen = format!("expected {expected:#x}, found {found:#x} (vCPU {vcpu})");
+    let is = |violation: abi::Violation| kind == violation as u64;
+    if is(abi::Violation::Number) {
+        format!("I1/I2: {place} carries another page's number: {seen}")
+    } else if is(abi::Violation::Version) {
+        format!("I1/I2: {place} has a version that is not the ledger's: {seen}")
+    } else if is(abi::Violation::Checksum) {
+        format!("I1/I2: {place} has a checksum that does not match its body: {seen}")
+    } else if is(abi::Violation::Word) {
+        format!("I1/I2: {place} has a wrong word: {seen}")
+    } else if is(abi::Violation::SharedSum) {
+        format!("I2: shared counters of {place} do not add up: {seen}")
+    } else if is(abi::Violation::Paging) {
+        format!("a page-table change at {place} was not obeyed: {seen}")
+    } else {
+        format!("the guest reports a violation of unknown kind {kind:#x}: {place}: {seen}")
+    }
+}
+
+fn over_budget(peak_frames: u64, frames: u64, resident: u64, budget: u64) -> Vec<String> {
+    let mut found = Vec::new();
+    if peak_frames > frames {
+        found.push(format!("I5: {peak_frames} frames were in use at once, of {frames}"));
+    }
+    if resident > budget {
+        found.push(format!(
+            "I5: frames took up {resident} bytes ({}), of {budget} ({})",
+            human_bytes(resident),
+            human_bytes(budget)
+        ));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(kind: u64) -> ViolationReport {
+        ViolationReport { vcpu: 1, kind, gva: 0x40_0000, expected: 5, found: 4, page: 77 }
+    }
+
+    #[test]
+    fn each_report_names_its_page_and_what_was_found() {
+        let words = ["number", "version", "checksum", "word", "add up", "page-table", "unknown"];
+        for (kind, word) in (1..).zip(words) {
+            let said = describe(&report(kind));
+            for part in [word, "guest frame 0x4d", "0x400000", "expected 0x5, found 0x4", "vCPU 1"] {
+                assert!(said.contains(part), "no {part:?} in: {said}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_total_counts_what_was_not_kept() {
+        let mut all = Violations::default();
+        all.add(Check::GuestOracle, ["a".to_owned(), "b".to_owned()], 1000);
+        all.add(Check::ReverseMap, ["c".to_owned()], 0);
+        all.add_one(Violation::of_run("d"));
+        assert_eq!((all.total, all.first.len()), (1002, 4));
+        assert_eq!(all.first[2].by, Check::ReverseMap);
+    }
+
+    #[test]
+    fn the_budget_is_kept_up_to_the_last_byte() {
+        assert!(over_budget(10, 10, 4096, 4096).is_empty());
+        let found = over_budget(11, 10, 8192, 4096);
+        assert_eq!(found.len(), 2);
+        assert!(found[0].contains("11 frames"), "{found:?}");
+        assert!(found[1].contains("8192 bytes"), "{found:?}");
+    }
+}
