@@ -93,8 +93,9 @@ fn fill_sregs(
 ) {
     let data = segment(GUEST_SS, 0x3);
     (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
-    sregs.fs = kvm_segment { base: cpu.fs_base, ..data };
-    sregs.gs = kvm_segment { base: cpu.gs_base, ..data };
+    // Null selectors with a base of their own, as 64-bit code has them.
+    sregs.fs = kvm_segment { base: cpu.fs_base, selector: 0, ..data };
+    sregs.gs = kvm_segment { base: cpu.gs_base, selector: 0, ..data };
     sregs.cs = kvm_segment { l: 1, db: 0, ..segment(GUEST_CS, 0xb) };
     sregs.ldt = kvm_segment { unusable: 1, ..Default::default() };
     sregs.tr = kvm_segment {
