@@ -13,6 +13,9 @@ use crate::{println, x86};
 const BOOT_OPERATIONS: u64 = 2048;
 /// Operations of a workload before the next one's turn in stress mode.
 const SLICE_OPERATIONS: u64 = 4096;
+/// The same for page-table changes: a CR3 load among them costs every mapping there is, which the
+/// other workloads then fault in again.
+const PAGING_SLICE_OPERATIONS: u64 = 128;
 
 /// Does a vCPU's part. Returns only on vCPUs other than the boot vCPU, which ends the VM.
 pub fn run(machine: &'static Machine, vcpu: &'static Vcpu) {
@@ -93,7 +96,11 @@ impl Run {
         while options.passes == 0 || rounds < options.passes {
             for workload in Workload::ALL {
                 if options.selects(workload) {
-                    workloads.slice(&self.worker, workload, SLICE_OPERATIONS);
+                    let operations = match workload {
+                        Workload::Paging => PAGING_SLICE_OPERATIONS,
+                        _ => SLICE_OPERATIONS,
+                    };
+                    workloads.slice(&self.worker, workload, operations);
                 }
             }
             if self.machine.stop_asked() {
