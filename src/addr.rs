@@ -163,7 +163,8 @@ impl SwapSlot {
 
     /// The slot `distance` after slot number `first`. The caller knows that both are in range;
     /// beyond it, the number is one that no swap has.
-    pub(crate) fn at(first: u32, distance: usize) -> Self {
+    #[must_use]
+    pub fn at(first: u32, distance: usize) -> Self {
         let distance = u32::try_from(distance).unwrap_or(u32::MAX);
         Self(first.saturating_add(distance).min(Self::MAX_SLOTS))
     }

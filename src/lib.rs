@@ -8,10 +8,15 @@ compile_error!(
 #[path = "../guest/src/abi.rs"]
 pub mod abi;
 pub mod addr;
+#[cfg(not(loom))]
 pub mod cli;
 pub mod export_rmap;
+#[cfg(not(loom))]
 pub mod host_mm;
+#[cfg(not(loom))]
 pub mod shadow_mmu;
 pub mod sync;
+#[cfg(not(loom))]
 pub mod sys;
+#[cfg(not(loom))]
 pub mod vmm;

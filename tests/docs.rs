@@ -41,7 +41,8 @@ fn missing(document: &Path, text: &str) -> Vec<String> {
         .collect();
     missing.extend(named_tests(text).filter_map(|(file, test)| {
         let source = fs::read_to_string(root().join(file)).unwrap_or_default();
-        let is_there = source.contains(&format!("fn {test}(")) || source.contains(&format!("\"{test}\""));
+        let is_there =
+            source.contains(&format!("fn {test}(")) || source.contains(&format!("\"{test}\""));
         (!is_there).then(|| format!("test {file}::{test}"))
     }));
     missing
@@ -56,7 +57,10 @@ fn every_link_and_every_named_test_exists() {
         assert!(missing.is_empty(), "{}: {missing:?}", document.display());
         tests += named_tests(&text).count();
     }
-    assert!(tests >= 9, "docs/invariants.md names a test for each invariant, but {tests} were found");
+    assert!(
+        tests >= 9,
+        "docs/invariants.md names a test for each invariant, but {tests} were found"
+    );
 }
 
 #[test]

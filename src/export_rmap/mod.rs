@@ -17,6 +17,8 @@
 pub mod flags;
 pub mod frame_table;
 pub mod lock_rank;
+#[cfg(all(test, loom))]
+mod models;
 pub mod notifier;
 pub mod page_lock;
 pub mod rmap;

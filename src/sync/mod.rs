@@ -5,7 +5,7 @@
 #[cfg(not(loom))]
 mod imp {
     pub use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-    pub use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+    pub use std::sync::{Condvar, Mutex, MutexGuard};
     pub use std::thread::yield_now;
 
     /// Tells the processor that this is a spin loop.
@@ -17,7 +17,7 @@ mod imp {
 #[cfg(loom)]
 mod imp {
     pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-    pub use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
+    pub use loom::sync::{Condvar, Mutex, MutexGuard};
     pub use loom::thread::yield_now;
 
     /// A spin loop must let the other model threads run.
@@ -27,6 +27,8 @@ mod imp {
 }
 
 pub use imp::*;
+/// The same in both: what is modelled is what the pointer shares, not its count.
+pub use std::sync::Arc;
 
 /// A value that readers load without a lock while writers replace it whole.
 #[cfg(not(loom))]
