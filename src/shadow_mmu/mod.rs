@@ -33,6 +33,8 @@ mod walk;
 
 use std::sync::{Arc, Mutex, OnceLock};
 
+use vm_memory::MmapRegion;
+
 use crate::export_rmap::{ClientId, Registration};
 use crate::host_mm::{GuestView, HostMm, MemoryObject, MmError};
 
@@ -62,6 +64,8 @@ struct Mmu {
     object: Arc<MemoryObject>,
     guest_view: GuestView,
     tables: TableMemory,
+    /// The pinned window's memory, for accesses on the guest's behalf.
+    window: OnceLock<Arc<MmapRegion>>,
     /// The MMU lock.
     state: Mutex<State>,
     client: OnceLock<ClientId>,
@@ -94,6 +98,7 @@ impl ShadowMmu {
             object,
             guest_view,
             tables,
+            window: OnceLock::new(),
             state,
             client: OnceLock::new(),
             counters: Counters::default(),
@@ -105,6 +110,12 @@ impl ShadowMmu {
         // Nothing is exported before this, so no call needs the number earlier.
         let _ = mmu.client.set(registration.id());
         Ok(Self { mmu, registration: Some(registration) })
+    }
+
+    /// Gives the memory behind the pinned window, which an exception frame, say, may go to. Only
+    /// the first call counts.
+    pub fn set_window(&self, window: Arc<MmapRegion>) {
+        let _ = self.mmu.window.set(window);
     }
 
     /// The guest's memory.

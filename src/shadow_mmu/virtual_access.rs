@@ -1,6 +1,8 @@
 //! Guest memory by guest virtual address, for instruction fetch, exception frames and operands.
 
-use crate::addr::{Gpa, Gva, PAGE_SIZE};
+use vm_memory::{Bytes, VolatileMemory};
+
+use crate::addr::{Gpa, Gva, PAGE_SIZE, PAGE_SIZE_U64};
 use crate::host_mm::MmError;
 use crate::shadow_mmu::walk::{Access, PagingContext, Walk};
 use crate::shadow_mmu::{Mmu, ShadowMmu};
@@ -29,9 +31,16 @@ pub enum GuestAccessError {
 
 /// The part of an access that lies in one page.
 struct Part {
-    gpa: Gpa,
+    place: Place,
     start: usize,
     len: usize,
+}
+
+/// Where a guest-physical address lies.
+enum Place {
+    Ram(Gpa),
+    /// Offset in the pinned window.
+    Window(usize),
 }
 
 impl ShadowMmu {
@@ -47,7 +56,11 @@ impl ShadowMmu {
         access: Access,
     ) -> Result<(), GuestAccessError> {
         for part in self.mmu.translate(context, gva, buf.len(), access)? {
-            self.mmu.object.read(part.gpa, &mut buf[part.start..part.start + part.len])?;
+            let bytes = &mut buf[part.start..part.start + part.len];
+            match part.place {
+                Place::Ram(gpa) => self.mmu.object.read(gpa, bytes)?,
+                Place::Window(offset) => self.mmu.read_window(offset, bytes)?,
+            }
         }
         Ok(())
     }
@@ -64,7 +77,11 @@ impl ShadowMmu {
         buf: &[u8],
     ) -> Result<(), GuestAccessError> {
         for part in self.mmu.translate(context, gva, buf.len(), Access::Write)? {
-            self.mmu.object.write(part.gpa, &buf[part.start..part.start + part.len])?;
+            let bytes = &buf[part.start..part.start + part.len];
+            match part.place {
+                Place::Ram(gpa) => self.mmu.object.write(gpa, bytes)?,
+                Place::Window(offset) => self.mmu.write_window(offset, bytes)?,
+            }
         }
         Ok(())
     }
@@ -88,10 +105,8 @@ impl Mmu {
             match self.walk(context, at, access)? {
                 Walk::Mapped(translation) => {
                     let gpa = Gpa::new(translation.gfn.base().as_u64() | offset as u64);
-                    if !self.object.contains(translation.gfn) {
-                        return Err(GuestAccessError::OutsideRam { gpa });
-                    }
-                    parts.push(Part { gpa, start, len: chunk });
+                    let place = self.place(gpa).ok_or(GuestAccessError::OutsideRam { gpa })?;
+                    parts.push(Part { place, start, len: chunk });
                 }
                 Walk::Fault(error_code) | Walk::Contended(error_code) => {
                     return Err(GuestAccessError::PageFault { gva: at, error_code });
@@ -101,4 +116,33 @@ impl Mmu {
         }
         Ok(parts)
     }
+
+    /// `None` if there is no memory.
+    fn place(&self, gpa: Gpa) -> Option<Place> {
+        if self.object.contains(gpa.gfn()) {
+            return Some(Place::Ram(gpa));
+        }
+        let page = self.config.machine.window_address(gpa.gfn())?;
+        let offset = page - self.config.machine.window_base + gpa.as_u64() % PAGE_SIZE_U64;
+        Some(Place::Window(usize::try_from(offset).ok()?))
+    }
+
+    fn read_window(&self, offset: usize, bytes: &mut [u8]) -> Result<(), MmError> {
+        let window = self.window.get().ok_or_else(no_window)?;
+        window.as_volatile_slice().read_slice(bytes, offset).map_err(window_error)
+    }
+
+    fn write_window(&self, offset: usize, bytes: &[u8]) -> Result<(), MmError> {
+        let window = self.window.get().ok_or_else(no_window)?;
+        window.as_volatile_slice().write_slice(bytes, offset).map_err(window_error)
+    }
+}
+
+fn no_window() -> MmError {
+    window_error("the shadow MMU was not given it")
+}
+
+fn window_error(error: impl std::fmt::Display) -> MmError {
+    let source = std::io::Error::other(error.to_string());
+    MmError::Host { what: "access to the pinned window", source }
 }

@@ -379,6 +379,7 @@ fn build_parts(
     let monitor_bytes = usize::try_from(monitor.bytes()).unwrap_or(usize::MAX);
     let table_memory = TableMemory::new(tables.clone(), monitor_bytes, shadow_pages)?;
     let shadow = Arc::new(ShadowMmu::new(shadow_config, object.clone(), table_memory, view)?);
+    shadow.set_window(window.clone());
 
     let kvm = device.create_vm()?;
     kvm.add_region(TABLES_SLOT, plan.tables_slot_base, &tables)?;

@@ -1,0 +1,60 @@
+//! Trials that need something of the host: where it is missing they are *ignored* and say why, so
+//! that a green run never hides what was not run.
+//!
+//! `GNOMON_REQUIRE_KVM` in the environment turns a missing KVM into a failure.
+
+use std::env;
+use std::sync::OnceLock;
+
+use libtest_mimic::{Arguments, Completion, Conclusion, Trial};
+
+/// What a trial needs of the host.
+pub(crate) type Needs = fn() -> Result<(), String>;
+
+/// A trial that needs KVM; it fails by panicking.
+pub(crate) fn kvm_trial(name: &str, body: impl FnOnce() + Send + 'static) -> Trial {
+    kvm_trial_with(name, &[], body)
+}
+
+/// A trial that needs KVM and more; it fails by panicking.
+pub(crate) fn kvm_trial_with(
+    name: &str,
+    needs: &'static [Needs],
+    body: impl FnOnce() + Send + 'static,
+) -> Trial {
+    Trial::ignorable_test(name, move || {
+        if let Err(reason) = kvm() {
+            if env::var_os("GNOMON_REQUIRE_KVM").is_some() {
+                return Err(format!("GNOMON_REQUIRE_KVM is set, but {reason}").into());
+            }
+            return Ok(Completion::ignored_with(reason));
+        }
+        for need in needs {
+            if let Err(reason) = need() {
+                return Ok(Completion::ignored_with(reason));
+            }
+        }
+        body();
+        Ok(Completion::Completed)
+    })
+}
+
+/// Runs `trials` on `threads` threads unless the command line says otherwise.
+pub(crate) fn run(trials: Vec<Trial>, threads: usize) -> Conclusion {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(threads);
+    libtest_mimic::run(&arguments, trials)
+}
+
+/// Whether VMs can be made here.
+fn kvm() -> Result<(), String> {
+    static USABLE: OnceLock<Result<(), String>> = OnceLock::new();
+    USABLE
+        .get_or_init(|| {
+            let kvm = kvm_ioctls::Kvm::new().map_err(|error| format!("no /dev/kvm: {error}"))?;
+            let vm = kvm.create_vm().map_err(|error| format!("KVM makes no VM: {error}"))?;
+            vm.create_vcpu(0).map_err(|error| format!("KVM makes no vCPU: {error}"))?;
+            Ok(())
+        })
+        .clone()
+}
