@@ -75,8 +75,11 @@ impl ExportNotifier for Mmu {
     }
 
     fn flush(&self, frames: &[Pfn], reason: FlushReason) -> Result<(), RevokeError> {
-        if reason == FlushReason::Aged && !self.config.zap_to_age {
-            return Ok(());
+        if reason == FlushReason::Aged {
+            if !self.config.zap_to_age {
+                return Ok(());
+            }
+            Counters::add(&self.counters.aged_zaps, frames.len() as u64);
         }
         self.guest_view.revoke(frames)
     }

@@ -42,6 +42,8 @@ counters! {
     write_protected,
     /// SPTEs removed by the guest's `invlpg` and CR3 loads.
     guest_flushed,
+    /// Frames zapped only to have their accessed bits set again; none where the host needs no zap.
+    aged_zaps,
     /// Times that all shadow pages were recycled.
     recycles,
 }

@@ -68,6 +68,17 @@ pub enum VmError {
         /// The operating system's reason.
         reason: String,
     },
+    /// The probe of the host's KVM did not get its tiny VM to run as it should.
+    #[error("cannot find out what kind of KVM this is: {found}")]
+    Probe {
+        /// What happened instead.
+        found: String,
+    },
+    /// The ground on which all revocation stands is missing.
+    #[error(
+        "this host's KVM keeps using translations of memory that was dropped by madvise(MADV_DONTNEED): its MMU notifier does not work, and no guest can be run safely"
+    )]
+    ZapWithoutEffect,
     /// A thread could not be started.
     #[error("cannot start the thread of vCPU {vcpu}: {source}")]
     Thread {

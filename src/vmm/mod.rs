@@ -20,6 +20,7 @@ mod exits;
 #[cfg(test)]
 mod fake_memory;
 mod gate;
+mod host_kind;
 mod hypercall;
 pub mod inject;
 mod kick;
@@ -38,6 +39,7 @@ mod vm;
 
 pub use error::{GuestError, VmError};
 pub use gate::Position;
+pub use host_kind::{HostKind, HostTraits};
 pub use hypercall::{MAX_KEPT_REPORTS, ViolationReport, VmObserver};
 pub use kvm::{KVM_DEVICE, KvmError};
 pub use machine::GuestCounters;

@@ -22,6 +22,7 @@ use super::cpu::{Features, GuestCpu, gpr};
 use super::devices::PortBus;
 use super::error::VmError;
 use super::gate::{Gate, Position};
+use super::host_kind::{HostKind, HostTraits};
 use super::hypercall::{Reports, ViolationReport, VmObserver};
 use super::kick::{Kick, Kicker};
 use super::kvm::{self, KvmDevice, KvmError, KvmVm};
@@ -325,6 +326,14 @@ fn check_vcpus(vcpus: usize, device: &KvmDevice) -> Result<(), VmError> {
     Err(VmError::VcpuCount { vcpus, max })
 }
 
+/// What kind of KVM this host has, as far as it matters to a VM.
+fn host_kind() -> Result<HostKind, VmError> {
+    match HostTraits::of_this_host() {
+        Some(HostTraits { zap_revokes: false, .. }) => Err(VmError::ZapWithoutEffect),
+        observed => Ok(observed.as_ref().map_or(HostKind::Shadow, HostTraits::kind)),
+    }
+}
+
 /// Shadow pages for a VM that does not say: some, and then leaf tables for four times its RAM or
 /// for an eighth of the frames, each far from all others, whichever is less. They come on top of
 /// host memory, so a large guest in few frames must not have many.
@@ -374,7 +383,7 @@ fn build_parts(
         machine: plan.layout(&monitor),
         monitor_pml4e,
         phys_bits: features.phys_bits,
-        zap_to_age: true,
+        zap_to_age: host_kind()?.zap_to_age(),
     };
     let monitor_bytes = usize::try_from(monitor.bytes()).unwrap_or(usize::MAX);
     let table_memory = TableMemory::new(tables.clone(), monitor_bytes, shadow_pages)?;
