@@ -179,7 +179,8 @@ mod tests {
         let words = ["number", "version", "checksum", "word", "add up", "page-table", "unknown"];
         for (kind, word) in (1..).zip(words) {
             let said = describe(&report(kind));
-            for part in [word, "guest frame 0x4d", "0x400000", "expected 0x5, found 0x4", "vCPU 1"] {
+            for part in [word, "guest frame 0x4d", "0x400000", "expected 0x5, found 0x4", "vCPU 1"]
+            {
                 assert!(said.contains(part), "no {part:?} in: {said}");
             }
         }
