@@ -92,6 +92,15 @@ pub(crate) struct KvmDevice {
 impl KvmDevice {
     /// Opens the device and checks all that Gnomon needs of it.
     pub(crate) fn open() -> Result<Self, KvmError> {
+        let device = Self::open_unchecked()?;
+        match device.capabilities().iter().find(|(_, offered)| !offered) {
+            Some(&(capability, _)) => Err(KvmError::MissingCapability { capability }),
+            None => Ok(device),
+        }
+    }
+
+    /// Opens the device, whatever it offers.
+    pub(super) fn open_unchecked() -> Result<Self, KvmError> {
         let kvm = Kvm::new().map_err(|error| match error.errno() {
             libc::ENOENT | libc::ENXIO | libc::ENODEV => KvmError::Missing,
             libc::EACCES | libc::EPERM => KvmError::Denied,
@@ -101,29 +110,25 @@ impl KvmDevice {
         if u32::try_from(found) != Ok(KVM_API_VERSION) {
             return Err(KvmError::ApiVersion { found });
         }
-        let device = Self { kvm };
-        device.check_capabilities()?;
-        Ok(device)
+        Ok(Self { kvm })
     }
 
-    fn check_capabilities(&self) -> Result<(), KvmError> {
-        let needed = [
+    /// All capabilities that Gnomon needs, and whether they are there.
+    pub(super) fn capabilities(&self) -> Vec<(&'static str, bool)> {
+        let flags = [
             (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
             (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
             (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
             (Cap::DestroyMemoryRegionWorks, "KVM_CAP_DESTROY_MEMORY_REGION_WORKS"),
         ];
-        for (capability, name) in needed {
-            if !self.kvm.check_extension(capability) {
-                return Err(KvmError::MissingCapability { capability: name });
-            }
-        }
+        let mut all: Vec<_> = flags
+            .into_iter()
+            .map(|(capability, name)| (name, self.kvm.check_extension(capability)))
+            .collect();
         let synced = u32::try_from(self.kvm.check_extension_int(Cap::SyncRegs)).unwrap_or(0);
         let wanted = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
-        if synced & wanted != wanted {
-            return Err(KvmError::MissingCapability { capability: "KVM_CAP_SYNC_REGS" });
-        }
-        Ok(())
+        all.push(("KVM_CAP_SYNC_REGS", synced & wanted == wanted));
+        all
     }
 
     /// Most vCPUs of one VM.

@@ -28,6 +28,7 @@ mod kvm;
 mod machine;
 pub mod memory;
 mod monitor;
+pub mod probe;
 mod progress;
 mod real;
 mod roster;
