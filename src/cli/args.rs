@@ -12,9 +12,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::values::{Size, parse_duration, parse_rate, parse_seed, parse_vcpus};
 use crate::host_mm::{ReclaimPolicy, Sabotage};
 
+const EXIT_CODES: &str = "Exit codes: 0 success; 1 failure, or violations found; 2 a command line that cannot be run; 128 + N ended by signal N. boot: the guest's own.";
+
 /// Runs guests on KVM with their memory rationed, swapped and translated by Gnomon itself.
 #[derive(Debug, Parser)]
-#[command(name = "gnomon", version, max_term_width = 100)]
+#[command(name = "gnomon", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

@@ -76,7 +76,7 @@ fn sizes_out_of_range_are_refused_with_the_bound() {
     assert_says(&refusal(&["--memory", "1T"]), &["--memory 1T", "at most 512G"]);
     assert_says(&refusal(&["--host-memory", "1M"]), &["--host-memory 1M", "at least 4M"]);
     assert_says(&refusal(&["--vcpus", "9"]), &["--vcpus 9", "at most 8"]);
-    assert_says(&refusal(&["--swap-size", "8192T"]), &["--swap-size 8192T", "give less"]);
+    assert_says(&refusal(&["--swap-size", "8192T"]), &["--swap-size 8P", "give less"]);
     assert!(try_boot(&["--memory", "16M", "--host-memory", "4M", "--vcpus", "8"]).is_ok());
     assert!(try_boot(&["--memory", "512G"]).is_ok());
 }

@@ -128,6 +128,7 @@ fn parse_size(text: &str) -> Result<u64, ValueError> {
         "m" => 20,
         "g" => 30,
         "t" => 40,
+        "p" => 50,
         _ => return Err(ValueError::NotASize),
     };
     let number: u64 = number.parse().map_err(|_| ValueError::SizeOverflow)?;
@@ -258,6 +259,7 @@ mod tests {
             ("1G", 1 << 30),
             ("64Gi", 64 << 30),
             ("2T", 2 << 40),
+            ("1P", 1 << 50),
             ("4096B", 4096),
         ];
         for (text, bytes) in cases {
@@ -285,7 +287,7 @@ mod tests {
 
     #[test]
     fn sizes_are_written_as_they_are_read() {
-        for text in ["4K", "64K", "256M", "1G", "3T", "516K"] {
+        for text in ["4K", "64K", "256M", "1G", "3T", "16P", "516K"] {
             assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
         }
         assert_eq!(size(5000).to_string(), "5000");

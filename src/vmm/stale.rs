@@ -8,13 +8,16 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 
 use crate::addr::{Gva, Pfn};
-use crate::export_rmap::Owner;
+use crate::export_rmap::{LockedPage, Owner, PageFlags};
 use crate::host_mm::{HostMm, TripReport, TripwireWatch};
 
 use super::error::VmError;
 use super::kick::Kicker;
 use super::shared::Shared;
 use super::vm::Outcome;
+
+/// Attempts at a page lock before a touch is let go unjudged.
+const LOCK_ATTEMPTS: u32 = 10_000;
 
 /// An access through a mapping that has outlived its frame (invariant I1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,17 +75,21 @@ pub(super) fn watch(
 }
 
 /// A violation, or `None`: KVM may look for a frame whose SPTE it read just before it was cleared,
-/// and drops what it finds; and the frame may have got a new page meanwhile.
+/// and drops what it finds; and the frame may have got a new page meanwhile, rightly mapped. The
+/// page lock keeps the frame as it is while both are looked at.
 fn judge(
     mm: &HostMm,
     shared: &Shared,
     kickers: &[Arc<Kicker>],
     report: TripReport,
 ) -> Option<StaleAccess> {
-    let gva = shared.shadow.find_mapping(report.pfn)?;
-    if mm.frame_table().get(report.pfn)?.is_in_use() {
+    let page = lock_frame(mm, report.pfn)?;
+    if page.flags().contains(PageFlags::IN_USE) {
         return None;
     }
+    // Page lock, then MMU lock: the order of every invalidation.
+    let gva = shared.shadow.find_mapping(report.pfn)?;
+    drop(page);
     Some(StaleAccess {
         pfn: report.pfn,
         last_owner: report.last_owner,
@@ -90,4 +97,17 @@ fn judge(
         vcpu: kickers.iter().position(|kicker| kicker.thread_id() == Some(report.thread)),
         write: report.write,
     })
+}
+
+/// The lock of the touched frame, within bounds: the vCPU waits meanwhile, and whoever holds the
+/// lock must not come to wait for the vCPU.
+fn lock_frame(mm: &HostMm, pfn: Pfn) -> Option<LockedPage<'_>> {
+    for _ in 0..LOCK_ATTEMPTS {
+        let page = mm.frame_table().try_lock(pfn);
+        if page.is_some() {
+            return page;
+        }
+        std::thread::yield_now();
+    }
+    None
 }

@@ -1,0 +1,244 @@
+//! The built program with guests on real KVM: exit codes, output that goes away, signals, reports.
+
+#[path = "../common/trial.rs"]
+mod trial;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitCode, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Trial;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use trial::kvm_trial;
+
+/// Each run has two processors' worth of threads.
+const THREADS: usize = 1;
+/// No run here takes nearly as long.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A guest that swaps from the beginning and is through in a few seconds.
+const BOOT: [&str; 5] = ["boot", "--memory", "16M", "--host-memory", "6M"];
+const STRESS: [&str; 7] = ["stress", "--memory", "48M", "--host-memory", "12M", "--vcpus", "2"];
+
+fn main() -> ExitCode {
+    let trials: Vec<Trial> = vec![
+        kvm_trial("boot_ends_with_the_guests_exit_code", boot_ends_with_the_guests_exit_code),
+        kvm_trial("boot_outlives_its_readers", boot_outlives_its_readers),
+        kvm_trial("boot_ends_at_a_signal", boot_ends_at_a_signal),
+        kvm_trial("boot_removes_its_swap_file", boot_removes_its_swap_file),
+        kvm_trial("stress_reports_a_clean_run", stress_reports_a_clean_run),
+        kvm_trial("stress_sweeps_after_a_signal", stress_sweeps_after_a_signal),
+        kvm_trial("stress_ends_at_the_first_violation", stress_ends_at_the_first_violation),
+        kvm_trial("stress_names_a_corrupt_page", stress_names_a_corrupt_page),
+        kvm_trial("stress_counts_a_lost_guest_as_a_failure", stress_counts_a_lost_guest),
+        kvm_trial("doctor_says_that_boot_works", doctor_says_that_boot_works),
+    ];
+    trial::run(trials, THREADS).exit_code()
+}
+
+fn gnomon(words: &[&[&str]]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gnomon"));
+    command.args(words.concat()).stdin(Stdio::null());
+    command
+}
+
+fn piped(words: &[&[&str]]) -> Child {
+    gnomon(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits for the end, but not for ever; a child that hangs is killed and the test fails.
+#[track_caller]
+fn end_of(mut child: Child) -> Output {
+    let begun = Instant::now();
+    // The pipes are drained meanwhile, or a chatty child would block on them.
+    let readers = [
+        child.stdout.take().map(|pipe| drain(Box::new(pipe))),
+        child.stderr.take().map(|pipe| drain(Box::new(pipe))),
+    ];
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if begun.elapsed() > LIMIT {
+            child.kill().unwrap();
+            panic!("did not end within {LIMIT:?}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let [stdout, stderr] =
+        readers.map(|reader| reader.map_or_else(Vec::new, |reader| reader.join().unwrap()));
+    let said = String::from_utf8_lossy(&stderr);
+    assert!(!said.contains("panicked"), "{said}");
+    Output { status, stdout, stderr }
+}
+
+fn drain(mut pipe: Box<dyn Read + Send>) -> std::thread::JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        pipe.read_to_end(&mut bytes).unwrap();
+        bytes
+    })
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[track_caller]
+fn assert_ends(words: &[&[&str]], code: i32) -> (String, String) {
+    let output = end_of(piped(words));
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{words:?}\n{stdout}\n{stderr}");
+    (stdout, stderr)
+}
+
+fn boot_ends_with_the_guests_exit_code() {
+    let (console, summary) = assert_ends(&[&BOOT], 0);
+    assert!(console.contains("\nPASS: passed="), "{console}");
+    assert!(console.contains("command line: mode=boot"), "{console}");
+    for part in ["the guest powered off after", "faults: ", " evictions", "of 6 MiB"] {
+        assert!(summary.contains(part), "no {part:?} in: {summary}");
+    }
+    let quiet = assert_ends(&[&BOOT, &["--cmdline", "workload=seq pages=64", "--vcpus", "2"]], 0);
+    assert!(quiet.0.contains("2 vCPUs"), "{}", quiet.0);
+}
+
+/// As in `gnomon boot | head -1`, with nobody left to read either stream.
+fn boot_outlives_its_readers() {
+    let mut child = piped(&[&BOOT]);
+    let mut console = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    console.read_line(&mut line).unwrap();
+    assert!(line.starts_with("Gnomon test guest"), "{line}");
+    drop((console, child.stderr.take()));
+    let output = end_of(child);
+    assert_eq!(output.status.code(), Some(0), "the guest's own exit code: {:?}", output.status);
+}
+
+fn boot_ends_at_a_signal() {
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let mut child = piped(&[&BOOT, &["--cmdline", "mode=stress"]]);
+        let mut console = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        console.read_line(&mut line).unwrap();
+        kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+        let output = end_of(child);
+        assert_eq!(output.status.code(), Some(code));
+        let summary = text(&output.stderr);
+        assert!(summary.contains("ended by signal"), "{summary}");
+        assert!(summary.contains("evictions"), "{summary}");
+    }
+}
+
+fn boot_removes_its_swap_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let swap = folder.path().join("swap");
+    let words = ["--swap-file", swap.to_str().unwrap(), "--swap-size", "32M"];
+    let (_, summary) = assert_ends(&[&BOOT, &words], 0);
+    assert!(!summary.contains("swap: 0 pages in"), "it was used: {summary}");
+    assert!(!swap.exists());
+}
+
+fn report(path: &std::path::Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn stress_reports_a_clean_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("report.json");
+    let words = ["--duration", "2s", "--seed", "11", "--json", json.to_str().unwrap()];
+    let (table, _) = assert_ends(&[&STRESS, &words], 0);
+    assert!(table.contains("no violations") && table.contains("seed 11"), "{table}");
+    let report = report(&json);
+    assert_eq!(report["result"], "passed");
+    assert_eq!(report["config"]["seed"], 11);
+    assert_eq!(report["violations"]["total"], 0);
+    let positive = [
+        &report["guest"]["verified"],
+        &report["guest"]["writes"],
+        &report["guest"]["paging_ops"],
+        &report["faults"]["read"],
+        &report["host"]["swap_ins"],
+        &report["storms"][0]["done"],
+        &report["storms"][1]["done"],
+        &report["fault_latency"]["all"]["p99_ns"],
+        &report["memory"]["peak_resident_bytes"],
+    ];
+    for (index, figure) in positive.iter().enumerate() {
+        assert!(figure.as_u64().is_some_and(|figure| figure > 0), "figure {index}: {report:#}");
+    }
+    let budget = 12 << 20;
+    assert_eq!(report["memory"]["budget_bytes"], budget);
+    assert!(report["memory"]["peak_resident_bytes"].as_u64().unwrap() <= budget);
+    // 20,000 a second for two seconds; the start and a busy host cost some.
+    let tried = report["storms"][0]["tried"].as_u64().unwrap();
+    assert!((10_000..=41_000).contains(&tried), "{tried} pages tried in 2 s");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "only the report");
+}
+
+fn stress_sweeps_after_a_signal() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("report.json");
+    let child = piped(&[&STRESS, &["--duration", "1h", "--json", json.to_str().unwrap()]]);
+    // The signal has its handler before the guest is made; until then it would just end the child.
+    let pid = child.id();
+    let threads = format!("/proc/{pid}/task");
+    while fs::read_dir(&threads).map_or(0, Iterator::count) < 4 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGTERM).unwrap();
+    let output = end_of(child);
+    assert_eq!(output.status.code(), Some(143), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("INTERRUPTED by signal 15"));
+    let report = report(&json);
+    assert_eq!((&report["result"], &report["signal"]), (&"interrupted".into(), &15.into()));
+    assert!(report["guest"]["verified"].as_u64().unwrap() > 0, "the last sweep: {report:#}");
+}
+
+fn stress_ends_at_the_first_violation() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("report.json");
+    let words =
+        ["--duration", "100s", "--sabotage", "drop-dirty", "--json", json.to_str().unwrap()];
+    let (table, notes) = assert_ends(&[&STRESS, &words], 1);
+    assert!(notes.contains("sabotage drop-dirty: broken on purpose"), "{notes}");
+    assert!(table.contains("sabotage drop-dirty was caught after"), "{table}");
+    let report = report(&json);
+    assert_eq!((&report["result"], &report["cut_short"]), (&"failed".into(), &true.into()));
+    assert!(
+        report["detection"]["seconds"].as_f64().unwrap() <= report["seconds"].as_f64().unwrap()
+    );
+    let first = report["violations"]["first"][0]["text"].as_str().unwrap();
+    assert!(first.contains("guest frame 0x"), "names its page: {first}");
+}
+
+fn stress_names_a_corrupt_page() {
+    let (table, _) =
+        assert_ends(&[&STRESS, &["--duration", "100s", "--sabotage", "swap-corrupt"]], 1);
+    assert!(table.contains("was caught after") && table.contains("checksums of swap"), "{table}");
+    assert!(table.contains("does not hold what page 0x"), "{table}");
+}
+
+/// A guest that runs out of swap cannot go on: no oracle says so, the end of the run does.
+fn stress_counts_a_lost_guest() {
+    let (table, notes) = assert_ends(&[&STRESS, &["--duration", "100s", "--swap-size", "4M"]], 1);
+    assert!(notes.contains("warning: --memory 48M is more than"), "{notes}");
+    assert!(table.contains("violations: 1\n") && table.contains("swap is full"), "{table}");
+    assert!(table.contains("FAILED after"), "{table}");
+}
+
+fn doctor_says_that_boot_works() {
+    let (lines, _) = assert_ends(&[&["doctor"]], 0);
+    assert!(lines.ends_with("gnomon boot can work here\n"), "{lines}");
+    for line in lines.lines().rev().skip(1) {
+        let status = line.split_whitespace().next().unwrap();
+        assert!(["ok", "limited"].contains(&status), "{line}");
+    }
+    let (json, _) = assert_ends(&[&["doctor", "--json"]], 0);
+    let diagnosis: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(diagnosis["can_boot"], true);
+    assert_eq!(diagnosis["findings"].as_array().unwrap().len(), lines.lines().count() - 1);
+}
