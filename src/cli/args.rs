@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::values::{Size, parse_duration, parse_rate, parse_vcpus};
+use super::values::{Size, parse_duration, parse_rate, parse_seed, parse_vcpus};
 use crate::host_mm::{ReclaimPolicy, Sabotage};
 
 /// Runs guests on KVM with their memory rationed, swapped and translated by Gnomon itself.
@@ -37,7 +37,7 @@ pub(crate) struct HostArgs {
     #[arg(long, value_name = "PATH")]
     pub(crate) swap_file: Option<PathBuf>,
     /// Size of swap; a sparse file [default: the guest's memory, at least 1G]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub(crate) swap_size: Option<Size>,
     /// Have the kernel watch for accesses to freed frames (needs userfaultfd; slower)
     #[arg(long)]
@@ -47,13 +47,13 @@ pub(crate) struct HostArgs {
 #[derive(Debug, Args)]
 pub(crate) struct BootArgs {
     /// Memory of the guest
-    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, default_value = "256M")]
     pub(crate) memory: Size,
     /// Frames of host memory that the guest's memory has to get by with
-    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, default_value = "64M")]
     pub(crate) host_memory: Size,
     /// Number of virtual processors
-    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_vcpus)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value = "1", value_parser = parse_vcpus)]
     pub(crate) vcpus: usize,
     /// Command line of the guest
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
@@ -68,16 +68,16 @@ pub(crate) struct BootArgs {
 #[derive(Debug, Args)]
 pub(crate) struct StressArgs {
     /// Memory of the guest
-    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, default_value = "512M")]
     pub(crate) memory: Size,
     /// Frames of host memory that the guest's memory has to get by with
-    #[arg(long, value_name = "SIZE", default_value = "128M")]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true, default_value = "128M")]
     pub(crate) host_memory: Size,
     /// Number of virtual processors
-    #[arg(long, value_name = "N", default_value = "2", value_parser = parse_vcpus)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value = "2", value_parser = parse_vcpus)]
     pub(crate) vcpus: usize,
     /// How long the guest works before its last sweep over all memory (500ms, 30s, 2m, 1h)
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true, default_value = "30s", value_parser = parse_duration)]
     pub(crate) duration: Duration,
     /// What the guest does, in turn
     #[arg(
@@ -98,10 +98,10 @@ pub(crate) struct StressArgs {
     )]
     pub(crate) invalidate: Vec<Invalidate>,
     /// Pages a second of each kind of invalidation
-    #[arg(long, value_name = "N/s", default_value = "20000/s", value_parser = parse_rate)]
+    #[arg(long, value_name = "N/s", allow_negative_numbers = true, default_value = "20000/s", value_parser = parse_rate)]
     pub(crate) rate: u32,
     /// Seed of all random choices [default: a new one, which the report tells]
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = parse_seed)]
     pub(crate) seed: Option<u64>,
     /// Write the report to this file as JSON, too
     #[arg(long, value_name = "FILE")]
@@ -347,7 +347,7 @@ mod tests {
             (&["boot", "--vcpus", "0"], &["--vcpus \"0\"", "1 to 1023"]),
             (&["stress", "--duration", "30"], &["--duration \"30\"", "such as 30s"]),
             (&["stress", "--rate", "0/s"], &["--rate \"0/s\"", "--invalidate none"]),
-            (&["stress", "--seed", "x"], &["--seed \"x\"", "digit"]),
+            (&["stress", "--seed", "x"], &["--seed \"x\"", "whole number"]),
             (
                 &["stress", "--sabotage", "gremlin"],
                 &["--sabotage \"gremlin\"", "skip-flush", "swap-corrupt"],

@@ -27,10 +27,10 @@ const SHOWN: usize = 20;
 /// If the guest cannot be started.
 pub(crate) fn run(config: MachineConfig) -> anyhow::Result<u8> {
     let stop = StopNotice::install()?;
+    let mut machine = Machine::new(&config, Box::new(StdoutConsole::new()))?;
     for warning in &config.warnings {
         output::note(warning);
     }
-    let mut machine = Machine::new(&config, Box::new(StdoutConsole::new()))?;
     let begun = Instant::now();
     machine.vm.start()?;
     let (outcome, signal) = wait(&mut machine, stop);

@@ -76,7 +76,9 @@ impl Figures {
 /// Whose fault it is that host memory cannot be set up.
 fn from_mm(error: MmError) -> anyhow::Error {
     match &error {
-        MmError::BadHostMemory { .. } => UsageError(format!("--host-memory: {error}")).into(),
+        MmError::BadHostMemory { .. } => {
+            UsageError(format!("--host-memory: {error}; choose another size")).into()
+        }
         MmError::Swap(SwapError::Open(open)) => from_swap(open),
         MmError::Uffd(uffd) => anyhow::anyhow!("--paranoid: {uffd}"),
         _ => error.into(),

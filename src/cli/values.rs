@@ -62,6 +62,9 @@ pub(crate) enum ValueError {
     /// Higher than any host could go.
     #[error("the highest rate is {MAX_RATE}/s")]
     RateTooHigh,
+    /// Not a seed.
+    #[error("a seed is a whole number from 0 to {}", u64::MAX)]
+    NotASeed,
     /// Not a number of vCPUs.
     #[error("a guest has 1 to {} vCPUs", abi::MAX_VCPUS)]
     BadVcpus,
@@ -99,7 +102,7 @@ impl FromStr for Size {
 /// As one would write it: the largest unit that divides it.
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (shift, unit) in [(40, "T"), (30, "G"), (20, "M"), (10, "K")] {
+        for (shift, unit) in [(50, "P"), (40, "T"), (30, "G"), (20, "M"), (10, "K")] {
             if self.0 != 0 && self.0.trailing_zeros() >= shift {
                 return write!(f, "{}{unit}", self.0 >> shift);
             }
@@ -179,6 +182,11 @@ pub(crate) fn parse_vcpus(text: &str) -> Result<usize, ValueError> {
         Ok(vcpus) if (1..=abi::MAX_VCPUS).contains(&vcpus) => Ok(vcpus),
         _ => Err(ValueError::BadVcpus),
     }
+}
+
+/// Parses a seed.
+pub(crate) fn parse_seed(text: &str) -> Result<u64, ValueError> {
+    text.parse().map_err(|_| ValueError::NotASeed)
 }
 
 /// Bytes for people: three digits and a binary unit.
@@ -319,6 +327,14 @@ mod tests {
         assert_eq!(parse_vcpus("1023"), Ok(1023));
         for text in ["0", "1024", "-1", "", "two", "99999999999999999999"] {
             assert_eq!(parse_vcpus(text), Err(ValueError::BadVcpus), "{text}");
+        }
+    }
+
+    #[test]
+    fn seeds_are_any_64_bit_number() {
+        assert_eq!(parse_seed("18446744073709551615"), Ok(u64::MAX));
+        for text in ["", "-5", "x", "18446744073709551616"] {
+            assert_eq!(parse_seed(text), Err(ValueError::NotASeed), "{text}");
         }
     }
 

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use super::Finding;
 use crate::abi;
-use crate::vmm::probe::{KvmKind, KvmOffer};
-use crate::vmm::{KVM_DEVICE, KvmError};
+use crate::vmm::{HostKind, HostTraits, KVM_DEVICE, KvmOffer, VmError};
 
 /// Bits of a machine address that any processor with KVM has; with less, no guest fits.
 const LEAST_PHYS_BITS: u32 = 36;
-/// Time for a measurement that takes a quarter of a second at most.
-const MEASURE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for a probe that takes some milliseconds.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) fn examine() -> Vec<Finding> {
     let offer = match KvmOffer::ask() {
@@ -25,7 +24,7 @@ pub(super) fn examine() -> Vec<Finding> {
     findings.push(vcpus(offer.max_vcpus));
     findings.push(address_space(&offer));
     if findings.iter().all(|finding| finding.status != super::Status::Missing) {
-        findings.extend(kind(measure()));
+        findings.extend(kind(probe()));
     }
     findings
 }
@@ -61,59 +60,69 @@ fn address_space(offer: &KvmOffer) -> Finding {
     Finding::ok(what, format!("{bits} bits, with no-execute pages"))
 }
 
-/// Measures in a thread: should KVM never return from the guest's few instructions, the thread is
+/// Probes in a thread: should KVM never return from the guest's few instructions, the thread is
 /// left behind.
-fn measure() -> Option<Result<KvmKind, KvmError>> {
+fn probe() -> Option<Result<HostTraits, VmError>> {
     let (sender, receiver) = mpsc::channel();
-    let measuring = std::thread::Builder::new().spawn(move || {
+    let probing = std::thread::Builder::new().spawn(move || {
         // Nobody listens any more after the timeout.
-        let _ = sender.send(KvmKind::measure());
+        let _ = sender.send(HostTraits::probe());
     });
-    measuring.ok()?;
-    receiver.recv_timeout(MEASURE_TIMEOUT).ok()
+    probing.ok()?;
+    receiver.recv_timeout(PROBE_TIMEOUT).ok()
 }
 
-fn kind(measured: Option<Result<KvmKind, KvmError>>) -> Vec<Finding> {
-    let kind = match measured {
-        Some(Ok(kind)) => kind,
-        Some(Err(error)) => {
-            return vec![Finding::missing("guest code", format!("a first guest failed: {error}"))];
-        }
+fn kind(probed: Option<Result<HostTraits, VmError>>) -> Vec<Finding> {
+    let what = "guest code";
+    let traits = match probed {
+        Some(Ok(traits)) => traits,
+        Some(Err(error)) => return vec![Finding::missing(what, error.to_string())],
         None => {
-            let seconds = MEASURE_TIMEOUT.as_secs();
+            let seconds = PROBE_TIMEOUT.as_secs();
             let detail = format!(
-                "a first guest of a few instructions did not end within {seconds} s: try again on an idle machine, or another kernel"
+                "a guest of a few instructions did not end within {seconds} s: try again on an idle machine, or with another kernel"
             );
-            return vec![Finding::missing("guest code", detail)];
+            return vec![Finding::missing(what, detail)];
         }
     };
-    vec![nested_paging(&kind, &module_parameter()), ring0(&kind)]
+    vec![
+        revocation(&traits),
+        nested_paging(traits.kind(), &module_parameter()),
+        ring0(traits.ring0_native),
+    ]
 }
 
-fn nested_paging(kind: &KvmKind, parameter: &str) -> Finding {
+fn revocation(traits: &HostTraits) -> Finding {
+    let what = "revocation";
+    if traits.zap_revokes {
+        return Finding::ok(what, "guests lose translations of memory that is dropped by madvise");
+    }
+    Finding::missing(what, format!("{}; use a mainline kernel", VmError::ZapWithoutEffect))
+}
+
+fn nested_paging(kind: HostKind, parameter: &str) -> Finding {
     let what = "nested paging";
-    if kind.nested_paging {
-        return Finding::ok(what, format!("the processor translates machine addresses{parameter}"));
-    }
-    Finding::limited(
-        what,
-        format!(
-            "KVM shadows page tables in software{parameter}: right, but each fault of a guest costs more; a processor with EPT or NPT, or a host that passes it on to this virtual machine, does away with that"
+    match kind {
+        HostKind::Tdp => {
+            Finding::ok(what, format!("the processor translates machine addresses{parameter}"))
+        }
+        HostKind::Shadow => Finding::limited(
+            what,
+            format!(
+                "KVM shadows page tables in software{parameter}: right, but a guest's faults cost more; a processor with EPT or NPT, or a host that passes it on to this virtual machine, does away with that"
+            ),
         ),
-    )
+    }
 }
 
-fn ring0(kind: &KvmKind) -> Finding {
+fn ring0(native: bool) -> Finding {
     let what = "ring 0";
-    let nanos = kind.ring0_instruction.as_nanos();
-    if kind.is_ring0_native() {
-        return Finding::ok(what, format!("native, {nanos} ns an instruction"));
+    if native {
+        return Finding::ok(what, "runs natively");
     }
     Finding::limited(
         what,
-        format!(
-            "emulated, {nanos} ns an instruction: guests run (their code is at ring 3, natively), with dearer exits; VMX or SVM, also passed on to this virtual machine, does away with that"
-        ),
+        "emulated, one instruction at a time: guests run (their code is at ring 3, natively), with dearer exits; VMX or SVM, also passed on to this virtual machine, does away with that",
     )
 }
 
@@ -142,9 +151,14 @@ mod tests {
         }
     }
 
-    fn measured(ring0_ns: u64, nested_paging: bool) -> Vec<Finding> {
-        let ring0_instruction = Duration::from_nanos(ring0_ns);
-        kind(Some(Ok(KvmKind { ring0_instruction, nested_paging })))
+    fn traits(hardware: bool) -> HostTraits {
+        HostTraits {
+            accessed_returns: hardware,
+            dirty_returns: hardware,
+            clear_takes_effect: hardware,
+            zap_revokes: true,
+            ring0_native: hardware,
+        }
     }
 
     #[test]
@@ -175,18 +189,22 @@ mod tests {
 
     #[test]
     fn a_kvm_in_software_is_limited_and_one_in_hardware_is_not() {
-        let hardware = measured(1, true);
+        let hardware = kind(Some(Ok(traits(true))));
         assert!(hardware.iter().all(|finding| finding.status == Status::Ok), "{hardware:?}");
-        let software = measured(800, false);
-        assert!(software.iter().all(|finding| finding.status == Status::Limited), "{software:?}");
-        assert!(software[1].detail.contains("800 ns"), "{software:?}");
+        let software = kind(Some(Ok(traits(false))));
+        let statuses: Vec<Status> = software.iter().map(|finding| finding.status).collect();
+        assert_eq!(statuses, [Status::Ok, Status::Limited, Status::Limited]);
     }
 
     #[test]
-    fn a_kvm_that_runs_nothing_is_missing() {
-        let failed = kind(Some(Err(KvmError::ApiVersion { found: 11 })));
+    fn a_kvm_that_runs_nothing_or_revokes_nothing_is_missing() {
+        let found = "it went elsewhere".to_owned();
+        let failed = kind(Some(Err(VmError::Probe { found })));
         assert_eq!(failed[0].status, Status::Missing);
-        assert!(failed[0].detail.contains("version 11"), "{failed:?}");
+        assert!(failed[0].detail.contains("it went elsewhere"), "{failed:?}");
         assert_eq!(kind(None)[0].status, Status::Missing);
+        let stale = kind(Some(Ok(HostTraits { zap_revokes: false, ..traits(true) })));
+        assert_eq!(stale[0].status, Status::Missing);
+        assert!(stale[0].detail.contains("MADV_DONTNEED"), "{stale:?}");
     }
 }

@@ -24,6 +24,8 @@ pub(crate) use storm::StormCount;
 /// If the run cannot start, or its report cannot be written.
 pub(crate) fn run(config: StressConfig) -> anyhow::Result<u8> {
     let stop = StopNotice::install()?;
+    let tail = Tail::default();
+    let mut machine = Machine::new(&config.machine, Box::new(tail.clone()))?;
     for warning in &config.machine.warnings {
         output::note(warning);
     }
@@ -34,8 +36,6 @@ pub(crate) fn run(config: StressConfig) -> anyhow::Result<u8> {
             args::description_of(name)
         ));
     }
-    let tail = Tail::default();
-    let mut machine = Machine::new(&config.machine, Box::new(tail.clone()))?;
     let course = course::run(&mut machine, &config, stop)?;
     let report = Report::new(&config, &machine, &course, &tail.lines());
     // No vCPU runs any more; frames and swap go back before anything is written.

@@ -1,0 +1,163 @@
+//! The built program and bad input: each is refused with exit code 2 and one sentence on standard
+//! error that says what is wrong and what to do, and nothing else happens.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn gnomon(words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_gnomon")).args(words).output().unwrap()
+}
+
+/// Runs it with `words`, which must be refused; returns the sentence.
+#[track_caller]
+fn refusal(words: &[&str]) -> String {
+    let output = gnomon(words);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{words:?}: {said}");
+    assert!(output.stdout.is_empty(), "{words:?} printed {:?}", output.stdout);
+    assert!(said.starts_with("gnomon: ") && said.ends_with('\n'), "{said:?}");
+    assert_eq!(said.lines().count(), 1, "one sentence: {said}");
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+#[track_caller]
+fn assert_refused(words: &[&str], parts: &[&str]) {
+    let said = refusal(words);
+    for part in parts {
+        assert!(said.contains(part), "{words:?}: no {part:?} in: {said}");
+    }
+}
+
+#[test]
+fn sizes() {
+    for command in ["boot", "stress"] {
+        assert_refused(&[command, "--memory", "lots"], &["--memory \"lots\"", "such as 256M"]);
+        assert_refused(&[command, "--memory", "0"], &["--memory \"0\"", "at least 4K"]);
+        assert_refused(&[command, "--memory", "100000001"], &["not a multiple of 4096"]);
+        assert_refused(&[command, "--memory", "99999999999999999999G"], &["64 bits"]);
+        assert_refused(&[command, "--memory", "4M"], &["--memory 4M", "at least 16M"]);
+        assert_refused(&[command, "--memory", "513G"], &["--memory 513G", "at most 512G"]);
+        assert_refused(&[command, "--host-memory", "1M"], &["--host-memory 1M", "at least 4M"]);
+        assert_refused(&[command, "--host-memory", "5T"], &["--host-memory", "4 TiB"]);
+        assert_refused(&[command, "--swap-size", "-1"], &["--swap-size \"-1\"", "such as 256M"]);
+        assert_refused(&[command, "--swap-size", "16384T"], &["--swap-size 16P", "give less"]);
+    }
+}
+
+#[test]
+fn processors() {
+    for count in ["0", "1024", "-1", "many"] {
+        assert_refused(&["boot", "--vcpus", count], &[count, "1 to 1023"]);
+    }
+}
+
+#[test]
+fn kernels() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (missing, text, big) = (path("missing"), path("text"), path("big"));
+    fs::write(&text, "no kernel at all").unwrap();
+    File::create(&big).unwrap().set_len((256 << 20) + 1).unwrap();
+    assert_refused(&["boot", "--kernel", &missing], &[&missing, "No such file", "check the path"]);
+    assert_refused(&["boot", "--kernel", &text], &["not a valid ELF file"]);
+    assert_refused(&["boot", "--kernel", &big], &[&big, "268435457 bytes", "256M"]);
+    assert_refused(&["boot", "--kernel", folder.path().to_str().unwrap()], &["not a file"]);
+    assert_refused(&["boot", "--kernel", "/dev/zero"], &["/dev/zero", "not a file"]);
+}
+
+#[test]
+fn command_lines() {
+    let long = "x".repeat(5000);
+    assert_refused(&["boot", "--cmdline", &long], &["5000 bytes", "4095"]);
+}
+
+#[test]
+fn swap_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let existing = folder.path().join("swap");
+    fs::write(&existing, "precious").unwrap();
+    let existing = existing.to_str().unwrap();
+    assert_refused(&["boot", "--swap-file", existing], &[existing, "exists already"]);
+    assert_eq!(fs::read(existing).unwrap(), b"precious");
+    let nowhere = folder.path().join("no/swap");
+    assert_refused(&["boot", "--swap-file", nowhere.to_str().unwrap()], &["not a directory"]);
+    assert_refused(&["boot", "--swap-file", "/proc/gnomon-swap"], &["/proc/gnomon-swap"]);
+}
+
+#[test]
+fn stress_options() {
+    assert_refused(&["stress", "--duration", "30"], &["--duration \"30\"", "such as 30s"]);
+    assert_refused(&["stress", "--duration", "0s"], &["at least 1ms"]);
+    assert_refused(&["stress", "--rate", "fast"], &["such as 20000/s"]);
+    assert_refused(&["stress", "--rate", "0/s"], &["--invalidate none"]);
+    assert_refused(&["stress", "--seed", "-5"], &["--seed \"-5\""]);
+    assert_refused(&["stress", "--workload", "walk"], &["\"walk\"", "seq, random"]);
+    assert_refused(&["stress", "--workload", ""], &["--workload"]);
+    assert_refused(&["stress", "--invalidate", "clean,none"], &["none", "reclaim"]);
+    assert_refused(&["stress", "--invalidate", "all"], &["\"all\"", "reclaim, clean, none"]);
+    assert_refused(&["stress", "--sabotage", "luck"], &["\"luck\"", "skip-flush"]);
+    assert_refused(&["stress", "--policy", "lru"], &["\"lru\"", "clock, fifo"]);
+}
+
+#[test]
+fn reports_that_cannot_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let nowhere = folder.path().join("no/report.json");
+    let nowhere = nowhere.to_str().unwrap();
+    assert_refused(&["stress", "--json", nowhere], &["--json", nowhere, "another place"]);
+    let here = folder.path().to_str().unwrap();
+    assert_refused(&["stress", "--json", here], &[here, "not a file"]);
+    assert_refused(&["stress", "--json", "/proc/report.json"], &["/proc"]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn options_and_commands_that_do_not_exist() {
+    assert_refused(&[], &["boot, stress, doctor"]);
+    assert_refused(&["dance"], &["dance"]);
+    assert_refused(&["boot", "--memroy", "1G"], &["--memroy", "--memory"]);
+    assert_refused(&["boot", "--memory"], &["--memory <SIZE> needs a value"]);
+    assert_refused(&["boot", "--memory", "--vcpus", "2"], &["--memory <SIZE> needs a value"]);
+    assert_refused(&["doctor", "now"], &["now"]);
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for (words, part) in [
+        (&["--help"][..], "Usage: gnomon <COMMAND>"),
+        (&["boot", "--help"], "--host-memory <SIZE>"),
+        (&["stress", "--help"], "skip-flush"),
+        (&["--version"], env!("CARGO_PKG_VERSION")),
+    ] {
+        let output = gnomon(words);
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+}
+
+/// Arguments are bytes, not text.
+#[test]
+fn words_that_are_no_utf8() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    let word = OsStr::from_bytes(b"\xff\xfe");
+    let output = Command::new(env!("CARGO_BIN_EXE_gnomon"))
+        .args([OsStr::new("boot"), OsStr::new("--cmdline"), word])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    // A file may well be called so.
+    let output = Command::new(env!("CARGO_BIN_EXE_gnomon"))
+        .args([OsStr::new("boot"), OsStr::new("--kernel"), word])
+        .output()
+        .unwrap();
+    assert!(!Path::new(word).exists());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("No such file"), "{said}");
+}
