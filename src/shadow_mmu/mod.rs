@@ -139,3 +139,6 @@ impl Drop for ShadowMmu {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use crate::shadow_mmu::{Mmu, ShadowMmu};
 use crate::sync::lock;
 
 /// PML4 slot of the monitor, in every root.
-const MONITOR_SLOT: usize = 255;
+pub(super) const MONITOR_SLOT: usize = 255;
 /// Bytes mapped by one leaf table.
 const LEAF_SPAN: u64 = 2 << 20;
 /// Bytes of the largest guest page.

@@ -13,6 +13,7 @@ use crate::addr::{Gfn, Gpa, Gva, PAGE_SHIFT};
 use crate::export_rmap::PageFlags;
 use crate::host_mm::MmError;
 use crate::shadow_mmu::Mmu;
+use crate::shadow_mmu::roots::MONITOR_SLOT;
 use crate::shadow_mmu::spte::Pte;
 
 /// What a guest access wants to do.
@@ -115,6 +116,11 @@ impl Mmu {
         gva: Gva,
         access: Access,
     ) -> Result<Walk, MmError> {
+        if table_index(gva, 4) == MONITOR_SLOT {
+            // Not the guest's to map. The VMM lets no such address come this far; were one to, it
+            // must not lead into the tables behind the monitor's entry.
+            return Ok(Walk::Fault(access_code(context, access)));
+        }
         for _ in 0..WALK_ATTEMPTS {
             let mut steps = [Step::default(); 4];
             let walked = self.walk_once(context, gva, access, &mut steps)?;

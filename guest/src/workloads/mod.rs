@@ -14,6 +14,9 @@ use crate::worker::Worker;
 use paging::PagingState;
 use shared::SharedState;
 
+/// Accesses to the hot set for each page of the scan: what makes it hot.
+const HOT_PER_STEP: u64 = 8;
+
 /// Where one vCPU stands in each workload.
 pub struct Workloads {
     rng: Rng,
@@ -83,12 +86,14 @@ impl Workloads {
         worker.access(page, write)
     }
 
-    /// One access to the hot set in random order, one step of the scan over the rest.
+    /// Accesses to the hot set in random order, then one step of the scan over the rest.
     fn hot_and_scan(&mut self, worker: &Worker) {
         if self.hot != 0 {
-            let page = self.rng.below(self.hot);
-            self.touch(worker, page);
-            count(&worker.counters.hot_accesses, 1);
+            for _ in 0..HOT_PER_STEP {
+                let page = self.rng.below(self.hot);
+                self.touch(worker, page);
+            }
+            count(&worker.counters.hot_accesses, HOT_PER_STEP);
         }
         if self.scan == worker.owned {
             self.scan = self.hot;

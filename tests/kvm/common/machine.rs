@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use gnomon::host_mm::{HostMm, HostMmConfig, MmStats};
 use gnomon::shadow_mmu::ShadowStats;
-use gnomon::vmm::{Outcome, VcpuCounts, ViolationReport, Vm, VmConfig, VmError};
+use gnomon::vmm::{GuestCounters, Outcome, VcpuCounts, ViolationReport, Vm, VmConfig, VmError};
 
 use super::guest::{Guest, VALUE};
 
@@ -55,6 +55,8 @@ pub(crate) struct Ended {
     pub(crate) report_count: u64,
     pub(crate) console: Vec<u8>,
     pub(crate) counts: VcpuCounts,
+    /// What the guest wrote to the control block.
+    pub(crate) guest_counters: GuestCounters,
     pub(crate) memory: MmStats,
     pub(crate) shadow: ShadowStats,
     pub(crate) unknown_port_accesses: u64,
@@ -122,6 +124,7 @@ impl Machine {
             report_count: vm.violation_count(),
             console,
             counts: vm.counts(),
+            guest_counters: vm.guest_counters(),
             memory: mm.stats(),
             shadow: vm.shadow().stats(),
             unknown_port_accesses: vm.unknown_port_accesses(),

@@ -1,7 +1,8 @@
 //! Trials that need something of the host: where it is missing they are *ignored* and say why, so
 //! that a green run never hides what was not run.
 //!
-//! `GNOMON_REQUIRE_KVM` in the environment turns a missing KVM into a failure.
+//! `GNOMON_REQUIRE_KVM` in the environment turns a missing KVM into a failure. `GNOMON_LONG_TESTS`
+//! makes those trials long that have a short and a long form.
 
 use std::env;
 use std::sync::OnceLock;
@@ -37,6 +38,12 @@ pub(crate) fn kvm_trial_with(
         body();
         Ok(Completion::Completed)
     })
+}
+
+/// Whether trials that can be long are to be.
+#[allow(dead_code, reason = "not every suite has such trials")]
+pub(crate) fn long() -> bool {
+    env::var_os("GNOMON_LONG_TESTS").is_some()
 }
 
 /// Runs `trials` on `threads` threads unless the command line says otherwise.

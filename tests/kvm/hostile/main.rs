@@ -10,7 +10,11 @@ mod trial;
 
 mod addresses;
 mod exceptions;
+mod instructions;
 mod paging;
+mod pressure;
+mod processors;
+mod random_code;
 
 use std::process::ExitCode;
 
@@ -18,6 +22,14 @@ use std::process::ExitCode;
 const THREADS: usize = 2;
 
 fn main() -> ExitCode {
-    let trials = [addresses::trials(), exceptions::trials(), paging::trials()];
+    let trials = [
+        addresses::trials(),
+        exceptions::trials(),
+        instructions::trials(),
+        paging::trials(),
+        pressure::trials(),
+        processors::trials(),
+        random_code::trials(),
+    ];
     trial::run(trials.into_iter().flatten().collect(), THREADS).exit_code()
 }

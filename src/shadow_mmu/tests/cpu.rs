@@ -1,0 +1,194 @@
+//! A processor in software, at CPL3 on the shadow tables, with a TLB that only a flush empties.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::machine::{ACCESSED, ADDRESS, DIRTY, Machine, NO_EXECUTE, PRESENT, USER, WRITABLE};
+use crate::addr::{Gpa, Gva, PAGE_SIZE_U64, Pfn};
+use crate::export_rmap::{
+    ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, RevokeError,
+};
+use crate::shadow_mmu::walk::table_index;
+use crate::shadow_mmu::{Access, FaultOutcome, PagingContext, Root};
+use crate::sync::lock;
+
+/// Leaf SPTEs by page of guest-virtual address.
+pub(super) type Tlb = HashMap<u64, u64>;
+
+/// What became of an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Done {
+    /// The word was read, or written (with what it was before).
+    Value(u64),
+    Fault(u32),
+    Outside(Gpa),
+    NeedsRecycle,
+}
+
+pub(super) struct Cpu {
+    pub(super) context: PagingContext,
+    pub(super) root: Root,
+    tlb: Arc<Mutex<Tlb>>,
+    /// Faults taken by the last access.
+    pub(super) faults: u32,
+    /// The SPTE that the last access used, as it was then.
+    pub(super) used: u64,
+}
+
+impl Cpu {
+    pub(super) fn new(machine: &Machine, cr3: u64) -> Self {
+        let cr3 = Gpa::new(cr3 * PAGE_SIZE_U64);
+        Self {
+            context: PagingContext { cr3, write_protect: true, nxe: true },
+            root: machine.load_root(cr3.gfn()),
+            tlb: Arc::default(),
+            faults: 0,
+            used: 0,
+        }
+    }
+
+    /// The guest loads CR3; so does the hypervisor, which empties this processor's TLB.
+    pub(super) fn load_cr3(&mut self, machine: &Machine, cr3: u64) {
+        self.context.cr3 = Gpa::new(cr3 * PAGE_SIZE_U64);
+        self.root = machine.load_root(self.context.cr3.gfn());
+        lock(&self.tlb).clear();
+    }
+
+    pub(super) fn tlb(&self) -> MutexGuard<'_, Tlb> {
+        lock(&self.tlb)
+    }
+
+    pub(super) fn read(&mut self, machine: &Machine, gva: Gva) -> Done {
+        self.access(machine, gva, Access::Read, None)
+    }
+
+    pub(super) fn write(&mut self, machine: &Machine, gva: Gva, value: u64) -> Done {
+        self.access(machine, gva, Access::Write, Some(value))
+    }
+
+    pub(super) fn execute(&mut self, machine: &Machine, gva: Gva) -> Done {
+        self.access(machine, gva, Access::Execute, None)
+    }
+
+    /// One access to the aligned word at `gva`, with as many faults as it takes.
+    pub(super) fn access(
+        &mut self,
+        machine: &Machine,
+        gva: Gva,
+        access: Access,
+        store: Option<u64>,
+    ) -> Done {
+        self.faults = 0;
+        loop {
+            {
+                // Held until the access is made: a flush waits for it.
+                let mut tlb = lock(&self.tlb);
+                if let Some(spte) = look_up(machine, self.root, &mut tlb, gva, access) {
+                    self.used = spte;
+                    let address = (spte & ADDRESS) + gva.page_offset() as u64;
+                    let word = machine.guest_word(address);
+                    return Done::Value(match store {
+                        Some(value) => word.swap(value, Ordering::AcqRel),
+                        None => word.load(Ordering::Acquire),
+                    });
+                }
+            }
+            self.faults += 1;
+            assert!(self.faults < 10_000, "{access:?} at {gva} faults without end");
+            match machine.shadow.fault(&self.context, self.root, gva, access).unwrap() {
+                FaultOutcome::Fixed => {}
+                FaultOutcome::GuestFault { error_code } => return Done::Fault(error_code),
+                FaultOutcome::OutsideRam { gpa } => return Done::Outside(gpa),
+                FaultOutcome::NeedsRecycle => return Done::NeedsRecycle,
+            }
+        }
+    }
+
+    /// Drops from the TLB what the kernel has taken out of the guest view since it was used: a
+    /// KVM would have been told. To be called before the next access.
+    pub(super) fn obey_revocations(&self, machine: &Machine, pagemap: &File) {
+        let view = machine.shadow.guest_view().region().as_ptr().addr() as u64;
+        lock(&self.tlb).retain(|_, spte| {
+            Machine::frame_offset(*spte).is_none_or(|offset| {
+                let mut entry = [0; 8];
+                let page = (view + offset) / PAGE_SIZE_U64;
+                pagemap.read_exact_at(&mut entry, page * 8).unwrap();
+                // Bit 63: the page is present in this mapping.
+                u64::from_le_bytes(entry) >> 63 == 1
+            })
+        });
+    }
+}
+
+/// The TLB, then the shadow tables, as a processor does it: accessed and dirty are set in one step
+/// or not at all, and a translation without a right it needs is looked up again.
+fn look_up(machine: &Machine, root: Root, tlb: &mut Tlb, gva: Gva, access: Access) -> Option<u64> {
+    let mut needed = PRESENT | USER;
+    let mut marks = ACCESSED;
+    if access == Access::Write {
+        needed |= WRITABLE;
+        marks |= DIRTY;
+    }
+    let suits = |entry: u64| {
+        entry & needed == needed && (access != Access::Execute || entry & NO_EXECUTE == 0)
+    };
+    let page = gva.as_u64() / PAGE_SIZE_U64;
+    if let Some(&cached) = tlb.get(&page)
+        && suits(cached)
+        && cached & marks == marks
+    {
+        return Some(cached);
+    }
+    let mut table = machine.shadow.root_machine_address(root)?;
+    for level in (2..=4).rev() {
+        let entry = machine.shadow_entry(table, table_index(gva, level)).load(Ordering::Acquire);
+        if !suits(entry) {
+            return None;
+        }
+        table = entry & ADDRESS;
+    }
+    let leaf = machine.shadow_entry(table, table_index(gva, 1));
+    loop {
+        let old = leaf.load(Ordering::Acquire);
+        if !suits(old) {
+            return None;
+        }
+        let new = old | marks;
+        if leaf.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            tlb.insert(page, new);
+            return Some(new);
+        }
+    }
+}
+
+/// Stops the processors for a flush of the host side's, as KVM's MMU notifier does.
+pub(super) struct Processors(pub(super) Vec<Arc<Mutex<Tlb>>>);
+
+impl Processors {
+    pub(super) fn of(cpus: &[Cpu]) -> Self {
+        Self(cpus.iter().map(|cpu| cpu.tlb.clone()).collect())
+    }
+}
+
+impl ExportNotifier for Processors {
+    fn invalidate_page(&self, _page: &LockedPage<'_>, _kind: Invalidation) -> Harvest {
+        Harvest::default()
+    }
+
+    fn age_page(&self, _page: &LockedPage<'_>) -> bool {
+        false
+    }
+
+    fn flush(&self, frames: &[Pfn], _reason: FlushReason) -> Result<(), RevokeError> {
+        for tlb in &self.0 {
+            lock(tlb).retain(|_, spte| {
+                Machine::frame_offset(*spte)
+                    .is_none_or(|offset| !frames.iter().any(|pfn| pfn.byte_offset() == offset))
+            });
+        }
+        Ok(())
+    }
+}

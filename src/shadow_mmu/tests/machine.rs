@@ -1,0 +1,200 @@
+//! Host memory, a guest's memory, a shadow MMU, and the machine space that they make together.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use vm_memory::{MmapRegion, VolatileMemory};
+
+use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE_U64, Pfn};
+use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, SwapConfig};
+use crate::shadow_mmu::{
+    LoadRoot, MachineLayout, Root, ShadowConfig, ShadowMmu, TableMemory, walk::table_index,
+};
+
+pub(super) const PRESENT: u64 = 1 << 0;
+pub(super) const WRITABLE: u64 = 1 << 1;
+pub(super) const USER: u64 = 1 << 2;
+pub(super) const ACCESSED: u64 = 1 << 5;
+pub(super) const DIRTY: u64 = 1 << 6;
+pub(super) const PAGE_SIZE_BIT: u64 = 1 << 7;
+pub(super) const NO_EXECUTE: u64 = 1 << 63;
+pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// Bits of a guest-physical address.
+pub(super) const PHYS_BITS: u32 = 46;
+/// Guest RAM: enough for pages of 1 GiB inside and outside.
+pub(super) const RAM_BYTES: u64 = 4 << 30;
+const WINDOW_BYTES: u64 = 4 * PAGE_SIZE_U64;
+/// First guest frame of the pinned window.
+pub(super) const WINDOW_GFN: Gfn = Gfn::new(1 << 27);
+
+const TABLES_BASE: u64 = 1 << 32;
+const WINDOW_BASE: u64 = 1 << 33;
+const FRAMES_BASE: u64 = 1 << 34;
+/// Present, not for the guest: what every root has at slot 255.
+pub(super) const MONITOR: u64 = (TABLES_BASE - PAGE_SIZE_U64) | PRESENT | WRITABLE | ACCESSED;
+
+pub(super) struct Machine {
+    pub(super) shadow: ShadowMmu,
+    pub(super) mm: Arc<HostMm>,
+    tables: Arc<MmapRegion>,
+    window: Arc<MmapRegion>,
+    table_bytes: u64,
+}
+
+/// The smallest host memory, with all checks on.
+pub(super) fn config() -> HostMmConfig {
+    let swap = SwapConfig { path: None, dir: None, bytes: 64 << 20 };
+    HostMmConfig { check_evictions: true, swap, ..HostMmConfig::new(MIN_HOST_MEMORY_BYTES) }
+}
+
+fn memory(bytes: u64) -> Arc<MmapRegion> {
+    Arc::new(MmapRegion::new(usize::try_from(bytes).unwrap()).unwrap())
+}
+
+impl Machine {
+    pub(super) fn new(config: HostMmConfig, shadow_pages: u32) -> Self {
+        let mm = HostMm::new(config).unwrap();
+        let object = mm.create_object(RAM_BYTES).unwrap();
+        let table_bytes = u64::from(shadow_pages) * PAGE_SIZE_U64;
+        let tables = memory(table_bytes);
+        let config = ShadowConfig {
+            machine: MachineLayout {
+                tables_base: TABLES_BASE,
+                frames_base: FRAMES_BASE,
+                window_base: WINDOW_BASE,
+                window_gfn: WINDOW_GFN,
+                window_bytes: WINDOW_BYTES,
+            },
+            monitor_pml4e: MONITOR,
+            phys_bits: PHYS_BITS,
+            zap_to_age: true,
+        };
+        let table_memory = TableMemory::new(tables.clone(), 0, shadow_pages).unwrap();
+        let view = mm.map_guest_view().unwrap();
+        let shadow = ShadowMmu::new(config, object, table_memory, view).unwrap();
+        Self { shadow, mm, tables, window: memory(WINDOW_BYTES), table_bytes }
+    }
+
+    pub(super) fn object(&self) -> &MemoryObject {
+        self.shadow.object()
+    }
+
+    /// The word at a machine address, which must be one that a guest may reach.
+    pub(super) fn guest_word(&self, address: u64) -> &AtomicU64 {
+        if let Some(offset) = address.checked_sub(FRAMES_BASE) {
+            word(self.shadow.guest_view().region(), offset)
+        } else {
+            word(&self.window, address.checked_sub(WINDOW_BASE).expect("guest memory"))
+        }
+    }
+
+    /// An entry of the shadow table at a machine address, which must be a shadow page.
+    pub(super) fn shadow_entry(&self, table: u64, index: usize) -> &AtomicU64 {
+        let offset = table.checked_sub(TABLES_BASE).expect("a shadow page");
+        assert!(offset < self.table_bytes, "a shadow page");
+        word(&self.tables, offset + index as u64 * 8)
+    }
+
+    /// The leaf SPTE of an address, if its table exists.
+    pub(super) fn spte(&self, root: Root, gva: Gva) -> Option<&AtomicU64> {
+        let mut table = self.shadow.root_machine_address(root)?;
+        for level in (2..=4).rev() {
+            let entry = self.shadow_entry(table, table_index(gva, level)).load(Ordering::Acquire);
+            if entry & PRESENT == 0 {
+                return None;
+            }
+            table = entry & ADDRESS;
+        }
+        Some(self.shadow_entry(table, table_index(gva, 1)))
+    }
+
+    /// The leaf SPTE's value; 0 for none.
+    pub(super) fn spte_value(&self, root: Root, gva: Gva) -> u64 {
+        self.spte(root, gva).map_or(0, |entry| entry.load(Ordering::Acquire))
+    }
+
+    /// The guest page that an SPTE leads to.
+    pub(super) fn target(&self, spte: u64) -> Gfn {
+        let address = spte & ADDRESS;
+        match address.checked_sub(FRAMES_BASE) {
+            Some(offset) => {
+                let pfn = Pfn::new(u32::try_from(offset / PAGE_SIZE_U64).unwrap());
+                let owner = self.mm.last_owner(pfn).expect("a frame");
+                owner.gfn
+            }
+            None => Gfn::new(WINDOW_GFN.as_u64() + (address - WINDOW_BASE) / PAGE_SIZE_U64),
+        }
+    }
+
+    /// Offset in the guest view of the frame at this machine address.
+    pub(super) fn frame_offset(address: u64) -> Option<u64> {
+        (address & ADDRESS).checked_sub(FRAMES_BASE)
+    }
+
+    pub(super) fn load_root(&self, cr3: Gfn) -> Root {
+        match self.shadow.load_root(cr3.base()).unwrap() {
+            LoadRoot::Root(root) => root,
+            LoadRoot::NeedsRecycle => panic!("no shadow page for a root"),
+        }
+    }
+
+    /// Sets an entry of a guest table.
+    pub(super) fn set_entry(&self, table: u64, index: usize, entry: u64) {
+        let gpa = Gpa::new(table * PAGE_SIZE_U64 + index as u64 * 8);
+        self.object().write(gpa, &entry.to_le_bytes()).unwrap();
+    }
+
+    /// A word of guest memory.
+    pub(super) fn read_word(&self, gpa: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.object().read(Gpa::new(gpa), &mut bytes).unwrap();
+        u64::from_le_bytes(bytes)
+    }
+
+    pub(super) fn frame(&self, gfn: Gfn) -> Option<Pfn> {
+        self.object().try_lock_resident(gfn).map(|page| page.pfn())
+    }
+
+    /// Evicts the page, if it is in a frame.
+    pub(super) fn evict(&self, gfn: Gfn) {
+        if let Some(pfn) = self.frame(gfn) {
+            assert_eq!(self.mm.evict_frames(&[pfn]).unwrap(), 1);
+            assert_eq!(self.frame(gfn), None);
+        }
+    }
+
+    pub(super) fn clean(&self, gfn: Gfn) {
+        if let Some(pfn) = self.frame(gfn) {
+            assert_eq!(self.mm.clean_frames(&[pfn]).unwrap(), 1);
+        }
+    }
+
+    pub(super) fn all_frames(&self) -> Vec<Pfn> {
+        (0..self.mm.frame_count()).map(Pfn::new).collect()
+    }
+
+    /// Invariants I3 and I4, and what the host side's own checks found.
+    #[track_caller]
+    pub(super) fn assert_sound(&self) {
+        let differences = self.shadow.check_reverse_map();
+        assert!(differences.is_empty(), "{differences:#?}");
+        let table = self.mm.frame_table();
+        for pfn in self.all_frames() {
+            let exported = table.get(pfn).unwrap().is_exported();
+            assert_eq!(exported, !table.rmap_entries(pfn).is_empty(), "I4: frame {pfn}");
+        }
+        let (violations, count) = self.mm.violations();
+        assert_eq!(count, 0, "{violations:?}");
+    }
+}
+
+fn word(region: &MmapRegion, offset: u64) -> &AtomicU64 {
+    region.get_atomic_ref(usize::try_from(offset).unwrap()).unwrap()
+}
+
+/// A guest address from its four table indices, in canonical form.
+pub(super) fn gva(indices: [u64; 4]) -> Gva {
+    let raw = indices.iter().fold(0, |raw, index| raw << 9 | index) << 12;
+    Gva::new(if indices[0] >= 256 { raw | 0xffff << 48 } else { raw })
+}
