@@ -432,9 +432,9 @@ fn instruction_across_two_pages() {
         a.nop()?;
         power_off(a)
     })
-    .with_table(TABLES, &[(0, 0xa000 | 3), (1, TABLES + 0x1000 | 3)])
-    .with_table(TABLES + 0x1000, &[(0, TABLES + 0x2000 | 3)])
-    .with_table(TABLES + 0x2000, &[(0, TABLES + 0x3000 | 3)])
+    .with_table(TABLES, &[(0, 0xa000 | 3), (1, (TABLES + 0x1000) | 3)])
+    .with_table(TABLES + 0x1000, &[(0, (TABLES + 0x2000) | 3)])
+    .with_table(TABLES + 0x2000, &[(0, (TABLES + 0x3000) | 3)])
     .with_table(TABLES + 0x3000, &[(0, FREE | 3)])
     .with(FREE + 0xffe, vec![0x0f, 0x22]);
     let fault = run(&guest).powered_off().fault();

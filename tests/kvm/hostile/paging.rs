@@ -82,7 +82,7 @@ fn recursive_pml4() {
 
 fn tables_that_are_one_page() {
     // Every entry of the table points to the table itself.
-    let entries: Vec<(usize, u64)> = (0..512).map(|index| (index, FREE + 0x1000 | PW)).collect();
+    let entries: Vec<(usize, u64)> = (0..512).map(|index| (index, (FREE + 0x1000) | PW)).collect();
     let guest = with_slot_1((FREE + 0x1000) | PW, |a| {
         for offset in [0, 0x1000, 0x20_0000, 0x4000_0000, 0x7f_ffff_f000u64] {
             a.mov(rax, TEST_GVA + offset)?;
@@ -99,7 +99,7 @@ fn tables_that_are_one_page() {
     })
     .with_table(FREE + 0x1000, &entries);
     let ended = run(&guest).powered_off();
-    assert_eq!(ended.values(), [FREE + 0x1000 | PW; 5]);
+    assert_eq!(ended.values(), [(FREE + 0x1000) | PW; 5]);
     assert_eq!(ended.vectors(), [(14, 0)]);
 }
 
@@ -144,8 +144,8 @@ fn reserved_bits() {
     // In a large page's address, by level.
     for (level, bits) in [(3, 1 << 13), (3, 1 << 29), (2, 1 << 13), (2, 1 << 20)] {
         let leaf = PW | LARGE | bits;
-        let (first, second) = if level == 3 { (leaf, 0) } else { (FREE + 0x2000 | PW, leaf) };
-        let guest = with_slot_1(FREE + 0x1000 | PW, |a| {
+        let (first, second) = if level == 3 { (leaf, 0) } else { ((FREE + 0x2000) | PW, leaf) };
+        let guest = with_slot_1((FREE + 0x1000) | PW, |a| {
             a.mov(rax, TEST_GVA)?;
             attempt(a, |a| a.mov(rbx, qword_ptr(rax)))
         })
@@ -163,7 +163,7 @@ fn reserved_bits() {
 
 fn leaf_beyond_physical_addresses() {
     // The highest address that is none of the reserved bits' is still not RAM.
-    let guest = with_slot_1(FREE + 0x1000 | PW, |a| {
+    let guest = with_slot_1((FREE + 0x1000) | PW, |a| {
         a.mov(rax, TEST_GVA + 0x123)?;
         a.mov(bl, byte_ptr(rax))
     })
@@ -383,7 +383,7 @@ fn one_page(guest: Guest, flags: u64) -> Guest {
 }
 
 fn read_only_pages() {
-    let guest = with_slot_1(FREE + 0x1000 | PW, |a| {
+    let guest = with_slot_1((FREE + 0x1000) | PW, |a| {
         a.mov(rax, TEST_GVA)?;
         a.mov(rbx, qword_ptr(rax))?;
         attempt(a, |a| a.mov(qword_ptr(rax), rbx))?;
@@ -406,7 +406,7 @@ fn read_only_pages() {
 }
 
 fn no_execute_pages() {
-    let guest = with_slot_1(FREE + 0x1000 | PW, |a| {
+    let guest = with_slot_1((FREE + 0x1000) | PW, |a| {
         a.mov(rax, TEST_GVA)?;
         // Bit 63 is reserved until EFER.NXE is set.
         attempt(a, |a| a.mov(rbx, qword_ptr(rax)))?;
@@ -444,7 +444,7 @@ fn own_code_taken_away() {
 fn tables_written_through_themselves() {
     // Ten thousand times: map the next page in the table that maps the window onto the tables, use
     // the mapping, take it away.
-    let guest = with_slot_1(FREE + 0x1000 | PW, |a| {
+    let guest = with_slot_1((FREE + 0x1000) | PW, |a| {
         let mut again = a.create_label();
         a.mov(ecx, 10_000)?;
         a.xor(ebx, ebx)?;

@@ -402,9 +402,9 @@ fn table_changed_by_another() {
         a.mov(qword_ptr(TABLES + 0x3000), r9)?;
         a.jmp(flip)
     })
-    .with_table(TABLES, &[(0, 0xa000 | 3), (1, TABLES + 0x1000 | 3)])
-    .with_table(TABLES + 0x1000, &[(0, TABLES + 0x2000 | 3)])
-    .with_table(TABLES + 0x2000, &[(0, TABLES + 0x3000 | 3)])
+    .with_table(TABLES, &[(0, 0xa000 | 3), (1, (TABLES + 0x1000) | 3)])
+    .with_table(TABLES + 0x1000, &[(0, (TABLES + 0x2000) | 3)])
+    .with_table(TABLES + 0x2000, &[(0, (TABLES + 0x3000) | 3)])
     .with_table(TABLES + 0x3000, &[(0, frame(0) | 0x63)])
     .with_table(frame(0), &[(0, 1)])
     .with_table(frame(1), &[(0, 2)]);

@@ -148,7 +148,7 @@ fn skipping(guest: Guest) -> Guest {
 
 /// Adds [`TABLES`].
 fn only_memory(guest: Guest) -> Guest {
-    let table = |number: u64| TABLES + number * 0x1000 | 3;
+    let table = |number: u64| (TABLES + number * 0x1000) | 3;
     let entries = |count: u64, entry: &dyn Fn(u64) -> u64| -> Vec<(usize, u64)> {
         (0..).zip((0..count).map(entry)).collect()
     };
@@ -158,7 +158,7 @@ fn only_memory(guest: Guest) -> Guest {
         .with_table(TABLES + 0x2000, &entries(8, &|index| index << 21 | 0x83))
         .with_table(TABLES + 0x3000, &[(0, table(4))])
         .with_table(TABLES + 0x4000, &[(0, table(5))])
-        .with_table(TABLES + 0x5000, &entries(20, &|index| abi::WINDOW_GPA + index * 0x1000 | 3))
+        .with_table(TABLES + 0x5000, &entries(20, &|index| (abi::WINDOW_GPA + index * 0x1000) | 3))
 }
 
 /// What random code needs before it begins.
@@ -186,7 +186,7 @@ fn page_tables(random: &mut Random) -> Guest {
         0 => random.next(),
         1 => 0,
         2 => random.value() & !0xfff | random.below(0x1000),
-        _ => FREE + random.below(16) * 0x1000 | 3 | random.below(0x1000) & !0x80,
+        _ => (FREE + random.below(16) * 0x1000) | 3 | random.below(0x1000) & !0x80,
     };
     let code = assemble(CODE, |a| {
         preamble(a)?;
