@@ -1,6 +1,6 @@
 //! Reclaim: taking frames away from pages.
 //!
-//! [`clock`] chooses the pages, [`evict`] takes them out in batches with one flush each. A thread
+//! `clock.rs` chooses the pages, `evict.rs` takes them out in batches with one flush each. A thread
 //! keeps the number of free frames between two watermarks; a fault that finds none left reclaims
 //! for itself.
 
