@@ -10,6 +10,8 @@ mod concurrent;
 mod content;
 #[cfg(feature = "export-notifier")]
 mod protocol;
+#[cfg(feature = "export-notifier")]
+mod quality;
 mod swap_trouble;
 #[cfg(not(feature = "export-notifier"))]
 mod without_notifier;

@@ -5,13 +5,11 @@ use std::sync::atomic::Ordering;
 use crate::addr::Pfn;
 use crate::export_rmap::{
     ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Retain, RevokeError,
-    lock_rank::{self, Rank},
 };
 use crate::shadow_mmu::Mmu;
 use crate::shadow_mmu::roots::SptePlace;
 use crate::shadow_mmu::spte::Pte;
 use crate::shadow_mmu::stats::Counters;
-use crate::sync::lock;
 
 impl Mmu {
     /// Visits the SPTEs that map the page, under the MMU lock.
@@ -23,8 +21,7 @@ impl Mmu {
         let Some(&client) = self.client.get() else {
             return 0;
         };
-        let _held = lock_rank::wait_for(Rank::ClientMmu);
-        let _state = lock(&self.state);
+        let _state = self.lock();
         let mut visited = 0;
         page.table().rmap_visit(page.pfn(), client, |location| {
             let place = SptePlace::of_location(location);

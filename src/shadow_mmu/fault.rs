@@ -19,7 +19,6 @@ use crate::shadow_mmu::spte::Pte;
 use crate::shadow_mmu::stats::Counters;
 use crate::shadow_mmu::walk::{Access, PagingContext, Translation, Walk};
 use crate::shadow_mmu::{Mmu, ShadowMmu};
-use crate::sync::lock;
 
 /// Attempts before the vCPU re-enters the guest to fault again: its thread has other duties.
 const ATTEMPTS: u32 = 64;
@@ -100,7 +99,7 @@ impl Mmu {
     ) -> Result<FaultOutcome, MmError> {
         for _ in 0..ATTEMPTS {
             // Before the walk: a flush after this point makes what the walk read worthless.
-            let Some(flushes) = lock(&self.state).flush_count(root) else {
+            let Some(flushes) = self.lock().flush_count(root) else {
                 // Recycled meanwhile: the vCPU gets its new root before it runs again.
                 return Ok(FaultOutcome::Fixed);
             };
@@ -147,7 +146,7 @@ impl Mmu {
     }
 
     fn install(&self, install: &Install<'_>) -> Result<Installed, MmError> {
-        let mut state = lock(&self.state);
+        let mut state = self.lock();
         match state.flush_count(install.root) {
             Some(flushes) if flushes == install.flushes => {}
             // Recycled or flushed since the walk.

@@ -17,7 +17,6 @@ use crate::shadow_mmu::spte::Pte;
 use crate::shadow_mmu::stats::Counters;
 use crate::shadow_mmu::tables::ENTRIES;
 use crate::shadow_mmu::walk::{Access, PagingContext, Translation};
-use crate::sync::lock;
 
 /// Guest entries looked at: the aligned group around the one that faulted, and those ahead.
 const GROUP: usize = 16;
@@ -36,12 +35,12 @@ impl Mmu {
         fault: &Install<'_>,
     ) -> Result<(), MmError> {
         let page = fault.gva.as_u64() / PAGE_SIZE_U64;
-        let ahead = lock(&self.state).streams.advance(page);
+        let ahead = self.lock().streams.advance(page);
         let neighbours = self.neighbours(context, fault, ahead)?;
         if neighbours.is_empty() {
             return Ok(());
         }
-        let mut state = lock(&self.state);
+        let mut state = self.lock();
         if state.flush_count(fault.root) != Some(fault.flushes) {
             return Ok(());
         }

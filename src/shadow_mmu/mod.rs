@@ -31,10 +31,12 @@ mod tables;
 mod virtual_access;
 mod walk;
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use vm_memory::MmapRegion;
 
+use crate::export_rmap::lock_rank::{self, Held, Rank};
 use crate::export_rmap::{ClientId, Registration};
 use crate::host_mm::{GuestView, HostMm, MemoryObject, MmError};
 
@@ -66,7 +68,7 @@ struct Mmu {
     tables: TableMemory,
     /// The pinned window's memory, for accesses on the guest's behalf.
     window: OnceLock<Arc<MmapRegion>>,
-    /// The MMU lock.
+    /// The MMU lock; taken by [`Mmu::lock`] alone.
     state: Mutex<State>,
     client: OnceLock<ClientId>,
     counters: Counters,
@@ -137,6 +139,36 @@ impl Drop for ShadowMmu {
         if let Some(registration) = self.registration.take() {
             self.mmu.mm.notifiers().unregister(registration);
         }
+    }
+}
+
+impl Mmu {
+    /// Takes the MMU lock, in its place of the lock order: a page lock may be held, this lock and
+    /// rmap entries not.
+    fn lock(&self) -> LockedState<'_> {
+        let held = lock_rank::wait_for(Rank::ClientMmu);
+        LockedState { state: crate::sync::lock(&self.state), _held: held }
+    }
+}
+
+/// What the MMU lock protects, while it is held.
+struct LockedState<'a> {
+    // First: fields drop in order, and the rank is held as long as the lock is.
+    state: MutexGuard<'a, State>,
+    _held: Held,
+}
+
+impl Deref for LockedState<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for LockedState<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
     }
 }
 

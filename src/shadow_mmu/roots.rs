@@ -11,7 +11,6 @@ use crate::shadow_mmu::streams::Streams;
 use crate::shadow_mmu::tables::{ENTRIES, PageIndex};
 use crate::shadow_mmu::walk::table_index;
 use crate::shadow_mmu::{Mmu, ShadowMmu};
-use crate::sync::lock;
 
 /// PML4 slot of the monitor, in every root.
 pub(super) const MONITOR_SLOT: usize = 255;
@@ -234,7 +233,7 @@ impl Mmu {
     /// Drops every SPTE without a flush: for when no vCPU runs and none will before KVM has
     /// dropped all it cached.
     pub(super) fn forget_everything(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.lock();
         for leaf in state.leaves() {
             for place in entries_of(leaf.page) {
                 let raw = self.tables.entry(place.page, place.index).swap(0, Ordering::AcqRel);
@@ -268,7 +267,7 @@ impl ShadowMmu {
     /// [`RevokeError`] if the flush failed; the VM must not go on.
     pub fn load_root(&self, cr3: Gpa) -> Result<LoadRoot, RevokeError> {
         let mmu = &*self.mmu;
-        let mut state = lock(&mmu.state);
+        let mut state = mmu.lock();
         let key = cr3.as_u64() & ADDRESS_MASK;
         if let Some(&number) = state.by_cr3.get(&key) {
             let root = Root { number, epoch: state.epoch };
@@ -298,7 +297,7 @@ impl ShadowMmu {
     /// As [`load_root`](Self::load_root).
     pub fn reuse_root(&self, cr3: Gpa) -> Result<LoadRoot, RevokeError> {
         {
-            let state = lock(&self.mmu.state);
+            let state = self.mmu.lock();
             if let Some(&number) = state.by_cr3.get(&(cr3.as_u64() & ADDRESS_MASK)) {
                 return Ok(LoadRoot::Root(Root { number, epoch: state.epoch }));
             }
@@ -309,7 +308,7 @@ impl ShadowMmu {
     /// The value for the real CR3; `None` for a void root.
     #[must_use]
     pub fn root_machine_address(&self, root: Root) -> Option<u64> {
-        let state = lock(&self.mmu.state);
+        let state = self.mmu.lock();
         state.root(root).map(|tables| self.mmu.page_address(tables.page))
     }
 
@@ -320,7 +319,7 @@ impl ShadowMmu {
     /// [`RevokeError`] if the flush failed; the VM must not go on.
     pub fn invlpg(&self, root: Root, gva: Gva) -> Result<(), RevokeError> {
         let mmu = &*self.mmu;
-        let mut state = lock(&mmu.state);
+        let mut state = mmu.lock();
         let region = gva.as_u64() / LEAF_SPAN;
         // The rest of a large page has SPTEs of its own.
         let large_2m = state
@@ -347,7 +346,7 @@ impl ShadowMmu {
     /// # Errors
     /// [`RevokeError`] if the flush failed; the VM must not go on.
     pub fn flush_all(&self, root: Root) -> Result<(), RevokeError> {
-        flush(&self.mmu, &mut lock(&self.mmu.state), root, |_| true)
+        flush(&self.mmu, &mut self.mmu.lock(), root, |_| true)
     }
 
     /// Takes all shadow pages back. Every [`Root`] is void after it.
@@ -363,7 +362,7 @@ impl ShadowMmu {
     /// An address that still has an SPTE pointing to the frame, whatever the reverse map says.
     #[must_use]
     pub fn find_mapping(&self, pfn: Pfn) -> Option<Gva> {
-        let state = lock(&self.mmu.state);
+        let state = self.mmu.lock();
         let mut sptes = present_sptes(&self.mmu, &state);
         sptes.find(|&(_, _, mapped)| mapped == pfn).map(|(gva, _, _)| gva)
     }
@@ -373,7 +372,7 @@ impl ShadowMmu {
     #[must_use]
     pub fn check_reverse_map(&self) -> Vec<String> {
         let mmu = &*self.mmu;
-        let state = lock(&mmu.state);
+        let state = mmu.lock();
         let mut differences = Vec::new();
         let mut sptes_of: HashMap<u32, Vec<u64>> = HashMap::new();
         for (_, place, pfn) in present_sptes(mmu, &state) {

@@ -14,7 +14,6 @@ use crate::shadow_mmu::fault::{Installed, Target};
 use crate::shadow_mmu::spte::Pte;
 use crate::shadow_mmu::walk::Access;
 use crate::shadow_mmu::{FaultOutcome, LoadRoot};
-use crate::sync::lock;
 
 const ROOT: u64 = 1;
 /// Where the tests' leaf table is.
@@ -285,7 +284,7 @@ fn a_mapping_whose_page_was_invalidated_meanwhile_is_not_installed() {
         } else {
             machine.evict(gfn);
         }
-        let mut state = lock(&mmu.state);
+        let mut state = mmu.lock();
         let place = mmu.spte_place(&mut state, cpu.root, at(0), Pte::empty()).unwrap();
         let spte = (Pte::PRESENT | Pte::USER).at(0x1000);
         let installed = mmu.install_new(&state, place, spte, Target::Frame(token));
