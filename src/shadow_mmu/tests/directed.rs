@@ -326,3 +326,35 @@ fn dropping_the_shadow_mmu_leaves_nothing_exported_and_keeps_the_content() {
     assert_eq!(u64::from_le_bytes(word), 42);
     assert_eq!(mm.violations().1, 0);
 }
+
+#[test]
+fn a_bad_page_ahead_of_a_stream_troubles_only_those_who_ask_for_it() {
+    let sabotage = Some(Sabotage::SwapCorrupt);
+    let (machine, mut cpu) = machine_with(HostMmConfig { sabotage, ..config() }, 64);
+    let indices = 0..200;
+    for index in indices.clone() {
+        let entry = table(DATA + index) | ACCESSED | DIRTY;
+        machine.set_entry(LEAF_TABLE, usize::try_from(index).unwrap(), entry);
+        cpu.write(&machine, at(index), index + 1);
+    }
+    let data: Vec<_> =
+        indices.clone().map(|index| machine.frame(Gfn::new(DATA + index)).unwrap()).collect();
+    machine.mm.evict_frames(&data).unwrap();
+    cpu.tlb().clear();
+    let mut bad = 0;
+    for index in indices {
+        match machine.shadow.fault(&cpu.context, cpu.root, at(index), Access::Read) {
+            Ok(outcome) => {
+                assert_eq!(outcome, FaultOutcome::Fixed);
+                assert_eq!(cpu.read(&machine, at(index)), Done::Value(index + 1));
+            }
+            Err(error) => {
+                assert!(error.to_string().contains("checksum"), "{error}");
+                machine.object().lock_page(Gfn::new(DATA + index)).unwrap_err();
+                bad += 1;
+            }
+        }
+    }
+    assert_eq!(bad, 200 / 16);
+    assert!(machine.shadow.stats().read_ahead > 0, "{:?}", machine.shadow.stats());
+}
