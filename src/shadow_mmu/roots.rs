@@ -204,7 +204,7 @@ impl Mmu {
     /// out of the reverse map. As long as a processor may use an old translation, the frame is
     /// exported, and whoever wants to take it must ask us and so wait for the MMU lock.
     pub(super) fn zap(&self, places: impl Iterator<Item = SptePlace>) -> Result<(), RevokeError> {
-        let mut zapped: Vec<(SptePlace, Pfn)> = Vec::new();
+        let mut zapped: Vec<(SptePlace, Pfn, Pte)> = Vec::new();
         for place in places {
             let entry = self.tables.entry(place.page, place.index);
             if entry.load(Ordering::Relaxed) == 0 {
@@ -216,12 +216,19 @@ impl Mmu {
                 if old.contains(Pte::DIRTY) {
                     self.mm.frame_table().note_dirty(pfn);
                 }
-                zapped.push((place, pfn));
+                zapped.push((place, pfn, old));
             }
         }
-        let frames: Vec<Pfn> = zapped.iter().map(|&(_, pfn)| pfn).collect();
-        self.guest_view.revoke(&frames)?;
-        for (place, pfn) in zapped {
+        let frames: Vec<Pfn> = zapped.iter().map(|&(_, pfn, _)| pfn).collect();
+        if let Err(error) = self.guest_view.revoke(&frames) {
+            // Back to what processors may still use, and what the reverse map says.
+            for (place, _, old) in zapped {
+                let entry = self.tables.entry(place.page, place.index);
+                entry.store(old.bits(), Ordering::Release);
+            }
+            return Err(error);
+        }
+        for (place, pfn, _) in zapped {
             if let Some(entry) = self.rmap_entry(place) {
                 self.mm.frame_table().rmap_remove(pfn, entry);
             }
