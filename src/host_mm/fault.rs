@@ -5,7 +5,7 @@
 //! (Linux adds a page to its page cache in the same order, for the same reason.)
 
 use crate::addr::{Gfn, PAGE_SIZE, SwapSlot};
-use crate::export_rmap::{LockedPage, PageFlags};
+use crate::export_rmap::{FlushReason, Invalidation, LockedPage, PageFlags};
 use crate::host_mm::frames::FreeFrame;
 use crate::host_mm::object::{Entry, ObjectPages, Place};
 use crate::host_mm::stats::Counters;
@@ -137,6 +137,7 @@ impl HostMm {
                     let page = self.table.lock(pfn);
                     if entry.load() == Place::Frame(pfn) {
                         page.begin_invalidation();
+                        let revoked = self.revoke_for_good(&page);
                         entry.store(Place::Absent, &page);
                         if let Some(slot) = page.slot() {
                             self.free_slot(slot);
@@ -144,12 +145,25 @@ impl HostMm {
                         page.set_slot(None);
                         page.clear_flags(PageFlags::IN_USE | PageFlags::DIRTY);
                         self.check_not_exported(&page);
-                        drop(FreeFrame::from_revoked(self, pfn));
+                        if revoked {
+                            drop(FreeFrame::from_revoked(self, pfn));
+                        }
                         return;
                     }
                 }
             }
         }
+    }
+
+    /// Takes a frame away from clients that have outlived the memory object. `false` if that
+    /// failed: then the frame is lost, for it must not go to another page.
+    fn revoke_for_good(&self, page: &LockedPage<'_>) -> bool {
+        if !page.frame().is_exported() {
+            return true;
+        }
+        self.notifiers.invalidate_page(page, Invalidation::Unmap);
+        let flushed = self.notifiers.flush(&[page.pfn()], FlushReason::Invalidated);
+        flushed.is_ok() && !page.frame().is_exported()
     }
 
     fn free_slot(&self, slot: SwapSlot) {

@@ -1,15 +1,20 @@
 //! The two sides of the protocol: what clients are told, when, and what is made of their answer.
 
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use proptest::prelude::*;
 
 use super::client::Event;
 use super::rig::{Rig, config, gfn, page};
-use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
-use crate::export_rmap::{FlushReason, Invalidation};
+use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
+use crate::export_rmap::{
+    ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Retain, RevokeError,
+    RmapEntry,
+};
 use crate::host_mm::swap::SwapConfig;
 use crate::host_mm::{HostMm, HostMmConfig, MmError, Sabotage, ViolationKind};
+use crate::sync::lock;
 
 fn sabotaged(rule: Sabotage) -> HostMmConfig {
     HostMmConfig { sabotage: Some(rule), ..config() }
@@ -188,7 +193,7 @@ fn sabotage_swap_corrupt_is_found_on_read_and_nothing_is_handed_out() {
     for number in 0..32 {
         object.write(gfn(number).base(), &page(number)).unwrap();
     }
-    let frames: Vec<_> = (0..mm.frame_count()).map(crate::addr::Pfn::new).collect();
+    let frames: Vec<_> = (0..mm.frame_count()).map(Pfn::new).collect();
     assert_eq!(mm.evict_frames(&frames).unwrap(), 32);
     for number in 0..32 {
         let mut found = [0xee; PAGE_SIZE];
@@ -303,4 +308,62 @@ proptest! {
         prop_assert_eq!((stats.frames_in_use, stats.swap_slots_used), (0, 0));
         prop_assert_eq!(mm.violations().1, 0);
     }
+}
+
+/// A client of one frame that keeps nothing of the object alive.
+#[derive(Default)]
+struct Late {
+    id: OnceLock<ClientId>,
+    calls: Mutex<Vec<&'static str>>,
+    flush_fails: bool,
+}
+
+impl ExportNotifier for Late {
+    fn invalidate_page(&self, page: &LockedPage<'_>, _kind: Invalidation) -> Harvest {
+        lock(&self.calls).push("invalidate");
+        page.table().rmap_visit(page.pfn(), *self.id.get().unwrap(), |_| Retain::Drop);
+        Harvest::default()
+    }
+
+    fn age_page(&self, _page: &LockedPage<'_>) -> bool {
+        false
+    }
+
+    fn flush(&self, frames: &[Pfn], _reason: FlushReason) -> Result<(), RevokeError> {
+        lock(&self.calls).push("flush");
+        if self.flush_fails {
+            let source = std::io::Error::from_raw_os_error(libc::EIO);
+            return Err(RevokeError { frames: frames.len(), source });
+        }
+        Ok(())
+    }
+}
+
+/// Drops an object of which a client still maps a page; what the client was told, and the frames
+/// in use afterwards.
+fn drop_under(late: Late) -> (Vec<&'static str>, u64) {
+    let mm = HostMm::new(config()).unwrap();
+    let object = mm.create_object(4 * PAGE_SIZE_U64).unwrap();
+    let late = Arc::new(late);
+    let registration = mm.notifiers().register(late.clone()).unwrap();
+    late.id.set(registration.id()).unwrap();
+    let page = object.lock_page(gfn(0)).unwrap();
+    mm.frame_table().rmap_add(page.pfn(), RmapEntry::new(registration.id(), 0));
+    drop(page);
+    drop(object);
+    assert_eq!(mm.violations().1, 0);
+    mm.notifiers().unregister(registration);
+    let calls = std::mem::take(&mut *lock(&late.calls));
+    (calls, mm.stats().frames_in_use)
+}
+
+#[test]
+fn a_client_that_outlives_the_object_loses_its_mappings_before_the_frame_is_free() {
+    assert_eq!(drop_under(Late::default()), (vec!["invalidate", "flush"], 0));
+}
+
+#[test]
+fn a_frame_that_cannot_be_revoked_is_lost_rather_than_shared() {
+    let late = Late { flush_fails: true, ..Late::default() };
+    assert_eq!(drop_under(late), (vec!["invalidate", "flush"], 1));
 }
