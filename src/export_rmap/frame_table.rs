@@ -101,11 +101,17 @@ impl Frame {
 
 /// Descriptors of all frames, with the wait queues of their page locks and the memory of their
 /// reverse maps.
-#[derive(Debug)]
 pub struct FrameTable {
     frames: Box<[Frame]>,
     pub(super) wait_queues: WaitQueues,
     pub(super) chunks: ChunkPool,
+}
+
+// Not its frames: each page lock names its table, and there may be a million of them.
+impl std::fmt::Debug for FrameTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrameTable").field("len", &self.len()).finish_non_exhaustive()
+    }
 }
 
 impl FrameTable {
