@@ -17,6 +17,8 @@ pub enum Sabotage {
     /// A fault installs its mapping although an invalidation overlapped it (and dawdles, so that
     /// one often does).
     LateInstall,
+    /// No rule is broken, faults only dawdle as with `LateInstall`: the control for that.
+    Dawdle,
     /// Frames are given to new pages before the flush.
     EarlyReuse,
     /// Every so many pages, one bit of a page in swap flips.

@@ -116,7 +116,8 @@ impl Mmu {
                 let gpa = Gpa::new(translation.gfn.base().as_u64() | offset);
                 return Ok(FaultOutcome::OutsideRam { gpa });
             };
-            if self.mm.is_sabotaged(Sabotage::LateInstall, translation.gfn) {
+            let dawdlers = [Sabotage::LateInstall, Sabotage::Dawdle];
+            if dawdlers.iter().any(|&rule| self.mm.is_sabotaged(rule, translation.gfn)) {
                 dawdle();
             }
             let install = Install { root, gva, access, translation: &translation, target, flushes };

@@ -12,6 +12,20 @@ use libtest_mimic::{Arguments, Completion, Conclusion, Trial};
 /// What a trial needs of the host.
 pub(crate) type Needs = fn() -> Result<(), String>;
 
+/// Why a trial that has begun cannot go on here.
+#[allow(dead_code, reason = "not every suite has such trials")]
+#[derive(Debug)]
+pub(crate) struct Ignore(pub(crate) String);
+
+/// A trial that needs KVM, and may find out that it needs something else, too.
+#[allow(dead_code, reason = "not every suite has such trials")]
+pub(crate) fn kvm_trial_or_ignore(
+    name: &str,
+    body: impl FnOnce() -> Result<(), Ignore> + Send + 'static,
+) -> Trial {
+    trial(name, &[], body)
+}
+
 /// A trial that needs KVM; it fails by panicking.
 pub(crate) fn kvm_trial(name: &str, body: impl FnOnce() + Send + 'static) -> Trial {
     kvm_trial_with(name, &[], body)
@@ -22,6 +36,17 @@ pub(crate) fn kvm_trial_with(
     name: &str,
     needs: &'static [Needs],
     body: impl FnOnce() + Send + 'static,
+) -> Trial {
+    trial(name, needs, || {
+        body();
+        Ok(())
+    })
+}
+
+fn trial(
+    name: &str,
+    needs: &'static [Needs],
+    body: impl FnOnce() -> Result<(), Ignore> + Send + 'static,
 ) -> Trial {
     Trial::ignorable_test(name, move || {
         if let Err(reason) = kvm() {
@@ -35,8 +60,10 @@ pub(crate) fn kvm_trial_with(
                 return Ok(Completion::ignored_with(reason));
             }
         }
-        body();
-        Ok(Completion::Completed)
+        Ok(match body() {
+            Ok(()) => Completion::Completed,
+            Err(Ignore(reason)) => Completion::ignored_with(reason),
+        })
     })
 }
 

@@ -1,0 +1,28 @@
+//! The `gnomon` binary from end to end, on real KVM: what it prints, what it exits with, and what
+//! it leaves behind.
+
+#[path = "../common/guest.rs"]
+#[allow(dead_code, reason = "the hostile guests need more of it")]
+mod guest;
+#[path = "../common/process.rs"]
+#[allow(dead_code, reason = "shared with another suite")]
+mod process;
+#[path = "../common/trial.rs"]
+mod trial;
+
+mod boot;
+mod ends;
+mod kernel;
+mod stress;
+mod swap;
+
+use std::process::ExitCode;
+
+/// Each trial loads the machine with as many vCPUs as it has processors.
+const THREADS: usize = 1;
+
+fn main() -> ExitCode {
+    let trials =
+        [boot::trials(), ends::trials(), kernel::trials(), stress::trials(), swap::trials()];
+    trial::run(trials.into_iter().flatten().collect(), THREADS).exit_code()
+}

@@ -1,0 +1,141 @@
+//! `gnomon stress` without sabotage: it finds nothing, and says so in a report that adds up.
+
+use std::fs;
+
+use libtest_mimic::Trial;
+use serde_json::Value;
+
+use crate::process::run;
+use crate::trial::{Ignore, kvm_trial, kvm_trial_or_ignore};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        kvm_trial("stress_with_two_vcpus", stress_with_two_vcpus),
+        kvm_trial_or_ignore("stress_paranoid", stress_paranoid),
+        kvm_trial("stress_of_one_workload_without_storms", stress_of_one_workload_without_storms),
+        kvm_trial("stress_with_a_report_that_cannot_be", stress_with_a_report_that_cannot_be),
+    ]
+}
+
+/// Runs `stress` with a JSON report; returns that.
+fn stress(arguments: &[&str]) -> Result<Value, Ignore> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let json = folder.path().join("report.json");
+    let mut all = vec!["stress", "--json", json.to_str().expect("a plain path")];
+    all.extend(arguments);
+    let finished = run(&all);
+    if let Some(line) = finished.stderr.lines().find(|line| line.contains("--paranoid:")) {
+        return Err(Ignore(line.to_owned()));
+    }
+    let finished = finished.with_code(0);
+    assert!(finished.stdout.contains("PASSED"), "{finished:#?}");
+    Ok(serde_json::from_slice(&fs::read(&json).expect("a report")).expect("JSON"))
+}
+
+fn number(report: &Value, pointer: &str) -> u64 {
+    let value = report.pointer(pointer).and_then(Value::as_u64);
+    value.unwrap_or_else(|| panic!("no number at {pointer}: {report:#}"))
+}
+
+/// What holds for each clean run.
+fn check_clean(report: &Value) {
+    assert_eq!(report["result"], "passed", "{report:#}");
+    assert_eq!(number(report, "/violations/total"), 0, "{report:#}");
+    assert!(report["detection"].is_null() && report["signal"].is_null(), "{report:#}");
+    assert_eq!(report["cut_short"], false);
+    let budget = number(report, "/config/host_memory_bytes");
+    assert_eq!(number(report, "/memory/budget_bytes"), budget);
+    for peak in ["/memory/peak_frame_bytes", "/memory/peak_resident_bytes"] {
+        let bytes = number(report, peak);
+        assert!(bytes > 0 && bytes <= budget, "{peak}: {bytes} of {budget} bytes");
+    }
+    assert!(number(report, "/guest/verified") > 1000, "{report:#}");
+    assert!(number(report, "/host/evictions") > 1000, "{report:#}");
+    let faults: u64 = ["read", "write", "execute"]
+        .iter()
+        .map(|kind| number(report, &format!("/faults/{kind}")))
+        .sum();
+    assert_eq!(number(report, "/fault_latency/all/count"), faults, "{report:#}");
+    assert!(
+        number(report, "/fault_latency/all/p50_ns") <= number(report, "/fault_latency/all/max_ns")
+    );
+}
+
+fn stress_with_two_vcpus() {
+    let arguments = [
+        "--memory",
+        "96M",
+        "--host-memory",
+        "24M",
+        "--vcpus",
+        "2",
+        "--duration",
+        "10s",
+        "--seed",
+        "7",
+    ];
+    let report = stress(&arguments).expect("nothing to ignore it for");
+    check_clean(&report);
+    assert_eq!(number(&report, "/config/seed"), 7);
+    assert_eq!(number(&report, "/config/vcpus"), 2);
+    assert_eq!(number(&report, "/config/memory_bytes"), 96 << 20);
+    assert!(report["worked_seconds"].as_f64().is_some_and(|seconds| seconds >= 10.0));
+    // Both storms did something, and the guest did some of everything.
+    let storms = report["storms"].as_array().expect("a list");
+    assert_eq!(storms.len(), 2);
+    for storm in storms {
+        assert!(number(storm, "/done") > 100, "{storm:#}");
+        assert!(storm["broken"].is_null(), "{storm:#}");
+    }
+    for count in ["writes", "shared_adds", "paging_ops"] {
+        assert!(number(&report, &format!("/guest/{count}")) > 0, "{count}: {report:#}");
+    }
+    assert!(number(&report, "/host/swap_ins") > 0);
+    assert!(number(&report, "/shadow/invalidated") > 0);
+    assert!(number(&report, "/shadow/write_protected") > 0);
+}
+
+fn stress_paranoid() -> Result<(), Ignore> {
+    let arguments = [
+        "--memory",
+        "64M",
+        "--host-memory",
+        "16M",
+        "--vcpus",
+        "2",
+        "--duration",
+        "5s",
+        "--paranoid",
+    ];
+    let report = stress(&arguments)?;
+    check_clean(&report);
+    assert_eq!(report["config"]["paranoid"], true);
+    Ok(())
+}
+
+fn stress_of_one_workload_without_storms() {
+    let arguments = [
+        "--memory",
+        "48M",
+        "--host-memory",
+        "16M",
+        "--vcpus",
+        "1",
+        "--duration",
+        "2s",
+        "--workload",
+        "zipf",
+        "--invalidate",
+        "none",
+    ];
+    let report = stress(&arguments).expect("nothing to ignore it for");
+    check_clean(&report);
+    assert_eq!(number(&report, "/guest/paging_ops"), 0, "only zipf runs");
+    assert_eq!(report["storms"].as_array().map(Vec::len), Some(0));
+}
+
+fn stress_with_a_report_that_cannot_be() {
+    let finished = run(&["stress", "--duration", "1s", "--json", "/no/such/folder/report.json"]);
+    let finished = finished.with_code(2).says(&["/no/such/folder"]);
+    assert_eq!(finished.stdout, "", "nothing was run");
+}

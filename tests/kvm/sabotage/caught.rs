@@ -1,0 +1,73 @@
+//! `gnomon stress --sabotage NAME` for each name, and the control.
+
+use std::fs;
+
+use libtest_mimic::Trial;
+use serde_json::Value;
+
+use crate::process::run;
+use crate::trial::kvm_trial;
+
+/// Enough pressure for every sabotage to show in seconds.
+const MACHINE: [&str; 8] =
+    ["--memory", "96M", "--host-memory", "24M", "--vcpus", "2", "--seed", "1"];
+
+pub(crate) fn trials() -> Vec<Trial> {
+    // Each name with the checks that may be the first to notice.
+    const ORACLE: &str = "guest_oracle";
+    const HOST: &str = "host_memory";
+    vec![
+        caught("skip-flush", &[ORACLE, HOST]),
+        caught("drop-dirty", &[ORACLE, HOST]),
+        caught("forget-rmap", &[ORACLE, HOST, "reverse_map"]),
+        caught("late-install", &[ORACLE, HOST, "reverse_map"]),
+        caught("early-reuse", &[ORACLE, HOST]),
+        caught("swap-corrupt", &["swap_checksum"]),
+        kvm_trial("control_without_sabotage", control),
+    ]
+}
+
+fn caught(name: &'static str, checks: &'static [&'static str]) -> Trial {
+    kvm_trial(&format!("sabotage_{}", name.replace('-', "_")), move || is_caught(name, checks))
+}
+
+/// Runs `stress`; returns the exit code, what it printed, and its report.
+fn stress(arguments: &[&str]) -> (i32, String, Value) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let json = folder.path().join("report.json");
+    let report = ["stress", "--json", json.to_str().expect("a plain path")];
+    let finished = run(&[&report, &MACHINE[..], arguments].concat());
+    let code = finished.code();
+    let text = format!("{}{}", finished.stdout, finished.stderr);
+    let report = serde_json::from_slice(&fs::read(&json).expect("a report")).expect("JSON");
+    (code, text, report)
+}
+
+fn is_caught(name: &str, checks: &[&str]) {
+    let (code, text, report) = stress(&["--duration", "60s", "--sabotage", name]);
+    assert_eq!(code, 1, "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    assert_eq!(report["result"], "failed");
+    assert_eq!(report["config"]["sabotage"], name);
+    assert_eq!(report["cut_short"].as_bool().map(|_| true), Some(true), "{report:#}");
+    let seconds = report["detection"]["seconds"].as_f64().expect("a time");
+    assert!(seconds <= 60.0, "noticed after {seconds} s: {text}");
+    let by = report["detection"]["by"].as_str().expect("a check");
+    assert!(checks.contains(&by), "noticed by {by}: {text}");
+    // The first violation names a page: a guest frame, a page or a slot, by its number.
+    let first = report["violations"]["first"][0]["text"].as_str().expect("a sentence");
+    let names_a_page = ["frame ", "page "].iter().any(|word| {
+        let number = first.split(word).nth(1).unwrap_or_default().trim_start_matches("0x");
+        number.starts_with(|c: char| c.is_ascii_hexdigit())
+    });
+    assert!(names_a_page, "no page in {first:?}");
+    assert!(text.contains(first), "the report for people says it, too: {text}");
+}
+
+fn control() {
+    let (code, text, report) = stress(&["--duration", "5s"]);
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(report["result"], "passed", "{text}");
+    assert_eq!(report["violations"]["total"], 0, "{text}");
+    assert!(report["host"]["evictions"].as_u64().is_some_and(|count| count > 1000), "{report:#}");
+}
