@@ -9,7 +9,7 @@ mod clock;
 mod evict;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::addr::{Gfn, Pfn};
 use crate::export_rmap::PageFlags;
@@ -25,12 +25,17 @@ const DIRECT_ATTEMPTS: u32 = 64;
 /// Attempts if pages could be locked but not evicted, each of which tries every page several
 /// times: swap that is full or broken does not get better by asking more often.
 const FAILING_ATTEMPTS: u32 = 3;
+/// Faults in a row that got fewer frames than they asked for, though every page was tried and swap
+/// failed for some: what few clean pages there are go round and round, and the guest with them.
+const STARVED_FAULTS: u32 = 8;
 
 /// The state of reclaim.
 pub(super) struct Reclaimer {
     hand: Hand,
     background: Arc<background::Signal>,
     duplicates: Duplicates,
+    /// Faults in a row that starved: see [`STARVED_FAULTS`].
+    starved: AtomicU32,
 }
 
 /// Whether looking for pages that have both a frame and a slot is worth a scan of the frame table:
@@ -77,11 +82,26 @@ impl Reclaimer {
     pub(super) fn new(frames: u32) -> Self {
         let duplicates =
             Duplicates { made: AtomicU64::new(0), none_left_at: AtomicU64::new(u64::MAX) };
-        Self { hand: Hand::new(frames), background: Arc::default(), duplicates }
+        Self {
+            hand: Hand::new(frames),
+            background: Arc::default(),
+            duplicates,
+            starved: AtomicU32::new(0),
+        }
     }
 
     pub(super) fn wake(&self) {
         self.background.wake();
+    }
+
+    /// Notes whether a fault starved; `true` if too many have in a row.
+    fn note_starved(&self, starved: bool) -> bool {
+        // Relaxed: a heuristic orders nothing.
+        if !starved {
+            self.starved.store(0, Ordering::Relaxed);
+            return false;
+        }
+        self.starved.fetch_add(1, Ordering::Relaxed) + 1 >= STARVED_FAULTS
     }
 
     /// A page in a frame has been given a slot.
@@ -113,6 +133,11 @@ impl HostMm {
         let mut error = None;
         for attempt in 1..=DIRECT_ATTEMPTS {
             let reclaimed = self.reclaim(DIRECT_TARGET);
+            let starved = reclaimed.frames < DIRECT_TARGET && reclaimed.error.is_some();
+            if self.reclaimer.note_starved(starved) {
+                error = reclaimed.error.or(error);
+                break;
+            }
             if reclaimed.frames > 0 || self.free.len() > 0 {
                 return Ok(());
             }

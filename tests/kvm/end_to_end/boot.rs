@@ -61,7 +61,7 @@ fn boot_by_default() {
 }
 
 fn boot_64g_in_64m() {
-    let cmdline = "mode=boot pages=20000";
+    let cmdline = "mode=boot pages=5000";
     let arguments = ["boot", "--memory", "64G", "--host-memory", "64M", "--cmdline", cmdline];
     let finished = passed(run(&arguments));
     assert!(finished.stdout.contains("65536 MiB of memory"), "{finished:#?}");
@@ -69,13 +69,13 @@ fn boot_64g_in_64m() {
 }
 
 fn boot_with_two_vcpus() {
-    let arguments = ["boot", "--memory", "64M", "--host-memory", "16M", "--vcpus", "2"];
+    let arguments = ["boot", "--memory", "32M", "--host-memory", "10M", "--vcpus", "2"];
     let finished = passed(run(&arguments));
-    assert!(finished.stdout.contains("2 vCPUs, 64 MiB of memory"), "{finished:#?}");
+    assert!(finished.stdout.contains("2 vCPUs, 32 MiB of memory"), "{finished:#?}");
 }
 
 fn boot_paranoid() -> Result<(), Ignore> {
-    let arguments = ["boot", "--memory", "48M", "--host-memory", "12M", "--paranoid"];
+    let arguments = ["boot", "--memory", "32M", "--host-memory", "10M", "--paranoid"];
     let finished = run(&arguments);
     if let Some(line) = finished.stderr.lines().find(|line| line.contains("--paranoid:")) {
         return Err(Ignore(line.to_owned()));
@@ -89,7 +89,7 @@ fn boot_with_a_seed_is_repeatable() {
         let arguments = ["boot", "--memory", "32M", "--host-memory", "64M", "--cmdline", cmdline];
         passed(run(&arguments)).stdout
     };
-    let first = boot("mode=boot seed=77 pages=2000");
-    assert_eq!(first, boot("mode=boot seed=77 pages=2000"));
-    assert_ne!(first, boot("mode=boot seed=78 pages=2000"));
+    let first = boot("mode=boot seed=77 pages=500");
+    assert_eq!(first, boot("mode=boot seed=77 pages=500"));
+    assert_ne!(first, boot("mode=boot seed=78 pages=500"));
 }

@@ -14,7 +14,6 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         kvm_trial("swap_runs_full", swap_runs_full),
         kvm_trial("swap_runs_full_under_stress", swap_runs_full_under_stress),
-        kvm_trial("swap_file_is_removed", swap_file_is_removed),
         kvm_trial("swap_file_exists", swap_file_exists),
         kvm_trial("swap_file_cannot_be_made", swap_file_cannot_be_made),
         kvm_trial_or_ignore("disk_full_in_mid_run", disk_full_in_mid_run),
@@ -43,15 +42,6 @@ fn swap_runs_full_under_stress() {
     let finished = run(&[&arguments, &SMALL[..]].concat()).with_code(1);
     assert!(finished.stdout.contains("swap is full"), "{finished:#?}");
     assert!(!finished.stdout.contains("I1/I2"), "no data was lost: {finished:#?}");
-}
-
-fn swap_file_is_removed() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let swap = folder.path().join("swap");
-    let finished = boot(&["--swap-file", plain(&swap)]).with_code(0);
-    assert!(finished.stdout.contains("PASS: "), "{finished:#?}");
-    let left: Vec<_> = fs::read_dir(folder.path()).expect("it is there").collect();
-    assert!(left.is_empty(), "{left:?}");
 }
 
 fn swap_file_exists() {
@@ -126,5 +116,8 @@ fn disk_full_in_mid_run() -> Result<(), Ignore> {
     let finished = finished.says(&["the guest was ended: ", "No space left on device"]);
     assert!(!finished.stdout.contains("FAIL"), "the guest saw no wrong data: {finished:#?}");
     assert!(!swap.exists(), "the swap file is gone");
+    // A smaller guest needs less than the disk has: full swap is not the same as a full disk.
+    let arguments = ["boot", "--memory", "16M", "--host-memory", "14M", "--swap-size", "64M"];
+    run(&[&arguments[..], &["--swap-file", plain(&swap)]].concat()).with_code(0);
     Ok(())
 }
