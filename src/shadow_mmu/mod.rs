@@ -66,7 +66,7 @@ struct Mmu {
     object: Arc<MemoryObject>,
     guest_view: GuestView,
     tables: TableMemory,
-    /// The pinned window's memory, for accesses on the guest's behalf.
+    /// The pinned window's memory as KVM has it.
     window: OnceLock<Arc<MmapRegion>>,
     /// The MMU lock; taken by [`Mmu::lock`] alone.
     state: Mutex<State>,
@@ -114,8 +114,10 @@ impl ShadowMmu {
         Ok(Self { mmu, registration: Some(registration) })
     }
 
-    /// Gives the memory behind the pinned window, which an exception frame, say, may go to. Only
-    /// the first call counts.
+    /// Gives the memory behind the pinned window: an exception frame, say, may go there, and what
+    /// the guest unmaps of it is zapped in this mapping, which must be a shared one of a file so
+    /// that the content stays. Only the first call counts; without it a guest cannot flush a
+    /// translation of the window.
     pub fn set_window(&self, window: Arc<MmapRegion>) {
         let _ = self.mmu.window.set(window);
     }

@@ -204,7 +204,7 @@ impl Mmu {
     /// out of the reverse map. As long as a processor may use an old translation, the frame is
     /// exported, and whoever wants to take it must ask us and so wait for the MMU lock.
     pub(super) fn zap(&self, places: impl Iterator<Item = SptePlace>) -> Result<(), RevokeError> {
-        let mut zapped: Vec<(SptePlace, Pfn, Pte)> = Vec::new();
+        let mut zapped: Vec<(SptePlace, Pte)> = Vec::new();
         for place in places {
             let entry = self.tables.entry(place.page, place.index);
             if entry.load(Ordering::Relaxed) == 0 {
@@ -212,29 +212,46 @@ impl Mmu {
             }
             // AcqRel: the bits that hardware set before are ours, and none is set after.
             let old = Pte::of(entry.swap(0, Ordering::AcqRel));
-            if let Some(pfn) = self.frame_of(old) {
-                if old.contains(Pte::DIRTY) {
-                    self.mm.frame_table().note_dirty(pfn);
-                }
-                zapped.push((place, pfn, old));
+            if let Some(pfn) = self.frame_of(old)
+                && old.contains(Pte::DIRTY)
+            {
+                self.mm.frame_table().note_dirty(pfn);
             }
+            zapped.push((place, old));
         }
-        let frames: Vec<Pfn> = zapped.iter().map(|&(_, pfn, _)| pfn).collect();
-        if let Err(error) = self.guest_view.revoke(&frames) {
+        if let Err(error) = self.revoke(zapped.iter().map(|&(_, old)| old)) {
             // Back to what processors may still use, and what the reverse map says.
-            for (place, _, old) in zapped {
+            for (place, old) in zapped {
                 let entry = self.tables.entry(place.page, place.index);
                 entry.store(old.bits(), Ordering::Release);
             }
             return Err(error);
         }
-        for (place, pfn, _) in zapped {
-            if let Some(entry) = self.rmap_entry(place) {
+        Counters::add(&self.counters.guest_flushed, zapped.len() as u64);
+        for (place, old) in zapped {
+            if let (Some(pfn), Some(entry)) = (self.frame_of(old), self.rmap_entry(place)) {
                 self.mm.frame_table().rmap_remove(pfn, entry);
             }
         }
-        Counters::add(&self.counters.guest_flushed, frames.len() as u64);
         Ok(())
+    }
+
+    /// Makes every processor drop what it made of these SPTEs: frames, and the window's pages in
+    /// one piece from the first to the last.
+    fn revoke(&self, sptes: impl Iterator<Item = Pte>) -> Result<(), RevokeError> {
+        let mut frames = Vec::new();
+        let mut window: Option<(u64, u64)> = None;
+        for spte in sptes {
+            if let Some(pfn) = self.frame_of(spte) {
+                frames.push(pfn);
+            } else {
+                let at = spte.address();
+                let (first, last) = window.unwrap_or((at, at));
+                window = Some((first.min(at), last.max(at)));
+            }
+        }
+        self.guest_view.revoke(&frames)?;
+        window.map_or(Ok(()), |(first, last)| self.revoke_window(first, last))
     }
 
     /// Drops every SPTE without a flush: for when no vCPU runs and none will before KVM has

@@ -3,9 +3,11 @@
 use vm_memory::{Bytes, VolatileMemory};
 
 use crate::addr::{Gpa, Gva, PAGE_SIZE, PAGE_SIZE_U64};
+use crate::export_rmap::RevokeError;
 use crate::host_mm::MmError;
 use crate::shadow_mmu::walk::{Access, PagingContext, Walk};
 use crate::shadow_mmu::{Mmu, ShadowMmu};
+use crate::sys::memory;
 
 /// An access on the guest's behalf that could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +129,21 @@ impl Mmu {
         Some(Place::Window(usize::try_from(offset).ok()?))
     }
 
+    /// Makes every processor drop its translations of the window's pages at these machine
+    /// addresses, as [`GuestView::revoke`](crate::host_mm::GuestView::revoke) does for frames.
+    pub(super) fn revoke_window(&self, first: u64, last: u64) -> Result<(), RevokeError> {
+        let bytes = last - first + PAGE_SIZE_U64;
+        let offset = first.checked_sub(self.config.machine.window_base);
+        let revoked = match (self.window.get(), offset.map(usize::try_from)) {
+            (Some(window), Some(Ok(offset))) => {
+                memory::discard(window, offset, usize::try_from(bytes).unwrap_or(usize::MAX))
+            }
+            _ => Err(std::io::Error::other(NO_WINDOW)),
+        };
+        let frames = usize::try_from(bytes / PAGE_SIZE_U64).unwrap_or(usize::MAX);
+        revoked.map_err(|source| RevokeError { frames, source })
+    }
+
     fn read_window(&self, offset: usize, bytes: &mut [u8]) -> Result<(), MmError> {
         let window = self.window.get().ok_or_else(no_window)?;
         window.as_volatile_slice().read_slice(bytes, offset).map_err(window_error)
@@ -138,8 +155,10 @@ impl Mmu {
     }
 }
 
+const NO_WINDOW: &str = "the shadow MMU was not given the pinned window";
+
 fn no_window() -> MmError {
-    window_error("the shadow MMU was not given it")
+    window_error(NO_WINDOW)
 }
 
 fn window_error(error: impl std::fmt::Display) -> MmError {

@@ -11,11 +11,12 @@ use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use vm_memory::{AtomicAccess, Bytes, MmapRegion, VolatileMemory};
+use vm_memory::{AtomicAccess, Bytes, FileOffset, MmapRegion, VolatileMemory};
 
 use crate::abi::{self, Control, VcpuCounters};
 use crate::addr::{Gpa, PAGE_SIZE_U64};
 use crate::shadow_mmu::MachineLayout;
+use crate::sys::memory;
 
 use super::error::VmError;
 use super::monitor::MonitorLayout;
@@ -105,6 +106,18 @@ pub(super) fn map_pinned(what: &'static str, bytes: u64) -> Result<Arc<MmapRegio
         libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
     );
     region.map(Arc::new).map_err(|error| refused(error.to_string()))
+}
+
+/// Maps `bytes` of a file that lives in memory only, shared: a part of the mapping can be zapped,
+/// which takes it away from every vCPU, and the content stays.
+pub(super) fn map_shared(what: &'static str, bytes: u64) -> Result<Arc<MmapRegion>, VmError> {
+    let refused = |reason: String| VmError::Map { what, bytes, reason };
+    let size = usize::try_from(bytes).map_err(|error| refused(error.to_string()))?;
+    let file = memory::create_memfd("gnomon-window", bytes);
+    let file = FileOffset::new(file.map_err(|error| refused(error.to_string()))?, 0);
+    let region = MmapRegion::from_file(file, size).map_err(|error| refused(error.to_string()))?;
+    memory::no_huge_pages(&region).map_err(|error| refused(error.to_string()))?;
+    Ok(Arc::new(region))
 }
 
 /// One vCPU's counters as the guest keeps them in the control block. The guest may write

@@ -28,7 +28,7 @@ use super::kick::{Kick, Kicker};
 use super::kvm::{self, KvmDevice, KvmError, KvmVm};
 use super::machine::{
     ControlBlock, FRAMES_SLOT, GuestCounters, MachinePlan, TABLES_SLOT, WINDOW_SLOT, map_pinned,
-    window_bytes,
+    map_shared, window_bytes,
 };
 use super::monitor::{self, MonitorLayout, MonitorStack};
 use super::real;
@@ -374,7 +374,7 @@ fn build_parts(
     )?;
 
     let tables = map_pinned("monitor and shadow tables", plan.tables_bytes)?;
-    let window = map_pinned("pinned window", plan.window_bytes)?;
+    let window = map_shared("pinned window", plan.window_bytes)?;
     let monitor_pml4e =
         monitor::install(&monitor, &tables, plan.tables_slot_base).map_err(|error| {
             VmError::Map { what: "monitor", bytes: monitor.bytes(), reason: error.to_string() }

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -107,19 +106,10 @@ impl Cpu {
         }
     }
 
-    /// Drops from the TLB what the kernel has taken out of the guest view since it was used: a
+    /// Drops from the TLB what the kernel has taken out of KVM's mappings since it was used: a
     /// KVM would have been told. To be called before the next access.
     pub(super) fn obey_revocations(&self, machine: &Machine, pagemap: &File) {
-        let view = machine.shadow.guest_view().region().as_ptr().addr() as u64;
-        lock(&self.tlb).retain(|_, spte| {
-            Machine::frame_offset(*spte).is_none_or(|offset| {
-                let mut entry = [0; 8];
-                let page = (view + offset) / PAGE_SIZE_U64;
-                pagemap.read_exact_at(&mut entry, page * 8).unwrap();
-                // Bit 63: the page is present in this mapping.
-                u64::from_le_bytes(entry) >> 63 == 1
-            })
-        });
+        lock(&self.tlb).retain(|_, spte| machine.is_mapped_for_kvm(*spte, pagemap));
     }
 }
 

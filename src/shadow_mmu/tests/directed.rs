@@ -1,5 +1,6 @@
 //! One rule a test.
 
+use std::fs::File;
 use std::sync::atomic::Ordering;
 
 use super::cpu::{Cpu, Done};
@@ -223,8 +224,14 @@ fn the_pinned_window_is_mapped_and_not_in_the_reverse_map() {
     machine.set_entry(LEAF_TABLE, 1, table(WINDOW_GFN.as_u64() + 4));
     assert!(matches!(cpu.read(&machine, at(1)), Done::Outside(_)), "past its end");
     machine.assert_sound();
+    let pagemap = File::open("/proc/self/pagemap").unwrap();
+    let spte = machine.spte_value(cpu.root, at(0));
+    assert!(machine.is_mapped_for_kvm(spte, &pagemap));
     machine.shadow.invlpg(cpu.root, at(0)).unwrap();
     assert_eq!(machine.spte_value(cpu.root, at(0)), 0);
+    assert!(!machine.is_mapped_for_kvm(spte, &pagemap), "no processor has it any more");
+    cpu.tlb().clear();
+    assert_eq!(cpu.read(&machine, at(0)), Done::Value(77));
 }
 
 #[test]

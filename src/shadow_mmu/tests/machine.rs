@@ -1,15 +1,18 @@
 //! Host memory, a guest's memory, a shadow MMU, and the machine space that they make together.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vm_memory::{MmapRegion, VolatileMemory};
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
 use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE_U64, Pfn};
 use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, SwapConfig};
 use crate::shadow_mmu::{
     LoadRoot, MachineLayout, Root, ShadowConfig, ShadowMmu, TableMemory, walk::table_index,
 };
+use crate::sys::memory::create_memfd;
 
 pub(super) const PRESENT: u64 = 1 << 0;
 pub(super) const WRITABLE: u64 = 1 << 1;
@@ -24,7 +27,7 @@ pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 pub(super) const PHYS_BITS: u32 = 46;
 /// Guest RAM: enough for pages of 1 GiB inside and outside.
 pub(super) const RAM_BYTES: u64 = 4 << 30;
-const WINDOW_BYTES: u64 = 4 * PAGE_SIZE_U64;
+pub(super) const WINDOW_BYTES: u64 = 4 * PAGE_SIZE_U64;
 /// First guest frame of the pinned window.
 pub(super) const WINDOW_GFN: Gfn = Gfn::new(1 << 27);
 
@@ -73,7 +76,11 @@ impl Machine {
         let table_memory = TableMemory::new(tables.clone(), 0, shadow_pages).unwrap();
         let view = mm.map_guest_view().unwrap();
         let shadow = ShadowMmu::new(config, object, table_memory, view).unwrap();
-        Self { shadow, mm, tables, window: memory(WINDOW_BYTES), table_bytes }
+        let file = create_memfd("window", WINDOW_BYTES).unwrap();
+        let bytes = usize::try_from(WINDOW_BYTES).unwrap();
+        let window = Arc::new(MmapRegion::from_file(FileOffset::new(file, 0), bytes).unwrap());
+        shadow.set_window(window.clone());
+        Self { shadow, mm, tables, window, table_bytes }
     }
 
     pub(super) fn object(&self) -> &MemoryObject {
@@ -127,6 +134,21 @@ impl Machine {
         }
     }
 
+    /// Whether the kernel has not taken the page behind this SPTE out of KVM's mapping since it
+    /// was used.
+    pub(super) fn is_mapped_for_kvm(&self, spte: u64, pagemap: &File) -> bool {
+        let address = spte & ADDRESS;
+        let (region, offset) = match address.checked_sub(FRAMES_BASE) {
+            Some(offset) => (self.shadow.guest_view().region(), offset),
+            None => (&self.window, address - WINDOW_BASE),
+        };
+        let page = (region.as_ptr().addr() as u64 + offset) / PAGE_SIZE_U64;
+        let mut entry = [0; 8];
+        pagemap.read_exact_at(&mut entry, page * 8).unwrap();
+        // Bit 63: the page is present in this mapping.
+        u64::from_le_bytes(entry) >> 63 == 1
+    }
+
     /// Offset in the guest view of the frame at this machine address.
     pub(super) fn frame_offset(address: u64) -> Option<u64> {
         (address & ADDRESS).checked_sub(FRAMES_BASE)
@@ -145,8 +167,11 @@ impl Machine {
         self.object().write(gpa, &entry.to_le_bytes()).unwrap();
     }
 
-    /// A word of guest memory.
+    /// A word of guest memory or of the window.
     pub(super) fn read_word(&self, gpa: u64) -> u64 {
+        if let Some(offset) = gpa.checked_sub(WINDOW_GFN.base().as_u64()) {
+            return word(&self.window, offset).load(Ordering::Relaxed);
+        }
         let mut bytes = [0; 8];
         self.object().read(Gpa::new(gpa), &mut bytes).unwrap();
         u64::from_le_bytes(bytes)

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::cpu::{Cpu, Done};
 use super::machine::{
     ACCESSED, ADDRESS, DIRTY, Machine, NO_EXECUTE, PAGE_SIZE_BIT, PHYS_BITS, PRESENT, RAM_BYTES,
-    WRITABLE, config, gva,
+    WINDOW_BYTES, WINDOW_GFN, WRITABLE, config, gva,
 };
 use super::model::{Leaf, Model, walk};
 use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE_U64};
@@ -46,6 +46,7 @@ fn any_entry() -> impl Strategy<Value = u64> {
         2 => (0..3u64).prop_map(|page| page << 21 | PAGE_SIZE_BIT),
         2 => (0..5u64).prop_map(move |page| (page * gib) | PAGE_SIZE_BIT),
         1 => (0..4u64).prop_map(|page| RAM_BYTES + page * PAGE_SIZE_U64),
+        2 => (0..5u64).prop_map(|page| WINDOW_GFN.base().as_u64() + page * PAGE_SIZE_U64),
     ];
     let flag =
         |weight: u32, flag: u64| prop_oneof![weight => Just(flag), 10 - weight => Just(0u64)];
@@ -191,6 +192,8 @@ impl Rig {
             entries.push((6, index, table(16 + number)));
             entries.push((7, index, ((20 + number) * PAGE_SIZE_U64) | PRESENT | ACCESSED));
         }
+        let window = WINDOW_GFN.base().as_u64() | PRESENT | WRITABLE;
+        entries.extend([(6, 17, window), (7, 1, window + PAGE_SIZE_U64)]);
         for (table, index, entry) in entries {
             self.edit(table, index, entry);
         }
@@ -331,7 +334,7 @@ impl Rig {
         }
         match expected {
             Err(code) => prop_assert_eq!(done, Done::Fault(code)),
-            Ok(leaf) if leaf.gpa >= RAM_BYTES => {
+            Ok(leaf) if !is_memory(leaf.gpa) => {
                 prop_assert_eq!(done, Done::Outside(Gpa::new(leaf.gpa)));
             }
             Ok(leaf) => {
@@ -359,10 +362,10 @@ impl Rig {
                 prop_assert_eq!((gva, error_code), (at, code));
             }
             (Ok(leaf), Err(GuestAccessError::OutsideRam { gpa })) => {
-                prop_assert!(leaf.gpa >= RAM_BYTES && gpa.as_u64() == leaf.gpa);
+                prop_assert!(!is_memory(leaf.gpa) && gpa.as_u64() == leaf.gpa);
             }
             (Ok(leaf), Ok(())) => {
-                prop_assert!(leaf.gpa < RAM_BYTES);
+                prop_assert!(is_memory(leaf.gpa));
                 if access == Access::Write {
                     self.model.write(leaf.gpa, value);
                 }
@@ -384,7 +387,7 @@ impl Rig {
             self.audit_spte(at, spte)?;
             let cached = tlb.get(&(at.as_u64() / PAGE_SIZE_U64)).copied().unwrap_or(0);
             self.audit_spte(at, cached)?;
-            if cached & DIRTY != 0 {
+            if cached & DIRTY != 0 && self.machine.target(cached) < WINDOW_GFN {
                 // The processor writes without asking: then somebody must know.
                 let page = self.machine.object().try_lock_resident(self.machine.target(cached));
                 let noted = page.is_some_and(|page| page.flags().contains(PageFlags::DIRTY));
@@ -413,7 +416,8 @@ impl Rig {
         if spte & NO_EXECUTE == 0 {
             prop_assert!(some(&|leaf| leaf.executable), "{at} -> {gfn}: executable");
         }
-        prop_assert!(self.machine.frame(gfn).is_some(), "{at} -> {gfn}: not in a frame");
+        let somewhere = self.machine.frame(gfn).is_some() || gfn >= WINDOW_GFN;
+        prop_assert!(somewhere, "{at} -> {gfn}: not in a frame");
         Ok(())
     }
 
@@ -427,13 +431,19 @@ impl Rig {
                     let word = object.word(&page, gpa.page_offset()).unwrap();
                     word.load(std::sync::atomic::Ordering::Relaxed)
                 }
-                None if all => self.machine.read_word(gpa.as_u64()),
+                None if all || gpa.gfn() >= WINDOW_GFN => self.machine.read_word(gpa.as_u64()),
                 None => continue,
             };
             prop_assert_eq!(found, expected, "guest-physical {}", gpa);
         }
         Ok(())
     }
+}
+
+/// Whether the guest has anything there: RAM or the pinned window.
+fn is_memory(gpa: u64) -> bool {
+    let window = WINDOW_GFN.base().as_u64();
+    gpa < RAM_BYTES || (window..window + WINDOW_BYTES).contains(&gpa)
 }
 
 fn all_gvas() -> impl Iterator<Item = Gva> {
