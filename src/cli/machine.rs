@@ -57,6 +57,13 @@ impl Machine {
     }
 }
 
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // The last to hold host memory removes the swap file; that must be this thread.
+        self.mm.stop_background_reclaim();
+    }
+}
+
 /// All counters at one moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Figures {

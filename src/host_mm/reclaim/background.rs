@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::thread::JoinHandle;
 
 use crate::host_mm::HostMm;
 use crate::host_mm::stats::Counters;
@@ -34,6 +35,10 @@ impl Signal {
         self.changed.notify_one();
     }
 
+    fn is_stopped(&self) -> bool {
+        lock(&self.state).stopped
+    }
+
     /// Sleeps until woken; `false` when it is time to end.
     fn wait(&self) -> bool {
         let mut state = lock(&self.state);
@@ -45,24 +50,21 @@ impl Signal {
     }
 }
 
-pub(super) fn spawn(mm: &Arc<HostMm>, signal: &Arc<Signal>) -> io::Result<()> {
+pub(super) fn spawn(mm: &Arc<HostMm>, signal: &Arc<Signal>) -> io::Result<JoinHandle<()>> {
     // Weak: the thread must not keep alive what it works for.
     let (mm, signal) = (Arc::downgrade(mm), signal.clone());
-    std::thread::Builder::new()
-        .name("gnomon-reclaim".to_owned())
-        .spawn(move || {
-            while signal.wait() {
-                let Some(mm) = Weak::upgrade(&mm) else { return };
-                refill(&mm);
-            }
-        })
-        .map(drop)
+    std::thread::Builder::new().name("gnomon-reclaim".to_owned()).spawn(move || {
+        while signal.wait() {
+            let Some(mm) = Weak::upgrade(&mm) else { return };
+            refill(&mm, &signal);
+        }
+    })
 }
 
 /// Reclaims until the high watermark is reached, or a round gets nothing: then it is for the fault
 /// that needs a frame to find out why.
-fn refill(mm: &HostMm) {
-    while mm.free.len() < mm.free.high {
+fn refill(mm: &HostMm, signal: &Signal) {
+    while mm.free.len() < mm.free.high && !signal.is_stopped() {
         let missing = (mm.free.high - mm.free.len()) as usize;
         Counters::add(&mm.counters.background_reclaims, 1);
         if mm.reclaim(missing).frames == 0 {

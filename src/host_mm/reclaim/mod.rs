@@ -8,12 +8,14 @@ mod background;
 mod clock;
 mod evict;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use crate::addr::{Gfn, Pfn};
 use crate::export_rmap::PageFlags;
 use crate::host_mm::{HostMm, MmError, stats::Counters};
+use crate::sync::lock;
 
 use clock::Hand;
 pub(super) use evict::{Candidate, DetachedBatch};
@@ -33,6 +35,7 @@ const STARVED_FAULTS: u32 = 8;
 pub(super) struct Reclaimer {
     hand: Hand,
     background: Arc<background::Signal>,
+    thread: Mutex<Option<JoinHandle<()>>>,
     duplicates: Duplicates,
     /// Faults in a row that starved: see [`STARVED_FAULTS`].
     starved: AtomicU32,
@@ -85,6 +88,7 @@ impl Reclaimer {
         Self {
             hand: Hand::new(frames),
             background: Arc::default(),
+            thread: Mutex::default(),
             duplicates,
             starved: AtomicU32::new(0),
         }
@@ -118,13 +122,30 @@ impl Drop for Reclaimer {
 }
 
 impl HostMm {
-    /// Starts background reclaim; it ends with the `HostMm`.
+    /// Starts background reclaim; it ends with the `HostMm`. Again is harmless.
     ///
     /// # Errors
     /// If the host has no thread left.
     pub fn start_background_reclaim(self: &Arc<Self>) -> Result<(), MmError> {
-        background::spawn(self, &self.reclaimer.background)
-            .map_err(|source| MmError::Host { what: "a thread for background reclaim", source })
+        let mut thread = lock(&self.reclaimer.thread);
+        if thread.is_none() {
+            let spawned = background::spawn(self, &self.reclaimer.background);
+            *thread = Some(spawned.map_err(|source| MmError::Host {
+                what: "a thread for background reclaim",
+                source,
+            })?);
+        }
+        Ok(())
+    }
+
+    /// Ends background reclaim for good and waits for its thread. While that is at work it shares
+    /// in the `HostMm`: a process that ends before it has let go leaves its swap file behind.
+    pub fn stop_background_reclaim(&self) {
+        self.reclaimer.background.stop();
+        if let Some(thread) = lock(&self.reclaimer.thread).take() {
+            // A panic was told on standard error, and nobody needs the thread any more.
+            let _ = thread.join();
+        }
     }
 
     /// Reclaim on behalf of a fault: returns once a frame was freed, by anyone.

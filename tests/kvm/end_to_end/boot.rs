@@ -61,7 +61,7 @@ fn boot_by_default() {
 }
 
 fn boot_64g_in_64m() {
-    let cmdline = "mode=boot pages=5000";
+    let cmdline = "mode=boot pages=20000";
     let arguments = ["boot", "--memory", "64G", "--host-memory", "64M", "--cmdline", cmdline];
     let finished = passed(run(&arguments));
     assert!(finished.stdout.contains("65536 MiB of memory"), "{finished:#?}");
