@@ -170,6 +170,13 @@ impl<'a> LockedPage<'a> {
         self.frame().flags.fetch_and(!own(flags).bits(), Ordering::Relaxed);
     }
 
+    /// Notes a use that leaves no accessed bit: the page survives one more pass of reclaim.
+    pub fn note_use(&self) {
+        if self.flags().uses() == 0 {
+            self.set_uses(1);
+        }
+    }
+
     /// Sets reclaim's use count, cut to [`MAX_USES`](crate::export_rmap::flags::MAX_USES).
     pub fn set_uses(&self, uses: u32) {
         let all = PageFlags::USES_LOW | PageFlags::USES_HIGH;

@@ -236,6 +236,8 @@ impl Mmu {
             return Ok(None);
         }
         let page = self.object.lock_page(table)?;
+        // No SPTE tells reclaim of walks, and a table is worth more than any page below it.
+        page.note_use();
         let word = self.object.word(&page, index * size_of::<u64>())?;
         Ok(Some(word.load(Ordering::Acquire)))
     }
