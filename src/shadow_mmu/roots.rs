@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-use crate::addr::{Gpa, Gva, Pfn};
+use crate::addr::{Gva, Pfn};
 use crate::export_rmap::{RevokeError, RmapEntry};
 use crate::shadow_mmu::spte::{ADDRESS_MASK, Pte};
 use crate::shadow_mmu::stats::Counters;
 use crate::shadow_mmu::streams::Streams;
 use crate::shadow_mmu::tables::{ENTRIES, PageIndex};
-use crate::shadow_mmu::walk::table_index;
+use crate::shadow_mmu::walk::{PagingContext, table_index};
 use crate::shadow_mmu::{Mmu, ShadowMmu};
 
 /// PML4 slot of the monitor, in every root.
@@ -33,6 +33,22 @@ pub enum LoadRoot {
     Root(Root),
     /// No shadow page is left for it: see [`ShadowMmu::recycle`].
     NeedsRecycle,
+}
+
+/// What a root's SPTEs depend on besides the guest's tables: vCPUs that differ in it must not share
+/// one (with CR0.WP clear, an SPTE may be writable where the guest's entry is not).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Role {
+    pml4: u64,
+    write_protect: bool,
+    nxe: bool,
+}
+
+impl Role {
+    fn of(context: &PagingContext) -> Self {
+        let PagingContext { cr3, write_protect, nxe } = *context;
+        Self { pml4: cr3.as_u64() & ADDRESS_MASK, write_protect, nxe }
+    }
 }
 
 /// A leaf table in use.
@@ -59,7 +75,7 @@ struct RootTables {
 #[derive(Debug)]
 pub(super) struct State {
     roots: Vec<RootTables>,
-    by_cr3: HashMap<u64, u32>,
+    by_role: HashMap<Role, u32>,
     pages: u32,
     next_page: PageIndex,
     /// Counts recyclings; a [`Root`] of an older one is void.
@@ -95,7 +111,7 @@ impl State {
     pub(super) fn new(pages: u32) -> Self {
         Self {
             roots: Vec::new(),
-            by_cr3: HashMap::new(),
+            by_role: HashMap::new(),
             pages,
             next_page: 0,
             epoch: 0,
@@ -284,16 +300,16 @@ fn entries_of(page: PageIndex) -> impl Iterator<Item = SptePlace> {
 }
 
 impl ShadowMmu {
-    /// A guest's load of CR3: forgets the translations made from that CR3's tables before, as the
-    /// load flushes a TLB, and returns the root to run on.
+    /// A guest's load of CR3, or change of CR0.WP, CR4 or EFER.NXE: forgets the translations made
+    /// from these tables before, as that flushes a TLB, and returns the root to run on.
     ///
     /// # Errors
     /// [`RevokeError`] if the flush failed; the VM must not go on.
-    pub fn load_root(&self, cr3: Gpa) -> Result<LoadRoot, RevokeError> {
+    pub fn load_root(&self, context: &PagingContext) -> Result<LoadRoot, RevokeError> {
         let mmu = &*self.mmu;
         let mut state = mmu.lock();
-        let key = cr3.as_u64() & ADDRESS_MASK;
-        if let Some(&number) = state.by_cr3.get(&key) {
+        let role = Role::of(context);
+        if let Some(&number) = state.by_role.get(&role) {
             let root = Root { number, epoch: state.epoch };
             flush(mmu, &mut state, root, |_| true)?;
             return Ok(LoadRoot::Root(root));
@@ -310,7 +326,7 @@ impl ShadowMmu {
             by_region: HashMap::new(),
             flushes: 0,
         });
-        state.by_cr3.insert(key, number);
+        state.by_role.insert(role, number);
         Ok(LoadRoot::Root(Root { number, epoch: state.epoch }))
     }
 
@@ -319,14 +335,14 @@ impl ShadowMmu {
     ///
     /// # Errors
     /// As [`load_root`](Self::load_root).
-    pub fn reuse_root(&self, cr3: Gpa) -> Result<LoadRoot, RevokeError> {
+    pub fn reuse_root(&self, context: &PagingContext) -> Result<LoadRoot, RevokeError> {
         {
             let state = self.mmu.lock();
-            if let Some(&number) = state.by_cr3.get(&(cr3.as_u64() & ADDRESS_MASK)) {
+            if let Some(&number) = state.by_role.get(&Role::of(context)) {
                 return Ok(LoadRoot::Root(Root { number, epoch: state.epoch }));
             }
         }
-        self.load_root(cr3)
+        self.load_root(context)
     }
 
     /// The value for the real CR3; `None` for a void root.
@@ -365,7 +381,7 @@ impl ShadowMmu {
         mmu.zap(state.find(root, gva).into_iter())
     }
 
-    /// Forgets every translation of a root: changes of CR0.WP, CR4 or EFER.NXE.
+    /// Forgets every translation of a root.
     ///
     /// # Errors
     /// [`RevokeError`] if the flush failed; the VM must not go on.

@@ -13,7 +13,7 @@ use crate::addr::Gva;
 use crate::host_mm::MmError;
 use crate::shadow_mmu::{Access, FaultOutcome, LoadRoot};
 
-use super::cpu::{GuestCpu, cr3_base, gpr, is_canonical, rflags};
+use super::cpu::{GuestCpu, gpr, is_canonical, rflags};
 use super::devices::PortAction;
 use super::emulate::{Effect, PortWidth, emulate, low_u32};
 use super::error::{GuestError, VmError};
@@ -339,12 +339,7 @@ impl Vcpu {
     fn carry_out(&mut self, effect: Effect) -> Result<Next, VmError> {
         match effect {
             Effect::None => {}
-            Effect::LoadRoot => return self.load_root(),
-            Effect::FlushAll => {
-                if let Some((_, root)) = self.root {
-                    self.shared.shadow.flush_all(root).map_err(MmError::from)?;
-                }
-            }
+            Effect::LoadRoot | Effect::FlushAll => return self.load_root(),
             Effect::FlushPage(gva) => {
                 if let Some((_, root)) = self.root {
                     self.shared.shadow.invlpg(root, gva).map_err(MmError::from)?;
@@ -370,7 +365,7 @@ impl Vcpu {
     }
 
     fn load_root(&mut self) -> Result<Next, VmError> {
-        match self.shared.shadow.load_root(cr3_base(self.cpu.cr3)).map_err(MmError::from)? {
+        match self.shared.shadow.load_root(&self.cpu.paging()).map_err(MmError::from)? {
             LoadRoot::Root(root) => {
                 if let Some((_, current)) = &mut self.root {
                     *current = root;

@@ -14,7 +14,7 @@ use crate::host_mm::MmError;
 use crate::shadow_mmu::{LoadRoot, Root};
 use crate::sync::lock;
 
-use super::cpu::{GuestCpu, cr3_base};
+use super::cpu::GuestCpu;
 use super::error::{GuestError, VmError};
 use super::gate::{Gate, Pass, Paused};
 use super::kick::Kicker;
@@ -168,7 +168,7 @@ impl Vcpu {
                 return Ok(Some(pass));
             }
             // No flush is due: after a recycle nothing is left, and a vCPU that begins has no past.
-            match self.shared.shadow.reuse_root(cr3_base(self.cpu.cr3)).map_err(MmError::from)? {
+            match self.shared.shadow.reuse_root(&self.cpu.paging()).map_err(MmError::from)? {
                 LoadRoot::Root(root) => {
                     self.root = Some((pass.epoch, root));
                     self.set_real_root(root)?;

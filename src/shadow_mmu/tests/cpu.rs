@@ -40,19 +40,14 @@ pub(super) struct Cpu {
 impl Cpu {
     pub(super) fn new(machine: &Machine, cr3: u64) -> Self {
         let cr3 = Gpa::new(cr3 * PAGE_SIZE_U64);
-        Self {
-            context: PagingContext { cr3, write_protect: true, nxe: true },
-            root: machine.load_root(cr3.gfn()),
-            tlb: Arc::default(),
-            faults: 0,
-            used: 0,
-        }
+        let context = PagingContext { cr3, write_protect: true, nxe: true };
+        Self { context, root: machine.load_root(&context), tlb: Arc::default(), faults: 0, used: 0 }
     }
 
     /// The guest loads CR3; so does the hypervisor, which empties this processor's TLB.
     pub(super) fn load_cr3(&mut self, machine: &Machine, cr3: u64) {
         self.context.cr3 = Gpa::new(cr3 * PAGE_SIZE_U64);
-        self.root = machine.load_root(self.context.cr3.gfn());
+        self.root = machine.load_root(&self.context);
         lock(&self.tlb).clear();
     }
 

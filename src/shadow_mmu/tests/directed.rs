@@ -11,6 +11,7 @@ use super::machine::{
 use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE_U64};
 use crate::export_rmap::FlushReason;
 use crate::host_mm::{HostMmConfig, Sabotage};
+use crate::shadow_mmu::PagingContext;
 use crate::shadow_mmu::fault::{Installed, Target};
 use crate::shadow_mmu::spte::Pte;
 use crate::shadow_mmu::walk::Access;
@@ -237,7 +238,8 @@ fn the_pinned_window_is_mapped_and_not_in_the_reverse_map() {
 #[test]
 fn every_root_has_the_monitor_and_a_guest_cannot_reach_it() {
     let (machine, mut cpu) = machine();
-    let other = machine.load_root(Gfn::new(2));
+    let other = PagingContext { cr3: Gpa::new(0x2000), ..cpu.context };
+    let other = machine.load_root(&other);
     for root in [cpu.root, other] {
         let address = machine.shadow.root_machine_address(root).unwrap();
         assert_eq!(machine.shadow_entry(address, 255).load(Ordering::Relaxed), MONITOR);
@@ -259,7 +261,8 @@ fn when_shadow_pages_run_out_recycling_helps_and_voids_the_roots() {
     }
     assert_eq!(cpu.write(&machine, at(0), 3), Done::Value(0));
     assert_eq!(cpu.read(&machine, gva([1, 0, 0, 1])), Done::NeedsRecycle);
-    assert_eq!(machine.shadow.load_root(Gpa::new(0x5000)).unwrap(), LoadRoot::NeedsRecycle);
+    let other = PagingContext { cr3: Gpa::new(0x5000), ..cpu.context };
+    assert_eq!(machine.shadow.load_root(&other).unwrap(), LoadRoot::NeedsRecycle);
     assert_eq!(cpu.read(&machine, at(0)), Done::Value(3), "what is there stays usable");
 
     let old = cpu.root;
@@ -364,4 +367,15 @@ fn a_bad_page_ahead_of_a_stream_troubles_only_those_who_ask_for_it() {
     }
     assert_eq!(bad, 200 / 16);
     assert!(machine.shadow.stats().read_ahead > 0, "{:?}", machine.shadow.stats());
+}
+
+#[test]
+fn vcpus_that_differ_in_what_sptes_depend_on_share_no_root() {
+    let (machine, cpu) = machine();
+    let same = machine.load_root(&PagingContext { ..cpu.context });
+    assert_eq!(same, cpu.root);
+    let unprotected = PagingContext { write_protect: false, ..cpu.context };
+    let executable = PagingContext { nxe: false, ..cpu.context };
+    assert_ne!(machine.load_root(&unprotected), cpu.root);
+    assert_ne!(machine.load_root(&executable), cpu.root);
 }

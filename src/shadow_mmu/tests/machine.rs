@@ -9,6 +9,7 @@ use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
 use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE_U64, Pfn};
 use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, SwapConfig};
+use crate::shadow_mmu::PagingContext;
 use crate::shadow_mmu::{
     LoadRoot, MachineLayout, Root, ShadowConfig, ShadowMmu, TableMemory, walk::table_index,
 };
@@ -154,8 +155,8 @@ impl Machine {
         (address & ADDRESS).checked_sub(FRAMES_BASE)
     }
 
-    pub(super) fn load_root(&self, cr3: Gfn) -> Root {
-        match self.shadow.load_root(cr3.base()).unwrap() {
+    pub(super) fn load_root(&self, context: &PagingContext) -> Root {
+        match self.shadow.load_root(context).unwrap() {
             LoadRoot::Root(root) => root,
             LoadRoot::NeedsRecycle => panic!("no shadow page for a root"),
         }

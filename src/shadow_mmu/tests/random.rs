@@ -12,6 +12,7 @@ use super::machine::{
 use super::model::{Leaf, Model, walk};
 use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE_U64};
 use crate::export_rmap::{FlushReason, PageFlags};
+use crate::shadow_mmu::PagingContext;
 use crate::shadow_mmu::{Access, GuestAccessError, LoadRoot};
 
 /// Guest frames of the two PML4s; tables are in 1 to 8, data in 16 to 31.
@@ -227,8 +228,8 @@ impl Rig {
         self.machine.shadow.recycle();
         self.model.forget_versions();
         prop_assert_eq!(self.machine.shadow.root_machine_address(old), None, "void");
-        let cr3 = self.cpu.context.cr3;
-        let LoadRoot::Root(root) = self.machine.shadow.reuse_root(cr3).unwrap() else {
+        let context = self.cpu.context;
+        let LoadRoot::Root(root) = self.machine.shadow.reuse_root(&context).unwrap() else {
             return Err(TestCaseError::fail("no page for a root after recycling"));
         };
         self.cpu.root = root;
@@ -237,10 +238,12 @@ impl Rig {
     }
 
     fn load_root(&mut self, cr3: u64) -> Result<(), TestCaseError> {
-        match self.machine.shadow.load_root(Gpa::new(cr3 * PAGE_SIZE_U64)).unwrap() {
+        let cr3_base = Gpa::new(cr3 * PAGE_SIZE_U64);
+        let context = PagingContext { cr3: cr3_base, ..self.cpu.context };
+        match self.machine.shadow.load_root(&context).unwrap() {
             LoadRoot::Root(_) => self.cpu.load_cr3(&self.machine, cr3),
             LoadRoot::NeedsRecycle => {
-                self.cpu.context.cr3 = Gpa::new(cr3 * PAGE_SIZE_U64);
+                self.cpu.context.cr3 = cr3_base;
                 self.recycle()?;
             }
         }
