@@ -89,8 +89,6 @@ pub enum Raise {
     UnknownMsr,
     /// A read above the usable addresses.
     AboveLimit,
-    /// An unmasked SSE division by zero.
-    Simd,
 }
 
 /// Executes an instruction that must trap.
@@ -109,23 +107,29 @@ pub fn raise(what: Raise) -> Option<Trap> {
             Raise::AboveLimit => probe!(
                 "mov {value}, [{value}]", value = inout(reg) crate::abi::GVA_LIMIT => _
             ),
-            Raise::Simd => raise_simd(),
         }
     }
 }
 
-/// # Safety
-/// None needed; it is unsafe for being assembly.
-unsafe fn raise_simd() -> Option<Trap> {
+/// MXCSR with all exceptions masked but division by zero.
+pub const MXCSR_DIVIDE_UNMASKED: u32 = 0x1d80;
+/// MXCSR: a division by zero has happened.
+pub const MXCSR_DIVIDE_FLAG: u32 = 1 << 2;
+
+/// Divides by zero with SSE, the exception unmasked: the trap, or MXCSR as it is after none.
+pub fn divide_simd() -> Result<Trap, u32> {
     static DEFAULT: u32 = 0x1f80;
-    static DIVIDE_UNMASKED: u32 = 0x1d80;
-    // SAFETY: MXCSR gets its default back before any other SSE arithmetic.
-    unsafe {
-        asm!("ldmxcsr [{}]", in(reg) &raw const DIVIDE_UNMASKED, options(nostack, readonly));
+    static UNMASKED: u32 = MXCSR_DIVIDE_UNMASKED;
+    let mut after = 0_u32;
+    // SAFETY: MXCSR gets its default back before any other SSE arithmetic; `after` is written.
+    let trap = unsafe {
+        asm!("ldmxcsr [{}]", in(reg) &raw const UNMASKED, options(nostack, readonly));
         let trap = probe!(
             "divss {one}, {zero}", one = inout(xmm_reg) 1.0_f32 => _, zero = in(xmm_reg) 0.0_f32
         );
+        asm!("stmxcsr [{}]", in(reg) &raw mut after, options(nostack));
         asm!("ldmxcsr [{}]", in(reg) &raw const DEFAULT, options(nostack, readonly));
         trap
-    }
+    };
+    trap.ok_or(after)
 }

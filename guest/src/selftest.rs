@@ -217,6 +217,21 @@ fn privileged_instructions() -> Checked {
     expect("carry flag from iretq", 1, u64::from(carry & 1))
 }
 
+/// Some emulated processors (QEMU's TCG) never raise SSE exceptions, they only note them: then the
+/// exception must have been unmasked, and noted.
+fn simd_exception() -> Checked {
+    match probe::divide_simd() {
+        Ok(trap) => {
+            expect("SSE division by zero", exceptions::VECTOR_SIMD, trap.vector)?;
+            expect("SSE division by zero", 0, trap.error_code)
+        }
+        Err(mxcsr) => {
+            let noted = probe::MXCSR_DIVIDE_UNMASKED | probe::MXCSR_DIVIDE_FLAG;
+            expect("MXCSR after a silent SSE division", noted.into(), mxcsr.into())
+        }
+    }
+}
+
 fn raised_exceptions() -> Checked {
     let all = [
         ("division by zero", Raise::Divide, exceptions::VECTOR_DIVIDE),
@@ -224,7 +239,6 @@ fn raised_exceptions() -> Checked {
         ("ud2", Raise::InvalidOpcode, exceptions::VECTOR_INVALID_OPCODE),
         ("unknown MSR", Raise::UnknownMsr, exceptions::VECTOR_PROTECTION),
         ("address above the limit", Raise::AboveLimit, exceptions::VECTOR_PROTECTION),
-        ("SSE division by zero", Raise::Simd, exceptions::VECTOR_SIMD),
     ];
     for (what, raise, vector) in all {
         match probe::raise(raise) {
@@ -235,6 +249,7 @@ fn raised_exceptions() -> Checked {
             }
         }
     }
+    simd_exception()?;
     match probe::load(0) {
         Ok(_) => expect("read of the unmapped page 0", exceptions::VECTOR_PAGE_FAULT, u64::MAX),
         Err(trap) => expect(

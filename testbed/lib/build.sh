@@ -26,14 +26,14 @@ gnomon_path() {
     echo "$TARGET_DIR/$BUILD_TARGET/release/gnomon"
 }
 
-# Builds the test programs that use /dev/kvm and copies them into a folder: the library's own
-# tests, and tests/kvm*.rs where there are any.
+# stage_tests FOLDER CARGO_OPTION...: builds the test programs that the options name and copies them
+# into the folder, each under the name of its target.
 stage_tests() {
-    local folder=$1 targets=(--lib) program
-    if compgen -G "$PROJECT_DIR/tests/kvm*" >/dev/null; then targets+=(--test 'kvm*'); fi
-    say "building the tests: ${targets[*]}"
+    local folder=$1 program
+    shift
+    say "building the tests: $*"
     mkdir -p "$folder"
-    static_cargo test --no-run "${targets[@]}" 2>&1 | tee "$TARGET_DIR/tests.log" >&2 || die "the tests do not build."
+    static_cargo test --no-run "$@" 2>&1 | tee "$TARGET_DIR/tests.log" >&2 || die "the tests do not build."
     # Cargo says:   Executable tests/kvm.rs (target/.../deps/kvm-0123456789abcdef)
     while IFS= read -r program; do
         case $program in

@@ -10,6 +10,10 @@ TOOLS_DIR=$CACHE_DIR/tools
 # their own so that neither build throws the other away.
 TARGET_DIR=${CARGO_TARGET_DIR:-$PROJECT_DIR/target}/testbed
 
+# Processors of the inner machine.
+# shellcheck disable=SC2034 # used by those who source this file
+PROCESSORS=${GNOMON_TESTBED_SMP:-2}
+
 # Exit codes, besides 0 for success.
 readonly EXIT_SUITE_FAILED=1 EXIT_CANNOT_RUN=2 EXIT_NO_RESULT=3
 

@@ -1,20 +1,20 @@
 # Starts the inner machine. Sourced by bash.
 # shellcheck shell=bash
 
-# qemu_command INITRAMFS [OPTION...] fills the array QEMU_COMMAND.
+# qemu_command PROCESSORS INITRAMFS [OPTION...] fills the array QEMU_COMMAND.
 #
 # The options are the ones that proved reliable over hundreds of starts, see docs/testbed.md.
 # -cx16: QEMU 7.2 computes cmpxchg16b's flags wrongly. thread=multi: with one thread for two
 # processors the inner machine hangs.
 qemu_command() {
-    local initramfs=$1
-    shift
+    local processors=$1 initramfs=$2
+    shift 2
     # shellcheck disable=SC2034 # used by those who source this file
     QEMU_COMMAND=(
         env "LD_LIBRARY_PATH=$QEMU_LIBRARIES" "$QEMU"
         -L "$TOOLS_DIR/usr/share/qemu" -L "$TOOLS_DIR/usr/share/seabios"
         -accel tcg,thread=multi -cpu EPYC,+svm,+npt,-cx16 -M q35 -m 2G
-        -smp "${GNOMON_TESTBED_SMP:-2}"
+        -smp "$processors"
         -nodefaults -nographic -monitor none -no-reboot
         -kernel "$TOOLS_DIR/boot/vmlinuz-$(kernel_release)" -initrd "$initramfs"
         -append 'console=ttyS0 panic=-1 quiet'
