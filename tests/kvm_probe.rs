@@ -3,9 +3,23 @@
 //! `GNOMON_EXPECT_HOST`, set to `shadow` or `tdp`, says what the probe has to find: the test bed
 //! sets it. Without it, nested paging is expected where kvm_amd or kvm_intel says that it uses it.
 
+use std::borrow::Cow;
 use std::path::Path;
+use std::time::Duration;
 
-use gnomon::vmm::{HostKind, HostTraits, KVM_DEVICE};
+use gnomon::host_mm::{HostMm, HostMmConfig};
+use gnomon::vmm::boot::TEST_GUEST;
+use gnomon::vmm::{HostKind, HostTraits, KVM_DEVICE, Outcome, Vm, VmConfig};
+
+/// Whether there is a KVM to test; where one is required, it is taken to be there.
+fn kvm_is_usable() -> bool {
+    let usable = std::env::var_os("GNOMON_REQUIRE_KVM").is_some()
+        || std::fs::File::options().read(true).write(true).open(KVM_DEVICE).is_ok();
+    if !usable {
+        eprintln!("skipped: {KVM_DEVICE} is not usable");
+    }
+    usable
+}
 
 /// What the kernel says of nested paging; `None` if it says nothing.
 fn nested_paging() -> Option<bool> {
@@ -18,9 +32,7 @@ fn nested_paging() -> Option<bool> {
 
 #[test]
 fn the_probe_finds_what_the_kernel_says() {
-    let required = std::env::var_os("GNOMON_REQUIRE_KVM").is_some();
-    if !required && std::fs::File::options().read(true).write(true).open(KVM_DEVICE).is_err() {
-        eprintln!("skipped: {KVM_DEVICE} is not usable");
+    if !kvm_is_usable() {
         return;
     }
     let traits = HostTraits::probe().unwrap();
@@ -43,5 +55,43 @@ fn the_probe_finds_what_the_kernel_says() {
     }
     if traits.kind() == HostKind::Tdp {
         assert!(traits.ring0_native, "{traits:?}");
+    }
+}
+
+/// Frames whose accessed state was cleared, and frames zapped for that, in a run of the test guest
+/// in a quarter of its memory.
+fn aged_and_zapped(kind: Option<HostKind>) -> (u64, u64) {
+    let config = VmConfig {
+        memory_bytes: 16 << 20,
+        vcpus: 1,
+        kernel: Cow::Borrowed(TEST_GUEST),
+        cmdline: "mode=boot workload=random,zipf".to_owned(),
+        shadow_pages: None,
+        observer: None,
+    };
+    let mm = HostMm::new(HostMmConfig::new(4 << 20)).unwrap();
+    let mut vm = Vm::new_assuming(kind, &config, &mm, Box::new(std::io::sink())).unwrap();
+    vm.start().unwrap();
+    let outcome = vm.wait(Some(Duration::from_secs(120)));
+    // Its checks of every page passed, whatever ageing saw.
+    assert!(matches!(outcome, Some(Outcome::PoweredOff)), "{outcome:?}");
+    let (aged, zapped) = (mm.stats().aged, vm.shadow().stats().aged_zaps);
+    assert!(aged > 0, "no page was aged");
+    (aged, zapped)
+}
+
+#[test]
+fn ageing_zaps_exactly_where_accessed_bits_need_it() {
+    if !kvm_is_usable() {
+        return;
+    }
+    let (aged, zapped) = aged_and_zapped(Some(HostKind::Shadow));
+    assert_eq!(zapped, aged);
+    let (_, zapped) = aged_and_zapped(Some(HostKind::Tdp));
+    assert_eq!(zapped, 0);
+    let (aged, zapped) = aged_and_zapped(None);
+    match HostTraits::probe().unwrap().kind() {
+        HostKind::Shadow => assert_eq!(zapped, aged),
+        HostKind::Tdp => assert_eq!(zapped, 0),
     }
 }

@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::values::{Size, parse_duration, parse_rate, parse_seed, parse_vcpus};
 use crate::host_mm::{ReclaimPolicy, Sabotage};
+use crate::vmm::HostKind;
 
 const EXIT_CODES: &str = "Exit codes: 0 success; 1 failure, or violations found; 2 a command line that cannot be run; 128 + N ended by signal N. boot: the guest's own.";
 
@@ -44,6 +45,9 @@ pub(crate) struct HostArgs {
     /// Have the kernel watch for accesses to freed frames (needs userfaultfd; slower)
     #[arg(long)]
     pub(crate) paranoid: bool,
+    /// Take this host's KVM for one of this kind instead of probing it (for tests)
+    #[arg(long, value_name = "KIND", value_enum)]
+    pub(crate) assume_host: Option<HostKindName>,
 }
 
 #[derive(Debug, Args)]
@@ -168,6 +172,24 @@ pub(crate) enum PolicyName {
     Clock,
     /// Oldest first, for comparison
     Fifo,
+}
+
+/// [`HostKind`] as it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HostKindName {
+    /// It shadows page tables in software: right on every host
+    Shadow,
+    /// Nested paging
+    Tdp,
+}
+
+impl From<HostKindName> for HostKind {
+    fn from(name: HostKindName) -> Self {
+        match name {
+            HostKindName::Shadow => Self::Shadow,
+            HostKindName::Tdp => Self::Tdp,
+        }
+    }
 }
 
 /// [`Sabotage`] as it is written.

@@ -20,8 +20,8 @@ use super::report::json;
 use super::values::{Size, size};
 use crate::abi;
 use crate::host_mm::{HostMmConfig, MIN_HOST_MEMORY_BYTES, ReclaimPolicy, SwapConfig};
-use crate::vmm::VmConfig;
 use crate::vmm::boot::{MAX_IMAGE_BYTES, TEST_GUEST};
+use crate::vmm::{HostKind, VmConfig};
 
 /// Least memory of a guest: below it there is room for hardly more than its kernel.
 const MIN_MEMORY_BYTES: u64 = 16 << 20;
@@ -45,6 +45,8 @@ macro_rules! refuse {
 pub(crate) struct MachineConfig {
     pub(crate) vm: VmConfig,
     pub(crate) host: HostMmConfig,
+    /// What kind of KVM to take this host's for; `None` to probe it.
+    pub(crate) assume_host: Option<HostKind>,
     /// What is allowed, but may not be what was meant; a sentence each.
     pub(crate) warnings: Vec<String>,
 }
@@ -138,6 +140,7 @@ fn machine(
             paranoid: host.paranoid,
             ..HostMmConfig::new(sizes.host_memory.bytes())
         },
+        assume_host: host.assume_host.map(HostKind::from),
         warnings,
     })
 }

@@ -41,7 +41,7 @@ impl Machine {
             mm.limit_sabotage(Gfn::new(0), 0);
             vm_config.observer = Some(Arc::new(SabotageLimit(mm.clone())));
         }
-        let vm = Vm::new(&vm_config, &mm, console).map_err(from_vm)?;
+        let vm = Vm::new_assuming(config.assume_host, &vm_config, &mm, console).map_err(from_vm)?;
         mm.start_background_reclaim().map_err(from_mm)?;
         Ok(Self { mm, vm })
     }

@@ -128,6 +128,22 @@ impl Vm {
         mm: &Arc<HostMm>,
         console: Box<dyn Write + Send>,
     ) -> Result<Self, VmError> {
+        Self::new_assuming(None, config, mm, console)
+    }
+
+    /// [`Vm::new`] on a host that is taken for one of the given kind; `None` to probe it.
+    /// [`HostKind::Shadow`] is right on every host. [`HostKind::Tdp`] where it does not fit costs
+    /// good choices in reclaim: pages in use look unused.
+    ///
+    /// # Errors
+    /// As [`Vm::new`].
+    pub fn new_assuming(
+        kind: Option<HostKind>,
+        config: &VmConfig,
+        mm: &Arc<HostMm>,
+        console: Box<dyn Write + Send>,
+    ) -> Result<Self, VmError> {
+        let kind = host_kind(kind)?;
         check_memory(config.memory_bytes)?;
         let image = Image::parse(&config.kernel, config.memory_bytes)?;
         let device = KvmDevice::open()?;
@@ -137,7 +153,7 @@ impl Vm {
 
         let object = mm.create_object(config.memory_bytes)?;
         boot::load(&object, &image, config.cmdline.as_bytes())?;
-        let parts = build_parts(config, &device, features, mm, &object)?;
+        let parts = build_parts(config, kind, &device, features, mm, &object)?;
 
         let mut fds = Vec::with_capacity(config.vcpus);
         let mut kickers = Vec::with_capacity(config.vcpus);
@@ -327,10 +343,13 @@ fn check_vcpus(vcpus: usize, device: &KvmDevice) -> Result<(), VmError> {
 }
 
 /// What kind of KVM this host has, as far as it matters to a VM.
-fn host_kind() -> Result<HostKind, VmError> {
+fn host_kind(assumed: Option<HostKind>) -> Result<HostKind, VmError> {
     match HostTraits::of_this_host() {
         Some(HostTraits { zap_revokes: false, .. }) => Err(VmError::ZapWithoutEffect),
-        observed => Ok(observed.as_ref().map_or(HostKind::Shadow, HostTraits::kind)),
+        observed => {
+            let observed = observed.as_ref().map(HostTraits::kind);
+            Ok(assumed.or(observed).unwrap_or(HostKind::Shadow))
+        }
     }
 }
 
@@ -355,6 +374,7 @@ fn shadow_pages(config: &VmConfig, frames: u32) -> Result<u32, VmError> {
 /// Maps the three slots, writes the monitor, makes the shadow MMU and the KVM VM.
 fn build_parts(
     config: &VmConfig,
+    kind: HostKind,
     device: &KvmDevice,
     features: Features,
     mm: &Arc<HostMm>,
@@ -383,7 +403,7 @@ fn build_parts(
         machine: plan.layout(&monitor),
         monitor_pml4e,
         phys_bits: features.phys_bits,
-        zap_to_age: host_kind()?.zap_to_age(),
+        zap_to_age: kind.zap_to_age(),
     };
     let monitor_bytes = usize::try_from(monitor.bytes()).unwrap_or(usize::MAX);
     let table_memory = TableMemory::new(tables.clone(), monitor_bytes, shadow_pages)?;
