@@ -59,13 +59,13 @@ fn the_probe_finds_what_the_kernel_says() {
 }
 
 /// Frames whose accessed state was cleared, and frames zapped for that, in a run of the test guest
-/// in a quarter of its memory.
+/// in less memory than it uses.
 fn aged_and_zapped(kind: Option<HostKind>) -> (u64, u64) {
     let config = VmConfig {
         memory_bytes: 16 << 20,
         vcpus: 1,
         kernel: Cow::Borrowed(TEST_GUEST),
-        cmdline: "mode=boot workload=random,zipf".to_owned(),
+        cmdline: "mode=boot pages=1600 workload=random,zipf".to_owned(),
         shadow_pages: None,
         observer: None,
     };
