@@ -130,8 +130,9 @@ fn faults_flushes_evictions_and_cleanings_at_once_lose_nothing() {
     assert_eq!(wrong, 0, "{stats:?} {mm:?}");
     assert_eq!(differences, 0, "I3, with the MMU lock held");
     machine.assert_sound();
-    assert!(stats.invalidated > 100 && stats.write_protected > 100, "{stats:?}");
-    assert!(stats.guest_flushed > 100 && mm.swap_ins > 100, "{stats:?} {mm:?}");
+    // That it came to all of this; how often depends on the processor, which may be emulated.
+    assert!(stats.invalidated > 20 && stats.write_protected > 20, "{stats:?}");
+    assert!(stats.guest_flushed > 20 && mm.swap_ins > 20, "{stats:?} {mm:?}");
 }
 
 #[test]
