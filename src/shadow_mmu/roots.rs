@@ -381,14 +381,6 @@ impl ShadowMmu {
         mmu.zap(state.find(root, gva).into_iter())
     }
 
-    /// Forgets every translation of a root.
-    ///
-    /// # Errors
-    /// [`RevokeError`] if the flush failed; the VM must not go on.
-    pub fn flush_all(&self, root: Root) -> Result<(), RevokeError> {
-        flush(&self.mmu, &mut self.mmu.lock(), root, |_| true)
-    }
-
     /// Takes all shadow pages back. Every [`Root`] is void after it.
     ///
     /// Upper-level entries may only change here, because a KVM that shadows our tables does not see

@@ -97,13 +97,20 @@ impl Vcpu {
         }
     }
 
-    /// Bytes of one element of the port exit at hand.
-    fn port_element_bytes(&mut self) -> usize {
+    /// Bytes of one element of the port exit at hand, and the width that this is.
+    fn port_element(&mut self) -> Result<(usize, PortWidth), VmError> {
         // SAFETY: the exit reason was KVM_EXIT_IO, which is when KVM fills this member; any bytes
         // are a valid `u8`.
         #[allow(unsafe_code)]
         let size = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io.size };
-        usize::from(size)
+        let bytes = usize::from(size);
+        match PortWidth::from_bytes(bytes) {
+            Some(width) => Ok((bytes, width)),
+            None => {
+                let exit = format!("port access of {bytes} bytes");
+                Err(self.guest_error(GuestError::UnexpectedExit { exit }))
+            }
+        }
     }
 
     /// Whether the exit at hand was made by the monitor's code at CPL 0.
@@ -119,11 +126,7 @@ impl Vcpu {
     fn guest_out(&mut self, port: u16, bytes: &[u8]) -> Result<Next, VmError> {
         self.counts(|counts| counts.port_exits.bump());
         self.guard.reset();
-        let element = self.port_element_bytes();
-        let Some(width) = PortWidth::from_bytes(element) else {
-            let exit = format!("port access of {element} bytes");
-            return Err(self.guest_error(GuestError::UnexpectedExit { exit }));
-        };
+        let (element, width) = self.port_element()?;
         for chunk in bytes.chunks_exact(element) {
             let mut value = [0; 4];
             value[..element].copy_from_slice(chunk);
@@ -148,11 +151,7 @@ impl Vcpu {
     fn guest_in(&mut self, port: u16, bytes: usize) -> Result<Next, VmError> {
         self.counts(|counts| counts.port_exits.bump());
         self.guard.reset();
-        let element = self.port_element_bytes();
-        let Some(width) = PortWidth::from_bytes(element) else {
-            let exit = format!("port access of {element} bytes");
-            return Err(self.guest_error(GuestError::UnexpectedExit { exit }));
-        };
+        let (element, width) = self.port_element()?;
         let mut answer = Vec::with_capacity(bytes);
         while answer.len() < bytes {
             let value = self.shared.bus.read(port, width).to_le_bytes();
@@ -339,7 +338,7 @@ impl Vcpu {
     fn carry_out(&mut self, effect: Effect) -> Result<Next, VmError> {
         match effect {
             Effect::None => {}
-            Effect::LoadRoot | Effect::FlushAll => return self.load_root(),
+            Effect::LoadRoot => return self.load_root(),
             Effect::FlushPage(gva) => {
                 if let Some((_, root)) = self.root {
                     self.shared.shadow.invlpg(root, gva).map_err(MmError::from)?;

@@ -10,7 +10,7 @@ TOOLS_DIR=$CACHE_DIR/tools
 # their own so that neither build throws the other away.
 TARGET_DIR=${CARGO_TARGET_DIR:-$PROJECT_DIR/target}/testbed
 
-# Processors of the inner machine.
+# Processors that the suites may use; the inner machine has one more, see lib/qemu.sh.
 # shellcheck disable=SC2034 # used by those who source this file
 PROCESSORS=${GNOMON_TESTBED_SMP:-2}
 

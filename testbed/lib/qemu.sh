@@ -6,6 +6,10 @@
 # The options are the ones that proved reliable over hundreds of starts, see docs/testbed.md.
 # -cx16: QEMU 7.2 computes cmpxchg16b's flags wrongly. thread=multi: with one thread for two
 # processors the inner machine hangs.
+#
+# One processor more than asked for, and no guest may run on processor 0 (l1/main sees to it): when
+# another processor restores its FPU, TCG clears a flag of processor 0 by a plain read, change and
+# write of the word in which that one keeps whether it runs a guest, and with nested paging or not.
 qemu_command() {
     local processors=$1 initramfs=$2
     shift 2
@@ -14,7 +18,7 @@ qemu_command() {
         env "LD_LIBRARY_PATH=$QEMU_LIBRARIES" "$QEMU"
         -L "$TOOLS_DIR/usr/share/qemu" -L "$TOOLS_DIR/usr/share/seabios"
         -accel tcg,thread=multi -cpu EPYC,+svm,+npt,-cx16 -M q35 -m 2G
-        -smp "$processors"
+        -smp $((processors + 1))
         -nodefaults -nographic -monitor none -no-reboot
         -kernel "$TOOLS_DIR/boot/vmlinuz-$(kernel_release)" -initrd "$initramfs"
         -append 'console=ttyS0 panic=-1 quiet'

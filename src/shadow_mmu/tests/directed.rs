@@ -87,7 +87,7 @@ fn a_write_sets_no_bit_if_it_is_not_allowed() {
     assert_eq!(cpu.write(&machine, at(1), 1), Done::Fault(0b00010));
     // With CR0.WP clear a kernel writes where it likes.
     cpu.context.write_protect = false;
-    machine.shadow.flush_all(cpu.root).unwrap();
+    cpu.load_cr3(&machine, ROOT);
     assert_eq!(cpu.write(&machine, at(0), 1), Done::Value(0));
     assert_eq!(machine.shadow.stats().guest_faults, 3);
 }

@@ -103,7 +103,7 @@ impl Step<'_> {
         let new = (value & CR0_KNOWN) | cr0::ET;
         let changed = new ^ self.cpu.cr0;
         self.cpu.cr0 = new;
-        Ok(if changed & cr0::WP != 0 { Effect::FlushAll } else { Effect::None })
+        Ok(if changed & cr0::WP != 0 { Effect::LoadRoot } else { Effect::None })
     }
 
     fn write_cr3(&mut self, value: u64) -> Result<Effect, Stop> {
@@ -128,7 +128,7 @@ impl Step<'_> {
         }
         let changed = value ^ self.cpu.cr4;
         self.cpu.cr4 = value;
-        Ok(if changed & CR4_FLUSHES != 0 { Effect::FlushAll } else { Effect::None })
+        Ok(if changed & CR4_FLUSHES != 0 { Effect::LoadRoot } else { Effect::None })
     }
 
     fn unsupported(&self) -> Stop {

@@ -79,10 +79,8 @@ impl PortWidth {
 pub enum Effect {
     /// Nothing.
     None,
-    /// CR3 was written: find the shadow root, forget what a CR3 load forgets.
+    /// CR3 was written or a paging control changed: find the shadow root, forget what that forgets.
     LoadRoot,
-    /// Paging controls changed: forget every translation of the current root.
-    FlushAll,
     /// `invlpg`: forget the translation of this address.
     FlushPage(Gva),
     /// `hlt`: park the vCPU.

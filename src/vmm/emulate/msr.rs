@@ -71,7 +71,7 @@ impl Step<'_> {
         }
         let changed = value ^ self.cpu.efer;
         self.cpu.efer = value;
-        Ok(if changed & efer::NXE != 0 { Effect::FlushAll } else { Effect::None })
+        Ok(if changed & efer::NXE != 0 { Effect::LoadRoot } else { Effect::None })
     }
 }
 

@@ -85,7 +85,7 @@ fn control_registers_are_read_into_any_register() {
 fn cr0_takes_valid_values_and_flushes_when_write_protection_changes() {
     let mut cpu = cpu();
     cpu.gpr[gpr::RAX] = (cpu.cr0 & !cr0::WP) | cr0::TS | 1 << 10;
-    assert_eq!(run(&mut cpu, MOV_CR0_RAX), Effect::FlushAll);
+    assert_eq!(run(&mut cpu, MOV_CR0_RAX), Effect::LoadRoot);
     assert_eq!(cpu.cr0 & (cr0::WP | cr0::TS | 1 << 10), cr0::TS, "a reserved low bit is ignored");
     assert!(!cpu.paging().write_protect);
     cpu.rip = RIP;
@@ -132,7 +132,7 @@ fn cr3_loads_a_root_and_refuses_reserved_bits() {
 fn cr4_flushes_on_paging_bits_only() {
     let mut cpu = cpu();
     cpu.gpr[gpr::RAX] = cpu.cr4 | cr4::PGE;
-    assert_eq!(run(&mut cpu, MOV_CR4_RAX), Effect::FlushAll);
+    assert_eq!(run(&mut cpu, MOV_CR4_RAX), Effect::LoadRoot);
     cpu.rip = RIP;
     cpu.gpr[gpr::RAX] = cpu.cr4 | cr4::TSD | cr4::FSGSBASE;
     assert_eq!(run(&mut cpu, MOV_CR4_RAX), Effect::None);
@@ -331,7 +331,7 @@ fn segment_bases_and_pat_are_stored() {
 fn efer_keeps_long_mode_and_flushes_when_nxe_changes() {
     let fixed = efer::LME | efer::LMA;
     let mut cpu = at_wrmsr(0xc000_0080, fixed | efer::NXE);
-    assert_eq!(run(&mut cpu, WRMSR), Effect::FlushAll);
+    assert_eq!(run(&mut cpu, WRMSR), Effect::LoadRoot);
     assert!(cpu.paging().nxe);
     let mut cpu = at_wrmsr(0xc000_0080, fixed | efer::SCE);
     assert_eq!(run(&mut cpu, WRMSR), Effect::None);
