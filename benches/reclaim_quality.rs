@@ -82,7 +82,9 @@ impl ExportNotifier for Client {
         let mut harvest = Harvest::default();
         self.visit(page, |spte| {
             let (old, retain) = match kind {
-                Invalidation::Unmap => (spte.swap(0, Ordering::AcqRel), Retain::Drop),
+                Invalidation::Unmap | Invalidation::Replace(_) => {
+                    (spte.swap(0, Ordering::AcqRel), Retain::Drop)
+                }
                 Invalidation::Clean => (spte.fetch_and(!DIRTY, Ordering::AcqRel), Retain::Keep),
             };
             harvest.dirty |= old & DIRTY != 0;

@@ -37,6 +37,15 @@ pub struct Owner {
 
 impl Owner {
     const GFN_BITS: u32 = 48;
+    /// The number that no memory object has: the page belongs to several, and its `gfn` numbers
+    /// the shared page.
+    pub const SHARED: u16 = u16::MAX;
+
+    /// Whether several objects have the page: nobody may write it.
+    #[must_use]
+    pub const fn is_shared(self) -> bool {
+        self.object == Self::SHARED
+    }
 
     /// The page as one number, for the checksum of its copy in swap.
     #[must_use]

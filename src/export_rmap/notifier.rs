@@ -11,6 +11,7 @@
 use std::io;
 
 use crate::addr::Pfn;
+use crate::export_rmap::frame_table::Owner;
 use crate::export_rmap::page_lock::LockedPage;
 use crate::export_rmap::rmap::ClientId;
 use crate::sync::{Arc, AtomicU64, Condvar, Mutex, Ordering, Snapshot, lock};
@@ -22,6 +23,10 @@ pub enum Invalidation {
     Unmap,
     /// `page_mkclean`: mappings may stay, but none may write; their dirty state is handed over.
     Clean,
+    /// `do_wp_page`: this one of several pages that share the frame moves to another frame. A client
+    /// gives up its mappings of it, and may give up more of the frame; those of other memory objects
+    /// may stay.
+    Replace(Owner),
 }
 
 /// What an invalidation found in the mappings that it changed.

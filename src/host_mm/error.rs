@@ -64,6 +64,15 @@ pub enum MmError {
     /// More memory objects than the frame table's owner field can number.
     #[error("no more memory objects: all {} numbers are used up", u16::MAX)]
     TooManyObjects,
+    /// The build has no notifier, and what was asked for would have to tell export clients.
+    #[error("{what} needs the export notifier: build with the feature `export-notifier`")]
+    NoNotifier {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// More shared pages than there are numbers for.
+    #[error("no more shared pages: all numbers are used up")]
+    TooManyShared,
     /// userfaultfd could not be set up.
     #[error(transparent)]
     Uffd(#[from] UffdError),

@@ -5,9 +5,10 @@
 //! (Linux adds a page to its page cache in the same order, for the same reason.)
 
 use crate::addr::{Gfn, PAGE_SIZE, SwapSlot};
-use crate::export_rmap::{FlushReason, Invalidation, LockedPage, PageFlags};
+use crate::export_rmap::{FlushReason, Invalidation, LockedPage, Owner, PageFlags};
 use crate::host_mm::frames::FreeFrame;
 use crate::host_mm::object::{Entry, ObjectPages, Place};
+use crate::host_mm::share::SharedPage;
 use crate::host_mm::stats::Counters;
 use crate::host_mm::{HostMm, MmError, MmViolation, ViolationKind};
 
@@ -17,11 +18,21 @@ const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 /// to take back: each vCPU can have at most one such fault.
 const SETTLE_ROUNDS: u32 = 64;
 
+/// What a page is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Intent {
+    /// To be read: a shared page will do.
+    Read,
+    /// To be written: it must be the object's own.
+    Write,
+}
+
 impl HostMm {
     pub(super) fn fault_in(
         &self,
         object: &ObjectPages,
         gfn: Gfn,
+        intent: Intent,
     ) -> Result<LockedPage<'_>, MmError> {
         let entry = object.entry(gfn).ok_or(MmError::OutsideMemory {
             gpa: gfn.base(),
@@ -30,17 +41,27 @@ impl HostMm {
         })?;
         loop {
             let place = entry.load();
-            if let Place::Frame(pfn) = place {
-                let page = self.table.lock(pfn);
-                // The page may have left, and the frame been reused, before the lock was ours.
-                if entry.load() == place {
-                    return Ok(page);
+            let found = match (place, intent) {
+                (Place::Frame(pfn), _) => {
+                    let page = self.table.lock(pfn);
+                    // The page may have left, and the frame been reused, before the lock was ours.
+                    (entry.load() == place).then_some(page)
                 }
-            } else {
-                let frame = self.allocate_frame(gfn)?;
-                if let Some(page) = self.bring_in(object, gfn, entry, place, frame)? {
-                    return Ok(page);
+                (Place::Shared(shared), Intent::Read) => self.fault_in_shared(entry, shared)?,
+                (Place::Shared(shared), Intent::Write) => {
+                    self.copy_on_write(object, gfn, entry, shared)?
                 }
+                (Place::Absent, Intent::Read) if self.shares_zero() => {
+                    entry.replace_frameless(place, Place::Shared(SharedPage::zero_for(gfn)));
+                    None
+                }
+                (Place::Absent | Place::Swap(_), _) => {
+                    let frame = self.allocate_frame(gfn)?;
+                    self.bring_in(object, gfn, entry, place, frame)?
+                }
+            };
+            if let Some(page) = found {
+                return Ok(page);
             }
         }
     }
@@ -51,15 +72,17 @@ impl HostMm {
         gfn: Gfn,
     ) -> Option<LockedPage<'_>> {
         let entry = object.entry(gfn)?;
-        let Place::Frame(pfn) = entry.load() else {
-            return None;
+        let place = entry.load();
+        let page = match place {
+            Place::Frame(pfn) => self.table.try_lock(pfn)?,
+            Place::Shared(shared) => self.try_lock_resident(&self.commons.pages, shared.gfn())?,
+            Place::Absent | Place::Swap(_) => return None,
         };
-        let page = self.table.try_lock(pfn)?;
-        (entry.load() == Place::Frame(pfn)).then_some(page)
+        (entry.load() == place).then_some(page)
     }
 
     /// A free frame, by direct reclaim if there is none.
-    fn allocate_frame(&self, gfn: Gfn) -> Result<FreeFrame<'_>, MmError> {
+    pub(super) fn allocate_frame(&self, gfn: Gfn) -> Result<FreeFrame<'_>, MmError> {
         loop {
             if let Some(frame) = self.take_free_frame() {
                 return Ok(frame);
@@ -77,13 +100,7 @@ impl HostMm {
         place: Place,
         frame: FreeFrame<'_>,
     ) -> Result<Option<LockedPage<'_>>, MmError> {
-        // Only a thread that lost sight of an older page of this frame can hold the lock, briefly.
-        let page = self.table.lock(frame.pfn());
-        page.clear_flags(PageFlags::DIRTY);
-        page.set_uses(0);
-        page.set_slot(None);
-        page.set_owner(object.owner(gfn));
-        page.set_flags(PageFlags::IN_USE | PageFlags::FRESH);
+        let page = self.prepare(&frame, object.owner(gfn));
         if !entry.replace(place, Place::Frame(frame.pfn()), &page) {
             page.clear_flags(PageFlags::IN_USE);
             return Ok(None);
@@ -96,6 +113,24 @@ impl HostMm {
         }
         frame.into_use();
         Ok(Some(page))
+    }
+
+    /// Locks a free frame and makes it the owner's, without content.
+    pub(super) fn prepare(&self, frame: &FreeFrame<'_>, owner: Owner) -> LockedPage<'_> {
+        // Only a thread that lost sight of an older page of this frame can hold the lock, and it
+        // waits for nothing. So no wait that the order of page locks would have to allow.
+        let page = loop {
+            match self.table.try_lock(frame.pfn()) {
+                Some(page) => break page,
+                None => std::thread::yield_now(),
+            }
+        };
+        page.clear_flags(PageFlags::DIRTY);
+        page.set_uses(0);
+        page.set_slot(None);
+        page.set_owner(owner);
+        page.set_flags(PageFlags::IN_USE | PageFlags::FRESH);
+        page
     }
 
     fn fill(
@@ -128,9 +163,14 @@ impl HostMm {
             match entry.load() {
                 Place::Absent => return,
                 Place::Swap(slot) => {
-                    // No frame, so no page lock; but the object is being dropped, and a page that
-                    // is in swap moves only by a fault, of which there are no more.
-                    self.free_slot(slot);
+                    // No frame, so no page lock: who takes the name of the slot away owns it.
+                    if entry.replace_frameless(Place::Swap(slot), Place::Absent) {
+                        self.free_slot(slot);
+                        return;
+                    }
+                }
+                Place::Shared(shared) => {
+                    self.leave_shared(entry, shared, None);
                     return;
                 }
                 Place::Frame(pfn) => {
@@ -166,7 +206,7 @@ impl HostMm {
         flushed.is_ok() && !page.frame().is_exported()
     }
 
-    fn free_slot(&self, slot: SwapSlot) {
+    pub(super) fn free_slot(&self, slot: SwapSlot) {
         let freed = self.swap.free(slot);
         debug_assert!(freed.is_ok(), "a page's slot is its own: {freed:?}");
     }

@@ -90,6 +90,13 @@ impl HostView {
         self.region.as_volatile_slice().write_slice(buf, at).map_err(|error| outside(page, &error))
     }
 
+    /// Copies a whole page into another.
+    pub(crate) fn copy(&self, from: &LockedPage<'_>, to: &LockedPage<'_>) -> Result<(), MmError> {
+        let mut content = [0; PAGE_SIZE];
+        self.read(from, 0, &mut content)?;
+        self.write(to, 0, &content)
+    }
+
     /// The aligned 64-bit word at byte `offset` of a page: an entry of a guest page table.
     pub(crate) fn word(&self, page: &LockedPage<'_>, offset: usize) -> Result<&AtomicU64, MmError> {
         let at = position(page, offset, size_of::<u64>())?;

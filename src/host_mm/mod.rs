@@ -13,15 +13,21 @@
 //! [notifier list](crate::export_rmap::NotifierList).
 
 mod clean;
+mod clone;
 mod error;
 mod fault;
 mod frames;
+mod free;
 mod guest_view;
 mod host_view;
+mod merge;
+mod migrate;
 mod object;
 mod policy;
 pub mod reclaim;
+mod remap;
 mod sabotage;
+mod share;
 mod stats;
 pub mod swap;
 mod tripwire;
@@ -37,8 +43,10 @@ use crate::sync::Snapshot;
 pub use error::MmError;
 pub use frames::MIN_HOST_MEMORY_BYTES;
 pub use guest_view::GuestView;
+pub use merge::Merged;
 pub use object::MemoryObject;
 pub use policy::ReclaimPolicy;
+pub use remap::MAX_REMAP_PAGES;
 pub use sabotage::Sabotage;
 pub use stats::MmStats;
 pub use swap::SwapConfig;
@@ -50,6 +58,7 @@ use host_view::HostView;
 use object::ObjectPages;
 use reclaim::Reclaimer;
 use sabotage::SabotageRange;
+use share::Commons;
 use stats::Counters;
 use swap::SwapSpace;
 use violations::Violations;
@@ -68,6 +77,8 @@ pub struct HostMmConfig {
     /// Check invariants I3, I4 and I6 at each eviction; a difference is reported, see
     /// [`HostMm::violations`].
     pub check_evictions: bool,
+    /// Let pages that were only ever read share a page of zeros.
+    pub share_zero: bool,
     /// Break one rule on purpose.
     pub sabotage: Option<Sabotage>,
 }
@@ -82,6 +93,7 @@ impl HostMmConfig {
             policy: ReclaimPolicy::Clock,
             paranoid: false,
             check_evictions: false,
+            share_zero: true,
             sabotage: None,
         }
     }
@@ -95,6 +107,7 @@ pub struct HostMm {
     free: FreeList,
     swap: SwapSpace,
     objects: Snapshot<Vec<Arc<ObjectPages>>>,
+    commons: Commons,
     object_writers: Mutex<()>,
     next_object: AtomicU16,
     notifiers: NotifierList,
@@ -124,12 +137,14 @@ impl HostMm {
     /// As [`new`](Self::new), on swap that is open already: tests bring back ends that fail.
     pub(crate) fn with_swap(config: HostMmConfig, swap: SwapSpace) -> Result<Arc<Self>, MmError> {
         let frames = frames::count(config.host_memory_bytes)?;
+        let commons = Commons::new();
         Ok(Arc::new(Self {
             table: FrameTable::new(frames),
             view: HostView::new(config.host_memory_bytes)?,
             free: FreeList::new(frames),
             swap,
-            objects: Snapshot::new(Vec::new()),
+            objects: Snapshot::new(vec![commons.pages.clone()]),
+            commons,
             object_writers: Mutex::new(()),
             next_object: AtomicU16::new(0),
             notifiers: NotifierList::default(),
@@ -203,6 +218,11 @@ impl HostMm {
     pub fn last_owner(&self, pfn: Pfn) -> Option<crate::export_rmap::Owner> {
         self.table.get(pfn).map(crate::export_rmap::Frame::owner)
     }
+}
+
+/// That the clients can be told.
+fn require_notifier(what: &'static str) -> Result<(), MmError> {
+    if cfg!(feature = "export-notifier") { Ok(()) } else { Err(MmError::NoNotifier { what }) }
 }
 
 /// Whole pages in `bytes`, which is a multiple of the page size.

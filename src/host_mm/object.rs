@@ -11,6 +11,8 @@ use std::sync::{Arc, OnceLock};
 
 use crate::addr::{Gfn, Gpa, PAGE_SIZE, Pfn, SwapSlot};
 use crate::export_rmap::{LockedPage, Owner, PageFlags};
+use crate::host_mm::fault::Intent;
+use crate::host_mm::share::{COMMONS, SharedPage};
 use crate::host_mm::{HostMm, MmError, pages};
 use crate::sync::lock;
 
@@ -23,25 +25,33 @@ pub(super) enum Place {
     Frame(Pfn),
     /// In a swap slot.
     Swap(SwapSlot),
+    /// Wherever this shared page is.
+    Shared(SharedPage),
 }
 
 impl Place {
-    /// Set for a swap slot, whose number has 31 bits. A frame is stored as its number plus one:
-    /// there are at most 2^30 of them.
+    /// Set for a swap slot, whose number has 31 bits.
     const SWAP: u32 = 1 << 31;
+    /// A frame is stored as its number plus one, and there are at most 2^30 of them: up to this.
+    /// Above it come shared pages.
+    const LAST_FRAME: u32 = 1 << 30;
 
     fn pack(self) -> u32 {
         match self {
             Place::Absent => 0,
             Place::Frame(pfn) => pfn.as_u32() + 1,
             Place::Swap(slot) => Self::SWAP | slot.as_u32(),
+            Place::Shared(shared) => Self::LAST_FRAME + 1 + shared.as_u32(),
         }
     }
 
     fn unpack(raw: u32) -> Self {
         match raw {
             0 => Place::Absent,
-            raw if raw & Self::SWAP == 0 => Place::Frame(Pfn::new(raw - 1)),
+            raw if raw <= Self::LAST_FRAME => Place::Frame(Pfn::new(raw - 1)),
+            raw if raw & Self::SWAP == 0 => {
+                Place::Shared(SharedPage::new(raw - Self::LAST_FRAME - 1))
+            }
             raw => SwapSlot::new(raw & !Self::SWAP).map_or(Place::Absent, Place::Swap),
         }
     }
@@ -64,6 +74,12 @@ impl Entry {
 
     /// Sets the entry if it is still `old`; the caller holds the page lock of the frame in `new`.
     pub(super) fn replace(&self, old: Place, new: Place, _page: &LockedPage<'_>) -> bool {
+        self.replace_frameless(old, new)
+    }
+
+    /// Sets the entry if it is still `old`, which is no frame; if `new` is one, its page lock is
+    /// held by the caller.
+    pub(super) fn replace_frameless(&self, old: Place, new: Place) -> bool {
         self.0.compare_exchange(old.pack(), new.pack(), Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
@@ -85,7 +101,7 @@ pub(super) struct ObjectPages {
 }
 
 impl ObjectPages {
-    fn new(number: u16, bytes: u64) -> Self {
+    pub(super) fn new(number: u16, bytes: u64) -> Self {
         let mids = pages(bytes).div_ceil((LEAF_ENTRIES * MID_LEAVES) as u64);
         Self {
             number,
@@ -122,11 +138,17 @@ impl ObjectPages {
         Some(&leaves[leaf])
     }
 
-    /// Calls `visit` for each page that may not be absent.
-    fn for_each_touched(&self, visit: impl FnMut(&Entry)) {
-        let mids = self.top.iter().filter_map(OnceLock::get);
-        let leaves = mids.flat_map(|mid| mid.iter()).filter_map(OnceLock::get);
-        leaves.flat_map(|leaf| leaf.iter()).for_each(visit);
+    /// The pages that may not be absent, in ascending order.
+    pub(super) fn touched(&self) -> impl Iterator<Item = (Gfn, &Entry)> {
+        let mids = (0u64..).zip(&self.top).filter_map(|(at, mid)| Some((at, mid.get()?)));
+        let leaves = mids.flat_map(|(top, mid)| {
+            let first = top * MID_LEAVES as u64;
+            (first..).zip(mid.iter()).filter_map(|(at, leaf)| Some((at, leaf.get()?)))
+        });
+        leaves.flat_map(|(leaf, entries)| {
+            let first = leaf * LEAF_ENTRIES as u64;
+            (first..).map(Gfn::new).zip(entries.iter())
+        })
     }
 
     pub(super) fn is_watched(&self, gfn: Gfn) -> bool {
@@ -155,7 +177,9 @@ impl HostMm {
     ) -> Result<Arc<MemoryObject>, MmError> {
         let number = self
             .next_object
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| number.checked_add(1))
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| {
+                (number < COMMONS).then_some(number + 1)
+            })
             .map_err(|_| MmError::TooManyObjects)?;
         let pages = Arc::new(ObjectPages::new(number, memory_bytes));
         let _writers = lock(&self.object_writers);
@@ -167,6 +191,12 @@ impl HostMm {
 }
 
 impl MemoryObject {
+    /// Its number, as in [`Owner::object`].
+    #[must_use]
+    pub fn number(&self) -> u16 {
+        self.pages.number
+    }
+
     /// Size in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -195,10 +225,20 @@ impl MemoryObject {
     /// The page's frame, brought in if need be, with its page lock held: nothing can invalidate it
     /// meanwhile. Note its [sequence](LockedPage::sequence) before unlocking if a mapping is to follow.
     ///
+    /// The page may be [shared](Owner::is_shared): it must not be written, nor mapped writable.
+    ///
     /// # Errors
     /// Outside the object, without a frame to be had, or when swap cannot be read.
     pub fn lock_page(&self, gfn: Gfn) -> Result<LockedPage<'_>, MmError> {
-        self.mm.fault_in(&self.pages, gfn)
+        self.mm.fault_in(&self.pages, gfn, Intent::Read)
+    }
+
+    /// As [`lock_page`](Self::lock_page), but this object's own: what was shared is copied first.
+    ///
+    /// # Errors
+    /// As [`lock_page`](Self::lock_page), and if clients could not give the shared page up.
+    pub fn lock_page_for_write(&self, gfn: Gfn) -> Result<LockedPage<'_>, MmError> {
+        self.mm.fault_in(&self.pages, gfn, Intent::Write)
     }
 
     /// The page's frame, locked, if it is in one and nobody holds its lock: never waits, brings
@@ -235,7 +275,7 @@ impl MemoryObject {
     pub fn write(&self, gpa: Gpa, buf: &[u8]) -> Result<(), MmError> {
         let mut done = 0;
         for (gfn, offset, len) in self.split(gpa, buf.len())? {
-            let page = self.lock_page(gfn)?;
+            let page = self.lock_page_for_write(gfn)?;
             self.mm.view.write(&page, offset, &buf[done..done + len])?;
             page.set_flags(PageFlags::DIRTY);
             done += len;
@@ -283,7 +323,7 @@ impl MemoryObject {
 
 impl Drop for MemoryObject {
     fn drop(&mut self) {
-        self.pages.for_each_touched(|entry| self.mm.discard_page(entry));
+        self.pages.touched().for_each(|(_, entry)| self.mm.discard_page(entry));
         let _writers = lock(&self.mm.object_writers);
         let mut objects = self.mm.objects.load().to_vec();
         objects.retain(|pages| !Arc::ptr_eq(pages, &self.pages));
@@ -306,6 +346,8 @@ mod tests {
             Place::Frame(Pfn::new((1 << 30) - 1)),
             Place::Swap(SwapSlot::new(0).unwrap()),
             Place::Swap(last_slot),
+            Place::Shared(SharedPage::new(0)),
+            Place::Shared(SharedPage::new((1 << 30) - 2)),
         ] {
             assert_eq!(Place::unpack(place.pack()), place);
         }

@@ -64,6 +64,20 @@ counters! {
     direct_reclaims,
     /// Swap slots taken from pages in frames because swap was full.
     duplicate_slots_released,
+    /// Shared pages copied because one of those who have them wrote.
+    cow_copies,
+    /// Shared pages that had one user left, who wrote and got them without a copy.
+    cow_reuses,
+    /// Pages made shared, by a clone or a merge.
+    shared,
+    /// Pages that joined a shared page of the same content, or of zeros.
+    merges,
+    /// Pages moved to another frame.
+    migrations,
+    /// Pages that the guest gave back.
+    pages_freed,
+    /// Pages whose places were exchanged with others'.
+    remaps,
     /// Evictions given up because swap could not be written.
     failed_evictions,
 }

@@ -12,6 +12,10 @@ mod content;
 mod protocol;
 #[cfg(feature = "export-notifier")]
 mod quality;
+#[cfg(feature = "export-notifier")]
+mod sharing;
+#[cfg(feature = "export-notifier")]
+mod sources;
 mod swap_trouble;
 #[cfg(not(feature = "export-notifier"))]
 mod without_notifier;

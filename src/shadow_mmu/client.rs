@@ -35,10 +35,14 @@ impl Mmu {
 impl ExportNotifier for Mmu {
     fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
         let mut harvest = Harvest::default();
+        if matches!(kind, Invalidation::Replace(owner) if owner.object != self.object.number()) {
+            return harvest;
+        }
         let visited = self.visit_sptes(page, |entry| {
             // One atomic step: a bit that hardware sets is either in `old`, or not set at all.
             let old = match kind {
-                Invalidation::Unmap => entry.swap(0, Ordering::AcqRel),
+                // SPTEs do not tell which of the guest's pages they map.
+                Invalidation::Unmap | Invalidation::Replace(_) => entry.swap(0, Ordering::AcqRel),
                 Invalidation::Clean => {
                     entry.fetch_and(!(Pte::WRITABLE | Pte::DIRTY).bits(), Ordering::AcqRel)
                 }
@@ -49,12 +53,12 @@ impl ExportNotifier for Mmu {
                 accessed: old.contains(Pte::ACCESSED),
             });
             match kind {
-                Invalidation::Unmap => Retain::Drop,
+                Invalidation::Unmap | Invalidation::Replace(_) => Retain::Drop,
                 Invalidation::Clean => Retain::Keep,
             }
         });
         let counter = match kind {
-            Invalidation::Unmap => &self.counters.invalidated,
+            Invalidation::Unmap | Invalidation::Replace(_) => &self.counters.invalidated,
             Invalidation::Clean => &self.counters.write_protected,
         };
         Counters::add(counter, visited);

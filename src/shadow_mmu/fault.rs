@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::addr::{Gpa, Gva, Pfn};
-use crate::export_rmap::SequenceToken;
+use crate::export_rmap::{LockedPage, SequenceToken};
 use crate::host_mm::{MmError, Sabotage};
 use crate::shadow_mmu::roots::{FlushCount, Root, SptePlace, State};
 use crate::shadow_mmu::spte::Pte;
@@ -45,7 +45,11 @@ pub enum FaultOutcome {
 /// What an SPTE is to point to.
 #[derive(Clone, Copy)]
 pub(super) enum Target {
-    Frame(SequenceToken),
+    /// A frame, which several guest pages may share: then it must not be written.
+    Frame {
+        token: SequenceToken,
+        shared: bool,
+    },
     Window(u64),
 }
 
@@ -65,6 +69,13 @@ pub(super) struct Install<'a> {
     pub(super) translation: &'a Translation,
     pub(super) target: Target,
     pub(super) flushes: FlushCount,
+}
+
+impl Target {
+    /// The frame of a locked page.
+    pub(super) fn of(page: &LockedPage<'_>) -> Self {
+        Self::Frame { token: page.sequence(), shared: page.owner().is_shared() }
+    }
 }
 
 impl ShadowMmu {
@@ -111,7 +122,7 @@ impl Mmu {
                 }
                 Walk::Contended(_) => return Ok(FaultOutcome::Fixed),
             };
-            let Some(target) = self.target(&translation)? else {
+            let Some(target) = self.target(&translation, access)? else {
                 let offset = gva.page_offset() as u64;
                 let gpa = Gpa::new(translation.gfn.base().as_u64() | offset);
                 return Ok(FaultOutcome::OutsideRam { gpa });
@@ -136,7 +147,7 @@ impl Mmu {
     }
 
     /// Brings the page in; its frame can be taken away again at once, and the token will tell.
-    fn target(&self, translation: &Translation) -> Result<Option<Target>, MmError> {
+    fn target(&self, translation: &Translation, access: Access) -> Result<Option<Target>, MmError> {
         let gfn = translation.gfn;
         if let Some(address) = self.config.machine.window_address(gfn) {
             return Ok(Some(Target::Window(address)));
@@ -144,8 +155,11 @@ impl Mmu {
         if !self.object.contains(gfn) {
             return Ok(None);
         }
-        let page = self.object.lock_page(gfn)?;
-        Ok(Some(Target::Frame(page.sequence())))
+        let page = match access {
+            Access::Write => self.object.lock_page_for_write(gfn)?,
+            Access::Read | Access::Execute => self.object.lock_page(gfn)?,
+        };
+        Ok(Some(Target::of(&page)))
     }
 
     fn install(&self, install: &Install<'_>) -> Result<Installed, MmError> {
@@ -175,13 +189,15 @@ impl Mmu {
 
     pub(super) fn new_spte(&self, install: &Install<'_>) -> Pte {
         let Translation { writable, executable, dirty, origin, .. } = *install.translation;
-        let address = match install.target {
-            Target::Frame(token) => self.config.machine.frame_address(token.pfn()),
-            Target::Window(address) => address,
+        let (address, shared) = match install.target {
+            Target::Frame { token, shared } => {
+                (self.config.machine.frame_address(token.pfn()), shared)
+            }
+            Target::Window(address) => (address, false),
         };
         let mut spte = (Pte::PRESENT | Pte::USER | Pte::ACCESSED | origin).at(address);
         // Read-only while the guest's own entry is clean, so that its first write is seen.
-        spte.set(Pte::WRITABLE, writable && dirty);
+        spte.set(Pte::WRITABLE, writable && dirty && !shared);
         spte.set(Pte::DIRTY, install.access == Access::Write);
         spte.set(Pte::NO_EXECUTE, !executable);
         spte
@@ -195,7 +211,7 @@ impl Mmu {
         new: Pte,
         target: Target,
     ) -> Installed {
-        if let Target::Frame(token) = target {
+        if let Target::Frame { token, .. } = target {
             let pfn = token.pfn();
             let Some(rmap_entry) = self.rmap_entry(place) else {
                 return Installed::Retry;
@@ -219,7 +235,7 @@ impl Mmu {
     /// a processor walks again before it raises a fault for a right that is missing.
     fn upgrade(&self, place: SptePlace, new: Pte, target: Target) -> Installed {
         // The entry is in the reverse map, so an invalidation either is seen here or finds it.
-        if let Target::Frame(token) = target
+        if let Target::Frame { token, .. } = target
             && self.must_retry(token)
         {
             return Installed::Retry;

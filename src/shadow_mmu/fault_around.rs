@@ -99,7 +99,7 @@ impl Mmu {
             let Some(page) = self.lock_neighbour(translation.gfn, is_ahead)? else {
                 continue;
             };
-            let target = Target::Frame(page.sequence());
+            let target = Target::of(&page);
             let gva = Gva::new(group_gva + number as u64 * PAGE_SIZE_U64);
             neighbours.push(Neighbour { gva, translation, target });
         }

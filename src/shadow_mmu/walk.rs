@@ -254,7 +254,7 @@ impl Mmu {
             if wanted.bits() == step.raw {
                 continue;
             }
-            let page = self.object.lock_page(step.table)?;
+            let page = self.object.lock_page_for_write(step.table)?;
             let word = self.object.word(&page, step.index * size_of::<u64>())?;
             let set =
                 word.compare_exchange(step.raw, wanted.bits(), Ordering::AcqRel, Ordering::Relaxed);

@@ -14,7 +14,7 @@ use crate::addr::{Gfn, PAGE_SIZE, Pfn, SwapSlot};
 use crate::export_rmap::{FlushReason, Harvest, Invalidation, LockedPage, PageFlags, RevokeError};
 use crate::host_mm::frames::FreeFrame;
 use crate::host_mm::host_view::PageBuf;
-use crate::host_mm::object::{ObjectPages, Place};
+use crate::host_mm::object::{Entry, ObjectPages, Place};
 use crate::host_mm::reclaim::Reclaimed;
 use crate::host_mm::stats::Counters;
 use crate::host_mm::swap::SwapError;
@@ -93,24 +93,57 @@ impl<'a> Revoked<'a> {
         &self.0.page
     }
 
+    /// The page again as one that may be invalidated, for a second step under the same lock.
+    pub(in crate::host_mm) fn into_candidate(self) -> Candidate<'a> {
+        self.0
+    }
+
+    pub(in crate::host_mm) fn gfn(&self) -> Gfn {
+        self.0.gfn
+    }
+
+    /// The entry of the page in its object.
+    ///
+    /// # Errors
+    /// None that can be brought about: a page in a frame has one.
+    pub(in crate::host_mm) fn entry(&self) -> Result<&'a Entry, MmError> {
+        let why = || "its page has no entry".to_owned();
+        let Candidate { object, gfn, .. } = self.0;
+        object.entry(gfn).ok_or_else(|| MmError::OutOfFrames { gfn, why: why() })
+    }
+
+    /// Takes the frame from the page, which `place` has now.
+    pub(in crate::host_mm) fn vacate(
+        self,
+        mm: &'a HostMm,
+        place: Place,
+    ) -> Result<FreeFrame<'a>, MmError> {
+        let entry = self.entry()?;
+        let page = &self.0.page;
+        entry.store(place, page);
+        Ok(vacate(mm, page))
+    }
+
     /// Moves the page out of its frame: to swap if its copy there is missing or old.
     fn release(self, mm: &'a HostMm) -> Result<FreeFrame<'a>, MmError> {
-        let Candidate { page, object, gfn } = &self.0;
-        let Some(entry) = object.entry(*gfn) else {
-            return Err(MmError::OutOfFrames { gfn: *gfn, why: "its page has no entry".into() });
-        };
+        let page = &self.0.page;
         let slot = if page.flags().contains(PageFlags::DIRTY) {
             mm.write_out(page)?
         } else {
             mm.drop_clean(page)?
         };
-        entry.store(slot.map_or(Place::Absent, Place::Swap), page);
-        page.clear_flags(PageFlags::IN_USE | PageFlags::DIRTY | PageFlags::FRESH);
-        page.set_slot(None);
-        mm.check_not_exported(page);
+        let frame = self.vacate(mm, slot.map_or(Place::Absent, Place::Swap))?;
         Counters::add(&mm.counters.evictions, 1);
-        Ok(FreeFrame::from_revoked(mm, page.pfn()))
+        Ok(frame)
     }
+}
+
+/// Empties a frame whose page is somewhere else by now.
+fn vacate<'a>(mm: &'a HostMm, page: &LockedPage<'a>) -> FreeFrame<'a> {
+    page.clear_flags(PageFlags::IN_USE | PageFlags::DIRTY | PageFlags::FRESH);
+    page.set_slot(None);
+    mm.check_not_exported(page);
+    FreeFrame::from_revoked(mm, page.pfn())
 }
 
 impl HostMm {
@@ -222,7 +255,7 @@ impl HostMm {
         Ok(slot)
     }
 
-    fn content(&self, page: &LockedPage<'_>) -> Result<PageBuf, MmError> {
+    pub(in crate::host_mm) fn content(&self, page: &LockedPage<'_>) -> Result<PageBuf, MmError> {
         let mut content = [0; PAGE_SIZE];
         self.view.read(page, 0, &mut content)?;
         Ok(content)
@@ -274,7 +307,7 @@ impl HostMm {
     }
 }
 
-fn is_zero(content: &PageBuf) -> bool {
+pub(in crate::host_mm) fn is_zero(content: &PageBuf) -> bool {
     // Word-wise and without an early exit inside a line, so that it compiles to vector code.
     content.chunks_exact(64).all(|line| line.iter().fold(0, |seen, byte| seen | byte) == 0)
 }

@@ -164,7 +164,12 @@ impl FakeClient {
 
     fn fault(&self, gfn: Gfn, write: bool) -> Result<(), MmError> {
         loop {
-            let page = self.object.lock_page(gfn)?;
+            let page = if write {
+                self.object.lock_page_for_write(gfn)?
+            } else {
+                self.object.lock_page(gfn)?
+            };
+            let writable = if page.owner().is_shared() { 0 } else { WRITABLE };
             let token = page.sequence();
             let (table, pfn) = (self.object.host_mm().frame_table(), page.pfn());
             // Nobody can be in the middle of taking a frame whose page lock is ours.
@@ -174,10 +179,12 @@ impl FakeClient {
             drop(page);
             let _mmu = self.lock_mmu();
             let spte = self.spte(gfn);
-            if spte.load(Ordering::Acquire) & PRESENT != 0 {
+            let old = spte.load(Ordering::Acquire);
+            if old & PRESENT != 0 {
                 if table.must_retry(token) {
                     continue;
                 }
+                assert_eq!(old & ADDRESS, pfn.byte_offset(), "a page mapped twice");
                 if write {
                     spte.fetch_or(WRITABLE, Ordering::AcqRel);
                 }
@@ -190,7 +197,7 @@ impl FakeClient {
                 continue;
             }
             // Writable from the start: whether it was written, the dirty bit alone tells.
-            spte.store(pfn.byte_offset() | PRESENT | WRITABLE, Ordering::Release);
+            spte.store(pfn.byte_offset() | PRESENT | writable, Ordering::Release);
             return Ok(());
         }
     }
@@ -223,8 +230,15 @@ impl ExportNotifier for FakeClient {
         let id = *self.id.get().unwrap();
         page.table().rmap_visit(page.pfn(), id, |location| {
             let spte = self.spte(Gfn::new(location));
+            if let Invalidation::Replace(owner) = kind
+                && (owner.object != self.object.number() || owner.gfn != Gfn::new(location))
+            {
+                return Retain::Keep;
+            }
             let (old, retain) = match kind {
-                Invalidation::Unmap => (spte.swap(0, Ordering::AcqRel), Retain::Drop),
+                Invalidation::Unmap | Invalidation::Replace(_) => {
+                    (spte.swap(0, Ordering::AcqRel), Retain::Drop)
+                }
                 Invalidation::Clean => {
                     (spte.fetch_and(!(WRITABLE | DIRTY), Ordering::AcqRel), Retain::Keep)
                 }

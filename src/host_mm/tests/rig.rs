@@ -101,6 +101,11 @@ impl Rig {
         Self::of(mm, object, log)
     }
 
+    /// A client of another memory object of the same host memory.
+    pub(super) fn beside(other: &Self, object: Arc<MemoryObject>) -> Self {
+        Self::of(other.mm.clone(), object, other.log.clone())
+    }
+
     /// A second client of the same pages.
     pub(super) fn with_object_of(other: &Self) -> Self {
         Self::of(other.mm.clone(), other.object.clone(), other.log.clone())

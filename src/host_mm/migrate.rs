@@ -1,0 +1,63 @@
+//! Migration: a page moves to another frame, as for compaction. The clients' mappings go, one flush
+//! for a batch, then the content is copied and the page's entry set: clear and notify before set.
+
+use crate::addr::Pfn;
+use crate::export_rmap::{Invalidation, PageFlags};
+use crate::host_mm::frames::FreeFrame;
+use crate::host_mm::object::Place;
+use crate::host_mm::reclaim::{DetachedBatch, Revoked};
+use crate::host_mm::stats::Counters;
+use crate::host_mm::{HostMm, MmError, require_notifier};
+
+impl HostMm {
+    /// Moves the pages in these frames to free frames, as far as there are any, the frame holds a
+    /// page and nobody has it locked. Returns the number of pages moved.
+    ///
+    /// # Errors
+    /// If clients cannot give the pages up; they stay where they are.
+    pub fn migrate_frames(&self, frames: &[Pfn]) -> Result<usize, MmError> {
+        require_notifier("to migrate pages")?;
+        let mut free: Vec<FreeFrame<'_>> = Vec::new();
+        while free.len() < frames.len() && self.has_spare_frames() {
+            let Some(frame) = self.take_free_frame() else { break };
+            free.push(frame);
+        }
+        let objects = self.objects.load();
+        let candidates = self.candidates(&objects, &frames[..free.len()]).collect();
+        let mut moved = 0;
+        for revoked in DetachedBatch::detach(self, candidates, Invalidation::Unmap).revoke()? {
+            let Some(frame) = free.pop() else { break };
+            drop(self.move_page(revoked, frame)?);
+            moved += 1;
+        }
+        Counters::add(&self.counters.migrations, moved);
+        Ok(usize::try_from(moved).unwrap_or(usize::MAX))
+    }
+
+    /// Moves a page; returns the frame that it was in.
+    fn move_page<'a>(
+        &'a self,
+        revoked: Revoked<'a>,
+        frame: FreeFrame<'a>,
+    ) -> Result<FreeFrame<'a>, MmError> {
+        let old = revoked.page();
+        let new = self.prepare(&frame, old.owner());
+        if let Err(error) = self.view.copy(old, &new) {
+            new.clear_flags(PageFlags::IN_USE);
+            return Err(error);
+        }
+        new.set_flags(old.flags() & PageFlags::DIRTY);
+        new.set_uses(old.flags().uses());
+        if !old.flags().contains(PageFlags::FRESH) {
+            new.clear_flags(PageFlags::FRESH);
+        }
+        // The slot's copy goes with the page.
+        new.set_slot(old.slot());
+        old.set_slot(None);
+        let vacated = revoked.vacate(self, Place::Frame(new.pfn()));
+        if vacated.is_ok() {
+            frame.into_use();
+        }
+        vacated
+    }
+}

@@ -1,0 +1,235 @@
+//! Pages that several guest pages share: clones, merged pages, the page of zeros; and how a guest
+//! page leaves them.
+
+use super::client::Event;
+use super::rig::{Rig, config, gfn, page};
+use crate::addr::PAGE_SIZE;
+use crate::export_rmap::{FlushReason, Invalidation, Owner};
+use crate::host_mm::{HostMmConfig, Merged};
+
+const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+
+fn owner(rig: &Rig, number: u64) -> Owner {
+    Owner { object: rig.object.number(), gfn: gfn(number) }
+}
+
+/// A rig with eight pages written by its processor 0, and a clone of it.
+fn cloned() -> (Rig, Rig) {
+    let parent = Rig::new(config(), 16);
+    for number in 0..8 {
+        parent.client.write(0, gfn(number), &page(number)).unwrap();
+    }
+    let object = parent.object.copy_on_write_clone().unwrap();
+    let clone = Rig::beside(&parent, object);
+    (parent, clone)
+}
+
+#[test]
+fn a_clone_takes_no_frames_until_somebody_writes() {
+    let (parent, clone) = cloned();
+    let before = parent.mm.stats().frames_in_use;
+    assert_eq!((before, parent.mm.shared_pages()), (8, 8));
+    for number in 0..8 {
+        assert!(clone.client.read(0, gfn(number)).unwrap() == page(number));
+        assert!(parent.client.read(1, gfn(number)).unwrap() == page(number));
+        assert_eq!(clone.frame(gfn(number)), parent.frame(gfn(number)));
+    }
+    assert_eq!(parent.mm.stats().frames_in_use, before);
+
+    // Processor 0 had the right to write, in its TLB, from before the clone was made.
+    parent.client.write(0, gfn(3), &page(103)).unwrap();
+    assert!(clone.client.read(0, gfn(3)).unwrap() == page(3));
+    assert!(parent.client.read(1, gfn(3)).unwrap() == page(103));
+    assert_ne!(clone.frame(gfn(3)), parent.frame(gfn(3)));
+    assert_eq!(parent.mm.stats().frames_in_use, before + 1);
+    assert_eq!(parent.mm.stats().cow_copies, 1);
+    parent.assert_sound();
+    clone.assert_sound();
+}
+
+#[test]
+fn the_write_to_a_shared_page_clears_notifies_and_flushes_before_it_sets() {
+    let (parent, clone) = cloned();
+    let shared = parent.frame(gfn(2)).unwrap();
+    for processor in 0..4 {
+        assert!(parent.client.read(processor, gfn(2)).unwrap() == page(2));
+    }
+    assert!(clone.client.read(0, gfn(2)).unwrap() == page(2));
+    parent.log.take();
+    parent.client.write(0, gfn(2), &page(102)).unwrap();
+    let kind = Invalidation::Replace(owner(&parent, 2));
+    let events = parent.log.take();
+    // Both clients are told.
+    assert_eq!(events[..2], [Event::Invalidated(shared, kind), Event::Invalidated(shared, kind)]);
+    assert!(
+        events[2..]
+            .iter()
+            .all(|event| *event == Event::Flushed(vec![shared], FlushReason::Invalidated))
+            && events.len() == 4,
+        "{events:?}"
+    );
+    for processor in 1..4 {
+        assert!(!parent.client.is_cached(processor, gfn(2)), "a stale translation");
+        assert!(parent.client.read(processor, gfn(2)).unwrap() == page(102));
+    }
+    // The other guest keeps its mapping.
+    assert!(clone.client.is_mapped(gfn(2)));
+    parent.assert_sound();
+}
+
+#[test]
+fn the_last_user_of_a_shared_page_gets_it_without_a_copy() {
+    let (parent, clone) = cloned();
+    let frame = parent.frame(gfn(1));
+    clone.client.write(0, gfn(1), &page(201)).unwrap();
+    parent.client.write(0, gfn(1), &page(101)).unwrap();
+    assert_eq!(parent.frame(gfn(1)), frame);
+    let stats = parent.mm.stats();
+    assert_eq!((stats.cow_copies, stats.cow_reuses), (1, 1));
+    assert_eq!(parent.mm.shared_pages(), 7);
+    parent.evict(gfn(1));
+    assert!(parent.client.read(0, gfn(1)).unwrap() == page(101));
+    assert!(clone.client.read(0, gfn(1)).unwrap() == page(201));
+    parent.assert_sound();
+}
+
+#[test]
+fn a_shared_page_leaves_for_swap_once_and_comes_back_once() {
+    let (parent, clone) = cloned();
+    for rig in [&parent, &clone] {
+        assert!(rig.client.read(0, gfn(4)).unwrap() == page(4));
+    }
+    parent.evict(gfn(4));
+    assert!(!parent.client.is_mapped(gfn(4)) && !clone.client.is_mapped(gfn(4)));
+    for rig in [&parent, &clone] {
+        assert!(rig.client.read(0, gfn(4)).unwrap() == page(4));
+    }
+    let stats = parent.mm.stats();
+    assert_eq!((stats.swap_outs, stats.swap_ins), (1, 1));
+    // Written while it is in swap: read back, then copied.
+    parent.evict(gfn(4));
+    clone.client.write(0, gfn(4), &page(204)).unwrap();
+    assert!(parent.client.read(0, gfn(4)).unwrap() == page(4));
+    assert!(clone.client.read(0, gfn(4)).unwrap() == page(204));
+    parent.assert_sound();
+}
+
+#[test]
+fn a_clone_of_a_clone_and_of_swapped_pages_is_whole() {
+    let (parent, clone) = cloned();
+    clone.client.write(0, gfn(0), &page(200)).unwrap();
+    clone.evict(gfn(0));
+    parent.evict(gfn(5));
+    let third = Rig::beside(&clone, clone.object.copy_on_write_clone().unwrap());
+    drop(clone);
+    parent.client.write(0, gfn(6), &page(106)).unwrap();
+    for number in 0..16 {
+        let expected = match number {
+            0 => page(200),
+            1..8 => page(number),
+            _ => ZEROS,
+        };
+        assert!(third.client.read(0, gfn(number)).unwrap() == expected, "page {number}");
+    }
+    third.assert_sound();
+}
+
+#[test]
+fn dropping_all_who_share_gives_everything_back() {
+    let (parent, clone) = cloned();
+    parent.evict(gfn(7));
+    assert!(parent.client.read(0, gfn(9)).unwrap() == ZEROS);
+    let mm = parent.mm.clone();
+    drop(parent);
+    assert_eq!((mm.shared_pages(), mm.stats().swap_slots_used), (8, 1));
+    drop(clone);
+    assert_eq!(mm.shared_pages(), 0);
+    assert_eq!(mm.stats().swap_slots_used, 0);
+    // One page of zeros may stay; it is reclaim's.
+    assert!(mm.stats().frames_in_use <= 1);
+}
+
+#[test]
+fn pages_that_are_only_read_share_zeros() {
+    let rig = Rig::new(config(), 600);
+    for number in 0..600 {
+        assert!(rig.client.read(0, gfn(number)).unwrap() == ZEROS);
+    }
+    assert!(rig.mm.stats().frames_in_use <= 16, "{:?}", rig.mm.stats());
+    // The mail's __xip_unmap: the first write replaces the page of zeros, for this page alone.
+    for processor in 0..4 {
+        assert!(rig.client.read(processor, gfn(77)).unwrap() == ZEROS);
+    }
+    rig.client.write(0, gfn(77), &page(77)).unwrap();
+    for processor in 0..4 {
+        assert!(rig.client.read(processor, gfn(77)).unwrap() == page(77));
+        assert!(rig.client.read(processor, gfn(77 + 16)).unwrap() == ZEROS);
+    }
+    // Pages of zeros are evicted without a write.
+    rig.mm.evict_frames(&rig.all_frames()).unwrap();
+    assert_eq!(rig.mm.stats().swap_outs, 1);
+    assert!(rig.client.read(0, gfn(3)).unwrap() == ZEROS);
+    assert!(rig.client.read(0, gfn(77)).unwrap() == page(77));
+    rig.assert_sound();
+}
+
+#[test]
+fn without_shared_zeros_each_page_has_a_frame() {
+    let rig = Rig::new(HostMmConfig { share_zero: false, ..config() }, 20);
+    for number in 0..20 {
+        assert!(rig.client.read(0, gfn(number)).unwrap() == ZEROS);
+    }
+    assert_eq!(rig.mm.stats().frames_in_use, 20);
+}
+
+#[test]
+fn pages_of_the_same_content_are_merged_until_one_is_written() {
+    let rig = Rig::new(config(), 8);
+    for number in 0..4 {
+        rig.client.write(0, gfn(number), &page(number / 3)).unwrap();
+    }
+    let frame = |number| rig.frame(gfn(number)).unwrap();
+    assert_eq!(rig.mm.merge_frames(frame(0), frame(3)).unwrap(), Merged::No);
+    assert_eq!(rig.mm.merge_frames(frame(0), frame(1)).unwrap(), Merged::Yes);
+    // A third joins, whichever way round it is asked.
+    assert_eq!(rig.mm.merge_frames(frame(2), frame(0)).unwrap(), Merged::Yes);
+    assert_eq!(frame(2), frame(1));
+    assert_eq!(rig.mm.stats().frames_in_use, 2);
+    assert_eq!(rig.mm.merge_frames(frame(0), frame(0)).unwrap(), Merged::No);
+    rig.client.write(1, gfn(1), &page(50)).unwrap();
+    for (number, content) in [(0, 0), (1, 50), (2, 0), (3, 1)] {
+        for processor in 0..2 {
+            assert!(rig.client.read(processor, gfn(number)).unwrap() == page(content));
+        }
+    }
+    assert_eq!(rig.mm.stats().merges, 2);
+    rig.assert_sound();
+}
+
+#[test]
+fn a_page_of_zeros_joins_the_shared_zeros() {
+    let rig = Rig::new(config(), 8);
+    rig.client.write(0, gfn(0), &page(1)).unwrap();
+    assert_eq!(rig.mm.merge_zero_frame(rig.frame(gfn(0)).unwrap()).unwrap(), Merged::No);
+    rig.client.write(0, gfn(0), &ZEROS).unwrap();
+    assert_eq!(rig.mm.merge_zero_frame(rig.frame(gfn(0)).unwrap()).unwrap(), Merged::Yes);
+    assert!(rig.client.read(0, gfn(0)).unwrap() == ZEROS);
+    rig.client.write(0, gfn(0), &page(2)).unwrap();
+    assert!(rig.client.read(1, gfn(0)).unwrap() == page(2));
+    rig.assert_sound();
+}
+
+#[test]
+fn a_copy_that_cannot_be_revoked_leaves_all_as_it_was() {
+    let (parent, clone) = cloned();
+    assert!(parent.client.read(0, gfn(2)).unwrap() == page(2));
+    let frames = parent.mm.stats().frames_in_use;
+    parent.client.flush_fails.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(parent.client.write(0, gfn(2), &page(102)).is_err());
+    parent.client.flush_fails.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(parent.mm.stats().frames_in_use, frames);
+    assert!(parent.client.read(1, gfn(2)).unwrap() == page(2));
+    parent.client.write(1, gfn(2), &page(102)).unwrap();
+    assert!(clone.client.read(0, gfn(2)).unwrap() == page(2));
+    assert!(parent.client.read(0, gfn(2)).unwrap() == page(102));
+}
