@@ -6,7 +6,8 @@
 //!   `hlist_for_each_entry_rcu` did. Receivers may sleep (the walk is no RCU read section).
 //! - [`NotifierList::unregister`] returns only when no call into that notifier is running and none
 //!   can start any more (invariant I7). The mail's version lacks this: its caller could free the
-//!   notifier under a walker's feet.
+//!   notifier under a walker's feet. By then the list has let go of the client, too: its end is
+//!   never a walker's business.
 
 use std::io;
 
@@ -93,7 +94,9 @@ const CLOSED: u64 = 1 << 63;
 
 struct Entry {
     id: ClientId,
-    notifier: Arc<dyn ExportNotifier>,
+    /// `None` once the entry is closed: a walker that still has it in its snapshot of the list must
+    /// not be the one that drops the client, with page locks held that the client's end may want.
+    notifier: Snapshot<Option<Arc<dyn ExportNotifier>>>,
     state: AtomicU64,
     drained_mutex: Mutex<()>,
     drained: Condvar,
@@ -110,7 +113,7 @@ impl Entry {
         // A refused `call` is dropped here and counts itself out again.
     }
 
-    /// Lets no further call in and waits for those that are.
+    /// Lets no further call in, waits for those that are, and lets go of the client.
     fn close(&self) {
         self.state.fetch_or(CLOSED, Ordering::AcqRel);
         let mut guard = lock(&self.drained_mutex);
@@ -118,6 +121,8 @@ impl Entry {
         while self.state.load(Ordering::Acquire) != CLOSED {
             guard = self.drained.wait(guard).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
+        drop(guard);
+        self.notifier.store(None);
     }
 }
 
@@ -195,7 +200,7 @@ impl NotifierList {
         *next += 1;
         let entry = Arc::new(Entry {
             id,
-            notifier,
+            notifier: Snapshot::new(Some(notifier)),
             state: AtomicU64::new(0),
             drained_mutex: Mutex::new(()),
             drained: Condvar::new(),
@@ -227,8 +232,10 @@ impl NotifierList {
             return;
         }
         for entry in self.entries.load().iter() {
-            if let Some(_in_call) = entry.enter() {
-                call(&*entry.notifier);
+            if let Some(_in_call) = entry.enter()
+                && let Some(notifier) = &**entry.notifier.load()
+            {
+                call(&**notifier);
             }
         }
     }

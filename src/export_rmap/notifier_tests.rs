@@ -162,3 +162,34 @@ fn unregister_waits_for_a_running_call_but_register_does_not() {
     assert!(waiter.join().unwrap(), "unregister returned before the call had left");
     assert!(walker.join().unwrap());
 }
+
+/// A client that a walker dropped would end under the walker's page locks, and a memory object that
+/// ends with it wants such locks.
+#[test]
+fn unregister_drops_the_client_though_a_walker_still_has_the_old_list() {
+    let (entered, has_entered) = mpsc::sync_channel(1);
+    let (let_go, leave) = mpsc::channel();
+    let sleeper =
+        Arc::new(Sleeper { entered, leave: Mutex::new(leave), left: AtomicBool::new(false) });
+    let list = Arc::new(NotifierList::default());
+    let registration = list.register(sleeper).unwrap();
+    let table = Arc::new(FrameTable::new(1));
+    table.rmap_add(FRAME, RmapEntry::new(registration.id(), 0));
+    let (second, second_registration) = add(&list, Recorder::default());
+    let walker = std::thread::spawn({
+        let (list, table) = (list.clone(), table.clone());
+        move || list.age_page(&table.lock(FRAME))
+    });
+    has_entered.recv().unwrap();
+
+    let second = {
+        let weak = Arc::downgrade(&second);
+        drop(second);
+        weak
+    };
+    assert!(second.upgrade().is_some(), "the list keeps its clients");
+    list.unregister(second_registration);
+    assert!(second.upgrade().is_none(), "the walker would be the one to drop it");
+    let_go.send(()).unwrap();
+    assert!(walker.join().unwrap());
+}

@@ -1,55 +1,53 @@
 # Brings QEMU, a kernel and busybox from Debian's packages into the cache folder. Nothing is
-# installed: installing QEMU can remove other QEMU packages that a machine has. Sourced by bash.
+# installed, and nothing of the host's is used but apt: QEMU comes with all its libraries down to
+# the C library, from lists that are fetched for this alone. Sourced by bash.
 # shellcheck shell=bash
 
+MIRROR=${GNOMON_TESTBED_MIRROR:-http://deb.debian.org/debian}
+KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
+
+# QEMU before 10.2 changes the word of a processor's pending interrupts without a lock when a guest
+# is left, and so loses interrupts: see docs/testbed.md.
+QEMU_SUITE=trixie-backports
+QEMU_SUITES=(trixie trixie-backports)
 QEMU_PACKAGE=qemu-system-x86
-# What QEMU reads besides its libraries: firmware, and the module that holds TCG.
-QEMU_DATA_PACKAGES=(qemu-system-common qemu-system-data seabios)
+# Linux 6.1: old enough to lack process_madvise(MADV_DONTNEED), so that the way without it is tested.
+KERNEL_SUITE=bookworm
 KERNEL_METAPACKAGE=linux-image-cloud-amd64
 
 QEMU=$TOOLS_DIR/usr/bin/qemu-system-x86_64
-TCG_MODULE=$TOOLS_DIR/usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so
-QEMU_LIBRARIES=$TOOLS_DIR/usr/lib/x86_64-linux-gnu:$TOOLS_DIR/lib/x86_64-linux-gnu
+QEMU_LIBRARIES=$TOOLS_DIR/usr/lib/x86_64-linux-gnu
+QEMU_LOADER=$TOOLS_DIR/usr/lib64/ld-linux-x86-64.so.2
 
 ensure_tools() {
     if tools_complete; then return; fi
-    require_debian
+    require_apt
     say "fetching QEMU and a kernel from Debian's packages into $CACHE_DIR"
-    rm -rf "$TOOLS_DIR" "$CACHE_DIR/packages"
-    mkdir -p "$TOOLS_DIR" "$CACHE_DIR/packages"
-    fetch_all || refresh_lists_and_fetch
+    rm -rf "$TOOLS_DIR" "$CACHE_DIR/apt"
+    mkdir -p "$TOOLS_DIR"
+    fetch_qemu
+    fetch_kernel
     local package
-    for package in "$CACHE_DIR"/packages/*.deb; do
-        dpkg -x "$package" "$TOOLS_DIR" || die "cannot unpack $package."
+    for package in "$CACHE_DIR"/apt/*/cache/archives/*.deb; do
+        dpkg-deb -x "$package" "$TOOLS_DIR" || die "cannot unpack $package."
     done
-    rm -rf "$CACHE_DIR/packages"
+    rm -rf "$CACHE_DIR/apt"
     tools_complete || die "the packages are unpacked, but $(missing_tool)."
 }
 
-# Whether everything is there. Libraries are looked at each time: some may be the host's, and go.
 tools_complete() {
     [ -z "$(missing_tool)" ]
 }
 
 # Says what is missing from the tools, as half a sentence; nothing if they are complete.
 missing_tool() {
-    local file libraries
-    for file in "$QEMU" "$TOOLS_DIR/usr/share/qemu/linuxboot_dma.bin" "$TOOLS_DIR/usr/share/seabios/bios-256k.bin"; do
+    local file
+    for file in "$QEMU" "$QEMU_LOADER" "$TOOLS_DIR/usr/share/qemu/linuxboot_dma.bin" \
+        "$TOOLS_DIR/usr/share/seabios/bios-256k.bin"; do
         [ -e "$file" ] || { echo "there is no $file"; return; }
     done
     [ -n "$(busybox_path)" ] || { echo "there is no busybox in $TOOLS_DIR"; return; }
     [ -n "$(kernel_release)" ] || { echo "there is no kernel with the module kvm-amd in $TOOLS_DIR"; return; }
-    libraries=$(missing_libraries)
-    [ -z "$libraries" ] || echo "QEMU lacks these libraries: $libraries"
-}
-
-missing_libraries() {
-    local file
-    for file in "$QEMU" "$TCG_MODULE"; do
-        # TCG is part of the program, not a module, in some builds of QEMU.
-        [ -e "$file" ] || continue
-        LD_LIBRARY_PATH=$QEMU_LIBRARIES ldd "$file" | awk '/not found/ { print $1 }'
-    done | sort -u | tr '\n' ' '
 }
 
 busybox_path() {
@@ -76,67 +74,56 @@ module_path() {
     done
 }
 
-require_debian() {
+require_apt() {
     local tool
-    for tool in apt-get apt-cache dpkg dpkg-query; do
-        have "$tool" || die "the test bed runs a QEMU and a kernel from Debian's packages, and this host has no $tool to fetch them with.
-Unpack these amd64 packages of Debian 12 or later into $TOOLS_DIR (for each: ar x FILE data.tar.xz, then tar -x):
-  $QEMU_PACKAGE ${QEMU_DATA_PACKAGES[*]} busybox-static
-  the newest linux-image-*-cloud-amd64
-and the libraries that ldd $QEMU then misses. Run this again when they are there: $(missing_tool)."
+    for tool in apt-get apt-cache dpkg-deb; do
+        have "$tool" || die "the test bed runs a QEMU and a kernel from Debian's packages, and this host has no $tool to fetch them with. Install apt and dpkg; other distributions have them, too."
     done
-    [ "$(dpkg --print-architecture)" = amd64 ] || die "the test bed needs an amd64 host, and this one is $(dpkg --print-architecture)."
+    [ -e "$KEYRING" ] || die "there is no $KEYRING to verify Debian's packages with. Install the package debian-archive-keyring."
+    [ "$(uname -m)" = x86_64 ] || die "the test bed needs an x86-64 host, and this one is $(uname -m)."
 }
 
-refresh_lists_and_fetch() {
-    [ "$(id -u)" = 0 ] || die "apt-get could not download the packages. Its lists may be missing or old: run 'apt-get update' as root, then this again."
-    say "apt-get could not download the packages; updating its lists"
-    apt-get -q update || die "apt-get update failed."
-    fetch_all || die "apt-get cannot download the packages, with fresh lists too. Look at what it said above."
-}
-
-fetch_all() {
-    local kernel packages
-    kernel=$(first_dependencies "$KERNEL_METAPACKAGE" | head -n 1)
-    [ -n "$kernel" ] || { say "apt-cache does not know $KERNEL_METAPACKAGE"; return 1; }
-    mapfile -t packages < <(library_packages)
-    say "packages: $kernel busybox-static $QEMU_PACKAGE ${QEMU_DATA_PACKAGES[*]} ${packages[*]}"
-    download "$kernel" busybox-static "$QEMU_PACKAGE" "${QEMU_DATA_PACKAGES[@]}" "${packages[@]}"
-}
-
-download() {
-    local options=(-q)
+# apt_of NAME PROGRAM OPTION...: runs a program of apt on the lists called NAME, as if nothing were
+# installed.
+apt_of() {
+    local folder=$CACHE_DIR/apt/$1 program=$2
+    shift 2
+    local options=(
+        -o Dir::Etc::sourcelist="$folder/sources.list" -o Dir::Etc::sourceparts=/dev/null
+        -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null
+        -o Dir::State="$folder/state" -o Dir::State::status="$folder/status" -o Dir::Cache="$folder/cache"
+        -o APT::Architecture=amd64 -o APT::Architectures=amd64 -o Debug::NoLocking=1
+        -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
+    )
     # Root's apt-get downloads as another user, who may not be able to write here.
     [ "$(id -u)" != 0 ] || options+=(-o APT::Sandbox::User=root)
-    (cd "$CACHE_DIR/packages" && apt-get "${options[@]}" download "$@") >&2
+    "$program" "${options[@]}" "$@"
 }
 
-# The packages with QEMU's libraries that are not installed on this host.
-library_packages() {
-    local -A seen=()
-    local queue package
-    mapfile -t queue < <(first_dependencies "$QEMU_PACKAGE")
-    while [ "${#queue[@]}" -gt 0 ]; do
-        package=${queue[0]}
-        queue=("${queue[@]:1}")
-        [[ $package == lib* || $package == zlib* ]] || continue
-        if [ -n "${seen[$package]:-}" ] || installed "$package"; then continue; fi
-        seen[$package]=1
-        echo "$package"
-        mapfile -t -O "${#queue[@]}" queue < <(first_dependencies "$package")
-    done
+# fetch_lists NAME SUITE...: the lists of packages of these suites.
+fetch_lists() {
+    local name=$1 folder=$CACHE_DIR/apt/$1 suite
+    shift
+    mkdir -p "$folder"/state/lists/partial "$folder"/cache/archives/partial
+    : >"$folder/status"
+    for suite in "$@"; do
+        echo "deb [signed-by=$KEYRING] $MIRROR $suite main"
+    done >"$folder/sources.list"
+    apt_of "$name" apt-get -q update >&2 ||
+        die "apt-get cannot fetch the lists of $* from $MIRROR. Look at what it said above; GNOMON_TESTBED_MIRROR names another mirror."
 }
 
-installed() {
-    [[ $(dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null) == ii* ]]
+fetch_qemu() {
+    fetch_lists qemu "${QEMU_SUITES[@]}"
+    apt_of qemu apt-get -q -y --no-install-recommends --download-only -t "$QEMU_SUITE" install "$QEMU_PACKAGE" >&2 ||
+        die "apt-get cannot download $QEMU_PACKAGE of $QEMU_SUITE. Look at what it said above."
 }
 
-# What a package depends on; of alternatives, which apt-cache marks by a bar, the first.
-first_dependencies() {
-    apt-cache depends --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances "$1" 2>/dev/null |
-        awk '
-            /^ *\|?(Pre)?Depends: / {
-                if (!alternative && $2 !~ /^</) print $2
-                alternative = ($1 ~ /^\|/)
-            }'
+fetch_kernel() {
+    local kernel
+    fetch_lists kernel "$KERNEL_SUITE"
+    kernel=$(apt_of kernel apt-cache depends --important "$KERNEL_METAPACKAGE" | awk '$1 == "Depends:" { print $2; exit }')
+    [ -n "$kernel" ] || die "apt-cache does not know which kernel $KERNEL_METAPACKAGE of $KERNEL_SUITE stands for."
+    (cd "$CACHE_DIR/apt/kernel/cache/archives" && apt_of kernel apt-get -q download "$kernel" busybox-static) >&2 ||
+        die "apt-get cannot download $kernel and busybox-static of $KERNEL_SUITE. Look at what it said above."
 }

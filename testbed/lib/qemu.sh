@@ -3,9 +3,8 @@
 
 # qemu_command PROCESSORS INITRAMFS [OPTION...] fills the array QEMU_COMMAND.
 #
-# The options are the ones that proved reliable over hundreds of starts, see docs/testbed.md.
-# -cx16: QEMU 7.2 computes cmpxchg16b's flags wrongly. thread=multi: with one thread for two
-# processors the inner machine hangs.
+# The options are the ones that proved reliable, see docs/testbed.md. thread=multi: with one thread
+# for two processors the inner machine hangs.
 #
 # One processor more than asked for, and no guest may run on processor 0 (l1/main sees to it): when
 # another processor restores its FPU, TCG clears a flag of processor 0 by a plain read, change and
@@ -15,9 +14,10 @@ qemu_command() {
     shift 2
     # shellcheck disable=SC2034 # used by those who source this file
     QEMU_COMMAND=(
-        env "LD_LIBRARY_PATH=$QEMU_LIBRARIES" "$QEMU"
+        env "QEMU_MODULE_DIR=$QEMU_LIBRARIES/qemu"
+        "$QEMU_LOADER" --library-path "$QEMU_LIBRARIES" "$QEMU"
         -L "$TOOLS_DIR/usr/share/qemu" -L "$TOOLS_DIR/usr/share/seabios"
-        -accel tcg,thread=multi -cpu EPYC,+svm,+npt,-cx16 -M q35 -m 2G
+        -accel tcg,thread=multi -cpu EPYC,+svm,+npt -M q35 -m 2G
         -smp $((processors + 1))
         -nodefaults -nographic -monitor none -no-reboot
         -kernel "$TOOLS_DIR/boot/vmlinuz-$(kernel_release)" -initrd "$initramfs"
