@@ -176,22 +176,27 @@ impl HostMm {
                 Place::Frame(pfn) => {
                     let page = self.table.lock(pfn);
                     if entry.load() == Place::Frame(pfn) {
-                        page.begin_invalidation();
-                        let revoked = self.revoke_for_good(&page);
-                        entry.store(Place::Absent, &page);
-                        if let Some(slot) = page.slot() {
-                            self.free_slot(slot);
-                        }
-                        page.set_slot(None);
-                        page.clear_flags(PageFlags::IN_USE | PageFlags::DIRTY);
-                        self.check_not_exported(&page);
-                        if revoked {
-                            drop(FreeFrame::from_revoked(self, pfn));
-                        }
+                        self.discard_locked(&page, entry);
                         return;
                     }
                 }
             }
+        }
+    }
+
+    /// As [`discard_page`](Self::discard_page), for a page whose frame is locked.
+    pub(super) fn discard_locked(&self, page: &LockedPage<'_>, entry: &Entry) {
+        page.begin_invalidation();
+        let revoked = self.revoke_for_good(page);
+        entry.store(Place::Absent, page);
+        if let Some(slot) = page.slot() {
+            self.free_slot(slot);
+        }
+        page.set_slot(None);
+        page.clear_flags(PageFlags::IN_USE | PageFlags::DIRTY);
+        self.check_not_exported(page);
+        if revoked {
+            drop(FreeFrame::from_revoked(self, page.pfn()));
         }
     }
 

@@ -275,8 +275,7 @@ impl HostMm {
         debug_assert_ne!(left, Left::NotHere, "the page lock of the old frame is ours");
         frame.into_use();
         if left == Left::Empty {
-            drop(old);
-            self.discard_shared(shared);
+            self.discard_shared(shared, Some(&old));
         }
         Counters::add(&self.counters.cow_copies, 1);
         Ok(Some(new))
@@ -311,17 +310,17 @@ impl HostMm {
         shared: SharedPage,
         page: Option<LockedPage<'_>>,
     ) {
-        let left = self.commons.leave(entry, shared, Place::Absent);
-        drop(page);
-        if left == Left::Empty {
-            self.discard_shared(shared);
+        if self.commons.leave(entry, shared, Place::Absent) == Left::Empty {
+            self.discard_shared(shared, page.as_ref());
         }
     }
 
-    /// Forgets a shared page that nobody names.
-    fn discard_shared(&self, shared: SharedPage) {
-        if let Some(entry) = self.commons.pages.entry(shared.gfn()) {
-            self.discard_page(entry);
+    /// Forgets a shared page that nobody names; `page` is its frame where that is locked.
+    fn discard_shared(&self, shared: SharedPage, page: Option<&LockedPage<'_>>) {
+        match (self.commons.pages.entry(shared.gfn()), page) {
+            (Some(entry), Some(page)) => self.discard_locked(page, entry),
+            (Some(entry), None) => self.discard_page(entry),
+            (None, _) => {}
         }
         self.commons.retire(shared);
     }

@@ -1,7 +1,7 @@
 //! Many threads at once, against an oracle that knows what each page must hold.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,8 +9,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::rig::{FRAMES, Rig, config, gfn, page};
-use crate::addr::PAGE_SIZE;
-use crate::host_mm::HostMmConfig;
+use crate::addr::{Gpa, PAGE_SIZE, Pfn};
+use crate::host_mm::{HostMmConfig, MemoryObject};
 use crate::sync::lock;
 
 /// The version that each page has now; holding its lock, a thread is alone with the page.
@@ -42,7 +42,11 @@ impl Ledger {
         } else {
             rig.client.read(processor, gfn(number)).unwrap()
         };
-        if rng.random_ratio(1, 3) {
+        if rng.random_ratio(1, 40) {
+            // The guest gives the page back.
+            *version = version.next_multiple_of(11);
+            rig.object.free_pages(gfn(number), 1).unwrap();
+        } else if rng.random_ratio(1, 3) {
             *version += 1;
             let next = Self::content(number, *version);
             if host_side {
@@ -97,6 +101,73 @@ fn evict_and_clean(rig: &Rig, rng: &mut StdRng) {
     } else {
         rig.mm.clean_frames(&frames).unwrap();
     }
+}
+
+/// Everything that the host does to a page, but for what the guest asks for.
+fn any_source(rig: &Rig, spare: &MemoryObject, snapshot: &Snapshot, rng: &mut StdRng) {
+    let mut frame = || Pfn::new(rng.random_range(0..96));
+    let (one, two) = (frame(), frame());
+    let some: Vec<Pfn> = (0..16).map(|_| frame()).collect();
+    let first = rng.random_range(0..40);
+    match rng.random_range(0..7) {
+        0 => drop(rig.mm.migrate_frames(&some).unwrap()),
+        1 => drop(rig.mm.merge_frames(one, two).unwrap()),
+        2 => drop(rig.mm.merge_zero_frame(one).unwrap()),
+        // The guest's page and the spare one that it was copied from are the same for a moment.
+        3 => rig.object.remap_to_copies(gfn(first), spare, gfn(first), 8).unwrap(),
+        4 => {
+            let pages = (first..first + 8).map(gfn);
+            let new = rig.object.share_pages(pages).unwrap();
+            let was = |object: &MemoryObject| {
+                let mut content = vec![0; 48 * PAGE_SIZE];
+                object.read(Gpa::new(0), &mut content).unwrap();
+                content
+            };
+            let content = was(&new);
+            let old = lock(snapshot).replace((new, content));
+            if let Some((old, content)) = old {
+                assert!(was(&old) == content, "a snapshot changed");
+            }
+        }
+        _ => evict_and_clean(rig, rng),
+    }
+}
+
+type Snapshot = Mutex<Option<(Arc<MemoryObject>, Vec<u8>)>>;
+
+#[test]
+fn all_sources_of_invalidation_at_once_lose_nothing() {
+    let rig = Rig::new(config(), 48);
+    let spare = rig.mm.create_object(48 * PAGE_SIZE as u64).unwrap();
+    let snapshot = Mutex::new(None);
+    let came_to_all = || {
+        let stats = rig.mm.stats();
+        let counts = [
+            stats.migrations,
+            stats.merges,
+            stats.cow_copies,
+            stats.cow_reuses,
+            stats.shared,
+            stats.remaps,
+            stats.pages_freed,
+            stats.swap_ins,
+        ];
+        counts.iter().all(|&count| count > 20)
+    };
+    let begin = Instant::now();
+    let (mut wrong, mut all) = (0, 0);
+    // How long it takes to come to all of it depends on the processor, which may be emulated.
+    while all == 0 || !came_to_all() && begin.elapsed() < Duration::from_secs(60) {
+        rig.object.free_pages(gfn(0), 48).unwrap();
+        let found = run(&rig, 48, Duration::from_millis(1500), |rng| {
+            any_source(&rig, &spare, &snapshot, rng);
+        });
+        wrong += found.0;
+        all += found.1;
+    }
+    assert_eq!(wrong, 0, "of {all} accesses");
+    assert!(came_to_all(), "{:?}", rig.mm.stats());
+    rig.assert_sound();
 }
 
 #[test]

@@ -302,8 +302,10 @@ proptest! {
             prop_assert!(rig.client.read(0, gfn(at)).unwrap() == *expected);
         }
         rig.assert_sound();
-        let mm = rig.mm.clone();
+        let (mm, frames) = (rig.mm.clone(), rig.all_frames());
         drop(rig);
+        // The shared pages of zeros stay, as long as nobody wants their frames.
+        mm.evict_frames(&frames).unwrap();
         let stats = mm.stats();
         prop_assert_eq!((stats.frames_in_use, stats.swap_slots_used), (0, 0));
         prop_assert_eq!(mm.violations().1, 0);
@@ -347,7 +349,7 @@ fn drop_under(late: Late) -> (Vec<&'static str>, u64) {
     let late = Arc::new(late);
     let registration = mm.notifiers().register(late.clone()).unwrap();
     late.id.set(registration.id()).unwrap();
-    let page = object.lock_page(gfn(0)).unwrap();
+    let page = object.lock_page_for_write(gfn(0)).unwrap();
     mm.frame_table().rmap_add(page.pfn(), RmapEntry::new(registration.id(), 0));
     drop(page);
     drop(object);

@@ -8,8 +8,8 @@ use std::{io, num::NonZeroU64};
 use super::client::{Log, Page};
 use super::rig::{FRAMES, MemorySwap, Rig, config, gfn, page};
 use crate::addr::SwapSlot;
-use crate::host_mm::MmError;
 use crate::host_mm::swap::{CorruptingBackend, FailingBackend, SwapBackend, SwapError};
+use crate::host_mm::{HostMmConfig, MmError};
 
 /// A back end that fails with an errno as long as one is set.
 struct Switchable {
@@ -122,7 +122,8 @@ fn a_full_swap_gives_up_slots_that_only_duplicate_a_page_in_a_frame() {
 
 #[test]
 fn without_swap_zero_pages_can_still_be_reclaimed() {
-    let rig = Rig::with_slots(config(), 8 * FRAMES, 0);
+    let config = HostMmConfig { share_zero: false, ..config() };
+    let rig = Rig::with_slots(config, 8 * FRAMES, 0);
     for number in 0..8 * FRAMES {
         assert_eq!(rig.host_read(gfn(number))[0], 0);
     }
