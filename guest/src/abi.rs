@@ -5,7 +5,7 @@
 //! tripwires on its layout.
 
 /// Version of this contract, returned by [`HC_INFO`] with key [`INFO_ABI_VERSION`].
-pub const ABI_VERSION: u64 = 1;
+pub const ABI_VERSION: u64 = 2;
 
 /// First byte of the 16550 UART's eight ports.
 pub const PORT_SERIAL: u16 = 0x3f8;
@@ -33,6 +33,13 @@ pub const HC_POWER_OFF: u64 = 4;
 /// Hypercall: the guest's workers have reached a new phase: RDI = one of the `PHASE_` values. Its
 /// oracle watches the RCX guest frames from RSI on. Returns 0.
 pub const HC_PHASE: u64 = 5;
+
+/// Hypercall: give back the RSI pages of RAM from guest frame RDI on, at most [`MOST_FREED`]: their
+/// content is zero from now on. Returns 0, or [`HC_ERROR`] if they are too many, not all RAM, or
+/// the host could not take all of them (each is as it was, or zero).
+pub const HC_FREE_PAGES: u64 = 6;
+/// Most pages of one [`HC_FREE_PAGES`].
+pub const MOST_FREED: u64 = 4096;
 
 /// Result of a hypercall that does not exist or got an argument that does not.
 pub const HC_ERROR: u64 = u64::MAX;

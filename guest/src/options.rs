@@ -77,6 +77,8 @@ pub struct Options {
     pub hot: Option<u64>,
     /// `fill=`: whether every work page is written once before the workloads.
     pub fill: bool,
+    /// `free=`: percentage of page accesses that give the page back instead.
+    pub free_percent: u8,
     /// `entropy=`: percentage of a page body that does not compress.
     pub entropy_percent: u8,
 }
@@ -93,6 +95,7 @@ impl Options {
             write_percent: 50,
             hot: None,
             fill: false,
+            free_percent: 0,
             entropy_percent: 50,
         };
         let mut fill = None;
@@ -131,6 +134,7 @@ impl Options {
             "passes" => self.passes = number(value)?,
             "write" => self.write_percent = percentage(value)?,
             "hot" => self.hot = Some(number(value)?),
+            "free" => self.free_percent = percentage(value)?,
             "entropy" => self.entropy_percent = percentage(value)?,
             _ => return None,
         }

@@ -60,6 +60,28 @@ impl WorkSet {
     }
 }
 
+/// Set in a ledger entry whose page was given back since it was written last.
+const FREED: u32 = 1 << 31;
+
+/// Of a ledger entry: the version that the page must hold, 0 for all zeros, and the last written.
+#[inline]
+pub fn content_of(entry: u32) -> (u32, u32) {
+    (if entry & FREED == 0 { entry } else { 0 }, entry & !FREED)
+}
+
+/// The version that follows a written one.
+#[inline]
+pub fn next_version(last: u32) -> u32 {
+    ((last + 1) & !FREED).max(1)
+}
+
+/// The ledger entry of a page that was given back. One that never was written stays so: its page
+/// table entry need not be dirty.
+#[inline]
+pub fn freed(entry: u32) -> u32 {
+    if entry == 0 { 0 } else { entry | FREED }
+}
+
 /// The version of a guest frame's page, in the pinned window's ledger: 0 for never written.
 #[inline]
 pub fn version(gfn: u64) -> &'static AtomicU32 {

@@ -106,7 +106,16 @@ fn hypercalls(vcpus: u64) -> Checked {
     };
     expect("unknown hypercall", abi::HC_ERROR, unknown)?;
     expect("start of an absent vCPU", abi::START_NO_SUCH_VCPU, absent)?;
-    expect("start of a running vCPU", abi::START_ALREADY_RUNNING, running)
+    expect("start of a running vCPU", abi::START_ALREADY_RUNNING, running)?;
+    // SAFETY: no page is given back: there is none there, or too many are asked for.
+    let [outside, many] = unsafe {
+        [
+            x86::hypercall(abi::HC_FREE_PAGES, &[u64::MAX, 1]),
+            x86::hypercall(abi::HC_FREE_PAGES, &[0, abi::MOST_FREED + 1]),
+        ]
+    };
+    expect("freeing pages outside RAM", abi::HC_ERROR, outside)?;
+    expect("freeing too many pages", abi::HC_ERROR, many)
 }
 
 fn ports() -> Checked {

@@ -78,7 +78,7 @@ impl Worker {
         let address = WorkSet::address(index);
         let content = address as *mut u64;
         let ledger = pages::version(id.gfn);
-        let version = ledger.load(Ordering::Relaxed);
+        let (version, last) = pages::content_of(ledger.load(Ordering::Relaxed));
         // SAFETY: work pages are mapped for good, and the owner alone accesses them.
         let verified = unsafe { self.machine.oracle.verify(content, id, version) };
         count(&self.counters.verified, 1);
@@ -89,7 +89,7 @@ impl Worker {
             self.report(mismatch.kind, at, mismatch.expected, mismatch.found, id.gfn);
         }
         if write || repair {
-            let next = version.wrapping_add(1).max(1);
+            let next = pages::next_version(last);
             // SAFETY: as above.
             unsafe { self.machine.oracle.write(content, id, next) };
             ledger.store(next, Ordering::Relaxed);
@@ -100,6 +100,20 @@ impl Worker {
         // SAFETY: as above. Volatile, so that the chase depends on what is in memory.
         let link = unsafe { content.add(LINK).read_volatile() };
         if link < self.owned { link } else { id.link }
+    }
+
+    /// Gives an owned page back: it is zero from then on.
+    pub fn free(&self, page: u64) {
+        let index = self.index(page);
+        let gfn = self.machine.work.gfn(index);
+        // SAFETY: the page is this vCPU's, which keeps nothing in it.
+        let refused = unsafe { x86::hypercall(abi::HC_FREE_PAGES, &[gfn, 1]) };
+        if refused == 0 {
+            let ledger = pages::version(gfn);
+            ledger.store(pages::freed(ledger.load(Ordering::Relaxed)), Ordering::Relaxed);
+        } else {
+            self.report(Violation::Word, WorkSet::address(index), 0, refused, gfn);
+        }
     }
 
     /// Checks the accessed and dirty bits of an owned page's entry against the ledger: a page that

@@ -160,6 +160,18 @@ pub(crate) enum Invalidate {
     Reclaim,
     /// Make pages read-only, harvest their dirty state and write them back
     Clean,
+    /// Move pages to other frames
+    Migrate,
+    /// Merge pages with copies of themselves, which their next write undoes
+    Merge,
+    /// Share pages with a snapshot, so that their next write copies them
+    Cow,
+    /// Let pages of zeros share one; the guest gives pages back, reads and writes them
+    Zero,
+    /// Map ranges to other pages, which are copies
+    Remap,
+    /// Have the guest give pages back
+    Free,
     /// Nothing but what memory pressure brings about
     None,
 }

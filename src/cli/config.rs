@@ -80,13 +80,19 @@ pub(crate) fn boot(args: &BootArgs, limits: &HostLimits) -> Result<MachineConfig
     machine(&sizes, &args.host, limits, kernel, cmdline.to_owned())
 }
 
+/// One access in fifty gives its page back.
+const GUEST_FREES: &str = " free=2";
+
 /// Resolves `gnomon stress`.
 pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressConfig, UsageError> {
     let workloads = without_repeats(&args.workload);
     let invalidations = invalidations(&args.invalidate)?;
     let seed = args.seed.unwrap_or_else(new_seed);
     let names: Vec<String> = workloads.iter().map(|&workload| name_of(workload)).collect();
-    let cmdline = format!("mode=stress workload={} seed={seed}", names.join(","));
+    let mut cmdline = format!("mode=stress workload={} seed={seed}", names.join(","));
+    if invalidations.iter().any(|kind| [Invalidate::Free, Invalidate::Zero].contains(kind)) {
+        cmdline += GUEST_FREES;
+    }
     let sizes = Sizes { memory: args.memory, host_memory: args.host_memory, vcpus: args.vcpus };
     let mut machine = machine(&sizes, &args.host, limits, Cow::Borrowed(TEST_GUEST), cmdline)?;
     machine.host.policy = ReclaimPolicy::from(args.policy);

@@ -56,7 +56,7 @@ impl HostMm {
         gfn: Gfn,
         batch: &mut Vec<Candidate<'a>>,
     ) -> Result<(), MmError> {
-        let (Some(source), Some(copy)) = (from.entry(gfn), to.entry(gfn)) else {
+        let Some(source) = from.touched_entry(gfn) else {
             return Ok(());
         };
         loop {
@@ -64,6 +64,7 @@ impl HostMm {
             match place {
                 Place::Absent => return Ok(()),
                 Place::Shared(_) => {
+                    let Some(copy) = to.entry(gfn) else { return Ok(()) };
                     if self.commons.name_again(source, copy) {
                         return Ok(());
                     }

@@ -62,7 +62,7 @@ pub enum MmError {
         why: String,
     },
     /// More memory objects than the frame table's owner field can number.
-    #[error("no more memory objects: all {} numbers are used up", u16::MAX)]
+    #[error("no more memory objects: there are {} of them", u16::MAX)]
     TooManyObjects,
     /// The build has no notifier, and what was asked for would have to tell export clients.
     #[error("{what} needs the export notifier: build with the feature `export-notifier`")]

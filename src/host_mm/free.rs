@@ -31,7 +31,7 @@ impl MemoryObject {
 
     fn free_page(&self, gfn: Gfn) -> Result<bool, MmError> {
         let mm = &*self.mm;
-        let Some(entry) = self.pages.entry(gfn) else {
+        let Some(entry) = self.pages.touched_entry(gfn) else {
             return Ok(false);
         };
         loop {

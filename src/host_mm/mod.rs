@@ -33,7 +33,6 @@ pub mod swap;
 mod tripwire;
 mod violations;
 
-use std::sync::atomic::AtomicU16;
 use std::sync::{Arc, Mutex};
 
 use crate::addr::{PAGE_SIZE_U64, Pfn};
@@ -55,7 +54,7 @@ pub use violations::{MmViolation, ViolationKind};
 
 use frames::FreeList;
 use host_view::HostView;
-use object::ObjectPages;
+use object::{ObjectNumbers, ObjectPages};
 use reclaim::Reclaimer;
 use sabotage::SabotageRange;
 use share::Commons;
@@ -108,8 +107,8 @@ pub struct HostMm {
     swap: SwapSpace,
     objects: Snapshot<Vec<Arc<ObjectPages>>>,
     commons: Commons,
-    object_writers: Mutex<()>,
-    next_object: AtomicU16,
+    /// Held by those who change `objects`.
+    object_numbers: Mutex<ObjectNumbers>,
     notifiers: NotifierList,
     reclaimer: Reclaimer,
     counters: Counters,
@@ -145,8 +144,7 @@ impl HostMm {
             swap,
             objects: Snapshot::new(vec![commons.pages.clone()]),
             commons,
-            object_writers: Mutex::new(()),
-            next_object: AtomicU16::new(0),
+            object_numbers: Mutex::default(),
             notifiers: NotifierList::default(),
             reclaimer: Reclaimer::new(frames),
             counters: Counters::default(),

@@ -138,6 +138,15 @@ impl ObjectPages {
         Some(&leaves[leaf])
     }
 
+    /// The entry of a page, if any of its neighbourhood was ever touched.
+    pub(super) fn touched_entry(&self, gfn: Gfn) -> Option<&Entry> {
+        if !self.contains(gfn) {
+            return None;
+        }
+        let [top, mid, leaf] = Self::indices(gfn)?;
+        Some(&self.top.get(top)?.get()?[mid].get()?[leaf])
+    }
+
     /// The pages that may not be absent, in ascending order.
     pub(super) fn touched(&self) -> impl Iterator<Item = (Gfn, &Entry)> {
         let mids = (0u64..).zip(&self.top).filter_map(|(at, mid)| Some((at, mid.get()?)));
@@ -158,6 +167,29 @@ impl ObjectPages {
     }
 }
 
+/// The numbers of memory objects. One that was given back rests as long as there are fresh ones:
+/// what still names the old object by it (a late fault's frame, a page misread from swap) is more
+/// likely to be told from the new one.
+#[derive(Debug, Default)]
+pub(super) struct ObjectNumbers {
+    fresh: u16,
+    used: std::collections::VecDeque<u16>,
+}
+
+impl ObjectNumbers {
+    fn take(&mut self) -> Option<u16> {
+        if self.fresh == COMMONS {
+            return self.used.pop_front();
+        }
+        self.fresh += 1;
+        Some(self.fresh - 1)
+    }
+
+    fn give_back(&mut self, number: u16) {
+        self.used.push_back(number);
+    }
+}
+
 /// A guest's memory. Dropping it gives back all its frames and swap slots; export clients must have
 /// let go of them before.
 #[derive(Debug)]
@@ -170,19 +202,14 @@ impl HostMm {
     /// A memory object of `memory_bytes` zero bytes. It takes up nothing until touched.
     ///
     /// # Errors
-    /// [`MmError::TooManyObjects`] after 65,535 of them.
+    /// [`MmError::TooManyObjects`] if there are 65,535 of them.
     pub fn create_object(
         self: &Arc<Self>,
         memory_bytes: u64,
     ) -> Result<Arc<MemoryObject>, MmError> {
-        let number = self
-            .next_object
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| {
-                (number < COMMONS).then_some(number + 1)
-            })
-            .map_err(|_| MmError::TooManyObjects)?;
+        let mut numbers = lock(&self.object_numbers);
+        let number = numbers.take().ok_or(MmError::TooManyObjects)?;
         let pages = Arc::new(ObjectPages::new(number, memory_bytes));
-        let _writers = lock(&self.object_writers);
         let mut objects = self.objects.load().to_vec();
         objects.push(pages.clone());
         self.objects.store(objects);
@@ -324,7 +351,8 @@ impl MemoryObject {
 impl Drop for MemoryObject {
     fn drop(&mut self) {
         self.pages.touched().for_each(|(_, entry)| self.mm.discard_page(entry));
-        let _writers = lock(&self.mm.object_writers);
+        let mut numbers = lock(&self.mm.object_numbers);
+        numbers.give_back(self.pages.number);
         let mut objects = self.mm.objects.load().to_vec();
         objects.retain(|pages| !Arc::ptr_eq(pages, &self.pages));
         self.mm.objects.store(objects);

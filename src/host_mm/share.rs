@@ -141,14 +141,17 @@ impl Commons {
         entry.store(Place::Shared(shared), page);
     }
 
-    /// Lets `to`, which nobody can be looking at, name what `from` names, if that is a shared page.
+    /// Lets `to`, which nobody else can be looking at, name what `from` names, unless it names
+    /// something already; `false` if `from` names no shared page.
     pub(super) fn name_again(&self, from: &Entry, to: &Entry) -> bool {
         let mut names = lock(&self.names);
         let Place::Shared(shared) = from.load() else {
             return false;
         };
-        names.add(shared);
-        to.replace_frameless(Place::Absent, Place::Shared(shared))
+        if to.replace_frameless(Place::Absent, Place::Shared(shared)) {
+            names.add(shared);
+        }
+        true
     }
 
     /// Counts one more guest page that is about to name a shared page. Only while the shared page's

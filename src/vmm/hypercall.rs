@@ -102,6 +102,16 @@ pub(super) fn hypercall(
             shared.observe(|observer| observer.watch(Gfn::new(rdi), rsi));
             0
         }
+        abi::HC_FREE_PAGES => {
+            let frames = shared.memory_bytes >> crate::addr::PAGE_SHIFT;
+            if rsi > abi::MOST_FREED || rdi.checked_add(rsi).is_none_or(|end| end > frames) {
+                return HypercallResult::Value(abi::HC_ERROR);
+            }
+            match shared.shadow.object().free_pages(Gfn::new(rdi), rsi) {
+                Ok(_) => 0,
+                Err(_) => abi::HC_ERROR,
+            }
+        }
         abi::HC_POWER_OFF => return HypercallResult::End(Outcome::PoweredOff),
         abi::HC_PHASE => {
             shared.observe(|observer| observer.phase(rdi, Gfn::new(rsi), rcx));

@@ -81,7 +81,12 @@ impl Workloads {
     }
 
     /// Reads or writes an owned page, as the write percentage has it.
+    /// Now and then it gives the page back instead, if asked to.
     fn touch(&mut self, worker: &Worker, page: u64) -> u64 {
+        let free = worker.machine.options.free_percent;
+        if free != 0 && self.rng.percent(free) {
+            worker.free(page);
+        }
         let write = self.rng.percent(worker.machine.options.write_percent);
         worker.access(page, write)
     }

@@ -74,6 +74,19 @@ fn figures(report: &Report) -> String {
     row("pages cleaned", report.host.cleans);
     row("pages written to swap", report.host.swap_outs);
     row("pages read from swap", report.host.swap_ins);
+    for (name, count) in [
+        ("pages shared", report.host.shared),
+        ("shared pages copied on write", report.host.cow_copies),
+        ("shared pages left to their last user", report.host.cow_reuses),
+        ("pages merged", report.host.merges),
+        ("pages migrated", report.host.migrations),
+        ("pages remapped", report.host.remaps),
+        ("pages given back", report.host.pages_freed),
+    ] {
+        if count > 0 {
+            row(name, count);
+        }
+    }
     row("exits", report.exits.all);
     if report.exits.recycles > 0 {
         row("shadow pages recycled", report.exits.recycles);

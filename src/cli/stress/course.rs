@@ -75,7 +75,8 @@ pub(crate) fn run(
     machine.vm.start()?;
     let mut watch = Watch::new(config);
     let kinds = &config.invalidations;
-    let mut storms = Storms::start(&machine.mm, kinds, config.rate, config.seed)?;
+    let mut storms =
+        Storms::start(&machine.mm, machine.vm.object(), kinds, config.rate, config.seed)?;
     let work_end = watch.begun + config.duration;
     let phase_end = watch.phase(machine, &storms, work_end, Some(stop));
     storms.stop();

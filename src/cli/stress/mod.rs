@@ -6,6 +6,7 @@
 
 mod course;
 mod progress;
+mod sources;
 mod storm;
 
 use super::config::StressConfig;

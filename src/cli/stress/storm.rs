@@ -12,19 +12,17 @@ use std::time::{Duration, Instant};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use super::sources::{Source, source};
 use crate::addr::Pfn;
 use crate::cli::args::{Invalidate, name_of};
 use crate::host_mm::swap::SwapError;
-use crate::host_mm::{HostMm, MmError};
+use crate::host_mm::{HostMm, MemoryObject, MmError};
 use crate::sync::{Condvar, Mutex, lock};
 
 /// Frames that one call invalidates.
 const BATCH: u32 = 32;
 /// A storm that is further behind than this gives the rest up.
 const MAX_LAG: Duration = Duration::from_millis(100);
-
-/// Invalidates these frames as far as possible; returns how many it did.
-type Invalidation = dyn Fn(&[Pfn]) -> Result<usize, MmError> + Send;
 
 /// What a storm of one kind has done.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -66,23 +64,19 @@ impl Storms {
     /// Starts a storm of each kind, with `rate` pages a second each.
     ///
     /// # Errors
-    /// If the host has no thread left.
+    /// If the host has no thread left, or there is no memory object for copies.
     pub(crate) fn start(
         mm: &Arc<HostMm>,
+        object: &Arc<MemoryObject>,
         kinds: &[Invalidate],
         rate: u32,
         seed: u64,
-    ) -> std::io::Result<Self> {
+    ) -> anyhow::Result<Self> {
         let mut storms = Self { stop: Arc::default(), live: Vec::new(), threads: Vec::new() };
         for &kind in kinds {
-            let mm = mm.clone();
-            let frames = mm.frame_count();
-            let work: Box<Invalidation> = match kind {
-                Invalidate::Reclaim => Box::new(move |frames| mm.evict_frames(frames)),
-                Invalidate::Clean => Box::new(move |frames| mm.clean_frames(frames)),
-                Invalidate::None => continue,
-            };
-            storms.spawn(kind, work, frames, rate, seed)?;
+            if let Some(work) = source(kind, mm, object)? {
+                storms.spawn(kind, work, mm.frame_count(), rate, seed)?;
+            }
         }
         Ok(storms)
     }
@@ -90,7 +84,7 @@ impl Storms {
     fn spawn(
         &mut self,
         kind: Invalidate,
-        work: Box<Invalidation>,
+        work: Box<Source>,
         frames: u32,
         rate: u32,
         seed: u64,
@@ -145,14 +139,7 @@ impl Drop for Storms {
     }
 }
 
-fn storm(
-    stop: &Stop,
-    live: &Live,
-    work: &Invalidation,
-    mut random: StdRng,
-    frames: u32,
-    rate: u32,
-) {
+fn storm(stop: &Stop, live: &Live, work: &Source, mut random: StdRng, frames: u32, rate: u32) {
     let batch = BATCH.min(frames);
     let mut pace = Pace::new(rate, batch);
     while stop.wait_until(pace.next(Instant::now())) {
@@ -244,7 +231,7 @@ mod tests {
 
     /// Runs `work` as a reclaim storm over `frames` frames until `until` says so.
     fn run(
-        work: Box<Invalidation>,
+        work: Box<Source>,
         frames: u32,
         rate: u32,
         until: impl Fn(&StormCount) -> bool,

@@ -135,6 +135,24 @@ fn a_clone_of_a_clone_and_of_swapped_pages_is_whole() {
 }
 
 #[test]
+fn a_page_named_twice_is_shared_once() {
+    let (parent, clone) = cloned();
+    let pages = [0, 0, 3, 0, 12].map(gfn);
+    let third = parent.object.share_pages(pages.into_iter()).unwrap();
+    let fresh = Rig::new(config(), 4);
+    fresh.client.write(0, gfn(2), &page(2)).unwrap();
+    let copy = fresh.object.share_pages([2, 2, 9].map(gfn).into_iter()).unwrap();
+    drop((third, clone, copy));
+    // Nobody is left who shares: the writes copy nothing.
+    parent.client.write(0, gfn(0), &page(100)).unwrap();
+    fresh.client.write(0, gfn(2), &page(102)).unwrap();
+    for rig in [&parent, &fresh] {
+        assert_eq!((rig.mm.stats().cow_copies, rig.mm.stats().cow_reuses), (0, 1));
+        rig.assert_sound();
+    }
+}
+
+#[test]
 fn dropping_all_who_share_gives_everything_back() {
     let (parent, clone) = cloned();
     parent.evict(gfn(7));
