@@ -19,7 +19,7 @@ static_cargo() {
 build_gnomon() {
     have cargo || die "cargo is missing. Install a Rust toolchain."
     say "building a static gnomon"
-    static_cargo build --bin gnomon || die "gnomon does not build. With a C library that cannot be linked statically, install libc6-dev."
+    static_cargo build --bin gnomon || fail "gnomon does not build. With a C library that cannot be linked statically, install libc6-dev."
 }
 
 gnomon_path() {
@@ -33,7 +33,7 @@ stage_tests() {
     shift
     say "building the tests: $*"
     mkdir -p "$folder"
-    static_cargo test --no-run "$@" 2>&1 | tee "$TARGET_DIR/tests.log" >&2 || die "the tests do not build."
+    static_cargo test --no-run "$@" 2>&1 | tee "$TARGET_DIR/tests.log" >&2 || fail "the tests do not build."
     # Cargo says:   Executable tests/kvm.rs (target/.../deps/kvm-0123456789abcdef)
     while IFS= read -r program; do
         case $program in
@@ -42,5 +42,5 @@ stage_tests() {
         esac
         cp "$program" "$folder/$(basename "${program%-*}")"
     done < <(sed -n 's/^ *Executable .*(\(.*\))$/\1/p' "$TARGET_DIR/tests.log")
-    compgen -G "$folder/*" >/dev/null || die "cargo named no test program in $TARGET_DIR/tests.log."
+    compgen -G "$folder/*" >/dev/null || fail "cargo named no test program in $TARGET_DIR/tests.log."
 }

@@ -26,6 +26,12 @@ die() {
     exit "$EXIT_CANNOT_RUN"
 }
 
+# For what is wrong with the project, not with the host.
+fail() {
+    printf 'testbed: error: %s\n' "$*" >&2
+    exit "$EXIT_SUITE_FAILED"
+}
+
 have() {
     command -v "$1" >/dev/null 2>&1
 }
