@@ -123,10 +123,16 @@ impl ObjectPages {
     }
 
     /// Calls `visit` for each page that may not be absent.
-    fn for_each_touched(&self, visit: impl FnMut(&Entry)) {
-        let mids = self.top.iter().filter_map(OnceLock::get);
-        let leaves = mids.flat_map(|mid| mid.iter()).filter_map(OnceLock::get);
-        leaves.flat_map(|leaf| leaf.iter()).for_each(visit);
+    pub(super) fn for_each_touched(&self, mut visit: impl FnMut(Gfn, &Entry)) {
+        for (top, mids) in self.top.iter().enumerate() {
+            let leaves = mids.get().into_iter().flat_map(|mids| mids.iter().enumerate());
+            for (mid, leaf) in leaves.filter_map(|(mid, leaf)| Some((mid, leaf.get()?))) {
+                for (index, entry) in leaf.iter().enumerate() {
+                    let gfn = (top * MID_LEAVES + mid) * LEAF_ENTRIES + index;
+                    visit(Gfn::new(gfn as u64), entry);
+                }
+            }
+        }
     }
 
     pub(super) fn is_watched(&self, gfn: Gfn) -> bool {
@@ -283,7 +289,7 @@ impl MemoryObject {
 
 impl Drop for MemoryObject {
     fn drop(&mut self) {
-        self.pages.for_each_touched(|entry| self.mm.discard_page(entry));
+        self.pages.for_each_touched(|_, entry| self.mm.discard_page(entry));
         let _writers = lock(&self.mm.object_writers);
         let mut objects = self.mm.objects.load().to_vec();
         objects.retain(|pages| !Arc::ptr_eq(pages, &self.pages));
