@@ -18,6 +18,7 @@ pub(crate) fn render(report: &Report) -> String {
     let mut parts = vec![headline(report), figures(report)];
     parts.extend(latencies(report));
     parts.push(memory(report));
+    parts.extend(report.injected.as_ref().map(|injected| injected.lines().join("\n")));
     parts.extend(violations(report));
     parts.push(verdict(report));
     parts.join("\n\n")
