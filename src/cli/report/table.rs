@@ -73,6 +73,9 @@ fn figures(report: &Report) -> String {
     row("SPTEs made read-only by cleaning", report.shadow.write_protected);
     row("pages evicted", report.host.evictions);
     row("pages cleaned", report.host.cleans);
+    if report.host.failed_evictions > 0 {
+        row("evictions that failed", report.host.failed_evictions);
+    }
     row("pages written to swap", report.host.swap_outs);
     row("pages read from swap", report.host.swap_ins);
     row("exits", report.exits.all);

@@ -12,6 +12,7 @@ mod trial;
 
 mod boot;
 mod ends;
+mod inject;
 mod kernel;
 mod stress;
 mod swap;
@@ -22,7 +23,13 @@ use std::process::ExitCode;
 const THREADS: usize = 1;
 
 fn main() -> ExitCode {
-    let trials =
-        [boot::trials(), ends::trials(), kernel::trials(), stress::trials(), swap::trials()];
+    let trials = [
+        boot::trials(),
+        ends::trials(),
+        inject::trials(),
+        kernel::trials(),
+        stress::trials(),
+        swap::trials(),
+    ];
     trial::run(trials.into_iter().flatten().collect(), THREADS).exit_code()
 }
