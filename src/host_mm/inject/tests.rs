@@ -3,7 +3,6 @@
 use std::io::{self, ErrorKind};
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
-use std::time::Instant;
 
 use super::*;
 use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
@@ -245,7 +244,7 @@ fn a_slow_client_is_slow_and_otherwise_itself() {
     write(&object, 0, 1);
     let pfn = object.try_lock_resident(Gfn::new(0)).unwrap().pfn();
     mm.frame_table().rmap_add(pfn, RmapEntry::new(registration.id(), 0));
-    let begin = Instant::now();
+    let begin = std::time::Instant::now();
     assert_eq!(evict_all(&object).unwrap(), 1);
     assert!(begin.elapsed() >= slow * 2, "{:?}", begin.elapsed());
     assert!(client.0.load(Ordering::Relaxed), "the calls reached it");

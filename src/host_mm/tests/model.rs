@@ -335,8 +335,13 @@ fn live(trouble: &Trouble, ops: &[Op], base: HostMmConfig) -> Result<u64, TestCa
     Ok(errors)
 }
 
+/// Histories of a run; `GNOMON_LONG_TESTS` in the environment makes it a long one.
+fn histories() -> u32 {
+    if std::env::var_os("GNOMON_LONG_TESTS").is_some() { 10_000 } else { 200 }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: histories(), ..ProptestConfig::default() })]
 
     #[test]
     fn no_trouble_of_the_host_makes_a_wrong_byte(trouble in trouble(), ops in ops()) {
