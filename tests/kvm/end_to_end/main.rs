@@ -1,5 +1,5 @@
 //! The `gnomon` binary from end to end, on real KVM: what it prints, what it exits with, and what
-//! it leaves behind.
+//! it leaves behind. (And, without the binary, the memory of guests that a fault of the host ended.)
 
 #[path = "../common/guest.rs"]
 #[allow(dead_code, reason = "the hostile guests need more of it")]
@@ -14,6 +14,7 @@ mod boot;
 mod ends;
 mod inject;
 mod kernel;
+mod mended;
 mod stress;
 mod swap;
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         ends::trials(),
         inject::trials(),
         kernel::trials(),
+        mended::trials(),
         stress::trials(),
         swap::trials(),
     ];
