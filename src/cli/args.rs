@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::inject::parse_injection;
+use super::inject::{self, parse_injection};
 use super::values::{Size, parse_duration, parse_rate, parse_seed, parse_vcpus};
 use crate::host_mm::{Injection, ReclaimPolicy, Sabotage};
 use crate::vmm::HostKind;
@@ -46,10 +46,7 @@ pub(crate) struct HostArgs {
     /// Have the kernel watch for accesses to freed frames (needs userfaultfd; slower)
     #[arg(long)]
     pub(crate) paranoid: bool,
-    /// Let the host go wrong: swap-write=ERRNO@WHEN, swap-read=ERRNO@WHEN, swap-full[@N],
-    /// short-write@WHEN, slow-notifier=MS[@WHEN], frame-enomem=P, eintr[=P]; WHEN is N (the N-th
-    /// call), N+ (from the N-th), N/M (the N-th and each M-th after it) or a probability
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_injection)]
+    #[arg(long, value_name = "LIST", help = inject::HELP, value_delimiter = ',', value_parser = parse_injection)]
     pub(crate) inject: Vec<Injection>,
     /// Take this host's KVM for one of this kind instead of probing it (for tests)
     #[arg(long, value_name = "KIND", value_enum)]

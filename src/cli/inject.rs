@@ -10,6 +10,9 @@ use nix::errno::Errno;
 
 use crate::host_mm::{HostFault, Injection, When};
 
+/// What the help says of the option.
+pub(crate) const HELP: &str = "Let the host go wrong: swap-write=ERRNO@WHEN, swap-read=ERRNO@WHEN, swap-full[@N], short-write@WHEN, slow-notifier=MS[@WHEN], frame-enomem=P, eintr[=P]; WHEN is N (the N-th call), N+ (all from there), N/M (the N-th and each M-th after it) or a probability such as 0.01";
+
 /// Errors that swap can be told to fail with.
 const ERRNOS: [(&str, Errno); 4] = [
     ("EIO", Errno::EIO),
