@@ -102,6 +102,31 @@ fn stress_options() {
 }
 
 #[test]
+fn injected_faults() {
+    for command in ["boot", "stress"] {
+        let refused = |item: &str, parts: &[&str]| {
+            assert_refused(
+                &[command, "--inject", item],
+                &[&[&*format!("{item:?}")], parts].concat(),
+            );
+        };
+        refused("gremlin", &["--inject", "no such fault", "swap-write=ERRNO@WHEN", "eintr[=P]"]);
+        refused("peer-hang", &["no such fault"]);
+        refused("swap-write=EPERM@1", &["EIO, ENOSPC, ENOMEM"]);
+        refused("swap-read=EIO", &["@N the N-th", "@N/M"]);
+        refused("swap-full@0", &["swap-full@100"]);
+        refused("frame-enomem=2", &["probability above 0 and up to 0.9"]);
+        refused("slow-notifier=0", &["1 to 10000 milliseconds"]);
+        assert_refused(
+            &[command, "--inject", "eintr,luck"],
+            &["--inject \"luck\"", "no such fault"],
+        );
+        assert_refused(&[command, "--inject"], &["--inject <LIST> needs a value"]);
+    }
+    assert_refused(&["boot", "--seed", "x"], &["--seed \"x\"", "whole number"]);
+}
+
+#[test]
 fn reports_that_cannot_be_written() {
     let folder = tempfile::tempdir().unwrap();
     let nowhere = folder.path().join("no/report.json");

@@ -9,8 +9,9 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::inject::{self, parse_injection};
 use super::values::{Size, parse_duration, parse_rate, parse_seed, parse_vcpus};
-use crate::host_mm::{ReclaimPolicy, Sabotage};
+use crate::host_mm::{Injection, ReclaimPolicy, Sabotage};
 use crate::vmm::HostKind;
 
 const EXIT_CODES: &str = "Exit codes: 0 success; 1 failure, or violations found; 2 a command line that cannot be run; 128 + N ended by signal N. boot: the guest's own.";
@@ -45,6 +46,8 @@ pub(crate) struct HostArgs {
     /// Have the kernel watch for accesses to freed frames (needs userfaultfd; slower)
     #[arg(long)]
     pub(crate) paranoid: bool,
+    #[arg(long, value_name = "LIST", help = inject::HELP, value_delimiter = ',', value_parser = parse_injection)]
+    pub(crate) inject: Vec<Injection>,
     /// Take this host's KVM for one of this kind instead of probing it (for tests)
     #[arg(long, value_name = "KIND", value_enum)]
     pub(crate) assume_host: Option<HostKindName>,
@@ -67,6 +70,9 @@ pub(crate) struct BootArgs {
     /// ELF image to boot [default: the built-in test guest]
     #[arg(long, value_name = "ELF")]
     pub(crate) kernel: Option<PathBuf>,
+    /// Seed of the random choices of --inject [default: a new one, which is told]
+    #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = parse_seed)]
+    pub(crate) seed: Option<u64>,
     #[command(flatten)]
     pub(crate) host: HostArgs,
 }

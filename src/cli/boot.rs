@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::config::MachineConfig;
+use super::injected::{self, Injected};
 use super::machine::{Figures, Machine};
 use super::output::{self, StdoutConsole, printable};
 use super::values::{human_bytes, human_count};
@@ -31,6 +32,9 @@ pub(crate) fn run(config: MachineConfig) -> anyhow::Result<u8> {
     for warning in &config.warnings {
         output::note(warning);
     }
+    if let Some(line) = injected::announcement(&config.host.inject) {
+        output::note(line);
+    }
     let begun = Instant::now();
     machine.vm.start()?;
     let (outcome, signal) = wait(&mut machine, stop);
@@ -38,7 +42,8 @@ pub(crate) fn run(config: MachineConfig) -> anyhow::Result<u8> {
     output::flush();
 
     let resident = machine.mm.resident_bytes().unwrap_or(0);
-    let found = violations::collect(&machine, resident);
+    let mut found = violations::collect(&machine, resident);
+    let injected = outcome.as_ref().and_then(|_| Injected::conclude(&machine));
     for line in summary(
         &machine.figures(),
         config.host.host_memory_bytes,
@@ -46,6 +51,13 @@ pub(crate) fn run(config: MachineConfig) -> anyhow::Result<u8> {
         &how_it_ended(outcome.as_ref(), signal),
     ) {
         output::note(line);
+    }
+    if let (Some(injected), Some(outcome)) = (&injected, &outcome) {
+        for line in injected.lines() {
+            output::note(line);
+        }
+        let ended_early = signal.is_some() || matches!(outcome, Outcome::Failed(_));
+        injected.add_violations(&mut found, ended_early);
     }
     for line in complaints(&found, machine.vm.lost_console_bytes()) {
         output::note(line);

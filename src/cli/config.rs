@@ -19,7 +19,9 @@ use super::limits::{self, HostLimits};
 use super::report::json;
 use super::values::{Size, size};
 use crate::abi;
-use crate::host_mm::{HostMmConfig, MIN_HOST_MEMORY_BYTES, ReclaimPolicy, SwapConfig};
+use crate::host_mm::{
+    HostMmConfig, InjectionPlan, MIN_HOST_MEMORY_BYTES, ReclaimPolicy, SwapConfig,
+};
 use crate::vmm::boot::{MAX_IMAGE_BYTES, TEST_GUEST};
 use crate::vmm::{HostKind, VmConfig};
 
@@ -77,7 +79,8 @@ pub(crate) fn boot(args: &BootArgs, limits: &HostLimits) -> Result<MachineConfig
     let cmdline = args.cmdline.as_deref().unwrap_or(default_cmdline);
     check_cmdline(cmdline)?;
     let sizes = Sizes { memory: args.memory, host_memory: args.host_memory, vcpus: args.vcpus };
-    machine(&sizes, &args.host, limits, kernel, cmdline.to_owned())
+    let seed = args.seed.unwrap_or_else(new_seed);
+    machine(&sizes, &args.host, limits, kernel, cmdline.to_owned(), seed)
 }
 
 /// One access in fifty gives its page back.
@@ -94,7 +97,8 @@ pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressCon
         cmdline += GUEST_FREES;
     }
     let sizes = Sizes { memory: args.memory, host_memory: args.host_memory, vcpus: args.vcpus };
-    let mut machine = machine(&sizes, &args.host, limits, Cow::Borrowed(TEST_GUEST), cmdline)?;
+    let mut machine =
+        machine(&sizes, &args.host, limits, Cow::Borrowed(TEST_GUEST), cmdline, seed)?;
     machine.host.policy = ReclaimPolicy::from(args.policy);
     machine.host.sabotage = args.sabotage.map(Into::into);
     machine.host.check_evictions = true;
@@ -128,6 +132,7 @@ fn machine(
     limits: &HostLimits,
     kernel: Cow<'static, [u8]>,
     cmdline: String,
+    seed: u64,
 ) -> Result<MachineConfig, UsageError> {
     check_sizes(sizes, limits)?;
     let swap = swap(sizes.memory, host)?;
@@ -144,6 +149,7 @@ fn machine(
         host: HostMmConfig {
             swap,
             paranoid: host.paranoid,
+            inject: InjectionPlan { items: host.inject.clone(), seed },
             ..HostMmConfig::new(sizes.host_memory.bytes())
         },
         assume_host: host.assume_host.map(HostKind::from),

@@ -11,6 +11,8 @@ mod args;
 mod boot;
 mod config;
 mod doctor;
+mod inject;
+mod injected;
 mod limits;
 mod machine;
 mod output;

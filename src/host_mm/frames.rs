@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::addr::{PAGE_SIZE_U64, Pfn};
-use crate::host_mm::{HostMm, MmError, MmViolation, ViolationKind, pages};
+use crate::host_mm::{HostFault, HostMm, MmError, MmViolation, ViolationKind, pages};
 use crate::sync::lock;
 
 /// Least host memory: each vCPU needs a handful of pages resident at once to complete one
@@ -124,6 +124,9 @@ impl HostMm {
 
     /// Takes a frame from the free list, waking background reclaim below the low watermark.
     pub(super) fn take_free_frame(&self) -> Option<FreeFrame<'_>> {
+        if self.injector.as_ref().is_some_and(|one| one.strikes(HostFault::FrameEnomem)) {
+            return None;
+        }
         let pfn = self.free.pop()?;
         let free = self.free.len();
         let in_use = u64::from(self.table.len() - free.min(self.table.len()));

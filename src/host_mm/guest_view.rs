@@ -5,6 +5,7 @@
 //! memslot's mapping makes KVM drop its own and flush every vCPU, whether it shadows our tables in
 //! software or uses nested paging. Content is not touched.
 
+use std::io;
 use std::sync::Arc;
 
 use vm_memory::MmapRegion;
@@ -13,6 +14,7 @@ use crate::addr::{PAGE_SIZE, Pfn};
 use crate::export_rmap::RevokeError;
 use crate::host_mm::MmError;
 use crate::host_mm::host_view::{self, HostView};
+use crate::host_mm::inject::Injector;
 use crate::sys::memory::{self, ProcessMadvise};
 
 /// A mapping of all frames, to be given to KVM as a memslot.
@@ -20,13 +22,15 @@ use crate::sys::memory::{self, ProcessMadvise};
 pub struct GuestView {
     region: Arc<MmapRegion>,
     process_madvise: Arc<ProcessMadvise>,
+    injector: Option<Arc<Injector>>,
 }
 
 impl GuestView {
-    pub(super) fn new(view: &HostView) -> Result<Self, MmError> {
+    pub(super) fn new(view: &HostView, injector: Option<Arc<Injector>>) -> Result<Self, MmError> {
         Ok(Self {
             region: Arc::new(host_view::map(view.memfd(), view.bytes())?),
             process_madvise: Arc::new(ProcessMadvise::probe()),
+            injector,
         })
     }
 
@@ -43,12 +47,26 @@ impl GuestView {
     /// If the kernel refuses; the frames must then not be reused.
     pub fn revoke(&self, frames: &[Pfn]) -> Result<(), RevokeError> {
         let runs = runs(frames);
-        let revoked = match runs.as_slice() {
+        let revoked = loop {
+            let revoked = match &self.injector {
+                None => self.discard(&runs),
+                Some(injector) => injector.interrupted_or(|| self.discard(&runs)),
+            };
+            match revoked {
+                // A signal says nothing about the frames, and what is dropped twice is dropped.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => break other,
+            }
+        };
+        revoked.map_err(|source| RevokeError { frames: frames.len(), source })
+    }
+
+    fn discard(&self, runs: &[(usize, usize)]) -> io::Result<()> {
+        match runs {
             [] => Ok(()),
             [(offset, len)] => memory::discard(&self.region, *offset, *len),
             runs => memory::discard_scattered(&self.region, runs, &self.process_madvise),
-        };
-        revoked.map_err(|source| RevokeError { frames: frames.len(), source })
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 //! Faults come from above through [`MemoryObject`]; invalidations go up only through the
 //! [notifier list](crate::export_rmap::NotifierList).
 
+mod audit;
 mod clean;
 mod clone;
 mod error;
@@ -20,6 +21,7 @@ mod frames;
 mod free;
 mod guest_view;
 mod host_view;
+mod inject;
 mod merge;
 mod migrate;
 mod object;
@@ -39,9 +41,11 @@ use crate::addr::{PAGE_SIZE_U64, Pfn};
 use crate::export_rmap::{FrameTable, NotifierList};
 use crate::sync::Snapshot;
 
+pub use audit::Audit;
 pub use error::MmError;
 pub use frames::MIN_HOST_MEMORY_BYTES;
 pub use guest_view::GuestView;
+pub use inject::{HostFault, Injection, InjectionCount, InjectionPlan, When};
 pub use merge::Merged;
 pub use object::MemoryObject;
 pub use policy::ReclaimPolicy;
@@ -54,6 +58,7 @@ pub use violations::{MmViolation, ViolationKind};
 
 use frames::FreeList;
 use host_view::HostView;
+use inject::Injector;
 use object::{ObjectNumbers, ObjectPages};
 use reclaim::Reclaimer;
 use sabotage::SabotageRange;
@@ -80,6 +85,8 @@ pub struct HostMmConfig {
     pub share_zero: bool,
     /// Break one rule on purpose.
     pub sabotage: Option<Sabotage>,
+    /// What the host is to do wrong.
+    pub inject: InjectionPlan,
 }
 
 impl HostMmConfig {
@@ -94,6 +101,7 @@ impl HostMmConfig {
             check_evictions: false,
             share_zero: true,
             sabotage: None,
+            inject: InjectionPlan::default(),
         }
     }
 }
@@ -114,6 +122,7 @@ pub struct HostMm {
     counters: Counters,
     violations: Violations,
     sabotage_range: SabotageRange,
+    injector: Option<Arc<Injector>>,
 }
 
 impl std::fmt::Debug for HostMm {
@@ -129,12 +138,27 @@ impl HostMm {
     /// [`MmError::BadHostMemory`] for a size that cannot be; otherwise what the host refused.
     pub fn new(config: HostMmConfig) -> Result<Arc<Self>, MmError> {
         let corrupt = config.sabotage == Some(Sabotage::SwapCorrupt);
-        let swap = SwapSpace::open(&config.swap, corrupt)?;
-        Self::with_swap(config, swap)
+        let injector = Injector::new(&config.inject);
+        let swap = SwapSpace::open(&config.swap, corrupt, injector.as_ref())?;
+        Self::assemble(config, swap, injector)
     }
 
-    /// As [`new`](Self::new), on swap that is open already: tests bring back ends that fail.
-    pub(crate) fn with_swap(config: HostMmConfig, swap: SwapSpace) -> Result<Arc<Self>, MmError> {
+    /// As [`new`](Self::new), on swap of another kind: tests bring back ends that fail.
+    #[cfg(test)]
+    pub(crate) fn with_backend(
+        config: HostMmConfig,
+        backend: Box<dyn swap::SwapBackend>,
+    ) -> Result<Arc<Self>, MmError> {
+        let injector = Injector::new(&config.inject);
+        let swap = SwapSpace::new(backend, injector.as_ref());
+        Self::assemble(config, swap, injector)
+    }
+
+    fn assemble(
+        config: HostMmConfig,
+        swap: SwapSpace,
+        injector: Option<Arc<Injector>>,
+    ) -> Result<Arc<Self>, MmError> {
         let frames = frames::count(config.host_memory_bytes)?;
         let commons = Commons::new();
         Ok(Arc::new(Self {
@@ -150,6 +174,7 @@ impl HostMm {
             counters: Counters::default(),
             violations: Violations::default(),
             sabotage_range: SabotageRange::default(),
+            injector,
             config,
         }))
     }
@@ -177,7 +202,7 @@ impl HostMm {
     /// # Errors
     /// If the host refuses the mapping.
     pub fn map_guest_view(&self) -> Result<GuestView, MmError> {
-        GuestView::new(&self.view)
+        GuestView::new(&self.view, self.injector.clone())
     }
 
     /// What has happened so far.

@@ -105,7 +105,7 @@ impl ShadowMmu {
             client: OnceLock::new(),
             counters: Counters::default(),
         });
-        let registration = mm.notifiers().register(mmu.clone()).map_err(|error| {
+        let registration = mm.register_client(mmu.clone()).map_err(|error| {
             let source = std::io::Error::other(error);
             MmError::Host { what: "an export client", source }
         })?;

@@ -79,6 +79,53 @@ impl KickTarget {
 
 extern "C" fn on_kick(_signal: libc::c_int) {}
 
+/// Kicks the thread that started it again and again until it is dropped, whatever system call the
+/// thread is in.
+#[derive(Debug)]
+pub struct KickTimer {
+    timer: libc::timer_t,
+}
+
+impl KickTimer {
+    /// The first kick comes after `first`, the others every `interval` from there (at least 1 ns
+    /// each, below one second).
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` if the kernel has no timer left for this user (RLIMIT_SIGPENDING).
+    pub fn start(signal: KickSignal, first: Duration, interval: Duration) -> io::Result<Self> {
+        // SAFETY: sigevent is a C structure of integers and pointers: all zeros is a value of it.
+        let mut event: libc::sigevent = unsafe { MaybeUninit::zeroed().assume_init() };
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = libc::SIGRTMIN();
+        event.sigev_notify_thread_id = signal.this_thread().thread;
+        let mut timer: libc::timer_t = ptr::null_mut();
+        // SAFETY: both pointers are to local variables of the types that timer_create wants. The
+        // signal has its harmless handler (a KickSignal says so).
+        let made =
+            unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) };
+        Errno::result(made)?;
+        let this = Self { timer };
+        let timespec = |time: Duration| libc::timespec {
+            tv_sec: 0,
+            tv_nsec: i64::from(time.subsec_nanos().max(1)),
+        };
+        let times = libc::itimerspec { it_interval: timespec(interval), it_value: timespec(first) };
+        // SAFETY: the timer was made above and is deleted only by `drop`; `times` is a complete
+        // itimerspec, and the old value is not asked for.
+        let set = unsafe { libc::timer_settime(timer, 0, &raw const times, ptr::null_mut()) };
+        Errno::result(set)?;
+        Ok(this)
+    }
+}
+
+impl Drop for KickTimer {
+    fn drop(&mut self) {
+        // SAFETY: the timer was made by `start`, and only this deletes it.
+        unsafe { libc::timer_delete(self.timer) };
+    }
+}
+
 /// The first SIGINT or SIGTERM that came; 0 if none.
 static STOP_SIGNAL: AtomicI32 = AtomicI32::new(0);
 /// Readable once a stop was asked for. Never read, never closed.
@@ -221,6 +268,24 @@ mod tests {
             thread::yield_now();
         }
         assert_eq!(reader.join().unwrap(), Errno::EINTR);
+    }
+
+    #[test]
+    fn a_timer_kicks_the_thread_that_started_it_until_it_is_dropped() {
+        let kick = KickSignal::install().unwrap();
+        let every = Duration::from_millis(1);
+        let timer = KickTimer::start(kick, every, every).unwrap();
+        let never_written = EventFd::new().unwrap();
+        for _ in 0..3 {
+            assert_eq!(never_written.read().unwrap_err(), Errno::EINTR);
+        }
+        // Another thread is left alone.
+        let slept = thread::spawn(|| poll(&mut [], PollTimeout::from(20u8))).join().unwrap();
+        assert_eq!(slept, Ok(0));
+        drop(timer);
+        // One that was on its way may still come.
+        let _ = poll(&mut [], PollTimeout::from(5u8));
+        assert_eq!(poll(&mut [], PollTimeout::from(20u8)), Ok(0));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::args::{Invalidate, PolicyName, SabotageName, Workload};
 use super::config::StressConfig;
+use super::injected::Injected;
 use super::machine::Machine;
 use super::stress::{Course, Detection, StormCount};
 use super::violations::{self, Violation, Violations};
@@ -45,6 +46,8 @@ pub(crate) struct Report {
     pub(crate) shadow: ShadowStats,
     pub(crate) fault_latency: LatencyReports,
     pub(crate) memory: MemoryReport,
+    /// What came of `--inject`; `None` without it.
+    pub(crate) injected: Option<Injected>,
     pub(crate) violations: Violations,
     /// When the first violation was found, and by which check.
     pub(crate) detection: Option<Detection>,
@@ -72,6 +75,8 @@ pub(crate) struct ConfigReport {
     pub(crate) paranoid: bool,
     pub(crate) fail_fast: bool,
     pub(crate) sabotage: Option<SabotageName>,
+    /// Items of `--inject`.
+    pub(crate) inject: Vec<String>,
 }
 
 /// What the guest says that it did.
@@ -141,7 +146,8 @@ impl Report {
         console: &[String],
     ) -> Self {
         let figures = machine.figures();
-        let violations = all_violations(machine, course);
+        let injected = Injected::conclude(machine);
+        let violations = all_violations(machine, course, injected.as_ref());
         let late = violations
             .first
             .first()
@@ -164,6 +170,7 @@ impl Report {
                 peak_frame_bytes: figures.peak_frame_bytes(),
                 peak_resident_bytes: course.peak_resident_bytes,
             },
+            injected,
             violations,
             detection: course.detection.or(late),
             cut_short: course.cut_short,
@@ -178,7 +185,7 @@ impl Report {
     }
 }
 
-fn all_violations(machine: &Machine, course: &Course) -> Violations {
+fn all_violations(machine: &Machine, course: &Course, injected: Option<&Injected>) -> Violations {
     let mut all = violations::collect(machine, course.peak_resident_bytes);
     if let Some(bad_end) = &course.bad_end {
         all.add_one(bad_end.clone());
@@ -187,6 +194,9 @@ fn all_violations(machine: &Machine, course: &Course) -> Violations {
         if let Some(broken) = &storm.broken {
             all.add_one(Violation::of_run(format!("the {} storm failed: {broken}", storm.kind)));
         }
+    }
+    if let Some(injected) = injected {
+        injected.add_violations(&mut all, course.signal.is_some());
     }
     all
 }
@@ -218,6 +228,7 @@ impl ConfigReport {
             paranoid: machine.host.paranoid,
             fail_fast: config.fail_fast,
             sabotage: config.sabotage,
+            inject: machine.host.inject.items.iter().map(ToString::to_string).collect(),
         }
     }
 }

@@ -18,6 +18,7 @@ pub(crate) fn render(report: &Report) -> String {
     let mut parts = vec![headline(report), figures(report)];
     parts.extend(latencies(report));
     parts.push(memory(report));
+    parts.extend(report.injected.as_ref().map(|injected| injected.lines().join("\n")));
     parts.extend(violations(report));
     parts.push(verdict(report));
     parts.join("\n\n")
@@ -72,6 +73,9 @@ fn figures(report: &Report) -> String {
     row("SPTEs made read-only by cleaning", report.shadow.write_protected);
     row("pages evicted", report.host.evictions);
     row("pages cleaned", report.host.cleans);
+    if report.host.failed_evictions > 0 {
+        row("evictions that failed", report.host.failed_evictions);
+    }
     row("pages written to swap", report.host.swap_outs);
     row("pages read from swap", report.host.swap_ins);
     for (name, count) in [

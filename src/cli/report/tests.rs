@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::cli::injected::{Item, Pages};
 use crate::cli::violations::{Check, Violation};
 
 /// A run that passed.
@@ -26,6 +27,7 @@ pub(crate) fn report() -> Report {
             paranoid: false,
             fail_fast: false,
             sabotage: None,
+            inject: Vec::new(),
         },
         guest: GuestReport { verified: 1_000_000, writes: 400_000, ..GuestReport::default() },
         faults: FaultReport { read: 1234, ..FaultReport::default() },
@@ -53,6 +55,7 @@ pub(crate) fn report() -> Report {
             peak_frame_bytes: 128 << 20,
             peak_resident_bytes: 64 << 20,
         },
+        injected: None,
         violations: Violations::default(),
         detection: None,
         cut_short: false,
@@ -127,6 +130,23 @@ fn sabotage_is_caught_or_not() {
     report.config.sabotage = Some(SabotageName::SkipFlush);
     let rendered = table::render(&report);
     assert!(rendered.contains("should not have: sabotage skip-flush was not caught"), "{rendered}");
+}
+
+#[test]
+fn injected_faults_are_counted_in_both_forms() {
+    let mut report = report();
+    let injected = Injected {
+        items: vec![Item { item: "eintr=0.5".into(), calls: 2000, struck: 1001, kind: "calls" }],
+        pages: Pages { in_frames: 3, in_swap: 4, lost: 0 },
+        ..Injected::default()
+    };
+    report.injected = Some(injected);
+    let rendered = table::render(&report);
+    assert!(rendered.contains("injected eintr=0.5: struck 1,001 of 2,000 calls\n"), "{rendered}");
+    let value = serde_json::to_value(&report).unwrap();
+    let item = serde_json::json!({ "item": "eintr=0.5", "calls": 2000, "struck": 1001 });
+    assert_eq!(value["injected"]["items"], serde_json::json!([item]));
+    assert_eq!(value["injected"]["pages"]["in_swap"], 4);
 }
 
 #[test]

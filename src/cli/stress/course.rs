@@ -10,6 +10,7 @@ use super::storm::{StormCount, Storms};
 use crate::addr::PAGE_SIZE_U64;
 use crate::cli::config::StressConfig;
 use crate::cli::machine::Machine;
+use crate::cli::values::human_count;
 use crate::cli::violations::{self, Check, Violation};
 use crate::sys::signal::StopNotice;
 use crate::vmm::Outcome;
@@ -126,16 +127,28 @@ fn finish(watch: &mut Watch, machine: &mut Machine, storms: &Storms, course: &mu
             course.bad_end = kill(machine).err().map(Violation::of_run);
         }
         PhaseEnd::Deadline | PhaseEnd::Signal(_) => {
-            let mut said = format!(
-                "the guest did not finish its last sweep within {} s and was killed",
-                bound.as_secs()
-            );
+            let failed = machine.figures().host.failed_evictions;
+            let mut said = unfinished(bound, failed);
             if let Err(also) = kill(machine) {
                 said = format!("{said}; {also}");
             }
             course.bad_end = Some(Violation::of_run(said));
         }
     }
+}
+
+/// A guest that hardly gets any frames is slow, and why is what its user can change.
+fn unfinished(bound: Duration, failed_evictions: u64) -> String {
+    let why = match failed_evictions {
+        0 => String::new(),
+        count => {
+            format!("; {} evictions failed, for want of swap that takes them", human_count(count))
+        }
+    };
+    format!(
+        "the guest did not finish its last sweep within {} s and was killed{why}",
+        bound.as_secs()
+    )
 }
 
 fn sweep_bound(memory_bytes: u64) -> Duration {
@@ -263,6 +276,13 @@ mod tests {
             Duration::from_secs(60 + 131) + Duration::from_millis(72)
         );
         assert!(sweep_bound(u64::MAX) >= sweep_bound(1 << 40));
+    }
+
+    #[test]
+    fn an_unfinished_sweep_says_whether_swap_was_the_trouble() {
+        let bound = Duration::from_secs(72);
+        assert!(unfinished(bound, 0).ends_with("within 72 s and was killed"));
+        assert!(unfinished(bound, 1234).contains("killed; 1,234 evictions failed"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::config::StressConfig;
 use super::machine::Machine;
 use super::output::{self, Tail, printable};
 use super::report::{self, Report};
-use super::{EXIT_FAILURE, args};
+use super::{EXIT_FAILURE, args, injected};
 use crate::sys::signal::StopNotice;
 
 pub(crate) use course::{Course, Detection};
@@ -36,6 +36,9 @@ pub(crate) fn run(config: StressConfig) -> anyhow::Result<u8> {
             args::name_of(name),
             args::description_of(name)
         ));
+    }
+    if let Some(line) = injected::announcement(&config.machine.host.inject) {
+        output::note(line);
     }
     let course = course::run(&mut machine, &config, stop)?;
     let report = Report::new(&config, &machine, &course, &tail.lines());

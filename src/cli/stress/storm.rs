@@ -15,8 +15,8 @@ use rand::rngs::StdRng;
 use super::sources::{Source, source};
 use crate::addr::Pfn;
 use crate::cli::args::{Invalidate, name_of};
-use crate::host_mm::swap::SwapError;
-use crate::host_mm::{HostMm, MemoryObject, MmError};
+use crate::host_mm::swap::{SwapError, SwapOp};
+use crate::host_mm::{HostFault, HostMm, InjectionPlan, MemoryObject, MmError};
 use crate::sync::{Condvar, Mutex, lock};
 
 /// Frames that one call invalidates.
@@ -35,7 +35,7 @@ pub(crate) struct StormCount {
     pub(crate) done: u64,
     /// Batches that ended with an error.
     pub(crate) failed_batches: u64,
-    /// The first error that is no lack of swap: something is broken.
+    /// The first error that is neither a lack of swap nor injected: something is broken.
     pub(crate) broken: Option<String>,
 }
 
@@ -58,6 +58,7 @@ pub(crate) struct Storms {
     stop: Arc<Stop>,
     live: Vec<(Invalidate, Arc<Live>)>,
     threads: Vec<JoinHandle<()>>,
+    injected: InjectionPlan,
 }
 
 impl Storms {
@@ -72,7 +73,9 @@ impl Storms {
         rate: u32,
         seed: u64,
     ) -> anyhow::Result<Self> {
-        let mut storms = Self { stop: Arc::default(), live: Vec::new(), threads: Vec::new() };
+        let injected = mm.config().inject.clone();
+        let mut storms =
+            Self { stop: Arc::default(), live: Vec::new(), threads: Vec::new(), injected };
         for &kind in kinds {
             if let Some(work) = source(kind, mm, object)? {
                 storms.spawn(kind, work, mm.frame_count(), rate, seed)?;
@@ -91,11 +94,12 @@ impl Storms {
     ) -> std::io::Result<()> {
         let live = Arc::new(Live::default());
         let (stop, counts) = (self.stop.clone(), live.clone());
+        let injected = self.injected.clone();
         // Each kind has its own sequence, which does not depend on what else runs.
         let random = StdRng::seed_from_u64(seed ^ ((kind as u64 + 1) << 32));
         let thread = std::thread::Builder::new()
             .name(format!("storm-{}", name_of(kind)))
-            .spawn(move || storm(&stop, &counts, &*work, random, frames, rate))?;
+            .spawn(move || storm(&stop, &counts, &injected, &*work, random, frames, rate))?;
         self.live.push((kind, live));
         self.threads.push(thread);
         Ok(())
@@ -113,7 +117,7 @@ impl Storms {
         counts.collect()
     }
 
-    /// Whether one of them has met an error that is no lack of swap.
+    /// Whether one of them has met an error that is neither a lack of swap nor injected.
     pub(crate) fn is_broken(&self) -> bool {
         self.live.iter().any(|(_, live)| lock(&live.broken).is_some())
     }
@@ -139,7 +143,15 @@ impl Drop for Storms {
     }
 }
 
-fn storm(stop: &Stop, live: &Live, work: &Source, mut random: StdRng, frames: u32, rate: u32) {
+fn storm(
+    stop: &Stop,
+    live: &Live,
+    injected: &InjectionPlan,
+    work: &Source,
+    mut random: StdRng,
+    frames: u32,
+    rate: u32,
+) {
     let batch = BATCH.min(frames);
     let mut pace = Pace::new(rate, batch);
     while stop.wait_until(pace.next(Instant::now())) {
@@ -153,7 +165,7 @@ fn storm(stop: &Stop, live: &Live, work: &Source, mut random: StdRng, frames: u3
             }
             Err(error) => {
                 live.failed_batches.fetch_add(1, Ordering::Relaxed);
-                if !is_lack_of_swap(&error) {
+                if !(is_lack_of_swap(&error) || is_injected(&error, injected)) {
                     lock(&live.broken).get_or_insert_with(|| error.to_string());
                 }
             }
@@ -169,6 +181,18 @@ fn index(value: u32) -> usize {
 /// Whether swap was just too small for what was asked: the page stayed, nothing is wrong.
 fn is_lack_of_swap(error: &MmError) -> bool {
     matches!(error, MmError::Swap(SwapError::Full { .. } | SwapError::NoSpace { .. }))
+}
+
+/// Whether a write to swap failed as it was told to: the page stayed, and that is what was asked
+/// for.
+fn is_injected(error: &MmError, injected: &InjectionPlan) -> bool {
+    let MmError::Swap(SwapError::Io { op: SwapOp::Write, source, .. }) = error else {
+        return false;
+    };
+    injected.items.iter().any(|item| {
+        matches!(item.fault, HostFault::SwapWrite(errno)
+            if source.raw_os_error() == Some(errno as i32))
+    })
 }
 
 impl Stop {
@@ -214,7 +238,10 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use nix::errno::Errno;
+
     use super::*;
+    use crate::host_mm::{Injection, When};
 
     #[test]
     fn batches_keep_the_pace_and_lost_time_is_not_made_up_in_a_burst() {
@@ -229,6 +256,10 @@ mod tests {
         assert_eq!(pace.next(ms(500)), ms(510));
     }
 
+    fn storms(injected: InjectionPlan) -> Storms {
+        Storms { stop: Arc::default(), live: Vec::new(), threads: Vec::new(), injected }
+    }
+
     /// Runs `work` as a reclaim storm over `frames` frames until `until` says so.
     fn run(
         work: Box<Source>,
@@ -236,7 +267,7 @@ mod tests {
         rate: u32,
         until: impl Fn(&StormCount) -> bool,
     ) -> StormCount {
-        let mut storms = Storms { stop: Arc::default(), live: Vec::new(), threads: Vec::new() };
+        let mut storms = storms(InjectionPlan::default());
         storms.spawn(Invalidate::Reclaim, work, frames, rate, 1).unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         while !until(&storms.counts()[0]) && Instant::now() < deadline {
@@ -283,8 +314,22 @@ mod tests {
     }
 
     #[test]
+    fn only_the_failure_that_was_injected_is_expected() {
+        let slot = crate::addr::SwapSlot::new(0).unwrap();
+        let failed =
+            |op, errno: Errno| MmError::Swap(SwapError::Io { op, slot, source: errno.into() });
+        let item = Injection { fault: HostFault::SwapWrite(Errno::EIO), when: When::ALWAYS };
+        let plan = InjectionPlan { items: vec![item], seed: 0 };
+        assert!(is_injected(&failed(SwapOp::Write, Errno::EIO), &plan));
+        assert!(!is_injected(&failed(SwapOp::Write, Errno::ENOMEM), &plan));
+        assert!(!is_injected(&failed(SwapOp::Read, Errno::EIO), &plan));
+        assert!(!is_injected(&MmError::TooManyObjects, &plan));
+        assert!(!is_injected(&failed(SwapOp::Write, Errno::EIO), &InjectionPlan::default()));
+    }
+
+    #[test]
     fn a_stop_does_not_wait_for_the_next_batch() {
-        let mut storms = Storms { stop: Arc::default(), live: Vec::new(), threads: Vec::new() };
+        let mut storms = storms(InjectionPlan::default());
         // One batch in 32 seconds: the second one would come long after the test.
         let work = Box::new(|chosen: &[Pfn]| Ok(chosen.len()));
         storms.spawn(Invalidate::Clean, work, 64, 1, 1).unwrap();

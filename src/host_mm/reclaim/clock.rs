@@ -66,6 +66,11 @@ impl HostMm {
             // Failing to revoke aged translations breaks nothing: the pages look unused next time.
             let _ = self.notifiers.flush(&picked.aged, FlushReason::Aged);
             reclaimed.add(self.evict(picked.victims));
+            // Swap that took no page in a whole round takes none in the next: whoever asked goes on
+            // with what there is, rather than wait for every dirty page to fail again.
+            if reclaimed.frames > 0 && reclaimed.failed as u64 >= frames {
+                break;
+            }
         }
         reclaimed
     }

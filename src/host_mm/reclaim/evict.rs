@@ -180,6 +180,7 @@ impl HostMm {
                 }
                 Err(error) => {
                     Counters::add(&self.counters.failed_evictions, 1);
+                    reclaimed.failed += 1;
                     reclaimed.error = Some(error);
                 }
             }

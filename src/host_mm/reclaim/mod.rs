@@ -68,6 +68,8 @@ impl Duplicates {
 pub(super) struct Reclaimed {
     /// Frames that are free now.
     pub(super) frames: usize,
+    /// Attempts at pages that could not be written.
+    pub(super) failed: usize,
     /// The last page that could not be evicted says why.
     pub(super) error: Option<MmError>,
 }
@@ -75,6 +77,7 @@ pub(super) struct Reclaimed {
 impl Reclaimed {
     pub(super) fn add(&mut self, other: Self) {
         self.frames += other.frames;
+        self.failed += other.failed;
         if other.error.is_some() {
             self.error = other.error;
         }

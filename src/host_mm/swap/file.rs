@@ -19,9 +19,10 @@ use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
 const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 
 /// A sparse file of slots. The kernel's page cache stands between it and the disk.
+/// `F` is where its system calls go: the file itself, or what stands in front of it.
 #[derive(Debug)]
-pub struct FileSwap {
-    file: File,
+pub struct FileSwap<F = File> {
+    file: F,
     slots: u32,
     in_memory: bool,
     /// Removes the file at the end; `None` for one that has no name.
@@ -54,7 +55,15 @@ impl FileSwap {
     }
 }
 
-impl SwapBackend for FileSwap {
+impl<F> FileSwap<F> {
+    /// The same with something in front of the file.
+    pub(in crate::host_mm) fn through<G>(self, wrap: impl FnOnce(F) -> G) -> FileSwap<G> {
+        let Self { file, slots, in_memory, _named } = self;
+        FileSwap { file: wrap(file), slots, in_memory, _named }
+    }
+}
+
+impl<F: FileExt + Send + Sync> SwapBackend for FileSwap<F> {
     // std's loops continue after short transfers and EINTR.
     fn read(&self, slot: Slot, page: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
         check_range(self.slots, slot, PAGE_SIZE)?;

@@ -21,11 +21,15 @@ mod faulty;
 mod file;
 mod slots;
 
+use std::io;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
+use crate::host_mm::HostFault;
+use crate::host_mm::inject::{InjectingBackend, InjectingFile, Injector};
 use crate::sync::{Mutex, lock};
 
 pub use backend::{Slot, SwapBackend};
@@ -38,6 +42,10 @@ use slots::SlotMap;
 
 /// The deliberate fault corrupts one written page in so many.
 const CORRUPT_EVERY: NonZeroU64 = NonZeroU64::new(16).unwrap();
+/// Reads of a page before its error counts: the guest ends for want of a page, so an error that
+/// goes away by itself (the kernel was out of memory for a moment) should not. A write that failed
+/// is repeated by reclaim.
+const READ_ATTEMPTS: u32 = 3;
 
 /// Where swap is and how large it may grow.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +122,7 @@ pub struct SwapSpace {
     checksums: Checksums,
     pages_read: AtomicU64,
     pages_written: AtomicU64,
+    injector: Option<Arc<Injector>>,
 }
 
 impl std::fmt::Debug for SwapSpace {
@@ -128,25 +137,40 @@ impl SwapSpace {
     ///
     /// # Errors
     /// [`SwapError::Open`]; nothing is left behind then.
-    pub fn open(config: &SwapConfig, corrupt: bool) -> Result<Self, SwapError> {
+    pub(in crate::host_mm) fn open(
+        config: &SwapConfig,
+        corrupt: bool,
+        injector: Option<&Arc<Injector>>,
+    ) -> Result<Self, SwapError> {
         let file = FileSwap::open(config)?;
-        Ok(if corrupt {
-            Self::new(Box::new(CorruptingBackend::new(file, CORRUPT_EVERY)))
-        } else {
-            Self::new(Box::new(file))
-        })
+        let backend = match injector {
+            None => boxed(file, corrupt),
+            Some(injector) => {
+                let file = file.through(|file| InjectingFile::new(file, injector.clone()));
+                boxed(file, corrupt)
+            }
+        };
+        Ok(Self::new(backend, injector))
     }
 
     /// Swap on any back end. Slots beyond [`Slot::MAX_SLOTS`] are not used.
     #[must_use]
-    pub fn new(backend: Box<dyn SwapBackend>) -> Self {
+    pub(in crate::host_mm) fn new(
+        backend: Box<dyn SwapBackend>,
+        injector: Option<&Arc<Injector>>,
+    ) -> Self {
         let slots = backend.slots().min(Slot::MAX_SLOTS);
+        let backend = match injector {
+            None => backend,
+            Some(injector) => InjectingBackend::around(backend, injector),
+        };
         Self {
             backend,
             map: Mutex::new(SlotMap::new(slots)),
             checksums: Checksums::new(slots),
             pages_read: AtomicU64::new(0),
             pages_written: AtomicU64::new(0),
+            injector: injector.cloned(),
         }
     }
 
@@ -160,7 +184,7 @@ impl SwapSpace {
     /// in all; `None` if swap is full (or `max` is 0). Each slot is freed by itself.
     #[must_use = "slots that are forgotten are never free again"]
     pub fn alloc_run(&self, max: u32) -> Option<SlotRun> {
-        if max == 0 {
+        if max == 0 || self.injector.as_ref().is_some_and(|one| one.strikes(HostFault::SwapFull)) {
             return None;
         }
         let mut map = lock(&self.map);
@@ -245,8 +269,7 @@ impl SwapSpace {
         page: &mut [u8; PAGE_SIZE],
     ) -> Result<(), SwapError> {
         self.check_in_use(SlotRun { first: slot, len: 1 })?;
-        self.backend
-            .read(slot, page)
+        self.read_patiently(slot, page)
             .map_err(|source| SwapError::from_io(SwapOp::Read, slot, source))?;
         let found = checksum::of(slot, owner_tag, page);
         let expected = self.checksums.get(slot);
@@ -255,6 +278,16 @@ impl SwapSpace {
         }
         self.pages_read.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn read_patiently(&self, slot: Slot, page: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
+        let mut attempt = 1;
+        loop {
+            match self.backend.read(slot, page) {
+                Err(_) if attempt < READ_ATTEMPTS => attempt += 1,
+                result => return result,
+            }
+        }
     }
 
     /// Whether the slot was last written with this content by the page of this tag, as far as the
@@ -316,6 +349,14 @@ impl SwapSpace {
             Some(slot) => Err(SwapError::NotInUse { slot }),
             None => Ok(()),
         }
+    }
+}
+
+fn boxed(backend: impl SwapBackend + 'static, corrupt: bool) -> Box<dyn SwapBackend> {
+    if corrupt {
+        Box::new(CorruptingBackend::new(backend, CORRUPT_EVERY))
+    } else {
+        Box::new(backend)
     }
 }
 

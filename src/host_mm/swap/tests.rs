@@ -11,7 +11,7 @@ fn file(slots: u64) -> FileSwap {
 }
 
 fn space(slots: u64) -> SwapSpace {
-    SwapSpace::new(Box::new(file(slots)))
+    SwapSpace::new(Box::new(file(slots)), None)
 }
 
 /// A page that is different for each `seed`.
@@ -124,7 +124,7 @@ impl SwapBackend for Misdirecting {
 
 #[test]
 fn a_misdirected_write_is_found_at_both_places() {
-    let space = SwapSpace::new(Box::new(Misdirecting(file(4))));
+    let space = SwapSpace::new(Box::new(Misdirecting(file(4))), None);
     let (first, second) = (space.alloc().unwrap(), space.alloc().unwrap());
     // The same bytes and owner for both: only the slot number tells them apart.
     space.write_page(second, 1, &page(2)).unwrap();
@@ -151,7 +151,7 @@ fn each_changed_byte_and_bit_is_found() {
 #[test]
 fn deliberate_corruption_is_found_where_it_was_done_and_nowhere_else() {
     let every = NonZeroU64::new(5).unwrap();
-    let space = SwapSpace::new(Box::new(CorruptingBackend::new(file(64), every)));
+    let space = SwapSpace::new(Box::new(CorruptingBackend::new(file(64), every)), None);
     let slots: Vec<Slot> = (0..64).map(|_| space.alloc().unwrap()).collect();
     for (tag, &slot) in (1u64..).zip(&slots) {
         space.write_page(slot, tag, &page(tag)).unwrap();
@@ -169,7 +169,7 @@ fn deliberate_corruption_is_found_where_it_was_done_and_nowhere_else() {
 fn the_sabotaged_swap_corrupts() {
     let config = SwapConfig { path: None, dir: None, bytes: 1 << 20 };
     for corrupt in [false, true] {
-        let space = SwapSpace::open(&config, corrupt).unwrap();
+        let space = SwapSpace::open(&config, corrupt, None).unwrap();
         let bad = (0..64)
             .filter(|&tag| {
                 let slot = space.alloc().unwrap();
@@ -184,7 +184,7 @@ fn the_sabotaged_swap_corrupts() {
 #[test]
 fn a_failed_write_keeps_its_errno_and_leaves_nothing_readable() {
     for (errno, no_space) in [(libc::EIO, false), (libc::ENOSPC, true), (libc::EDQUOT, true)] {
-        let space = SwapSpace::new(Box::new(FailingBackend::new(file(4), 1, errno)));
+        let space = SwapSpace::new(Box::new(FailingBackend::new(file(4), 1, errno)), None);
         let slot = space.alloc().unwrap();
         space.write_page(slot, 1, &page(1)).unwrap();
         match space.write_page(slot, 1, &page(2)).unwrap_err() {
@@ -233,7 +233,7 @@ impl SwapBackend for TearsOnce {
 
 #[test]
 fn a_torn_page_is_never_content() {
-    let space = SwapSpace::new(Box::new(TearsOnce(file(4), AtomicU32::new(0))));
+    let space = SwapSpace::new(Box::new(TearsOnce(file(4), AtomicU32::new(0))), None);
     let slot = space.alloc().unwrap();
     space.write_page(slot, 1, &page(1)).unwrap();
     assert!(space.write_page(slot, 1, &page(2)).is_err());
@@ -342,7 +342,7 @@ fn an_unused_terabyte_costs_next_to_nothing() {
         statm.split_whitespace().nth(1).unwrap().parse().unwrap()
     };
     let before = resident_pages();
-    let space = SwapSpace::new(Box::new(Huge));
+    let space = SwapSpace::new(Box::new(Huge), None);
     assert_eq!(space.slots(), Slot::MAX_SLOTS);
     for tag in 0..1000 {
         let slot = space.alloc().unwrap();

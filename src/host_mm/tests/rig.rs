@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use super::client::{Event, FakeClient, Log, Page};
 use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn, SwapSlot};
 use crate::export_rmap::Registration;
-use crate::host_mm::swap::{SwapBackend, SwapSpace};
+use crate::host_mm::swap::SwapBackend;
 use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject};
 use crate::sync::lock;
 
@@ -92,7 +92,7 @@ impl Rig {
         backend: impl FnOnce(&Arc<Log>) -> Box<dyn SwapBackend>,
     ) -> Self {
         let log = Arc::default();
-        let mm = HostMm::with_swap(config, SwapSpace::new(backend(&log))).unwrap();
+        let mm = HostMm::with_backend(config, backend(&log)).unwrap();
         Self::on(mm, pages, log)
     }
 

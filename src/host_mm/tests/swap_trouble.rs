@@ -198,6 +198,28 @@ fn a_fault_on_failing_swap_gives_up_after_a_bounded_number_of_writes() {
 }
 
 #[test]
+fn what_leaves_without_a_write_is_enough_when_swap_fails() {
+    const ZEROS: u64 = 16;
+    let (rig, switch) = switchable(2 * FRAMES);
+    for number in 0..FRAMES - ZEROS {
+        rig.host_write(gfn(number), &page(number));
+    }
+    for number in FRAMES - ZEROS..FRAMES {
+        rig.host_read(gfn(number));
+    }
+    switch.errno.store(libc::EIO, Ordering::Relaxed);
+    for number in FRAMES..FRAMES + ZEROS {
+        rig.host_read(gfn(number));
+    }
+    let attempts = switch.attempts.load(Ordering::Relaxed);
+    assert!(attempts <= 2 * FRAMES, "{attempts} writes for the {ZEROS} frames that could be had");
+    for number in 0..FRAMES - ZEROS {
+        assert!(rig.host_read(gfn(number)) == page(number));
+    }
+    rig.assert_sound();
+}
+
+#[test]
 fn torn_writes_of_a_dying_disk_never_pass_for_content() {
     let good_calls = 20;
     let rig = Rig::with_backend(config(), 64, |log| {

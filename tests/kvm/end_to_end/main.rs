@@ -1,5 +1,5 @@
 //! The `gnomon` binary from end to end, on real KVM: what it prints, what it exits with, and what
-//! it leaves behind.
+//! it leaves behind. (And, without the binary, the memory of guests that a fault of the host ended.)
 
 #[path = "../common/guest.rs"]
 #[allow(dead_code, reason = "the hostile guests need more of it")]
@@ -12,7 +12,9 @@ mod trial;
 
 mod boot;
 mod ends;
+mod inject;
 mod kernel;
+mod mended;
 mod stress;
 mod swap;
 
@@ -22,7 +24,14 @@ use std::process::ExitCode;
 const THREADS: usize = 1;
 
 fn main() -> ExitCode {
-    let trials =
-        [boot::trials(), ends::trials(), kernel::trials(), stress::trials(), swap::trials()];
+    let trials = [
+        boot::trials(),
+        ends::trials(),
+        inject::trials(),
+        kernel::trials(),
+        mended::trials(),
+        stress::trials(),
+        swap::trials(),
+    ];
     trial::run(trials.into_iter().flatten().collect(), THREADS).exit_code()
 }

@@ -1,0 +1,211 @@
+//! What came of `--inject`: how often each item struck, and whether the guest's pages are all still
+//! there.
+//!
+//! Guarantee: an item that never struck is an error of its own unless the run failed anyway or was
+//! ended early by a signal: what was asked for has not been tested.
+
+use serde::Serialize;
+
+use super::machine::Machine;
+use super::values::human_count;
+use super::violations::{Check, Violations};
+use crate::host_mm::{Audit, InjectionCount, InjectionPlan, When};
+
+/// What is told before a run: a user should not take a fault for the host's own. The seed, only if
+/// anything hangs on it.
+pub(crate) fn announcement(plan: &InjectionPlan) -> Option<String> {
+    if plan.items.is_empty() {
+        return None;
+    }
+    let items: Vec<String> = plan.items.iter().map(ToString::to_string).collect();
+    let is_random = plan.items.iter().any(|item| matches!(item.when, When::Chance(_)));
+    let seed = if is_random { format!(", with seed {}", plan.seed) } else { String::new() };
+    Some(format!("injected on purpose: {}{seed}", items.join(", ")))
+}
+
+/// The part of a report that is about injected faults.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Injected {
+    pub(crate) items: Vec<Item>,
+    /// Where the guest's pages were at the end, once nothing was injected any more.
+    pub(crate) pages: Pages,
+    #[serde(skip)]
+    /// The first of the lost, a sentence each.
+    pub(crate) lost: Vec<String>,
+}
+
+/// One item.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Item {
+    /// As on the command line.
+    pub(crate) item: String,
+    /// Calls that it could have struck.
+    pub(crate) calls: u64,
+    /// Those that it did.
+    pub(crate) struck: u64,
+    #[serde(skip)]
+    pub(crate) kind: &'static str,
+}
+
+/// The guest's pages by where they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Pages {
+    pub(crate) in_frames: u64,
+    /// Read back from swap, with the right checksum.
+    pub(crate) in_swap: u64,
+    /// In swap, and not to be had.
+    pub(crate) lost: u64,
+}
+
+impl Injected {
+    /// Ends the injection and looks for the guest's pages; `None` if nothing was injected. No vCPU
+    /// may run any more.
+    pub(crate) fn conclude(machine: &Machine) -> Option<Self> {
+        let counts = machine.mm.injected();
+        if counts.is_empty() {
+            return None;
+        }
+        machine.mm.end_injection();
+        // A page on its way to swap would be missed.
+        machine.mm.stop_background_reclaim();
+        Some(Self::new(&counts, &machine.vm.object().audit()))
+    }
+
+    fn new(counts: &[InjectionCount], audit: &Audit) -> Self {
+        let &Audit { in_frames, in_swap, lost, .. } = audit;
+        Self {
+            items: counts.iter().map(Item::from).collect(),
+            pages: Pages { in_frames, in_swap, lost },
+            lost: audit
+                .first_lost
+                .iter()
+                .map(|(gfn, error)| format!("I2: guest frame {gfn} is lost in swap: {error}"))
+                .collect(),
+        }
+    }
+
+    /// Adds what is wrong. `ended_early` says that a signal or a failure ended the run.
+    pub(crate) fn add_violations(&self, all: &mut Violations, ended_early: bool) {
+        all.add(Check::SwapChecksum, self.lost.iter().cloned(), self.pages.lost);
+        if all.total > 0 || ended_early {
+            return;
+        }
+        let idle = self.items.iter().filter(|item| item.struck == 0);
+        all.add(Check::Injection, idle.map(Item::complaint), 0);
+    }
+
+    /// A line for each item, and one for the pages.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.items.iter().map(Item::line).collect();
+        let Pages { in_frames, in_swap, lost } = self.pages;
+        lines.push(format!(
+            "guest's pages at the end: {} in frames, {} read back from swap, {} lost",
+            human_count(in_frames),
+            human_count(in_swap),
+            human_count(lost)
+        ));
+        lines
+    }
+}
+
+impl From<&InjectionCount> for Item {
+    fn from(count: &InjectionCount) -> Self {
+        Self {
+            item: count.item.to_string(),
+            calls: count.calls,
+            struck: count.struck,
+            kind: count.item.fault.calls(),
+        }
+    }
+}
+
+impl Item {
+    fn line(&self) -> String {
+        let (calls, kind) = (human_count(self.calls), self.kind);
+        match self.struck {
+            0 => format!("injected {}: never struck, in {calls} {kind}", self.item),
+            struck => {
+                format!("injected {}: struck {} of {calls} {kind}", self.item, human_count(struck))
+            }
+        }
+    }
+
+    fn complaint(&self) -> String {
+        format!(
+            "--inject {} never struck: there were {} {}; let it strike earlier, or run longer with more memory than host memory",
+            self.item,
+            human_count(self.calls),
+            self.kind
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU64;
+
+    use super::*;
+    use crate::addr::{Gfn, SwapSlot};
+    use crate::cli::violations::Violation;
+    use crate::host_mm::swap::SwapError;
+    use crate::host_mm::{HostFault, Injection};
+
+    fn injected(struck: u64, audit: &Audit) -> Injected {
+        let when = When::Once(NonZeroU64::new(9).unwrap());
+        let item = Injection { fault: HostFault::ShortWrite, when };
+        Injected::new(&[InjectionCount { item, calls: 1234, struck }], audit)
+    }
+
+    fn violations(injected: &Injected, ended_early: bool) -> Violations {
+        let mut all = Violations::default();
+        injected.add_violations(&mut all, ended_early);
+        all
+    }
+
+    #[test]
+    fn the_announcement_has_the_seed_if_it_matters() {
+        let full = Injection { fault: HostFault::SwapFull, when: When::ALWAYS };
+        let rare = Injection { fault: HostFault::Eintr, when: When::Chance(0.5) };
+        let told =
+            |items: &[Injection]| announcement(&InjectionPlan { items: items.to_vec(), seed: 7 });
+        assert_eq!(told(&[]), None);
+        assert_eq!(told(&[full]).unwrap(), "injected on purpose: swap-full@1+");
+        let both = "injected on purpose: swap-full@1+, eintr=0.5, with seed 7";
+        assert_eq!(told(&[full, rare]).unwrap(), both);
+    }
+
+    #[test]
+    fn the_lines_tell_how_often_each_item_struck() {
+        let audit = Audit { in_frames: 1000, in_swap: 5, ..Audit::default() };
+        let lines = injected(2, &audit).lines();
+        let struck = "injected short-write@9: struck 2 of 1,234 system calls that write to swap";
+        assert_eq!(lines[0], struck);
+        assert!(lines[1].contains("1,000 in frames, 5 read back from swap, 0 lost"), "{lines:?}");
+        let lines = injected(0, &audit).lines();
+        assert!(lines[0].contains("short-write@9: never struck, in 1,234"), "{lines:?}");
+    }
+
+    #[test]
+    fn an_item_that_never_struck_is_an_error_unless_there_is_a_better_one() {
+        let audit = Audit::default();
+        assert_eq!(violations(&injected(1, &audit), false).total, 0);
+        let idle = violations(&injected(0, &audit), false);
+        assert_eq!((idle.total, idle.first[0].by), (1, Check::Injection));
+        assert!(idle.first[0].text.contains("--inject short-write@9 never struck"));
+        assert_eq!(violations(&injected(0, &audit), true).total, 0, "it had no time to");
+        let mut failed = Violations::default();
+        failed.add_one(Violation::of_run("the disk is gone"));
+        injected(0, &audit).add_violations(&mut failed, false);
+        assert_eq!(failed.total, 1);
+    }
+
+    #[test]
+    fn a_lost_page_is_a_violation_that_names_it() {
+        let error = SwapError::NotInUse { slot: SwapSlot::new(3).unwrap() };
+        let audit =
+            Audit { lost: 70, first_lost: vec![(Gfn::new(0x1234), error)], ..Audit::default() };
+        let found = violations(&injected(1, &audit), false);
+        assert_eq!((found.total, found.first[0].by), (70, Check::SwapChecksum));
+        assert!(found.first[0].text.contains("guest frame 0x1234 is lost"), "{found:?}");
+    }
+}

@@ -1,0 +1,61 @@
+//! Where the pages of a memory object are, and whether each can be had: asked after a guest was
+//! ended by a fault of the host, whose promise is that no content is lost.
+
+use crate::addr::{Gfn, PAGE_SIZE};
+use crate::host_mm::MemoryObject;
+use crate::host_mm::object::{ObjectPages, Place};
+use crate::host_mm::swap::SwapError;
+
+/// Pages that cannot be read are kept one by one up to this many.
+const KEPT: usize = 64;
+
+/// The pages of a memory object by where they are. Those that are nowhere are zeros.
+#[derive(Debug, Default)]
+pub struct Audit {
+    /// In frames.
+    pub in_frames: u64,
+    /// In swap, and read back with the right checksum.
+    pub in_swap: u64,
+    /// In swap, and lost.
+    pub lost: u64,
+    /// The first of them.
+    pub first_lost: Vec<(Gfn, SwapError)>,
+}
+
+impl MemoryObject {
+    /// Reads each page in swap, and leaves it there. Nobody may use the object meanwhile, and
+    /// background reclaim must have stopped: a page that moves would be missed.
+    #[must_use]
+    pub fn audit(&self) -> Audit {
+        let mut audit = Audit::default();
+        for (gfn, entry) in self.pages.touched() {
+            self.audit_page(&self.pages, gfn, entry.load(), &mut audit);
+        }
+        audit
+    }
+
+    fn audit_page(&self, pages: &ObjectPages, gfn: Gfn, place: Place, audit: &mut Audit) {
+        match place {
+            Place::Absent => {}
+            Place::Frame(_) => audit.in_frames += 1,
+            Place::Swap(slot) => {
+                let mut content = [0; PAGE_SIZE];
+                match self.mm.swap.read_page(slot, pages.owner(gfn).tag(), &mut content) {
+                    Ok(()) => audit.in_swap += 1,
+                    Err(error) => {
+                        audit.lost += 1;
+                        if audit.first_lost.len() < KEPT {
+                            audit.first_lost.push((gfn, error));
+                        }
+                    }
+                }
+            }
+            Place::Shared(shared) => {
+                let (commons, gfn) = (&self.mm.commons.pages, shared.gfn());
+                if let Some(entry) = commons.touched_entry(gfn) {
+                    self.audit_page(commons, gfn, entry.load(), audit);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Faults of the host that are brought about on purpose: what a disk, a full file system, a slow
+//! client or a signal may do at any time. Unlike [sabotage](crate::host_mm::Sabotage) they break no
+//! rule of Gnomon's own: with any of them, no byte may be wrong and nothing may hang.
+//!
+//! Guarantee: without an item there is no [`Injector`], and what would ask it costs one look at a
+//! `None` (swap and clients: nothing at all). Each item counts the calls that it could have struck
+//! and those that it did, so that a run in which one never struck can say so. With the same seed,
+//! the same calls by number are struck, whichever threads make them.
+//!
+//! docs/fault-injection.md has the outcome of each item.
+
+mod interrupt;
+mod notifier;
+mod swap;
+mod trigger;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use crate::host_mm::HostMm;
+use trigger::Trigger;
+
+pub(in crate::host_mm) use swap::{InjectingBackend, InjectingFile};
+pub use trigger::When;
+
+/// One kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostFault {
+    /// A write to swap fails, with half a page written.
+    SwapWrite(Errno),
+    /// A read from swap fails.
+    SwapRead(Errno),
+    /// Swap says that no slot is free.
+    SwapFull,
+    /// The system call of a write to swap writes a part only.
+    ShortWrite,
+    /// A call of an export notifier takes that much longer.
+    SlowNotifier(Duration),
+    /// No free frame is found where there may be some.
+    FrameEnomem,
+    /// Signals come during a system call of swap or of a flush, and it returns `EINTR`.
+    Eintr,
+}
+
+impl HostFault {
+    /// What is counted, for people: "1,234 of these".
+    #[must_use]
+    pub fn calls(self) -> &'static str {
+        match self {
+            Self::SwapWrite(_) => "writes to swap",
+            Self::SwapRead(_) => "reads from swap",
+            Self::SwapFull => "allocations of swap slots",
+            Self::ShortWrite => "system calls that write to swap",
+            Self::SlowNotifier(_) => "calls of export notifiers",
+            Self::FrameEnomem => "allocations of frames",
+            Self::Eintr => "system calls of swap and flushes",
+        }
+    }
+}
+
+/// A fault and when it strikes: one item of `--inject`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Injection {
+    /// What.
+    pub fault: HostFault,
+    /// When.
+    pub when: When,
+}
+
+/// As it is written on the command line.
+impl fmt::Display for Injection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.fault, self.when) {
+            (HostFault::FrameEnomem, When::Chance(chance)) => write!(f, "frame-enomem={chance}"),
+            (HostFault::Eintr, When::Chance(chance)) => write!(f, "eintr={chance}"),
+            (HostFault::SlowNotifier(time), When::ALWAYS) => {
+                write!(f, "slow-notifier={}", time.as_millis())
+            }
+            (fault, when) => write!(f, "{}@{when}", Name(fault)),
+        }
+    }
+}
+
+struct Name(HostFault);
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            HostFault::SwapWrite(errno) => write!(f, "swap-write={errno:?}"),
+            HostFault::SwapRead(errno) => write!(f, "swap-read={errno:?}"),
+            HostFault::SwapFull => f.write_str("swap-full"),
+            HostFault::ShortWrite => f.write_str("short-write"),
+            HostFault::SlowNotifier(time) => write!(f, "slow-notifier={}", time.as_millis()),
+            HostFault::FrameEnomem => f.write_str("frame-enomem"),
+            HostFault::Eintr => f.write_str("eintr"),
+        }
+    }
+}
+
+/// Everything that is to go wrong.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct InjectionPlan {
+    /// The items; any may stand more than once.
+    pub items: Vec<Injection>,
+    /// Of the random choices.
+    pub seed: u64,
+}
+
+/// What came of an item.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct InjectionCount {
+    /// The item.
+    pub item: Injection,
+    /// Calls that it could have struck.
+    pub calls: u64,
+    /// Those that it did.
+    pub struck: u64,
+}
+
+/// Decides for each call whether it goes wrong.
+#[derive(Debug)]
+pub(in crate::host_mm) struct Injector {
+    items: Vec<(Injection, Trigger)>,
+    over: AtomicBool,
+}
+
+impl Injector {
+    /// `None` if nothing is to go wrong.
+    pub(in crate::host_mm) fn new(plan: &InjectionPlan) -> Option<Arc<Self>> {
+        let items: Vec<_> = (0..)
+            .zip(&plan.items)
+            .map(|(number, &item)| (item, Trigger::new(item.when, plan.seed, number)))
+            .collect();
+        (!items.is_empty()).then(|| Arc::new(Self { items, over: AtomicBool::new(false) }))
+    }
+
+    /// Counts a call for each item whose fault `pick` wants; what it picked of the first that
+    /// strikes.
+    pub(in crate::host_mm) fn strike<T>(&self, pick: impl Fn(HostFault) -> Option<T>) -> Option<T> {
+        // Relaxed: whoever ends the injection has stopped those who must not be struck any more.
+        if self.over.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut struck = None;
+        for (item, trigger) in &self.items {
+            if let Some(picked) = pick(item.fault)
+                && trigger.strikes()
+            {
+                struck = struck.or(Some(picked));
+            }
+        }
+        struck
+    }
+
+    /// As [`strike`](Self::strike), for a fault without anything to tell.
+    pub(in crate::host_mm) fn strikes(&self, fault: HostFault) -> bool {
+        self.strike(|candidate| (candidate == fault).then_some(())).is_some()
+    }
+
+    /// Whether any item has this fault.
+    fn has(&self, is_it: impl Fn(HostFault) -> bool) -> bool {
+        self.items.iter().any(|(item, _)| is_it(item.fault))
+    }
+}
+
+impl HostMm {
+    /// What came of each injected item so far, in the plan's order.
+    #[must_use]
+    pub fn injected(&self) -> Vec<InjectionCount> {
+        let items = self.injector.iter().flat_map(|injector| &injector.items);
+        items
+            .map(|(item, trigger)| InjectionCount {
+                item: *item,
+                calls: trigger.calls(),
+                struck: trigger.struck(),
+            })
+            .collect()
+    }
+
+    /// Nothing is injected from now on: the disk is mended. Counts stay as they are.
+    pub fn end_injection(&self) {
+        if let Some(injector) = &self.injector {
+            injector.over.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

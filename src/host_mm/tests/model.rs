@@ -1,0 +1,392 @@
+//! Random histories of operations against a reference model, on a host that goes wrong.
+//!
+//! Property: whatever fails, and whenever, a read gives what the model says or an error, never
+//! other bytes; an operation that failed has changed nothing; once the host is mended, every page
+//! is there; and in the end no frame and no slot is lost.
+//!
+//! To add an operation: a variant of [`Op`], its weight in [`ops`], its arm in [`World::apply`]. It
+//! changes the model only if it succeeded.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{TestCaseError, TestRunner};
+
+use super::client::Page;
+use super::rig::{FRAMES, MemorySwap, Rig, config, gfn, page};
+use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
+use crate::host_mm::swap::{FailingBackend, SwapBackend};
+use crate::host_mm::{
+    HostFault, HostMm, HostMmConfig, Injection, InjectionPlan, MemoryObject, MmError, Sabotage,
+    When,
+};
+
+/// Pages of each object.
+const PAGES: u64 = 24;
+const ZEROS: Page = [0; PAGE_SIZE];
+
+/// What may happen. Pages are numbered from 0; `seed` 0 is a page of zeros.
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    /// Bring a page in, by its lock.
+    FaultIn(u64),
+    /// The hypervisor reads a page.
+    HostRead(u64),
+    /// The hypervisor writes a part of a page.
+    HostWrite {
+        page: u64,
+        seed: u64,
+        from: usize,
+        to: usize,
+    },
+    /// A processor reads a page.
+    GuestRead {
+        processor: usize,
+        page: u64,
+    },
+    /// A processor writes a page.
+    GuestWrite {
+        processor: usize,
+        page: u64,
+        seed: u64,
+    },
+    /// Evict a page, if it is in a frame.
+    Evict(u64),
+    /// Evict everything.
+    EvictAll,
+    /// Clean a page, if it is in a frame.
+    Clean(u64),
+    /// Read or write a page of a second object, which no client maps.
+    OtherRead(u64),
+    OtherWrite {
+        page: u64,
+        seed: u64,
+    },
+    /// Drop the second object and make a new one.
+    OtherDrop,
+    /// Take all frames for pages of a third object, so that faults have to reclaim, and drop it.
+    Pressure {
+        zeros: bool,
+    },
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let page = 0..PAGES;
+    let seed = prop_oneof![1 => Just(0u64), 6 => 1..1000u64];
+    let processor = 0..4usize;
+    let span = (0..PAGE_SIZE, 0..=PAGE_SIZE);
+    let op = prop_oneof![
+        2 => page.clone().prop_map(Op::FaultIn),
+        4 => page.clone().prop_map(Op::HostRead),
+        4 => (page.clone(), seed.clone(), span).prop_map(|(page, seed, (a, b))| {
+            Op::HostWrite { page, seed, from: a.min(b), to: a.max(b) }
+        }),
+        8 => (processor.clone(), page.clone())
+            .prop_map(|(processor, page)| Op::GuestRead { processor, page }),
+        8 => (processor, page.clone(), seed.clone())
+            .prop_map(|(processor, page, seed)| Op::GuestWrite { processor, page, seed }),
+        8 => page.clone().prop_map(Op::Evict),
+        2 => Just(Op::EvictAll),
+        4 => page.clone().prop_map(Op::Clean),
+        2 => page.clone().prop_map(Op::OtherRead),
+        3 => (page, seed).prop_map(|(page, seed)| Op::OtherWrite { page, seed }),
+        1 => Just(Op::OtherDrop),
+        1 => any::<bool>().prop_map(|zeros| Op::Pressure { zeros }),
+    ];
+    prop::collection::vec(op, 1..120)
+}
+
+/// How the host goes wrong.
+#[derive(Clone, Debug)]
+enum Trouble {
+    /// Swap works for so many reads and writes, then never again; the last write is torn.
+    DiesAfter(u64),
+    /// Faults that can be injected, and mended.
+    Injected(InjectionPlan),
+}
+
+fn when() -> impl Strategy<Value = When> {
+    let number = |n| NonZeroU64::new(n).unwrap_or(NonZeroU64::MIN);
+    prop_oneof![
+        (1..60u64).prop_map(move |n| When::Once(number(n))),
+        (1..60u64, 1..5u64)
+            .prop_map(move |(n, m)| When::Every { first: number(n), step: number(m) }),
+        (1..50u32).prop_map(|percent| When::Chance(f64::from(percent) / 100.0)),
+    ]
+}
+
+fn chance() -> impl Strategy<Value = When> {
+    (1..60u32).prop_map(|percent| When::Chance(f64::from(percent) / 100.0))
+}
+
+fn trouble() -> impl Strategy<Value = Trouble> {
+    let errno = prop_oneof![Just(Errno::EIO), Just(Errno::ENOSPC), Just(Errno::ENOMEM)];
+    let fault = prop_oneof![
+        3 => (errno.clone(), when()).prop_map(|(errno, when)| (HostFault::SwapWrite(errno), when)),
+        3 => (errno, when()).prop_map(|(errno, when)| (HostFault::SwapRead(errno), when)),
+        2 => when().prop_map(|when| (HostFault::SwapFull, when)),
+        1 => chance().prop_map(|when| (HostFault::FrameEnomem, when)),
+        1 => chance().prop_map(|when| (HostFault::Eintr, when)),
+        1 => Just((HostFault::SlowNotifier(Duration::from_micros(50)), When::Chance(0.01))),
+    ];
+    let items = prop::collection::vec(fault, 0..4).prop_map(|faults| {
+        faults.into_iter().map(|(fault, when)| Injection { fault, when }).collect()
+    });
+    prop_oneof![
+        1 => (0..80u64).prop_map(Trouble::DiesAfter),
+        3 => (items, any::<u64>())
+            .prop_map(|(items, seed)| Trouble::Injected(InjectionPlan { items, seed })),
+    ]
+}
+
+/// The second object and what it must hold.
+struct Other {
+    object: Arc<MemoryObject>,
+    model: Vec<Page>,
+}
+
+impl Other {
+    fn new(mm: &Arc<HostMm>) -> Self {
+        let object = mm.create_object(PAGES * PAGE_SIZE_U64).unwrap();
+        Self { object, model: vec![ZEROS; index(PAGES)] }
+    }
+}
+
+/// Host memory and the model of it.
+struct World {
+    rig: Rig,
+    model: Vec<Page>,
+    other: Other,
+    /// Operations that failed.
+    errors: u64,
+}
+
+type Checked = Result<(), TestCaseError>;
+
+impl World {
+    fn new(trouble: &Trouble, base: HostMmConfig) -> Self {
+        let config = match trouble {
+            Trouble::DiesAfter(_) => base,
+            Trouble::Injected(plan) => HostMmConfig { inject: plan.clone(), ..base },
+        };
+        let rig = Rig::with_backend(config, PAGES, |log| -> Box<dyn SwapBackend> {
+            let swap = MemorySwap::new(4000, log);
+            match trouble {
+                Trouble::DiesAfter(calls) => Box::new(FailingBackend::new(swap, *calls, libc::EIO)),
+                Trouble::Injected(_) => Box::new(swap),
+            }
+        });
+        let other = Other::new(&rig.mm);
+        Self { rig, model: vec![ZEROS; index(PAGES)], other, errors: 0 }
+    }
+
+    /// Does it, and compares what comes of it with the model.
+    fn apply(&mut self, op: Op) -> Checked {
+        match op {
+            Op::FaultIn(number) => {
+                let locked = self.rig.object.lock_page(gfn(number)).map(drop);
+                self.note(locked);
+            }
+            Op::HostRead(number) => {
+                let found = host_read(&self.rig.object, number);
+                self.compare(found, number, op)?;
+            }
+            Op::HostWrite { page, seed, from, to } => {
+                let bytes = &content(seed)[from..to];
+                let gpa = gfn(page).base().checked_add(from as u64).unwrap();
+                let written = self.rig.object.write(gpa, bytes);
+                if self.note(written).is_some() {
+                    self.model[index(page)][from..to].copy_from_slice(bytes);
+                }
+            }
+            Op::GuestRead { processor, page } => {
+                let found = self.rig.client.read(processor, gfn(page));
+                self.compare(found, page, op)?;
+            }
+            Op::GuestWrite { processor, page, seed } => {
+                let bytes = content(seed);
+                let written = self.rig.client.write(processor, gfn(page), &bytes);
+                if self.note(written).is_some() {
+                    self.model[index(page)] = bytes;
+                }
+            }
+            Op::Evict(number) => {
+                if let Some(pfn) = self.rig.frame(gfn(number)) {
+                    let evicted = self.rig.mm.evict_frames(&[pfn]);
+                    self.note(evicted);
+                }
+            }
+            Op::EvictAll => {
+                let evicted = self.rig.mm.evict_frames(&self.rig.all_frames());
+                self.note(evicted);
+            }
+            Op::Clean(number) => {
+                if let Some(pfn) = self.rig.frame(gfn(number)) {
+                    let cleaned = self.rig.mm.clean_frames(&[pfn]);
+                    self.note(cleaned);
+                }
+            }
+            Op::OtherRead(number) => {
+                let found = host_read(&self.other.object, number);
+                if let Some(found) = self.note(found) {
+                    prop_assert!(found == self.other.model[index(number)], "{op:?}: wrong bytes");
+                }
+            }
+            Op::OtherWrite { page, seed } => {
+                let bytes = content(seed);
+                let written = self.other.object.write(gfn(page).base(), &bytes);
+                if self.note(written).is_some() {
+                    self.other.model[index(page)] = bytes;
+                }
+            }
+            Op::OtherDrop => self.other = Other::new(&self.rig.mm),
+            Op::Pressure { zeros } => self.press(zeros),
+        }
+        Ok(())
+    }
+
+    fn press(&mut self, zeros: bool) {
+        let object = self.rig.mm.create_object(FRAMES * PAGE_SIZE_U64).unwrap();
+        for number in 0..FRAMES {
+            let done = if zeros {
+                object.lock_page(gfn(number)).map(drop)
+            } else {
+                object.write(gfn(number).base(), &[1])
+            };
+            if self.note(done).is_none() {
+                return;
+            }
+        }
+    }
+
+    fn compare(&mut self, found: Result<Page, MmError>, number: u64, op: Op) -> Checked {
+        if let Some(found) = self.note(found) {
+            prop_assert!(found == self.model[index(number)], "{op:?}: wrong bytes");
+        }
+        Ok(())
+    }
+
+    /// An operation may fail; only these errors are for what was done to the host.
+    fn note<T>(&mut self, result: Result<T, MmError>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(MmError::Swap(_) | MmError::OutOfFrames { .. }) => {
+                self.errors += 1;
+                None
+            }
+            Err(other) => panic!("not an error of the host's making: {other}"),
+        }
+    }
+
+    /// Reads all pages: those that cannot be had are counted.
+    fn unreadable(&mut self) -> Result<u64, TestCaseError> {
+        let before = self.errors;
+        for number in 0..PAGES {
+            self.apply(Op::HostRead(number))?;
+            self.apply(Op::GuestRead { processor: 0, page: number })?;
+            self.apply(Op::OtherRead(number))?;
+        }
+        Ok(self.errors - before)
+    }
+
+    /// Everything goes; nothing may be left of it.
+    fn end(self) -> Checked {
+        let Self { rig, other, .. } = self;
+        let (violations, count) = rig.mm.violations();
+        prop_assert_eq!(count, 0, "{:?}", violations);
+        let mm = rig.mm.clone();
+        drop((rig, other));
+        let stats = mm.stats();
+        prop_assert_eq!((stats.frames_in_use, stats.swap_slots_used), (0, 0));
+        Ok(())
+    }
+}
+
+fn host_read(object: &MemoryObject, number: u64) -> Result<Page, MmError> {
+    let mut found = [0xee; PAGE_SIZE];
+    object.read(gfn(number).base(), &mut found).map(|()| found)
+}
+
+fn content(seed: u64) -> Page {
+    if seed == 0 { ZEROS } else { page(seed) }
+}
+
+fn index(number: u64) -> usize {
+    usize::try_from(number).unwrap()
+}
+
+/// One history; returns how many operations failed.
+fn live(trouble: &Trouble, ops: &[Op], base: HostMmConfig) -> Result<u64, TestCaseError> {
+    let mut world = World::new(trouble, base);
+    for &op in ops {
+        world.apply(op)?;
+    }
+    world.unreadable()?;
+    let errors = world.errors;
+    if let Trouble::Injected(_) = trouble {
+        world.rig.mm.end_injection();
+        prop_assert_eq!(world.unreadable()?, 0, "pages are lost although the host is mended");
+    }
+    world.end()?;
+    Ok(errors)
+}
+
+/// Histories of a run; `GNOMON_LONG_TESTS` in the environment makes it a long one.
+fn histories() -> u32 {
+    if std::env::var_os("GNOMON_LONG_TESTS").is_some() { 10_000 } else { 200 }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: histories(), ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_trouble_of_the_host_makes_a_wrong_byte(trouble in trouble(), ops in ops()) {
+        live(&trouble, &ops, config())?;
+    }
+}
+
+/// The histories above are no fair-weather ones: many of them meet errors.
+#[test]
+fn many_histories_meet_errors() {
+    let mut runner = TestRunner::deterministic();
+    let (mut troubled, mut quiet) = (0, 0);
+    for _ in 0..60 {
+        let trouble = trouble().new_tree(&mut runner).unwrap().current();
+        let ops = ops().new_tree(&mut runner).unwrap().current();
+        match live(&trouble, &ops, config()).unwrap() {
+            0 => quiet += 1,
+            _ => troubled += 1,
+        }
+    }
+    assert!(troubled >= 15 && quiet >= 5, "{troubled} with errors, {quiet} without");
+}
+
+/// The model notices a lost write: without that, it would prove nothing.
+#[test]
+fn the_model_notices_a_dropped_dirty_bit() {
+    let calm = Trouble::Injected(InjectionPlan::default());
+    let lossy = || HostMmConfig { sabotage: Some(Sabotage::DropDirty), ..config() };
+    let ops = [
+        Op::GuestWrite { processor: 0, page: 3, seed: 1 },
+        Op::Evict(3),
+        Op::GuestRead { processor: 1, page: 3 },
+    ];
+    assert!(live(&calm, &ops, config()).is_ok());
+    let error = live(&calm, &ops, lossy()).unwrap_err().to_string();
+    assert!(error.contains("wrong bytes"), "{error}");
+}
+
+/// A page that the host lost for good is an error each time, not zeros and not old bytes.
+#[test]
+fn the_model_notices_a_page_that_was_lost_for_good() {
+    let dead = Trouble::DiesAfter(1);
+    let mut world = World::new(&dead, config());
+    for op in [Op::HostWrite { page: 0, seed: 1, from: 0, to: PAGE_SIZE }, Op::Evict(0)] {
+        world.apply(op).unwrap();
+    }
+    assert_eq!(world.unreadable().unwrap(), 2, "the hypervisor's read and the processor's");
+}
