@@ -144,8 +144,15 @@ fn prepare(bytes: &mut Bytes<'_>, cpu: &mut GuestCpu, memory: &LoggedMemory) {
         set_register(bytes, cpu);
     }
     if choice & 0x20 != 0 {
-        let at = u64::from(number::<u16>(bytes)).min(MEMORY_BYTES - 8);
-        memory.memory.put_words(at, &[number(bytes)]);
+        let which: u8 = number(bytes);
+        // Mostly a word of a frame, a gate or the TSS descriptor.
+        let at = match which % 4 {
+            0 => cpu.gpr[gpr::RSP].wrapping_add(u64::from(which >> 2 & 7) * 8),
+            1 => IDT + u64::from(which >> 2) * 8,
+            2 => GDT + u64::from(TSS_SELECTOR) + u64::from(which >> 2 & 1) * 8,
+            _ => u64::from(number::<u16>(bytes)),
+        };
+        memory.memory.put_words(at.min(MEMORY_BYTES - 8), &[any_value(bytes)]);
     }
     let rip = cpu.rip;
     for at in rip..rip.saturating_add([3, 2, 8, 16][usize::from(choice >> 6)]) {

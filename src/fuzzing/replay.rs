@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use super::{TARGETS, run};
@@ -74,6 +74,8 @@ fn every_target_takes_any_bytes() {
 #[test]
 #[cfg(feature = "export-notifier")]
 fn the_corpus_of_shadow_mmu_catches_sabotage() {
+    use std::panic::AssertUnwindSafe;
+
     use super::shadow_mmu::run_on;
     use crate::host_mm::{HostMmConfig, Sabotage};
     use crate::shadow_mmu::reference::machine::config;
