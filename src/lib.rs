@@ -11,6 +11,9 @@ pub mod addr;
 #[cfg(not(loom))]
 pub mod cli;
 pub mod export_rmap;
+#[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(not(loom))]
 pub mod host_mm;
 #[cfg(not(loom))]

@@ -12,6 +12,7 @@ const LAYERS: &[&[&str]] = &[
     &["shadow_mmu"],
     &["vmm"],
     &["cli"],
+    &["fuzzing"],
 ];
 
 fn rank(module: &str) -> Option<usize> {

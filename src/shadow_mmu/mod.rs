@@ -175,5 +175,7 @@ impl DerefMut for LockedState<'_> {
 }
 
 // Without the notifier no host ever takes a frame from a shadow MMU: there is little to test.
+#[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
+pub(crate) mod reference;
 #[cfg(all(test, feature = "export-notifier"))]
 mod tests;

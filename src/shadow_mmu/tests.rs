@@ -1,9 +1,5 @@
-//! The shadow MMU without KVM: software processors run on the shadow tables, and a naive model of
-//! the guest's paging says what they must find.
+//! The shadow MMU without KVM, on the machine and against the model of [`super::reference`].
 
 mod concurrent;
-mod cpu;
 mod directed;
-mod machine;
-mod model;
 mod random;

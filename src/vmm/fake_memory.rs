@@ -1,4 +1,4 @@
-//! Guest memory for unit tests: a flat range without translation, with holes.
+//! Guest memory for unit tests and fuzzing: a flat range without translation, with holes.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -12,14 +12,14 @@ use super::memory::{AccessError, VirtualMemory, is_usable};
 const BYTES: usize = 0x10_000;
 
 /// See the module's documentation.
-pub(super) struct FakeMemory {
+pub(crate) struct FakeMemory {
     bytes: RefCell<Vec<u8>>,
     missing: HashSet<u64>,
     read_only: HashSet<u64>,
 }
 
 impl FakeMemory {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             bytes: RefCell::new(vec![0; BYTES]),
             missing: HashSet::new(),
@@ -28,32 +28,41 @@ impl FakeMemory {
     }
 
     /// Takes the page of `gva` away.
-    pub(super) fn unmap(&mut self, gva: u64) {
+    pub(crate) fn unmap(&mut self, gva: u64) {
         self.missing.insert(gva / PAGE_SIZE_U64);
     }
 
     /// Makes the page of `gva` read-only.
-    pub(super) fn protect(&mut self, gva: u64) {
+    pub(crate) fn protect(&mut self, gva: u64) {
         self.read_only.insert(gva / PAGE_SIZE_U64);
     }
 
-    pub(super) fn put(&self, gva: u64, bytes: &[u8]) {
+    pub(crate) fn put(&self, gva: u64, bytes: &[u8]) {
         let start = usize::try_from(gva).unwrap();
         self.bytes.borrow_mut()[start..start + bytes.len()].copy_from_slice(bytes);
     }
 
-    pub(super) fn put_words(&self, gva: u64, words: &[u64]) {
+    pub(crate) fn put_words(&self, gva: u64, words: &[u64]) {
         for (address, word) in (gva..).step_by(8).zip(words) {
             self.put(address, &word.to_le_bytes());
         }
     }
 
-    pub(super) fn words<const N: usize>(&self, gva: u64) -> [u64; N] {
+    pub(crate) fn words<const N: usize>(&self, gva: u64) -> [u64; N] {
         let bytes = self.bytes.borrow();
         std::array::from_fn(|index| {
             let start = usize::try_from(gva).unwrap() + index * 8;
             u64::from_le_bytes(bytes[start..start + 8].try_into().unwrap())
         })
+    }
+
+    /// The bytes from `gva` on that code can be fetched from, at most `most`.
+    pub(crate) fn fetchable(&self, gva: u64, most: u64) -> Vec<u8> {
+        let bytes = self.bytes.borrow();
+        (gva..gva.saturating_add(most))
+            .map_while(|at| self.check(at, 1, Access::Execute).ok())
+            .map(|at| bytes[at])
+            .collect()
     }
 
     fn check(&self, gva: u64, len: usize, access: Access) -> Result<usize, AccessError> {

@@ -17,8 +17,8 @@ pub mod emulate;
 mod error;
 pub mod exceptions;
 mod exits;
-#[cfg(test)]
-mod fake_memory;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fake_memory;
 mod gate;
 mod host_kind;
 mod hypercall;

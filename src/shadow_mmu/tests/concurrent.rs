@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::cpu::{Cpu, Done, Processors};
-use super::machine::{Machine, PAGE_SIZE_BIT, PRESENT, WRITABLE, config, gva};
 use crate::addr::{Gva, PAGE_SIZE_U64, Pfn};
 use crate::host_mm::{HostMmConfig, Sabotage};
+use crate::shadow_mmu::reference::cpu::{Cpu, Done, Processors};
+use crate::shadow_mmu::reference::machine::{
+    Machine, PAGE_SIZE_BIT, PRESENT, WRITABLE, config, gva,
+};
 use crate::sync::lock;
 
 const PAGES: u64 = 40;

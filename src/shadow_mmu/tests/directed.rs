@@ -3,16 +3,16 @@
 use std::fs::File;
 use std::sync::atomic::Ordering;
 
-use super::cpu::{Cpu, Done};
-use super::machine::{
-    ACCESSED, DIRTY, MONITOR, Machine, NO_EXECUTE, PAGE_SIZE_BIT, PRESENT, WINDOW_GFN, WRITABLE,
-    config, gva,
-};
 use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE_U64};
 use crate::export_rmap::FlushReason;
 use crate::host_mm::{HostMmConfig, Sabotage};
 use crate::shadow_mmu::PagingContext;
 use crate::shadow_mmu::fault::{Installed, Target};
+use crate::shadow_mmu::reference::cpu::{Cpu, Done};
+use crate::shadow_mmu::reference::machine::{
+    ACCESSED, DIRTY, MONITOR, Machine, NO_EXECUTE, PAGE_SIZE_BIT, PRESENT, WINDOW_GFN, WRITABLE,
+    config, gva,
+};
 use crate::shadow_mmu::spte::Pte;
 use crate::shadow_mmu::walk::Access;
 use crate::shadow_mmu::{FaultOutcome, LoadRoot};

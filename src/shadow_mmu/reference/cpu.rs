@@ -15,11 +15,11 @@ use crate::shadow_mmu::{Access, FaultOutcome, PagingContext, Root};
 use crate::sync::lock;
 
 /// Leaf SPTEs by page of guest-virtual address.
-pub(super) type Tlb = HashMap<u64, u64>;
+pub(crate) type Tlb = HashMap<u64, u64>;
 
 /// What became of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Done {
+pub(crate) enum Done {
     /// The word was read, or written (with what it was before).
     Value(u64),
     Fault(u32),
@@ -27,48 +27,48 @@ pub(super) enum Done {
     NeedsRecycle,
 }
 
-pub(super) struct Cpu {
-    pub(super) context: PagingContext,
-    pub(super) root: Root,
+pub(crate) struct Cpu {
+    pub(crate) context: PagingContext,
+    pub(crate) root: Root,
     tlb: Arc<Mutex<Tlb>>,
     /// Faults taken by the last access.
-    pub(super) faults: u32,
+    pub(crate) faults: u32,
     /// The SPTE that the last access used, as it was then.
-    pub(super) used: u64,
+    pub(crate) used: u64,
 }
 
 impl Cpu {
-    pub(super) fn new(machine: &Machine, cr3: u64) -> Self {
+    pub(crate) fn new(machine: &Machine, cr3: u64) -> Self {
         let cr3 = Gpa::new(cr3 * PAGE_SIZE_U64);
         let context = PagingContext { cr3, write_protect: true, nxe: true };
         Self { context, root: machine.load_root(&context), tlb: Arc::default(), faults: 0, used: 0 }
     }
 
     /// The guest loads CR3; so does the hypervisor, which empties this processor's TLB.
-    pub(super) fn load_cr3(&mut self, machine: &Machine, cr3: u64) {
+    pub(crate) fn load_cr3(&mut self, machine: &Machine, cr3: u64) {
         self.context.cr3 = Gpa::new(cr3 * PAGE_SIZE_U64);
         self.root = machine.load_root(&self.context);
         lock(&self.tlb).clear();
     }
 
-    pub(super) fn tlb(&self) -> MutexGuard<'_, Tlb> {
+    pub(crate) fn tlb(&self) -> MutexGuard<'_, Tlb> {
         lock(&self.tlb)
     }
 
-    pub(super) fn read(&mut self, machine: &Machine, gva: Gva) -> Done {
+    pub(crate) fn read(&mut self, machine: &Machine, gva: Gva) -> Done {
         self.access(machine, gva, Access::Read, None)
     }
 
-    pub(super) fn write(&mut self, machine: &Machine, gva: Gva, value: u64) -> Done {
+    pub(crate) fn write(&mut self, machine: &Machine, gva: Gva, value: u64) -> Done {
         self.access(machine, gva, Access::Write, Some(value))
     }
 
-    pub(super) fn execute(&mut self, machine: &Machine, gva: Gva) -> Done {
+    pub(crate) fn execute(&mut self, machine: &Machine, gva: Gva) -> Done {
         self.access(machine, gva, Access::Execute, None)
     }
 
     /// One access to the aligned word at `gva`, with as many faults as it takes.
-    pub(super) fn access(
+    pub(crate) fn access(
         &mut self,
         machine: &Machine,
         gva: Gva,
@@ -103,7 +103,7 @@ impl Cpu {
 
     /// Drops from the TLB what the kernel has taken out of KVM's mappings since it was used: a
     /// KVM would have been told. To be called before the next access.
-    pub(super) fn obey_revocations(&self, machine: &Machine, pagemap: &File) {
+    pub(crate) fn obey_revocations(&self, machine: &Machine, pagemap: &File) {
         lock(&self.tlb).retain(|_, spte| machine.is_mapped_for_kvm(*spte, pagemap));
     }
 }
@@ -150,10 +150,10 @@ fn look_up(machine: &Machine, root: Root, tlb: &mut Tlb, gva: Gva, access: Acces
 }
 
 /// Stops the processors for a flush of the host side's, as KVM's MMU notifier does.
-pub(super) struct Processors(pub(super) Vec<Arc<Mutex<Tlb>>>);
+pub(crate) struct Processors(pub(super) Vec<Arc<Mutex<Tlb>>>);
 
 impl Processors {
-    pub(super) fn of(cpus: &[Cpu]) -> Self {
+    pub(crate) fn of(cpus: &[Cpu]) -> Self {
         Self(cpus.iter().map(|cpu| cpu.tlb.clone()).collect())
     }
 }

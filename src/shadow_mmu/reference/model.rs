@@ -11,29 +11,29 @@ use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE_U64};
 use crate::shadow_mmu::{Access, PagingContext};
 
 /// Guest memory: 64-bit words by guest-physical address, 0 where there is none.
-pub(super) type Words = BTreeMap<u64, u64>;
+pub(crate) type Words = BTreeMap<u64, u64>;
 
 /// A translation that exists, whatever may be done with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Leaf {
-    pub(super) gpa: u64,
-    pub(super) writable: bool,
-    pub(super) executable: bool,
-    pub(super) dirty: bool,
+pub(crate) struct Leaf {
+    pub(crate) gpa: u64,
+    pub(crate) writable: bool,
+    pub(crate) executable: bool,
+    pub(crate) dirty: bool,
     /// All entries on the way are accessed.
-    pub(super) accessed: bool,
+    pub(crate) accessed: bool,
     /// Bytes of the guest page.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// Addresses of the entries that the walk used, the leaf's last.
-    pub(super) entries: Vec<u64>,
+    pub(crate) entries: Vec<u64>,
 }
 
 impl Leaf {
-    pub(super) fn gfn(&self) -> Gfn {
+    pub(crate) fn gfn(&self) -> Gfn {
         Gpa::new(self.gpa).gfn()
     }
 
-    pub(super) fn allows(&self, access: Access) -> bool {
+    pub(crate) fn allows(&self, access: Access) -> bool {
         match access {
             Access::Read => true,
             Access::Write => self.writable,
@@ -52,7 +52,7 @@ fn access_bits(context: &PagingContext, access: Access) -> u32 {
 }
 
 /// The translation, or the error code.
-pub(super) fn walk(
+pub(crate) fn walk(
     words: &Words,
     context: &PagingContext,
     gva: Gva,
@@ -120,27 +120,27 @@ struct Flush {
 }
 
 /// Guest memory now and in all versions that translations may still come from.
-pub(super) struct Model {
+pub(crate) struct Model {
     versions: Vec<Rc<Words>>,
     flushes: Vec<Flush>,
-    pub(super) context: PagingContext,
+    pub(crate) context: PagingContext,
 }
 
 impl Model {
-    pub(super) fn new(context: PagingContext) -> Self {
+    pub(crate) fn new(context: PagingContext) -> Self {
         Self { versions: vec![Rc::default()], flushes: Vec::new(), context }
     }
 
-    pub(super) fn now(&self) -> &Words {
+    pub(crate) fn now(&self) -> &Words {
         &self.versions[self.versions.len() - 1]
     }
 
-    pub(super) fn read(&self, gpa: u64) -> u64 {
+    pub(crate) fn read(&self, gpa: u64) -> u64 {
         self.now().get(&gpa).copied().unwrap_or(0)
     }
 
     /// A store by the guest. Any word may be an entry of some table.
-    pub(super) fn write(&mut self, gpa: u64, value: u64) {
+    pub(crate) fn write(&mut self, gpa: u64, value: u64) {
         if (self.read(gpa) | value) & PRESENT == 0 {
             // Maps nothing before or after, whatever it is used for.
             let current = self.versions.last_mut().expect("there is one");
@@ -154,7 +154,7 @@ impl Model {
 
     /// What a walk does for the access: the translation, with accessed and dirty bits set as
     /// Intel SDM vol. 3, 4.8 says, or the error code, with no bit set.
-    pub(super) fn access(&mut self, gva: Gva, access: Access) -> Result<Leaf, u32> {
+    pub(crate) fn access(&mut self, gva: Gva, access: Access) -> Result<Leaf, u32> {
         let leaf = walk(self.now(), &self.context, gva, access)?;
         let current = self.versions.last_mut().expect("there is one");
         let words = Rc::make_mut(current);
@@ -168,16 +168,16 @@ impl Model {
         walk(self.now(), &self.context, gva, access)
     }
 
-    pub(super) fn invlpg(&mut self, gva: Gva) {
+    pub(crate) fn invlpg(&mut self, gva: Gva) {
         self.flush(Some(gva));
     }
 
-    pub(super) fn flush_all(&mut self) {
+    pub(crate) fn flush_all(&mut self) {
         self.flush(None);
     }
 
     /// Every translation is made anew from now on.
-    pub(super) fn forget_versions(&mut self) {
+    pub(crate) fn forget_versions(&mut self) {
         self.versions.drain(..self.versions.len() - 1);
         self.flushes.clear();
     }
@@ -188,7 +188,7 @@ impl Model {
     }
 
     /// Every translation for reading that a TLB may hold for the address, the current one last.
-    pub(super) fn allowed(&self, gva: Gva) -> Vec<Leaf> {
+    pub(crate) fn allowed(&self, gva: Gva) -> Vec<Leaf> {
         self.versions
             .iter()
             .enumerate()

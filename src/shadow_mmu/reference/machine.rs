@@ -15,39 +15,39 @@ use crate::shadow_mmu::{
 };
 use crate::sys::memory::create_memfd;
 
-pub(super) const PRESENT: u64 = 1 << 0;
-pub(super) const WRITABLE: u64 = 1 << 1;
-pub(super) const USER: u64 = 1 << 2;
-pub(super) const ACCESSED: u64 = 1 << 5;
-pub(super) const DIRTY: u64 = 1 << 6;
-pub(super) const PAGE_SIZE_BIT: u64 = 1 << 7;
-pub(super) const NO_EXECUTE: u64 = 1 << 63;
-pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+pub(crate) const PRESENT: u64 = 1 << 0;
+pub(crate) const WRITABLE: u64 = 1 << 1;
+pub(crate) const USER: u64 = 1 << 2;
+pub(crate) const ACCESSED: u64 = 1 << 5;
+pub(crate) const DIRTY: u64 = 1 << 6;
+pub(crate) const PAGE_SIZE_BIT: u64 = 1 << 7;
+pub(crate) const NO_EXECUTE: u64 = 1 << 63;
+pub(crate) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// Bits of a guest-physical address.
-pub(super) const PHYS_BITS: u32 = 46;
+pub(crate) const PHYS_BITS: u32 = 46;
 /// Guest RAM: enough for pages of 1 GiB inside and outside.
-pub(super) const RAM_BYTES: u64 = 4 << 30;
-pub(super) const WINDOW_BYTES: u64 = 4 * PAGE_SIZE_U64;
+pub(crate) const RAM_BYTES: u64 = 4 << 30;
+pub(crate) const WINDOW_BYTES: u64 = 4 * PAGE_SIZE_U64;
 /// First guest frame of the pinned window.
-pub(super) const WINDOW_GFN: Gfn = Gfn::new(1 << 27);
+pub(crate) const WINDOW_GFN: Gfn = Gfn::new(1 << 27);
 
 const TABLES_BASE: u64 = 1 << 32;
 const WINDOW_BASE: u64 = 1 << 33;
 const FRAMES_BASE: u64 = 1 << 34;
 /// Present, not for the guest: what every root has at slot 255.
-pub(super) const MONITOR: u64 = (TABLES_BASE - PAGE_SIZE_U64) | PRESENT | WRITABLE | ACCESSED;
+pub(crate) const MONITOR: u64 = (TABLES_BASE - PAGE_SIZE_U64) | PRESENT | WRITABLE | ACCESSED;
 
-pub(super) struct Machine {
-    pub(super) shadow: ShadowMmu,
-    pub(super) mm: Arc<HostMm>,
+pub(crate) struct Machine {
+    pub(crate) shadow: ShadowMmu,
+    pub(crate) mm: Arc<HostMm>,
     tables: Arc<MmapRegion>,
     window: Arc<MmapRegion>,
     table_bytes: u64,
 }
 
 /// The smallest host memory, with all checks on.
-pub(super) fn config() -> HostMmConfig {
+pub(crate) fn config() -> HostMmConfig {
     let swap = SwapConfig { path: None, dir: None, bytes: 64 << 20 };
     HostMmConfig { check_evictions: true, swap, ..HostMmConfig::new(MIN_HOST_MEMORY_BYTES) }
 }
@@ -57,7 +57,7 @@ fn memory(bytes: u64) -> Arc<MmapRegion> {
 }
 
 impl Machine {
-    pub(super) fn new(config: HostMmConfig, shadow_pages: u32) -> Self {
+    pub(crate) fn new(config: HostMmConfig, shadow_pages: u32) -> Self {
         let mm = HostMm::new(config).unwrap();
         let object = mm.create_object(RAM_BYTES).unwrap();
         let table_bytes = u64::from(shadow_pages) * PAGE_SIZE_U64;
@@ -84,12 +84,12 @@ impl Machine {
         Self { shadow, mm, tables, window, table_bytes }
     }
 
-    pub(super) fn object(&self) -> &MemoryObject {
+    pub(crate) fn object(&self) -> &MemoryObject {
         self.shadow.object()
     }
 
     /// The word at a machine address, which must be one that a guest may reach.
-    pub(super) fn guest_word(&self, address: u64) -> &AtomicU64 {
+    pub(crate) fn guest_word(&self, address: u64) -> &AtomicU64 {
         if let Some(offset) = address.checked_sub(FRAMES_BASE) {
             word(self.shadow.guest_view().region(), offset)
         } else {
@@ -98,14 +98,14 @@ impl Machine {
     }
 
     /// An entry of the shadow table at a machine address, which must be a shadow page.
-    pub(super) fn shadow_entry(&self, table: u64, index: usize) -> &AtomicU64 {
+    pub(crate) fn shadow_entry(&self, table: u64, index: usize) -> &AtomicU64 {
         let offset = table.checked_sub(TABLES_BASE).expect("a shadow page");
         assert!(offset < self.table_bytes, "a shadow page");
         word(&self.tables, offset + index as u64 * 8)
     }
 
     /// The leaf SPTE of an address, if its table exists.
-    pub(super) fn spte(&self, root: Root, gva: Gva) -> Option<&AtomicU64> {
+    pub(crate) fn spte(&self, root: Root, gva: Gva) -> Option<&AtomicU64> {
         let mut table = self.shadow.root_machine_address(root)?;
         for level in (2..=4).rev() {
             let entry = self.shadow_entry(table, table_index(gva, level)).load(Ordering::Acquire);
@@ -118,12 +118,12 @@ impl Machine {
     }
 
     /// The leaf SPTE's value; 0 for none.
-    pub(super) fn spte_value(&self, root: Root, gva: Gva) -> u64 {
+    pub(crate) fn spte_value(&self, root: Root, gva: Gva) -> u64 {
         self.spte(root, gva).map_or(0, |entry| entry.load(Ordering::Acquire))
     }
 
     /// The guest page that an SPTE leads to.
-    pub(super) fn target(&self, spte: u64) -> Gfn {
+    pub(crate) fn target(&self, spte: u64) -> Gfn {
         let address = spte & ADDRESS;
         match address.checked_sub(FRAMES_BASE) {
             Some(offset) => {
@@ -137,7 +137,7 @@ impl Machine {
 
     /// Whether the kernel has not taken the page behind this SPTE out of KVM's mapping since it
     /// was used.
-    pub(super) fn is_mapped_for_kvm(&self, spte: u64, pagemap: &File) -> bool {
+    pub(crate) fn is_mapped_for_kvm(&self, spte: u64, pagemap: &File) -> bool {
         let address = spte & ADDRESS;
         let (region, offset) = match address.checked_sub(FRAMES_BASE) {
             Some(offset) => (self.shadow.guest_view().region(), offset),
@@ -151,11 +151,11 @@ impl Machine {
     }
 
     /// Offset in the guest view of the frame at this machine address.
-    pub(super) fn frame_offset(address: u64) -> Option<u64> {
+    pub(crate) fn frame_offset(address: u64) -> Option<u64> {
         (address & ADDRESS).checked_sub(FRAMES_BASE)
     }
 
-    pub(super) fn load_root(&self, context: &PagingContext) -> Root {
+    pub(crate) fn load_root(&self, context: &PagingContext) -> Root {
         match self.shadow.load_root(context).unwrap() {
             LoadRoot::Root(root) => root,
             LoadRoot::NeedsRecycle => panic!("no shadow page for a root"),
@@ -163,13 +163,13 @@ impl Machine {
     }
 
     /// Sets an entry of a guest table.
-    pub(super) fn set_entry(&self, table: u64, index: usize, entry: u64) {
+    pub(crate) fn set_entry(&self, table: u64, index: usize, entry: u64) {
         let gpa = Gpa::new(table * PAGE_SIZE_U64 + index as u64 * 8);
         self.object().write(gpa, &entry.to_le_bytes()).unwrap();
     }
 
     /// A word of guest memory or of the window.
-    pub(super) fn read_word(&self, gpa: u64) -> u64 {
+    pub(crate) fn read_word(&self, gpa: u64) -> u64 {
         if let Some(offset) = gpa.checked_sub(WINDOW_GFN.base().as_u64()) {
             return word(&self.window, offset).load(Ordering::Relaxed);
         }
@@ -178,31 +178,31 @@ impl Machine {
         u64::from_le_bytes(bytes)
     }
 
-    pub(super) fn frame(&self, gfn: Gfn) -> Option<Pfn> {
+    pub(crate) fn frame(&self, gfn: Gfn) -> Option<Pfn> {
         self.object().try_lock_resident(gfn).map(|page| page.pfn())
     }
 
     /// Evicts the page, if it is in a frame.
-    pub(super) fn evict(&self, gfn: Gfn) {
+    pub(crate) fn evict(&self, gfn: Gfn) {
         if let Some(pfn) = self.frame(gfn) {
             assert_eq!(self.mm.evict_frames(&[pfn]).unwrap(), 1);
             assert_eq!(self.frame(gfn), None);
         }
     }
 
-    pub(super) fn clean(&self, gfn: Gfn) {
+    pub(crate) fn clean(&self, gfn: Gfn) {
         if let Some(pfn) = self.frame(gfn) {
             assert_eq!(self.mm.clean_frames(&[pfn]).unwrap(), 1);
         }
     }
 
-    pub(super) fn all_frames(&self) -> Vec<Pfn> {
+    pub(crate) fn all_frames(&self) -> Vec<Pfn> {
         (0..self.mm.frame_count()).map(Pfn::new).collect()
     }
 
     /// Invariants I3 and I4, and what the host side's own checks found.
     #[track_caller]
-    pub(super) fn assert_sound(&self) {
+    pub(crate) fn assert_sound(&self) {
         let differences = self.shadow.check_reverse_map();
         assert!(differences.is_empty(), "{differences:#?}");
         let table = self.mm.frame_table();
@@ -220,7 +220,7 @@ fn word(region: &MmapRegion, offset: u64) -> &AtomicU64 {
 }
 
 /// A guest address from its four table indices, in canonical form.
-pub(super) fn gva(indices: [u64; 4]) -> Gva {
+pub(crate) fn gva(indices: [u64; 4]) -> Gva {
     let raw = indices.iter().fold(0, |raw, index| raw << 9 | index) << 12;
     Gva::new(if indices[0] >= 256 { raw | 0xffff << 48 } else { raw })
 }
