@@ -8,15 +8,15 @@ compile_error!(
 #[path = "../guest/src/abi.rs"]
 pub mod abi;
 pub mod addr;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod cli;
 pub mod export_rmap;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod host_mm;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod shadow_mmu;
 pub mod sync;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod sys;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod vmm;
