@@ -36,7 +36,7 @@ mod imp {
 }
 
 pub use imp::*;
-/// The same in both: what is modelled is what the pointer shares, not its count.
+/// The same in all: what is modelled is what the pointer shares, not its count.
 pub use std::sync::Arc;
 
 /// A value that readers load without a lock while writers replace it whole.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 
 /// What an actor does after a step.
-pub enum Then {
+pub(crate) enum Then {
     /// Its next step; after the last it has ended.
     Next,
     /// The step of this name.
@@ -16,28 +16,28 @@ pub enum Then {
 }
 
 /// One atomic step: its name, and what it does to the state that all actors share.
-pub struct Step<S>(pub &'static str, pub fn(&mut S) -> Then);
+pub(crate) struct Step<S>(pub(crate) &'static str, pub(crate) fn(&mut S) -> Then);
 
-pub struct Actor<S> {
-    pub name: &'static str,
-    pub steps: Vec<Step<S>>,
+pub(crate) struct Actor<S> {
+    pub(crate) name: &'static str,
+    pub(crate) steps: Vec<Step<S>>,
 }
 
 /// The shortest way to a loss.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Loss {
-    pub what: &'static str,
+pub(crate) struct Loss {
+    pub(crate) what: &'static str,
     /// `actor: step`, in order.
-    pub steps: Vec<String>,
+    pub(crate) steps: Vec<String>,
 }
 
 #[derive(Debug)]
-pub struct Outcome {
-    pub loss: Option<Loss>,
+pub(crate) struct Outcome {
+    pub(crate) loss: Option<Loss>,
     /// Different states that were reached.
-    pub states: usize,
+    pub(crate) states: usize,
     /// Of these, how many in which every actor has ended.
-    pub ends: usize,
+    pub(crate) ends: usize,
 }
 
 /// The shared state and where each actor is; `None` if it has ended.
@@ -45,7 +45,7 @@ type Node<S> = (S, Vec<Option<usize>>);
 
 /// Goes through every state that the actors can reach from `start`. Stops at the first in which
 /// `lost` finds something, or in which nobody can go on though somebody has not ended.
-pub fn explore<S: Clone + Eq + Hash>(
+pub(crate) fn explore<S: Clone + Eq + Hash>(
     actors: &[Actor<S>],
     start: S,
     lost: fn(&S) -> Option<&'static str>,
@@ -102,7 +102,7 @@ impl<S> Actor<S> {
 }
 
 /// The same actors, for whom this step does nothing.
-pub fn without<S>(mut actors: Vec<Actor<S>>, name: &str) -> Vec<Actor<S>> {
+pub(crate) fn without<S>(mut actors: Vec<Actor<S>>, name: &str) -> Vec<Actor<S>> {
     let step = actors.iter_mut().flat_map(|actor| &mut actor.steps).find(|step| step.0 == name);
     step.unwrap_or_else(|| panic!("nobody has a step {name:?}")).1 = |_| Then::Next;
     actors
@@ -124,7 +124,7 @@ fn way_to<S: Eq + Hash>(
 
 /// Asserts that the shortest loss is this one, by these steps.
 #[track_caller]
-pub fn assert_lost(outcome: &Outcome, what: &str, steps: &[&str]) {
+pub(crate) fn assert_lost(outcome: &Outcome, what: &str, steps: &[&str]) {
     let loss = outcome.loss.as_ref().expect("nothing was lost");
     assert_eq!(loss.what, what, "after {:#?}", loss.steps);
     assert_eq!(loss.steps, steps);
@@ -132,7 +132,7 @@ pub fn assert_lost(outcome: &Outcome, what: &str, steps: &[&str]) {
 
 /// Asserts that nothing is lost in any order, in a search that got to the end of the actors.
 #[track_caller]
-pub fn assert_nothing_lost(outcome: &Outcome) {
+pub(crate) fn assert_nothing_lost(outcome: &Outcome) {
     assert_eq!(outcome.loss, None);
     assert!(outcome.ends > 0, "no order of the steps comes to its end");
 }
