@@ -8,18 +8,18 @@ compile_error!(
 #[path = "../guest/src/abi.rs"]
 pub mod abi;
 pub mod addr;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod cli;
 pub mod export_rmap;
-#[cfg(all(any(test, feature = "fuzzing"), not(loom)))]
+#[cfg(all(any(test, feature = "fuzzing"), not(any(loom, shuttle))))]
 #[doc(hidden)]
 pub mod fuzzing;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod host_mm;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod shadow_mmu;
 pub mod sync;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod sys;
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub mod vmm;

@@ -17,7 +17,7 @@
 pub mod flags;
 pub mod frame_table;
 pub mod lock_rank;
-#[cfg(all(test, loom))]
+#[cfg(all(test, any(loom, shuttle)))]
 mod models;
 pub mod notifier;
 pub mod page_lock;

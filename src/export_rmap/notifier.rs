@@ -279,6 +279,6 @@ impl NotifierList {
     }
 }
 
-#[cfg(all(test, not(loom), feature = "export-notifier"))]
+#[cfg(all(test, not(any(loom, shuttle)), feature = "export-notifier"))]
 #[path = "notifier_tests.rs"]
 mod tests;

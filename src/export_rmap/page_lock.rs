@@ -13,15 +13,15 @@ use crate::export_rmap::lock_rank::{self, Held, Rank};
 use crate::sync::{Condvar, Mutex, Ordering, lock, spin_loop};
 
 /// Queues shared by all page locks, as many pages as wait are few.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const WAIT_QUEUES: usize = 256;
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 const WAIT_QUEUES: usize = 1;
 
 /// Tries before a waiter goes to sleep: a lock held for a look-up is back within a microsecond.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 const SPINS: u32 = 64;
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 const SPINS: u32 = 0;
 
 #[derive(Debug, Default)]
@@ -202,7 +202,7 @@ fn own(flags: PageFlags) -> PageFlags {
     flags.difference(PageFlags::LOCKED | PageFlags::WAITERS | PageFlags::EXPORTED)
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use std::sync::Arc;

@@ -70,7 +70,7 @@ impl FrameTable {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
     use crate::export_rmap::PageFlags;

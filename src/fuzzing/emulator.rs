@@ -311,7 +311,7 @@ fn check_done(
             iced_x86::Register::CR0 => {
                 expected.cr0 = after.cr0;
                 let flushes = (before.cr0 ^ after.cr0) & cr0::WP != 0;
-                effect_fits = (done.effect == Effect::FlushAll) == flushes;
+                effect_fits = (done.effect == Effect::LoadRoot) == flushes;
             }
             iced_x86::Register::CR2 => expected.cr2 = after.cr2,
             iced_x86::Register::CR3 => {
@@ -320,7 +320,7 @@ fn check_done(
             }
             iced_x86::Register::CR4 => {
                 expected.cr4 = after.cr4;
-                effect_fits = matches!(done.effect, Effect::None | Effect::FlushAll);
+                effect_fits = matches!(done.effect, Effect::None | Effect::LoadRoot);
             }
             _ => {}
         },
@@ -338,7 +338,7 @@ fn check_done(
             (expected.fs_base, expected.gs_base) = (after.fs_base, after.gs_base);
             expected.kernel_gs_base = after.kernel_gs_base;
             let flushes = (before.efer ^ after.efer) & efer::NXE != 0;
-            effect_fits = (done.effect == Effect::FlushAll) == flushes;
+            effect_fits = (done.effect == Effect::LoadRoot) == flushes;
         }
         Mnemonic::Iretq => {
             (expected.rip, expected.rflags) = (after.rip, after.rflags & !rflags::RF)

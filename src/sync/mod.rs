@@ -1,8 +1,9 @@
-//! The synchronisation primitives of the protocol layers, from std or, under `--cfg loom`, from
-//! the loom model checker. Protocol code names this module and never `std::sync` for anything
-//! whose interleavings matter, so that the code that is checked is the code that runs.
+//! The synchronisation primitives of the protocol layers, from std or from a model checker: loom
+//! under `--cfg loom`, shuttle under `--cfg shuttle`. Protocol code names this module and never
+//! `std::sync` for anything whose interleavings matter, so that the code that is checked is the
+//! code that runs.
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 mod imp {
     pub use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
     pub use std::sync::{Condvar, Mutex, MutexGuard};
@@ -26,15 +27,23 @@ mod imp {
     }
 }
 
+#[cfg(shuttle)]
+mod imp {
+    pub use shuttle::hint::spin_loop;
+    pub use shuttle::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+    pub use shuttle::sync::{Condvar, Mutex, MutexGuard};
+    pub use shuttle::thread::yield_now;
+}
+
 pub use imp::*;
-/// The same in both: what is modelled is what the pointer shares, not its count.
+/// The same in all: what is modelled is what the pointer shares, not its count.
 pub use std::sync::Arc;
 
 /// A value that readers load without a lock while writers replace it whole.
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub struct Snapshot<T>(arc_swap::ArcSwap<T>);
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 impl<T> Snapshot<T> {
     /// Starts with `value`.
     pub fn new(value: T) -> Self {
@@ -52,12 +61,12 @@ impl<T> Snapshot<T> {
     }
 }
 
-/// The same interface for the model checker, which cannot look into the library: the snapshot is
+/// The same interface for the model checkers, which cannot look into the library: the snapshot is
 /// one step, what is done with it is checked.
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 pub struct Snapshot<T>(Mutex<std::sync::Arc<T>>);
 
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 impl<T> Snapshot<T> {
     /// Starts with `value`.
     pub fn new(value: T) -> Self {

@@ -155,7 +155,7 @@ impl Rig {
             Step::Control(write_protect, nxe) => {
                 self.cpu.context.write_protect = write_protect;
                 self.cpu.context.nxe = nxe;
-                self.load_root(self.cpu.context.cr3.gfn().as_u64())?;
+                self.load_root(self.cpu.context.cr3.gfn().as_u64());
             }
             Step::Evict(gfn) => machine.evict(Gfn::new(gfn)),
             Step::Clean(gfn) => machine.clean(Gfn::new(gfn)),

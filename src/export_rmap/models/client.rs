@@ -1,0 +1,221 @@
+//! An export client as the models have it. Stand-in for `shadow_mmu` and for the processors below
+//! it, which need KVM:
+//!
+//! | here | stands in for |
+//! |---|---|
+//! | [`Client::fault`] | `Mmu::fault`, `install`, `install_new`, `upgrade`: one level of tables, one SPTE a page |
+//! | `invalidate_page` | the same of `shadow_mmu/client.rs` |
+//! | [`Client::remove`] | `Mmu::zap`, at a guest's `invlpg` |
+//! | [`Client::touch`] | a guest's instruction: the processor's TLB and table walk, with its way of setting accessed and dirty bits |
+//! | `flush` | the zap of the guest view: comes back when no processor is in an instruction that uses an old translation |
+
+use std::sync::OnceLock;
+
+use crate::addr::Pfn;
+use crate::export_rmap::models::host::Host;
+use crate::export_rmap::{
+    ClientId, ExportNotifier, FlushReason, FrameTable, Harvest, Invalidation, LockedPage,
+    Registration, Retain, RevokeError, RmapEntry, SequenceToken,
+};
+use crate::sync::{Arc, AtomicU32, Mutex, Ordering, lock};
+
+const PRESENT: u32 = 1 << 0;
+const WRITABLE: u32 = 1 << 1;
+const ACCESSED: u32 = 1 << 2;
+const DIRTY: u32 = 1 << 3;
+const FRAME_SHIFT: u32 = 8;
+
+fn frame(entry: u32) -> Pfn {
+    Pfn::new(entry >> FRAME_SHIFT)
+}
+
+/// A guest with one processor, or with several that share a TLB.
+pub(super) struct Client {
+    id: OnceLock<ClientId>,
+    /// The MMU lock.
+    mmu: Mutex<()>,
+    /// One for each page of the host.
+    sptes: Box<[AtomicU32]>,
+    /// What the processor caches of them. Locked for the length of an instruction.
+    tlb: Mutex<Vec<u32>>,
+    /// The word of each page that this client writes.
+    word: usize,
+    unregistered: AtomicU32,
+}
+
+impl Client {
+    pub(super) fn register(host: &Host, pages: usize, word: usize) -> (Arc<Self>, Registration) {
+        let client = Arc::new(Self {
+            id: OnceLock::new(),
+            mmu: Mutex::new(()),
+            sptes: (0..pages).map(|_| AtomicU32::new(0)).collect(),
+            tlb: Mutex::new(vec![0; pages]),
+            word,
+            unregistered: AtomicU32::new(0),
+        });
+        let registration = host.notifiers.register(client.clone()).unwrap();
+        client.id.set(registration.id()).unwrap();
+        (client, registration)
+    }
+
+    /// Unregisters; from here on any call is a violation of I7.
+    #[cfg(shuttle)]
+    pub(super) fn unregister(&self, host: &Host, registration: Registration) {
+        host.notifiers.unregister(registration);
+        self.unregistered.store(1, Ordering::Relaxed);
+    }
+
+    fn check_registered(&self) {
+        let unregistered = self.unregistered.load(Ordering::Relaxed) == 1;
+        assert!(!unregistered, "I7: called after unregister had returned");
+    }
+
+    fn entry(&self, page: usize) -> RmapEntry {
+        RmapEntry::new(*self.id.get().unwrap(), page as u64)
+    }
+
+    /// The reverse-map entries that the present SPTEs for a frame ought to have.
+    pub(super) fn entries_for(&self, pfn: Pfn) -> Vec<RmapEntry> {
+        let maps = |page: &usize| {
+            let spte = self.sptes[*page].load(Ordering::Relaxed);
+            spte & PRESENT != 0 && frame(spte) == pfn
+        };
+        (0..self.sptes.len()).filter(maps).map(|page| self.entry(page)).collect()
+    }
+
+    /// Whether an SPTE says that its page was written through it.
+    #[cfg(loom)]
+    pub(super) fn is_dirty(&self, page: usize) -> bool {
+        self.sptes[page].load(Ordering::Relaxed) & DIRTY != 0
+    }
+
+    /// One read (`write` is `None`) or write by the guest; `None` is a page fault.
+    pub(super) fn touch(&self, host: &Host, page: usize, write: Option<u32>) -> Option<u32> {
+        let mut tlb = lock(&self.tlb);
+        let rights = PRESENT | if write.is_some() { WRITABLE } else { 0 };
+        let marks = ACCESSED | if write.is_some() { DIRTY } else { 0 };
+        let mut entry = tlb[page];
+        if entry & (rights | marks) != rights | marks {
+            // Dropped before the walk, as a fault does; the walk marks the SPTE in one step.
+            tlb[page] = 0;
+            entry = self.sptes[page].load(Ordering::Acquire);
+            loop {
+                if entry & rights != rights {
+                    return None;
+                }
+                let spte = &self.sptes[page];
+                let marked = entry | marks;
+                match spte.compare_exchange(entry, marked, Ordering::AcqRel, Ordering::Acquire) {
+                    Ok(_) => break,
+                    Err(now) => entry = now,
+                }
+            }
+            entry |= marks;
+            tlb[page] = entry;
+        }
+        let word = host.word(frame(entry), self.word);
+        if let Some(value) = write {
+            word.store(value, Ordering::Relaxed);
+        }
+        Some(word.load(Ordering::Relaxed))
+    }
+
+    /// Resolves a fault. Returns how often it started over.
+    pub(super) fn fault(&self, host: &Host, page: usize, write: bool) -> u32 {
+        let mut retries = 0;
+        while !self.try_fault(host, page, write) {
+            retries += 1;
+        }
+        retries
+    }
+
+    fn try_fault(&self, host: &Host, page: usize, write: bool) -> bool {
+        let token = host.lock_page(page).sequence();
+        self.install(&host.table, page, write, token)
+    }
+
+    /// The second half of a fault; `false` if it must start over.
+    pub(super) fn install(
+        &self,
+        table: &FrameTable,
+        page: usize,
+        write: bool,
+        token: SequenceToken,
+    ) -> bool {
+        let number = u32::try_from(token.pfn().index()).unwrap();
+        let marks = ACCESSED | if write { DIRTY } else { 0 };
+        let new = (number << FRAME_SHIFT) | PRESENT | WRITABLE | marks;
+        let _mmu = lock(&self.mmu);
+        let spte = &self.sptes[page];
+        if spte.load(Ordering::Acquire) & PRESENT != 0 {
+            // The entry is in the reverse map: an invalidation either is seen here or finds it.
+            if table.must_retry(token) {
+                return false;
+            }
+            let old = spte.fetch_or(new, Ordering::AcqRel);
+            assert_eq!(frame(old), token.pfn(), "I1: the SPTE points to a frame that was lost");
+            return true;
+        }
+        table.rmap_add(token.pfn(), self.entry(page));
+        if table.must_retry(token) {
+            table.rmap_remove(token.pfn(), self.entry(page));
+            return false;
+        }
+        spte.store(new, Ordering::Release);
+        true
+    }
+
+    /// Gives a mapping up without being asked: clear, flush, and only then out of the reverse map.
+    pub(super) fn remove(&self, host: &Host, page: usize) {
+        let _mmu = lock(&self.mmu);
+        let old = self.sptes[page].swap(0, Ordering::AcqRel);
+        if old & PRESENT == 0 {
+            return;
+        }
+        if old & DIRTY != 0 {
+            host.table.note_dirty(frame(old));
+        }
+        lock(&self.tlb)[page] = 0;
+        host.table.rmap_remove(frame(old), self.entry(page));
+    }
+}
+
+impl ExportNotifier for Client {
+    fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
+        self.check_registered();
+        let mut harvest = Harvest::default();
+        let Some(&id) = self.id.get() else {
+            return harvest;
+        };
+        let _mmu = lock(&self.mmu);
+        page.table().rmap_visit(page.pfn(), id, |location| {
+            let spte = &self.sptes[usize::try_from(location).unwrap()];
+            let old = match kind {
+                Invalidation::Unmap | Invalidation::Replace(_) => spte.swap(0, Ordering::AcqRel),
+                Invalidation::Clean => spte.fetch_and(!(WRITABLE | DIRTY), Ordering::AcqRel),
+            };
+            harvest =
+                harvest.or(Harvest { dirty: old & DIRTY != 0, accessed: old & ACCESSED != 0 });
+            match kind {
+                Invalidation::Unmap | Invalidation::Replace(_) => Retain::Drop,
+                Invalidation::Clean => Retain::Keep,
+            }
+        });
+        harvest
+    }
+
+    fn age_page(&self, _page: &LockedPage<'_>) -> bool {
+        self.check_registered();
+        false
+    }
+
+    fn flush(&self, frames: &[Pfn], _reason: FlushReason) -> Result<(), RevokeError> {
+        self.check_registered();
+        for entry in lock(&self.tlb).iter_mut() {
+            if *entry & PRESENT != 0 && frames.contains(&frame(*entry)) {
+                *entry = 0;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,70 @@
+//! Detach, flush, reuse: a frame goes to another page only when no processor can use what it
+//! cached of the old one.
+
+use crate::export_rmap::Registration;
+use crate::export_rmap::models::client::Client;
+use crate::export_rmap::models::host::Host;
+use crate::export_rmap::models::{FRAME, check, thread};
+use crate::sync::{Arc, Ordering};
+
+const PAGE: usize = 0;
+const OTHER_PAGE: usize = 1;
+const VALUE: u32 = 7;
+const OTHER_VALUE: u32 = 8;
+
+/// Two pages, one frame; the client has written the first, and its processor caches the SPTE.
+fn machine() -> (Arc<Host>, Arc<Client>, Registration) {
+    let host = Arc::new(Host::new(2, 1));
+    let (client, registration) = Client::register(&host, 2, 0);
+    host.copy(OTHER_PAGE, 0).store(OTHER_VALUE, Ordering::Relaxed);
+    client.fault(&host, PAGE, true);
+    client.touch(&host, PAGE, Some(VALUE)).unwrap();
+    (host, client, registration)
+}
+
+/// The guest reads its page if it can without a fault.
+fn read(host: &Host, client: &Client) {
+    let found = client.touch(host, PAGE, None);
+    assert!(found.is_none_or(|found| found == VALUE), "I1: another page's content: {found:?}");
+}
+
+#[test]
+fn a_frame_is_reused_only_after_the_flush() {
+    check(|| {
+        let (host, client, _registration) = machine();
+        let guest = thread::spawn({
+            let (host, client) = (host.clone(), client.clone());
+            move || {
+                read(&host, &client);
+                read(&host, &client);
+            }
+        });
+        // No frame is free: evicts the first page.
+        drop(host.lock_page(OTHER_PAGE));
+        guest.join().unwrap();
+        assert_eq!(host.word(FRAME, 0).load(Ordering::Relaxed), OTHER_VALUE);
+        host.check_books(&[&client]);
+    });
+}
+
+/// The old page is forgotten, which needs no flush if no client maps it: a removal is flushed
+/// before it leaves the reverse map.
+#[test]
+fn a_frame_stays_exported_until_its_clients_own_removal_is_flushed() {
+    check(|| {
+        let (host, client, _registration) = machine();
+        let guest = thread::spawn({
+            let (host, client) = (host.clone(), client.clone());
+            move || read(&host, &client)
+        });
+        let remover = thread::spawn({
+            let (host, client) = (host.clone(), client.clone());
+            move || client.remove(&host, PAGE)
+        });
+        host.discard(FRAME);
+        drop(host.lock_page(OTHER_PAGE));
+        guest.join().unwrap();
+        remover.join().unwrap();
+        host.check_books(&[&client]);
+    });
+}
