@@ -96,7 +96,7 @@ fn stress_options() {
     assert_refused(&["stress", "--workload", "walk"], &["\"walk\"", "seq, random"]);
     assert_refused(&["stress", "--workload", ""], &["--workload"]);
     assert_refused(&["stress", "--invalidate", "clean,none"], &["none", "reclaim"]);
-    assert_refused(&["stress", "--invalidate", "all"], &["\"all\"", "reclaim, clean, none"]);
+    assert_refused(&["stress", "--invalidate", "all"], &["\"all\"", "reclaim, clean, migrate"]);
     assert_refused(&["stress", "--sabotage", "luck"], &["\"luck\"", "skip-flush"]);
     assert_refused(&["stress", "--policy", "lru"], &["\"lru\"", "clock, fifo"]);
 }

@@ -6,7 +6,7 @@
 
 use crate::addr::Pfn;
 use crate::export_rmap::{Invalidation, PageFlags};
-use crate::host_mm::reclaim::DetachedBatch;
+use crate::host_mm::reclaim::{DetachedBatch, Revoked};
 use crate::host_mm::stats::Counters;
 use crate::host_mm::{HostMm, MmError};
 
@@ -21,19 +21,19 @@ impl HostMm {
             return Ok(0);
         }
         let objects = self.objects.load();
-        let candidates = self.candidates(&objects, frames).collect();
-        let revoked = DetachedBatch::detach(self, candidates, Invalidation::Clean).revoke()?;
+        // Shared pages are read-only everywhere already, and many may map them.
+        let (shared, private): (Vec<_>, Vec<_>) =
+            self.candidates(&objects, frames).partition(|page| page.page.owner().is_shared());
+        let revoked = DetachedBatch::detach(self, private, Invalidation::Clean).revoke()?;
         let mut cleaned = 0;
         let mut result = Ok(());
-        for page in revoked {
-            if page.page().flags().contains(PageFlags::DIRTY) {
-                match self.write_out(page.page()) {
-                    Ok(_) => {}
-                    Err(error) => {
-                        result = Err(error);
-                        continue;
-                    }
-                }
+        let pages = revoked.iter().map(Revoked::page).chain(shared.iter().map(|page| &page.page));
+        for page in pages {
+            if page.flags().contains(PageFlags::DIRTY)
+                && let Err(error) = self.write_out(page)
+            {
+                result = Err(error);
+                continue;
             }
             cleaned += 1;
         }

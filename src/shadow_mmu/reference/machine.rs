@@ -49,7 +49,13 @@ pub(crate) struct Machine {
 /// The smallest host memory, with all checks on.
 pub(crate) fn config() -> HostMmConfig {
     let swap = SwapConfig { path: None, dir: None, bytes: 64 << 20 };
-    HostMmConfig { check_evictions: true, swap, ..HostMmConfig::new(MIN_HOST_MEMORY_BYTES) }
+    // The reference follows pages by their frames' owners, and a shared page of zeros has none.
+    HostMmConfig {
+        check_evictions: true,
+        swap,
+        share_zero: false,
+        ..HostMmConfig::new(MIN_HOST_MEMORY_BYTES)
+    }
 }
 
 fn memory(bytes: u64) -> Arc<MmapRegion> {
