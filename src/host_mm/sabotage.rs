@@ -19,6 +19,9 @@ pub enum Sabotage {
     LateInstall,
     /// No rule is broken, faults only dawdle as with `LateInstall`: the control for that.
     Dawdle,
+    /// The copy of a shared page is given out before the old mappings are cleared: the order that the
+    /// mail left do_wp_page with.
+    SetFirst,
     /// Frames are given to new pages before the flush.
     EarlyReuse,
     /// Every so many pages, one bit of a page in swap flips.

@@ -23,9 +23,10 @@ use std::sync::Mutex;
 use crate::addr::{Gfn, PAGE_SIZE_U64};
 use crate::export_rmap::{FlushReason, Invalidation, LockedPage, Owner, PageFlags};
 use crate::host_mm::fault::Intent;
+use crate::host_mm::frames::FreeFrame;
 use crate::host_mm::object::{Entry, ObjectPages, Place};
 use crate::host_mm::stats::Counters;
-use crate::host_mm::{HostMm, MmError};
+use crate::host_mm::{HostMm, MmError, Sabotage};
 use crate::sync::lock;
 
 /// Number of the commons among memory objects.
@@ -268,6 +269,10 @@ impl HostMm {
             return Ok(Some(old));
         }
         let new = self.prepare(&frame, owner);
+        if self.is_sabotaged(Sabotage::SetFirst, gfn) {
+            self.set_first(&old, new, frame, entry, shared)?;
+            return Ok(None);
+        }
         let copied = self.revoke_from(&old, owner).and_then(|()| self.view.copy(&old, &new));
         if let Err(error) = copied {
             new.clear_flags(PageFlags::IN_USE);
@@ -282,6 +287,25 @@ impl HostMm {
         }
         Counters::add(&self.counters.cow_copies, 1);
         Ok(Some(new))
+    }
+
+    /// Sabotage: the right order's opposite, with time for somebody to come along in between.
+    fn set_first(
+        &self,
+        old: &LockedPage<'_>,
+        new: LockedPage<'_>,
+        frame: FreeFrame<'_>,
+        entry: &Entry,
+        shared: SharedPage,
+    ) -> Result<(), MmError> {
+        self.view.copy(old, &new)?;
+        new.set_flags(PageFlags::DIRTY);
+        let owner = new.owner();
+        self.commons.leave(entry, shared, Place::Frame(new.pfn()));
+        frame.into_use();
+        drop(new);
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        self.revoke_from(old, owner)
     }
 
     /// Takes the mappings of one guest page away from the clients that have them; others keep

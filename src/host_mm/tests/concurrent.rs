@@ -1,6 +1,6 @@
 //! Many threads at once, against an oracle that knows what each page must hold.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -168,6 +168,50 @@ fn all_sources_of_invalidation_at_once_lose_nothing() {
     assert_eq!(wrong, 0, "of {all} accesses");
     assert!(came_to_all(), "{:?}", rig.mm.stats());
     rig.assert_sound();
+}
+
+/// Two processors write a shared page at once while a third reads it through what it has cached;
+/// returns how often the third found an older page than one whose write had been completed, or the
+/// page was given a place while its old mapping stood.
+fn race_for_a_copy(rig: &Rig, rounds: u64) -> u64 {
+    let mut stale = 0;
+    for round in 1..=rounds {
+        let _snapshot = rig.object.share_pages([gfn(0)].into_iter()).unwrap();
+        rig.client.read(1, gfn(0)).unwrap();
+        let completed = AtomicBool::new(false);
+        let writers = AtomicU64::new(2);
+        thread::scope(|scope| {
+            for processor in [0, 2] {
+                let (completed, writers) = (&completed, &writers);
+                scope.spawn(move || {
+                    rig.client.write(processor, gfn(0), &page(round)).unwrap();
+                    completed.store(true, Ordering::SeqCst);
+                    writers.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+            while writers.load(Ordering::SeqCst) > 0 {
+                let must_be_new = completed.load(Ordering::SeqCst);
+                let found = rig.client.read(1, gfn(0)).unwrap();
+                stale += u64::from(must_be_new && found[..8] != page(round)[..8]);
+            }
+        });
+    }
+    stale + rig.client.broken_promises.load(Ordering::Relaxed)
+}
+
+#[test]
+fn copies_are_given_out_only_after_the_old_mapping_is_gone() {
+    let rig = Rig::new(config(), 1);
+    assert_eq!(race_for_a_copy(&rig, 200), 0);
+    assert!(rig.mm.stats().cow_copies + rig.mm.stats().cow_reuses >= 200);
+    rig.assert_sound();
+}
+
+#[test]
+fn a_copy_given_out_before_the_old_mapping_is_cleared_is_noticed() {
+    let sabotage = Some(crate::host_mm::Sabotage::SetFirst);
+    let rig = Rig::new(HostMmConfig { sabotage, ..config() }, 1);
+    assert!(race_for_a_copy(&rig, 100) > 0, "{:?}", rig.mm.stats());
 }
 
 #[test]
