@@ -28,6 +28,9 @@ bitflags! {
         const USES_LOW = 1 << 6;
         /// High bit of the two-bit use count of reclaim.
         const USES_HIGH = 1 << 7;
+        /// Written since the dirty log took the page last. Set with `DIRTY` where that says that
+        /// somebody wrote, but not cleared by writing the page back.
+        const WRITTEN = 1 << 8;
     }
 }
 
@@ -37,6 +40,9 @@ const USES_SHIFT: u32 = 6;
 pub const MAX_USES: u32 = 3;
 
 impl PageFlags {
+    /// What a write sets.
+    pub const BY_WRITE: Self = Self::DIRTY.union(Self::WRITTEN);
+
     /// Reclaim's use count, 0 to [`MAX_USES`].
     #[must_use]
     pub const fn uses(self) -> u32 {

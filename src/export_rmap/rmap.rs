@@ -286,7 +286,7 @@ impl FrameTable {
     /// client that holds its MMU lock and has not removed the mapping's entry yet: an invalidation
     /// that no longer finds the entry then finds the page dirty, since both stand in one word.
     pub fn note_dirty(&self, pfn: Pfn) {
-        self.frame(pfn).flags.fetch_or(PageFlags::DIRTY.bits(), Ordering::Relaxed);
+        self.frame(pfn).flags.fetch_or(PageFlags::BY_WRITE.bits(), Ordering::Relaxed);
     }
 
     /// All mappings of the frame, for checks.

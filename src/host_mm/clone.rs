@@ -103,6 +103,7 @@ impl HostMm {
         let detached = DetachedBatch::detach(self, std::mem::take(batch), Invalidation::Clean);
         for revoked in detached.revoke()? {
             let source = revoked.entry()?;
+            revoked.log_written();
             self.commons.take_in(revoked.page(), source)?;
             // The copy in swap carries the name that the page had.
             self.forget_copy(revoked.page())?;

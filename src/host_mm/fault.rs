@@ -125,7 +125,7 @@ impl HostMm {
                 None => std::thread::yield_now(),
             }
         };
-        page.clear_flags(PageFlags::DIRTY);
+        page.clear_flags(PageFlags::BY_WRITE);
         page.set_uses(0);
         page.set_slot(None);
         page.set_owner(owner);
@@ -193,7 +193,7 @@ impl HostMm {
             self.free_slot(slot);
         }
         page.set_slot(None);
-        page.clear_flags(PageFlags::IN_USE | PageFlags::DIRTY);
+        page.clear_flags(PageFlags::IN_USE | PageFlags::BY_WRITE);
         self.check_not_exported(page);
         if revoked {
             drop(FreeFrame::from_revoked(self, page.pfn()));

@@ -40,6 +40,7 @@ impl MemoryObject {
                 Place::Absent => return Ok(false),
                 Place::Swap(slot) => {
                     if entry.replace_frameless(place, Place::Absent) {
+                        self.pages.note_written(gfn);
                         mm.free_slot(slot);
                         return Ok(true);
                     }
@@ -48,6 +49,7 @@ impl MemoryObject {
                 Place::Shared(shared) => {
                     let Some(page) = mm.fault_in_shared(entry, shared)? else { continue };
                     mm.revoke_from(&page, self.pages.owner(gfn))?;
+                    self.pages.note_written(gfn);
                     mm.leave_shared(entry, shared, Some(page));
                     return Ok(true);
                 }
@@ -63,6 +65,7 @@ impl MemoryObject {
                             revoked.page().set_slot(None);
                             mm.free_slot(slot);
                         }
+                        self.pages.note_written(gfn);
                         drop(revoked.vacate(mm, Place::Absent)?);
                     }
                     return Ok(true);

@@ -48,6 +48,7 @@ impl HostMm {
         let shared = if owner.is_shared() {
             SharedPage::of(owner)
         } else {
+            kept.log_written();
             let shared = self.commons.take_in(kept.page(), entry)?;
             self.forget_copy(kept.page())?;
             Counters::add(&self.counters.shared, 1);

@@ -46,7 +46,9 @@ impl HostMm {
             new.clear_flags(PageFlags::IN_USE);
             return Err(error);
         }
-        new.set_flags(old.flags() & PageFlags::DIRTY);
+        new.set_flags(old.flags() & PageFlags::BY_WRITE);
+        // The new frame speaks for the page from now on.
+        old.clear_flags(PageFlags::WRITTEN);
         new.set_uses(old.flags().uses());
         if !old.flags().contains(PageFlags::FRESH) {
             new.clear_flags(PageFlags::FRESH);

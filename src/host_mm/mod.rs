@@ -15,6 +15,7 @@
 mod audit;
 mod clean;
 mod clone;
+mod dirty_log;
 mod error;
 mod fault;
 mod frames;
@@ -42,6 +43,7 @@ use crate::export_rmap::{FrameTable, NotifierList};
 use crate::sync::Snapshot;
 
 pub use audit::Audit;
+pub use dirty_log::DirtyLog;
 pub use error::MmError;
 pub use frames::MIN_HOST_MEMORY_BYTES;
 pub use guest_view::GuestView;

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::addr::{Gfn, Gpa, PAGE_SIZE, Pfn, SwapSlot};
 use crate::export_rmap::{LockedPage, Owner, PageFlags};
+use crate::host_mm::dirty_log::DirtyBits;
 use crate::host_mm::fault::Intent;
 use crate::host_mm::share::{COMMONS, SharedPage};
 use crate::host_mm::{HostMm, MmError, pages};
@@ -98,6 +99,8 @@ pub(super) struct ObjectPages {
     pub(super) bytes: u64,
     top: Box<[OnceLock<Box<Mid>>]>,
     watched: [AtomicU64; 2],
+    /// Where a [dirty log](crate::host_mm::DirtyLog) is kept.
+    pub(super) dirty: OnceLock<DirtyBits>,
 }
 
 impl ObjectPages {
@@ -108,6 +111,7 @@ impl ObjectPages {
             bytes,
             top: (0..mids).map(|_| OnceLock::new()).collect(),
             watched: [const { AtomicU64::new(0) }; 2],
+            dirty: OnceLock::new(),
         }
     }
 
@@ -304,14 +308,14 @@ impl MemoryObject {
         for (gfn, offset, len) in self.split(gpa, buf.len())? {
             let page = self.lock_page_for_write(gfn)?;
             self.mm.view.write(&page, offset, &buf[done..done + len])?;
-            page.set_flags(PageFlags::DIRTY);
+            page.set_flags(PageFlags::BY_WRITE);
             done += len;
         }
         Ok(())
     }
 
     /// The aligned 64-bit word at `offset` of a locked page of this object. The guest may change it
-    /// at the same time. Whoever writes it sets [`PageFlags::DIRTY`].
+    /// at the same time. Whoever writes it sets [`PageFlags::BY_WRITE`].
     ///
     /// # Errors
     /// [`MmError::View`] if the word leaves the page or is not aligned.

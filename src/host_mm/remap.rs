@@ -92,6 +92,12 @@ impl MemoryObject {
             };
             // Owners are what finds pages: looked up before either changes.
             if let (Some(a), Some(b)) = (page_of(one), page_of(two)) {
+                a.log_written();
+                b.log_written();
+                if content == Content::Moves {
+                    one.object.pages.note_written(one.gfn);
+                }
+                two.object.pages.note_written(two.gfn);
                 let (a, b) = (a.page(), b.page());
                 if content == Content::Stays {
                     mm.view.copy(a, b)?;

@@ -9,6 +9,8 @@ mod rig;
 mod concurrent;
 mod content;
 #[cfg(feature = "export-notifier")]
+mod dirty_log;
+#[cfg(feature = "export-notifier")]
 mod model;
 #[cfg(feature = "export-notifier")]
 mod protocol;

@@ -258,7 +258,7 @@ impl Mmu {
             let word = self.object.word(&page, step.index * size_of::<u64>())?;
             let set =
                 word.compare_exchange(step.raw, wanted.bits(), Ordering::AcqRel, Ordering::Relaxed);
-            page.set_flags(PageFlags::DIRTY);
+            page.set_flags(PageFlags::BY_WRITE);
             if set.is_err() {
                 return Ok(false);
             }

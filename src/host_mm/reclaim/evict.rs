@@ -98,6 +98,17 @@ impl<'a> Revoked<'a> {
         self.0
     }
 
+    /// Moves the page's being written from its frame to its object: it leaves the frame, is about to
+    /// be shared, or the dirty log asks.
+    pub(in crate::host_mm) fn log_written(&self) {
+        let Candidate { page, object, gfn } = &self.0;
+        if page.flags().contains(PageFlags::WRITTEN) {
+            // The bit first: it must not be nowhere for a moment.
+            object.note_written(*gfn);
+            page.clear_flags(PageFlags::WRITTEN);
+        }
+    }
+
     pub(in crate::host_mm) fn gfn(&self) -> Gfn {
         self.0.gfn
     }
@@ -119,6 +130,7 @@ impl<'a> Revoked<'a> {
         place: Place,
     ) -> Result<FreeFrame<'a>, MmError> {
         let entry = self.entry()?;
+        self.log_written();
         let page = &self.0.page;
         entry.store(place, page);
         Ok(vacate(mm, page))
@@ -140,7 +152,7 @@ impl<'a> Revoked<'a> {
 
 /// Empties a frame whose page is somewhere else by now.
 fn vacate<'a>(mm: &'a HostMm, page: &LockedPage<'a>) -> FreeFrame<'a> {
-    page.clear_flags(PageFlags::IN_USE | PageFlags::DIRTY | PageFlags::FRESH);
+    page.clear_flags(PageFlags::IN_USE | PageFlags::BY_WRITE | PageFlags::FRESH);
     page.set_slot(None);
     mm.check_not_exported(page);
     FreeFrame::from_revoked(mm, page.pfn())
@@ -201,7 +213,7 @@ impl HostMm {
 
     fn note_harvest(&self, page: &LockedPage<'_>, harvest: Harvest) {
         if harvest.dirty && !self.is_sabotaged(Sabotage::DropDirty, page.owner().gfn) {
-            page.set_flags(PageFlags::DIRTY);
+            page.set_flags(PageFlags::BY_WRITE);
         }
     }
 
