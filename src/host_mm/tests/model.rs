@@ -68,6 +68,21 @@ enum Op {
     },
     /// Drop the second object and make a new one.
     OtherDrop,
+    /// Drop the second object and make it a clone of the first.
+    OtherClone,
+    /// Move a page to another frame, if it is in one.
+    Migrate(u64),
+    /// Merge two pages, if they are in frames and the same; and a page of zeros with the shared one.
+    Merge(u64, u64),
+    MergeZero(u64),
+    /// The guest gives a page back.
+    Free(u64),
+    /// Pages of the first object change places with pages of the second.
+    Exchange {
+        page: u64,
+        other: u64,
+        count: u64,
+    },
     /// Take all frames for pages of a third object, so that faults have to reclaim, and drop it.
     Pressure {
         zeros: bool,
@@ -89,12 +104,19 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
             .prop_map(|(processor, page)| Op::GuestRead { processor, page }),
         8 => (processor, page.clone(), seed.clone())
             .prop_map(|(processor, page, seed)| Op::GuestWrite { processor, page, seed }),
-        8 => page.clone().prop_map(Op::Evict),
-        2 => Just(Op::EvictAll),
+        12 => page.clone().prop_map(Op::Evict),
+        4 => Just(Op::EvictAll),
         4 => page.clone().prop_map(Op::Clean),
         2 => page.clone().prop_map(Op::OtherRead),
-        3 => (page, seed).prop_map(|(page, seed)| Op::OtherWrite { page, seed }),
+        3 => (page.clone(), seed).prop_map(|(page, seed)| Op::OtherWrite { page, seed }),
         1 => Just(Op::OtherDrop),
+        2 => Just(Op::OtherClone),
+        3 => page.clone().prop_map(Op::Migrate),
+        3 => (page.clone(), page.clone()).prop_map(|(one, two)| Op::Merge(one, two)),
+        2 => page.clone().prop_map(Op::MergeZero),
+        2 => page.clone().prop_map(Op::Free),
+        2 => (0..PAGES - 3, 0..PAGES - 3, 0..4u64)
+            .prop_map(|(page, other, count)| Op::Exchange { page, other, count }),
         1 => any::<bool>().prop_map(|zeros| Op::Pressure { zeros }),
     ];
     prop::collection::vec(op, 1..120)
@@ -244,6 +266,47 @@ impl World {
                 }
             }
             Op::OtherDrop => self.other = Other::new(&self.rig.mm),
+            Op::OtherClone => {
+                let cloned = self.rig.object.copy_on_write_clone();
+                if let Some(object) = self.note(cloned) {
+                    self.other = Other { object, model: self.model.clone() };
+                }
+            }
+            Op::Migrate(number) => {
+                if let Some(pfn) = self.rig.frame(gfn(number)) {
+                    let moved = self.rig.mm.migrate_frames(&[pfn]);
+                    self.note(moved);
+                }
+            }
+            Op::Merge(one, two) => {
+                let frames = (self.rig.frame(gfn(one)), self.rig.frame(gfn(two)));
+                if let (Some(one), Some(two)) = frames {
+                    let merged = self.rig.mm.merge_frames(one, two);
+                    self.note(merged);
+                }
+            }
+            Op::MergeZero(number) => {
+                if let Some(pfn) = self.rig.frame(gfn(number)) {
+                    let merged = self.rig.mm.merge_zero_frame(pfn);
+                    self.note(merged);
+                }
+            }
+            Op::Free(number) => {
+                let freed = self.rig.object.free_pages(gfn(number), 1);
+                if self.note(freed).is_some() {
+                    self.model[index(number)] = ZEROS;
+                }
+            }
+            Op::Exchange { page, other, count } => {
+                let to = &self.other.object;
+                let done = self.rig.object.exchange_pages(gfn(page), to, gfn(other), count);
+                if self.note(done).is_some() {
+                    for number in 0..count {
+                        let (mine, its) = (index(page + number), index(other + number));
+                        std::mem::swap(&mut self.model[mine], &mut self.other.model[its]);
+                    }
+                }
+            }
             Op::Pressure { zeros } => self.press(zeros),
         }
         Ok(())
