@@ -6,9 +6,9 @@
 
 use crate::addr::{Gfn, PAGE_SIZE, SwapSlot};
 use crate::export_rmap::{FlushReason, Invalidation, LockedPage, Owner, PageFlags};
+use crate::host_mm::commons::SharedPage;
 use crate::host_mm::frames::FreeFrame;
 use crate::host_mm::object::{Entry, ObjectPages, Place};
-use crate::host_mm::share::SharedPage;
 use crate::host_mm::stats::Counters;
 use crate::host_mm::{HostMm, MmError, MmViolation, ViolationKind};
 

@@ -7,9 +7,9 @@
 
 use crate::addr::Pfn;
 use crate::export_rmap::Invalidation;
+use crate::host_mm::commons::SharedPage;
 use crate::host_mm::object::Place;
 use crate::host_mm::reclaim::{Candidate, DetachedBatch, Revoked, is_zero};
-use crate::host_mm::share::SharedPage;
 use crate::host_mm::stats::Counters;
 use crate::host_mm::{HostMm, MmError, require_notifier};
 

@@ -15,6 +15,7 @@
 mod audit;
 mod clean;
 mod clone;
+mod commons;
 mod dirty_log;
 mod error;
 mod fault;
@@ -58,13 +59,13 @@ pub use swap::SwapConfig;
 pub use tripwire::{TripReport, TripwireWatch};
 pub use violations::{MmViolation, ViolationKind};
 
+use commons::Commons;
 use frames::FreeList;
 use host_view::HostView;
 use inject::Injector;
 use object::{ObjectNumbers, ObjectPages};
 use reclaim::Reclaimer;
 use sabotage::SabotageRange;
-use share::Commons;
 use stats::Counters;
 use swap::SwapSpace;
 use violations::Violations;

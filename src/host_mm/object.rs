@@ -11,9 +11,9 @@ use std::sync::{Arc, OnceLock};
 
 use crate::addr::{Gfn, Gpa, PAGE_SIZE, Pfn, SwapSlot};
 use crate::export_rmap::{LockedPage, Owner, PageFlags};
+use crate::host_mm::commons::{COMMONS, SharedPage};
 use crate::host_mm::dirty_log::DirtyBits;
 use crate::host_mm::fault::Intent;
-use crate::host_mm::share::{COMMONS, SharedPage};
 use crate::host_mm::{HostMm, MmError, pages};
 use crate::sync::lock;
 

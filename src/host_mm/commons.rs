@@ -1,0 +1,208 @@
+//! The commons: the hidden memory object that [shared pages](crate::host_mm::share) belong to, and how
+//! many guest pages name each of them.
+//!
+//! Guarantee: the count of a shared page is the number of entries that name it. An entry goes from and
+//! to [`Place::Shared`] under the mutex here, so that a name cannot be passed on while its last holder
+//! gives it up.
+
+use std::sync::{Arc, Mutex};
+
+use crate::addr::{Gfn, PAGE_SIZE_U64};
+use crate::export_rmap::{LockedPage, Owner};
+use crate::host_mm::MmError;
+use crate::host_mm::object::{Entry, ObjectPages, Place};
+use crate::sync::lock;
+
+/// Number of the commons among memory objects.
+pub(super) const COMMONS: u16 = Owner::SHARED;
+/// Most shared pages at a time.
+const MAX_SHARED: u32 = 1 << 28;
+/// Numbers of shared pages that are all zero and that every untouched page may name. Several,
+/// since leaving one costs a visit to all mappings that the client has of it.
+const ZERO_PAGES: u32 = 16;
+
+/// Number of a shared page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SharedPage(u32);
+
+impl SharedPage {
+    pub(super) const fn new(raw: u32) -> Self {
+        Self(raw)
+    }
+
+    pub(super) const fn as_u32(self) -> u32 {
+        self.0
+    }
+
+    /// The zero page that an untouched guest page names once it is read.
+    pub(super) fn zero_for(gfn: Gfn) -> Self {
+        // Less than `ZERO_PAGES`.
+        #[allow(clippy::cast_possible_truncation)]
+        let number = (gfn.as_u64() % u64::from(ZERO_PAGES)) as u32;
+        Self(number)
+    }
+
+    /// The shared page that owns a frame.
+    #[allow(clippy::cast_possible_truncation)]
+    pub(super) fn of(owner: Owner) -> Self {
+        debug_assert!(owner.is_shared());
+        Self(owner.gfn.as_u64() as u32)
+    }
+
+    pub(super) const fn is_zero(self) -> bool {
+        self.0 < ZERO_PAGES
+    }
+
+    /// The page in the commons.
+    pub(super) const fn gfn(self) -> Gfn {
+        Gfn::new(self.0 as u64)
+    }
+}
+
+/// The shared pages of a [`HostMm`].
+#[derive(Debug)]
+pub(super) struct Commons {
+    pub(super) pages: Arc<ObjectPages>,
+    names: Mutex<Names>,
+}
+
+/// How many guest pages name each shared page; 0 for those that nobody names.
+#[derive(Debug, Default)]
+struct Names {
+    users: Vec<u32>,
+    /// Numbers that nobody names. First in, first out: a number rests before it is used again.
+    free: std::collections::VecDeque<u32>,
+}
+
+impl Commons {
+    pub(super) fn new() -> Self {
+        let bytes = u64::from(MAX_SHARED) * PAGE_SIZE_U64;
+        Self {
+            pages: Arc::new(ObjectPages::new(COMMONS, bytes)),
+            names: Mutex::new(Names { users: vec![0; ZERO_PAGES as usize], ..Names::default() }),
+        }
+    }
+
+    /// Shared pages that somebody names, without the zero pages.
+    pub(super) fn len(&self) -> u64 {
+        let names = lock(&self.names);
+        (names.users.len() - ZERO_PAGES as usize - names.free.len()) as u64
+    }
+
+    fn entry(&self, shared: SharedPage) -> Result<&Entry, MmError> {
+        self.pages.entry(shared.gfn()).ok_or(MmError::TooManyShared)
+    }
+
+    /// Gives the private page in the locked frame to the commons, in the name of `entry`, which
+    /// names the frame. The page is read-only everywhere.
+    pub(super) fn take_in(
+        &self,
+        page: &LockedPage<'_>,
+        entry: &Entry,
+    ) -> Result<SharedPage, MmError> {
+        let mut names = lock(&self.names);
+        // A late fault may have left a page of zeros under a number that nobody names any more;
+        // reclaim will take it. Such a number goes to the back of the queue.
+        for _ in 0..names.free.len() {
+            let Some(raw) = names.free.pop_front() else { break };
+            let shared = SharedPage(raw);
+            if self.entry(shared)?.replace(Place::Absent, Place::Frame(page.pfn()), page) {
+                names.users[raw as usize] = 1;
+                self.hand_over(page, entry, shared);
+                return Ok(shared);
+            }
+            names.free.push_back(raw);
+        }
+        let raw = u32::try_from(names.users.len()).ok().filter(|&raw| raw < MAX_SHARED);
+        let shared = SharedPage(raw.ok_or(MmError::TooManyShared)?);
+        self.entry(shared)?.store(Place::Frame(page.pfn()), page);
+        names.users.push(1);
+        self.hand_over(page, entry, shared);
+        Ok(shared)
+    }
+
+    fn hand_over(&self, page: &LockedPage<'_>, entry: &Entry, shared: SharedPage) {
+        page.set_owner(self.pages.owner(shared.gfn()));
+        entry.store(Place::Shared(shared), page);
+    }
+
+    /// Lets `to`, which nobody else can be looking at, name what `from` names, unless it names
+    /// something already; `false` if `from` names no shared page.
+    pub(super) fn name_again(&self, from: &Entry, to: &Entry) -> bool {
+        let mut names = lock(&self.names);
+        let Place::Shared(shared) = from.load() else {
+            return false;
+        };
+        if to.replace_frameless(Place::Absent, Place::Shared(shared)) {
+            names.add(shared);
+        }
+        true
+    }
+
+    /// Counts one more guest page that is about to name a shared page. Only while the shared page's
+    /// lock is held, or another guest page that names it is kept from leaving.
+    pub(super) fn reserve(&self, shared: SharedPage) {
+        lock(&self.names).add(shared);
+    }
+
+    /// Points `entry` away from a shared page; whether it was the last to name it.
+    pub(super) fn leave(&self, entry: &Entry, shared: SharedPage, to: Place) -> Left {
+        let mut names = lock(&self.names);
+        if !entry.replace_frameless(Place::Shared(shared), to) {
+            return Left::NotHere;
+        }
+        names.remove(shared)
+    }
+
+    /// Gives the shared page to `entry` alone, if nothing else names it.
+    pub(super) fn give_back(
+        &self,
+        page: &LockedPage<'_>,
+        entry: &Entry,
+        shared: SharedPage,
+        owner: Owner,
+    ) -> Result<bool, MmError> {
+        let mut names = lock(&self.names);
+        if shared.is_zero() || names.users[shared.0 as usize] != 1 {
+            return Ok(false);
+        }
+        self.entry(shared)?.store(Place::Absent, page);
+        page.set_owner(owner);
+        entry.store(Place::Frame(page.pfn()), page);
+        names.remove(shared);
+        names.free.push_back(shared.0);
+        Ok(true)
+    }
+
+    pub(super) fn retire(&self, shared: SharedPage) {
+        lock(&self.names).free.push_back(shared.0);
+    }
+}
+
+/// What came of leaving a shared page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// The entry did not name it any more.
+    NotHere,
+    /// Others name it still.
+    ToOthers,
+    /// Nobody names it now: its page is to be discarded and its number retired.
+    Empty,
+}
+
+impl Names {
+    fn add(&mut self, shared: SharedPage) {
+        if !shared.is_zero() {
+            self.users[shared.0 as usize] += 1;
+        }
+    }
+
+    fn remove(&mut self, shared: SharedPage) -> Left {
+        if shared.is_zero() {
+            return Left::ToOthers;
+        }
+        let users = &mut self.users[shared.0 as usize];
+        *users -= 1;
+        if *users == 0 { Left::Empty } else { Left::ToOthers }
+    }
+}
