@@ -10,8 +10,19 @@ use nix::errno::Errno;
 
 use crate::host_mm::{HostFault, Injection, When};
 
+/// Every item, as it is written.
+macro_rules! items {
+    () => {
+        "swap-write=ERRNO@WHEN, swap-read=ERRNO@WHEN, swap-full[@N], short-write@WHEN, slow-notifier=MS[@WHEN], frame-enomem=P, eintr[=P]"
+    };
+}
+
 /// What the help says of the option.
-pub(crate) const HELP: &str = "Let the host go wrong: swap-write=ERRNO@WHEN, swap-read=ERRNO@WHEN, swap-full[@N], short-write@WHEN, slow-notifier=MS[@WHEN], frame-enomem=P, eintr[=P]; WHEN is N (the N-th call), N+ (all from there), N/M (the N-th and each M-th after it) or a probability such as 0.01";
+pub(crate) const HELP: &str = concat!(
+    "Let the host go wrong: ",
+    items!(),
+    "; WHEN is N (the N-th call), N+ (all from there), N/M (the N-th and each M-th after it) or a probability such as 0.01"
+);
 
 /// Errors that swap can be told to fail with.
 const ERRNOS: [(&str, Errno); 4] = [
@@ -29,9 +40,7 @@ const DEFAULT_EINTR: f64 = 0.1;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InjectError {
     /// No fault of that name.
-    #[error(
-        "there is no such fault; choose from swap-write=ERRNO@WHEN, swap-read=ERRNO@WHEN, swap-full[@N], short-write@WHEN, slow-notifier=MS[@WHEN], frame-enomem=P, eintr[=P]"
-    )]
+    #[error("there is no such fault; choose from {}", items!())]
     Unknown,
     /// Not an errno that swap fails with.
     #[error("{fault} takes the error to fail with, one of {}, such as {fault}=EIO@5", errnos())]

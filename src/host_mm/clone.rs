@@ -10,12 +10,8 @@ use crate::addr::Gfn;
 use crate::export_rmap::Invalidation;
 use crate::host_mm::fault::Intent;
 use crate::host_mm::object::{ObjectPages, Place};
-use crate::host_mm::reclaim::{Candidate, DetachedBatch};
-use crate::host_mm::stats::Counters;
+use crate::host_mm::reclaim::{Candidate, DetachedBatch, add_to_batch};
 use crate::host_mm::{HostMm, MemoryObject, MmError, require_notifier};
-
-/// Pages that are cleaned with one flush.
-const BATCH: usize = 64;
 
 impl MemoryObject {
     /// A memory object with the same content, page by page as it is when the page's turn comes:
@@ -60,8 +56,7 @@ impl HostMm {
             return Ok(());
         };
         loop {
-            let place = source.load();
-            match place {
+            match source.load() {
                 Place::Absent => return Ok(()),
                 Place::Shared(_) => {
                     let Some(copy) = to.entry(gfn) else { return Ok(()) };
@@ -70,26 +65,15 @@ impl HostMm {
                     }
                 }
                 Place::Swap(_) => {
-                    // Faults and page locks are waited for with empty hands.
+                    // As page locks, faults are waited for with empty hands.
                     self.share_batch(to, batch)?;
                     drop(self.fault_in(from, gfn, Intent::Read)?);
                 }
                 Place::Frame(pfn) => {
-                    let page = match self.table.try_lock(pfn) {
-                        Some(page) => page,
-                        None => {
-                            self.share_batch(to, batch)?;
-                            self.table.lock(pfn)
-                        }
-                    };
-                    if source.load() != place {
-                        continue;
+                    let share = |batch: &mut _| self.share_batch(to, batch);
+                    if add_to_batch(self, from, gfn, pfn, batch, share)? {
+                        return Ok(());
                     }
-                    batch.push(Candidate { page, object: from, gfn });
-                    if batch.len() == BATCH {
-                        self.share_batch(to, batch)?;
-                    }
-                    return Ok(());
                 }
             }
         }
@@ -102,14 +86,9 @@ impl HostMm {
     ) -> Result<(), MmError> {
         let detached = DetachedBatch::detach(self, std::mem::take(batch), Invalidation::Clean);
         for revoked in detached.revoke()? {
-            let source = revoked.entry()?;
-            revoked.log_written();
-            self.commons.take_in(revoked.page(), source)?;
-            // The copy in swap carries the name that the page had.
-            self.forget_copy(revoked.page())?;
-            Counters::add(&self.counters.shared, 1);
+            self.make_shared(&revoked)?;
             if let Some(copy) = to.entry(revoked.gfn()) {
-                self.commons.name_again(source, copy);
+                self.commons.name_again(revoked.entry()?, copy);
             }
         }
         Ok(())

@@ -16,11 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::addr::Gfn;
 use crate::export_rmap::Invalidation;
 use crate::host_mm::object::{ObjectPages, Place};
-use crate::host_mm::reclaim::{Candidate, DetachedBatch};
+use crate::host_mm::reclaim::{Candidate, DetachedBatch, add_to_batch};
 use crate::host_mm::{HostMm, MemoryObject, MmError, pages, require_notifier};
-
-/// Pages that are cleaned with one flush.
-const BATCH: usize = 64;
 
 /// One bit a page: written since the log took it last, and not in a frame that says so itself.
 #[derive(Debug)]
@@ -87,15 +84,15 @@ impl DirtyLog {
     /// # Errors
     /// If clients cannot give up their right to write: nothing is forgotten then.
     pub fn take(&self, first: Gfn, count: u64) -> Result<Vec<Gfn>, MmError> {
-        let (mm, pages) = (&*self.object.mm, &*self.object.pages);
-        let end = first.as_u64().saturating_add(count).min(crate::host_mm::pages(pages.bytes));
+        let (mm, object) = (&*self.object.mm, &*self.object.pages);
+        let end = first.as_u64().saturating_add(count).min(pages(object.bytes));
         let range = || (first.as_u64()..end).map(Gfn::new);
         let mut batch = Vec::new();
         for gfn in range() {
-            mm.harvest_page(pages, gfn, &mut batch)?;
+            mm.harvest_page(object, gfn, &mut batch)?;
         }
         mm.harvest_batch(&mut batch)?;
-        let Some(bits) = pages.dirty.get() else {
+        let Some(bits) = object.dirty.get() else {
             return Ok(Vec::new());
         };
         Ok(range().filter(|&gfn| bits.take(gfn)).collect())
@@ -113,21 +110,13 @@ impl HostMm {
         let Some(entry) = object.touched_entry(gfn) else {
             return Ok(());
         };
-        while let place @ Place::Frame(pfn) = entry.load() {
-            let page = match self.table.try_lock(pfn) {
-                Some(page) => page,
-                None => {
-                    // Page locks are waited for with empty hands.
-                    self.harvest_batch(batch)?;
-                    self.table.lock(pfn)
-                }
-            };
-            if entry.load() == place {
-                batch.push(Candidate { page, object, gfn });
+        while let Place::Frame(pfn) = entry.load() {
+            let harvest = |batch: &mut _| self.harvest_batch(batch);
+            if add_to_batch(self, object, gfn, pfn, batch, harvest)? {
                 break;
             }
         }
-        if batch.len() == BATCH { self.harvest_batch(batch) } else { Ok(()) }
+        Ok(())
     }
 
     fn harvest_batch(&self, batch: &mut Vec<Candidate<'_>>) -> Result<(), MmError> {

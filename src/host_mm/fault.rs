@@ -71,7 +71,7 @@ impl HostMm {
         object: &ObjectPages,
         gfn: Gfn,
     ) -> Option<LockedPage<'_>> {
-        let entry = object.entry(gfn)?;
+        let entry = object.touched_entry(gfn)?;
         let place = entry.load();
         let page = match place {
             Place::Frame(pfn) => self.table.try_lock(pfn)?,
@@ -189,10 +189,7 @@ impl HostMm {
         page.begin_invalidation();
         let revoked = self.revoke_for_good(page);
         entry.store(Place::Absent, page);
-        if let Some(slot) = page.slot() {
-            self.free_slot(slot);
-        }
-        page.set_slot(None);
+        self.free_copy(page);
         page.clear_flags(PageFlags::IN_USE | PageFlags::BY_WRITE);
         self.check_not_exported(page);
         if revoked {
@@ -209,6 +206,14 @@ impl HostMm {
         self.notifiers.invalidate_page(page, Invalidation::Unmap);
         let flushed = self.notifiers.flush(&[page.pfn()], FlushReason::Invalidated);
         flushed.is_ok() && !page.frame().is_exported()
+    }
+
+    /// Frees the slot of the page's copy in swap, if it has one.
+    pub(super) fn free_copy(&self, page: &LockedPage<'_>) {
+        if let Some(slot) = page.slot() {
+            page.set_slot(None);
+            self.free_slot(slot);
+        }
     }
 
     pub(super) fn free_slot(&self, slot: SwapSlot) {

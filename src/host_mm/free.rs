@@ -61,10 +61,7 @@ impl MemoryObject {
                     let candidate = Candidate { page, object: &self.pages, gfn };
                     let batch = DetachedBatch::detach(mm, vec![candidate], Invalidation::Unmap);
                     for revoked in batch.revoke()? {
-                        if let Some(slot) = revoked.page().slot() {
-                            revoked.page().set_slot(None);
-                            mm.free_slot(slot);
-                        }
+                        mm.free_copy(revoked.page());
                         self.pages.note_written(gfn);
                         drop(revoked.vacate(mm, Place::Absent)?);
                     }

@@ -44,16 +44,9 @@ impl HostMm {
         if self.content(kept.page())? != self.content(other.page())? {
             return Ok(Merged::No);
         }
-        let (entry, owner) = (kept.entry()?, kept.page().owner());
-        let shared = if owner.is_shared() {
-            SharedPage::of(owner)
-        } else {
-            kept.log_written();
-            let shared = self.commons.take_in(kept.page(), entry)?;
-            self.forget_copy(kept.page())?;
-            Counters::add(&self.counters.shared, 1);
-            shared
-        };
+        let owner = kept.page().owner();
+        let shared =
+            if owner.is_shared() { SharedPage::of(owner) } else { self.make_shared(&kept)? };
         self.join_shared(other, shared)
     }
 
@@ -83,10 +76,7 @@ impl HostMm {
         let pages = vec![page.into_candidate()];
         for revoked in DetachedBatch::detach(self, pages, Invalidation::Unmap).revoke()? {
             self.commons.reserve(shared);
-            if let Some(slot) = revoked.page().slot() {
-                revoked.page().set_slot(None);
-                self.free_slot(slot);
-            }
+            self.free_copy(revoked.page());
             drop(revoked.vacate(self, Place::Shared(shared))?);
             Counters::add(&self.counters.merges, 1);
         }

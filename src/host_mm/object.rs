@@ -282,7 +282,7 @@ impl MemoryObject {
     /// Whether the page is in swap at this moment. A hint: it may move at any time.
     #[must_use]
     pub fn is_in_swap(&self, gfn: Gfn) -> bool {
-        self.pages.entry(gfn).is_some_and(|entry| matches!(entry.load(), Place::Swap(_)))
+        self.pages.touched_entry(gfn).is_some_and(|entry| matches!(entry.load(), Place::Swap(_)))
     }
 
     /// Copies guest memory out. A page at a time: not atomic against the guest's own writes.

@@ -34,6 +34,7 @@ struct Side<'a> {
 impl MemoryObject {
     /// Exchanges `count` pages from `first` with those of another object from `other_first`, both of
     /// the same host memory, in one step: at most [`MAX_REMAP_PAGES`]. Shared pages become private.
+    /// The ranges must not overlap if the objects are the same.
     ///
     /// # Errors
     /// [`MmError::OutsideMemory`]; [`MmError::OutOfFrames`] if not all pages could be in frames at
@@ -82,10 +83,8 @@ impl MemoryObject {
             pairs.push((self.side(first, number)?, other.side(other_first, number)?));
         }
         let mm = &*self.mm;
-        let mut pages = lock_all(&pairs)?;
-        pages.sort_unstable_by_key(|candidate| candidate.page.pfn());
-        let batch = DetachedBatch::detach(mm, pages, Invalidation::Unmap);
-        let revoked = batch.revoke()?;
+        let pages = lock_all(&pairs)?;
+        let revoked = DetachedBatch::detach(mm, pages, Invalidation::Unmap).revoke()?;
         for (one, two) in &pairs {
             let page_of = |side: &Side<'_>| {
                 revoked.iter().find(|page| page.page().owner() == side.object.pages.owner(side.gfn))
@@ -127,7 +126,7 @@ impl MemoryObject {
     }
 }
 
-/// All pages in frames of their own, locked.
+/// All pages in frames of their own, locked, in ascending order of the frames.
 fn lock_all<'a>(pairs: &[(Side<'a>, Side<'a>)]) -> Result<Vec<Candidate<'a>>, MmError> {
     let sides: Vec<Side<'a>> = pairs.iter().flat_map(|&(one, two)| [one, two]).collect();
     for _ in 0..ATTEMPTS {

@@ -22,6 +22,7 @@ use crate::host_mm::commons::{Left, SharedPage};
 use crate::host_mm::fault::Intent;
 use crate::host_mm::frames::FreeFrame;
 use crate::host_mm::object::{Entry, ObjectPages, Place};
+use crate::host_mm::reclaim::Revoked;
 use crate::host_mm::stats::Counters;
 use crate::host_mm::{HostMm, MmError, Sabotage};
 
@@ -38,12 +39,23 @@ impl HostMm {
         self.config.share_zero && cfg!(feature = "export-notifier")
     }
 
+    /// Makes a private page, which nobody can write, a shared one that its guest page alone names.
+    pub(super) fn make_shared(&self, page: &Revoked<'_>) -> Result<SharedPage, MmError> {
+        page.log_written();
+        let shared = self.commons.take_in(page.page(), page.entry()?)?;
+        // The copy in swap carries the name that the page had.
+        self.forget_copy(page.page())?;
+        Counters::add(&self.counters.shared, 1);
+        Ok(shared)
+    }
+
     /// The frame of a guest page that names a shared page, locked; `None` if it names it no more.
     pub(super) fn fault_in_shared(
         &self,
         entry: &Entry,
         shared: SharedPage,
     ) -> Result<Option<LockedPage<'_>>, MmError> {
+        // Pages of the commons are private to it: its zeros are not to name the zeros again.
         let page = self.fault_in(&self.commons.pages, shared.gfn(), Intent::Write)?;
         // The number may have been given up, and to another page, before the lock was ours.
         Ok((entry.load() == Place::Shared(shared)).then_some(page))

@@ -94,8 +94,7 @@ pub(super) fn hypercall(
             0
         }
         abi::HC_WATCH => {
-            let frames = shared.memory_bytes >> crate::addr::PAGE_SHIFT;
-            if rdi.checked_add(rsi).is_none_or(|end| end > frames) {
+            if !is_ram(shared, rdi, rsi) {
                 return HypercallResult::Value(abi::HC_ERROR);
             }
             shared.shadow.object().watch(Gfn::new(rdi), rsi);
@@ -103,8 +102,7 @@ pub(super) fn hypercall(
             0
         }
         abi::HC_FREE_PAGES => {
-            let frames = shared.memory_bytes >> crate::addr::PAGE_SHIFT;
-            if rsi > abi::MOST_FREED || rdi.checked_add(rsi).is_none_or(|end| end > frames) {
+            if rsi > abi::MOST_FREED || !is_ram(shared, rdi, rsi) {
                 return HypercallResult::Value(abi::HC_ERROR);
             }
             match shared.shadow.object().free_pages(Gfn::new(rdi), rsi) {
@@ -120,6 +118,12 @@ pub(super) fn hypercall(
         _ => abi::HC_ERROR,
     };
     HypercallResult::Value(value)
+}
+
+/// Whether `count` guest frames from `first` are all RAM.
+fn is_ram(shared: &Shared, first: u64, count: u64) -> bool {
+    let frames = shared.memory_bytes >> crate::addr::PAGE_SHIFT;
+    first.checked_add(count).is_some_and(|end| end <= frames)
 }
 
 fn info(shared: &Shared, key: u64) -> u64 {

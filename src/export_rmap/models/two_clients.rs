@@ -25,6 +25,12 @@ impl Two {
         Self { host, first, second, _registrations: [one, two] }
     }
 
+    /// The first client gives its mapping up of its own accord, on a thread of its own.
+    fn first_lets_go(&self) -> thread::JoinHandle<()> {
+        let (host, client) = (self.host.clone(), self.first.clone());
+        thread::spawn(move || client.remove(&host, PAGE))
+    }
+
     fn check_books(&self) {
         self.host.check_books(&[&self.first, &self.second]);
     }
@@ -55,10 +61,7 @@ fn neither_client_clears_the_flag_while_the_other_maps() {
         let two = Two::new();
         two.first.fault(&two.host, PAGE, false);
         two.second.fault(&two.host, PAGE, false);
-        let remover = thread::spawn({
-            let (host, client) = (two.host.clone(), two.first.clone());
-            move || client.remove(&host, PAGE)
-        });
+        let remover = two.first_lets_go();
         assert_eq!(two.host.evict(&[FRAME]), 1);
         assert!(two.second.entries_for(FRAME).is_empty(), "I1: the second client was not told");
         remover.join().unwrap();
@@ -73,10 +76,7 @@ fn the_flag_goes_with_the_last_of_two_clients() {
         let two = Two::new();
         two.first.fault(&two.host, PAGE, false);
         two.second.fault(&two.host, PAGE, false);
-        let remover = thread::spawn({
-            let (host, client) = (two.host.clone(), two.first.clone());
-            move || client.remove(&host, PAGE)
-        });
+        let remover = two.first_lets_go();
         assert!(two.host.table.get(FRAME).unwrap().is_exported(), "I4: the second still maps it");
         two.second.remove(&two.host, PAGE);
         remover.join().unwrap();
@@ -90,10 +90,7 @@ fn a_client_that_comes_as_the_other_goes_sets_the_flag_again() {
     check(|| {
         let two = Two::new();
         two.first.fault(&two.host, PAGE, false);
-        let remover = thread::spawn({
-            let (host, client) = (two.host.clone(), two.first.clone());
-            move || client.remove(&host, PAGE)
-        });
+        let remover = two.first_lets_go();
         two.second.fault(&two.host, PAGE, false);
         assert!(two.host.table.get(FRAME).unwrap().is_exported(), "I4: the second maps it");
         remover.join().unwrap();

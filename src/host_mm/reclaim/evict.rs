@@ -30,6 +30,38 @@ pub(in crate::host_mm) struct Candidate<'a> {
     pub(in crate::host_mm) gfn: Gfn,
 }
 
+/// Pages that a walk over a memory object invalidates with one flush.
+const BATCH: usize = 64;
+
+/// Puts the page of `object` that is in frame `pfn` into the batch, locked; `false` if it is not
+/// there any more. `invalidate` empties the batch: when it is full, and before a page lock that
+/// somebody else holds is waited for, since that is done with empty hands.
+pub(in crate::host_mm) fn add_to_batch<'a>(
+    mm: &'a HostMm,
+    object: &'a ObjectPages,
+    gfn: Gfn,
+    pfn: Pfn,
+    batch: &mut Vec<Candidate<'a>>,
+    mut invalidate: impl FnMut(&mut Vec<Candidate<'a>>) -> Result<(), MmError>,
+) -> Result<bool, MmError> {
+    let page = match mm.table.try_lock(pfn) {
+        Some(page) => page,
+        None => {
+            invalidate(batch)?;
+            mm.table.lock(pfn)
+        }
+    };
+    // The page may have left before the lock was ours.
+    if object.touched_entry(gfn).map(Entry::load) != Some(Place::Frame(pfn)) {
+        return Ok(false);
+    }
+    batch.push(Candidate { page, object, gfn });
+    if batch.len() == BATCH {
+        invalidate(batch)?;
+    }
+    Ok(true)
+}
+
 /// A page whose invalidation is in progress and whose clients have been told. Not flushed yet.
 struct Detached<'a>(Candidate<'a>);
 
@@ -118,9 +150,9 @@ impl<'a> Revoked<'a> {
     /// # Errors
     /// None that can be brought about: a page in a frame has one.
     pub(in crate::host_mm) fn entry(&self) -> Result<&'a Entry, MmError> {
-        let why = || "its page has no entry".to_owned();
         let Candidate { object, gfn, .. } = self.0;
-        object.entry(gfn).ok_or_else(|| MmError::OutOfFrames { gfn, why: why() })
+        let none = || MmError::OutOfFrames { gfn, why: "its page has no entry".into() };
+        object.entry(gfn).ok_or_else(none)
     }
 
     /// Takes the frame from the page, which `place` has now.
@@ -133,7 +165,10 @@ impl<'a> Revoked<'a> {
         self.log_written();
         let page = &self.0.page;
         entry.store(place, page);
-        Ok(vacate(mm, page))
+        page.clear_flags(PageFlags::IN_USE | PageFlags::BY_WRITE | PageFlags::FRESH);
+        page.set_slot(None);
+        mm.check_not_exported(page);
+        Ok(FreeFrame::from_revoked(mm, page.pfn()))
     }
 
     /// Moves the page out of its frame: to swap if its copy there is missing or old.
@@ -148,14 +183,6 @@ impl<'a> Revoked<'a> {
         Counters::add(&mm.counters.evictions, 1);
         Ok(frame)
     }
-}
-
-/// Empties a frame whose page is somewhere else by now.
-fn vacate<'a>(mm: &'a HostMm, page: &LockedPage<'a>) -> FreeFrame<'a> {
-    page.clear_flags(PageFlags::IN_USE | PageFlags::BY_WRITE | PageFlags::FRESH);
-    page.set_slot(None);
-    mm.check_not_exported(page);
-    FreeFrame::from_revoked(mm, page.pfn())
 }
 
 impl HostMm {

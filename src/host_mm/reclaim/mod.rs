@@ -18,7 +18,7 @@ use crate::host_mm::{HostMm, MmError, stats::Counters};
 use crate::sync::lock;
 
 use clock::Hand;
-pub(super) use evict::{Candidate, DetachedBatch, Revoked, is_zero};
+pub(super) use evict::{Candidate, DetachedBatch, Revoked, add_to_batch, is_zero};
 
 /// Frames that a fault without a free frame asks for: enough to amortise the flush.
 const DIRECT_TARGET: usize = 32;
