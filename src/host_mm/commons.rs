@@ -59,7 +59,7 @@ impl SharedPage {
     }
 }
 
-/// The shared pages of a [`HostMm`].
+/// The shared pages of a [`HostMm`](crate::host_mm::HostMm).
 #[derive(Debug)]
 pub(super) struct Commons {
     pub(super) pages: Arc<ObjectPages>,
