@@ -11,7 +11,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::addr::{Gpa, Gva, Pfn};
+use crate::addr::{Gpa, Gva};
 use crate::export_rmap::{LockedPage, SequenceToken};
 use crate::host_mm::{MmError, Sabotage};
 use crate::shadow_mmu::roots::{FlushCount, Root, SptePlace, State};
@@ -177,14 +177,14 @@ impl Mmu {
         let entry = self.tables.entry(place.page, place.index);
         let old = Pte::of(entry.load(Ordering::Acquire));
         if old.is_present() && old.address() == new.address() {
-            return Ok(self.upgrade(place, new, install.target));
+            return Ok(self.upgrade(place, new, install));
         }
         if old.is_present() {
             // The guest mapped another page here and faulted before it flushed: a processor drops
             // the old translation on a fault.
             self.zap(std::iter::once(place))?;
         }
-        Ok(self.install_new(&state, place, new, install.target))
+        Ok(self.install_new(&state, place, new, install))
     }
 
     pub(super) fn new_spte(&self, install: &Install<'_>) -> Pte {
@@ -209,18 +209,18 @@ impl Mmu {
         _locked: &State,
         place: SptePlace,
         new: Pte,
-        target: Target,
+        install: &Install<'_>,
     ) -> Installed {
-        if let Target::Frame { token, .. } = target {
+        if let Target::Frame { token, .. } = install.target {
             let pfn = token.pfn();
             let Some(rmap_entry) = self.rmap_entry(place) else {
                 return Installed::Retry;
             };
             let table = self.mm.frame_table();
-            if !self.is_sabotaged(Sabotage::ForgetRmap, pfn) {
+            if !self.mm.is_sabotaged(Sabotage::ForgetRmap, install.translation.gfn) {
                 table.rmap_add(pfn, rmap_entry);
             }
-            if self.must_retry(token) {
+            if self.must_retry(install, token) {
                 table.rmap_remove(pfn, rmap_entry);
                 return Installed::Retry;
             }
@@ -233,10 +233,10 @@ impl Mmu {
 
     /// Adds rights to an SPTE that points where it should; the MMU lock is held. Needs no flush:
     /// a processor walks again before it raises a fault for a right that is missing.
-    fn upgrade(&self, place: SptePlace, new: Pte, target: Target) -> Installed {
+    fn upgrade(&self, place: SptePlace, new: Pte, install: &Install<'_>) -> Installed {
         // The entry is in the reverse map, so an invalidation either is seen here or finds it.
-        if let Target::Frame { token, .. } = target
-            && self.must_retry(token)
+        if let Target::Frame { token, .. } = install.target
+            && self.must_retry(install, token)
         {
             return Installed::Retry;
         }
@@ -250,14 +250,9 @@ impl Mmu {
         Installed::Done
     }
 
-    fn must_retry(&self, token: SequenceToken) -> bool {
+    fn must_retry(&self, install: &Install<'_>, token: SequenceToken) -> bool {
         let overtaken = self.mm.frame_table().must_retry(token);
-        overtaken && !self.is_sabotaged(Sabotage::LateInstall, token.pfn())
-    }
-
-    /// Whether the rule is to be broken for the page in this frame, or that was in it last.
-    fn is_sabotaged(&self, rule: Sabotage, pfn: Pfn) -> bool {
-        self.mm.last_owner(pfn).is_some_and(|owner| self.mm.is_sabotaged(rule, owner.gfn))
+        overtaken && !self.mm.is_sabotaged(Sabotage::LateInstall, install.translation.gfn)
     }
 }
 

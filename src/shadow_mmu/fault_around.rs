@@ -56,7 +56,7 @@ impl Mmu {
                 let mut spte = self.new_spte(&install);
                 // Not `& !ACCESSED`: that would drop the bits without a name, the address.
                 spte.remove(Pte::ACCESSED);
-                if self.install_new(&state, place, spte, *target) == Installed::Done {
+                if self.install_new(&state, place, spte, &install) == Installed::Done {
                     Counters::add(&self.counters.fault_around, 1);
                 }
             }
