@@ -162,7 +162,7 @@ impl Mmu {
         Ok(Some(Target::of(&page)))
     }
 
-    fn install(&self, install: &Install<'_>) -> Result<Installed, MmError> {
+    pub(super) fn install(&self, install: &Install<'_>) -> Result<Installed, MmError> {
         let mut state = self.lock();
         match state.flush_count(install.root) {
             Some(flushes) if flushes == install.flushes => {}

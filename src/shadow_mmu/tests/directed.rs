@@ -7,14 +7,13 @@ use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE_U64};
 use crate::export_rmap::FlushReason;
 use crate::host_mm::{HostMmConfig, Sabotage};
 use crate::shadow_mmu::PagingContext;
-use crate::shadow_mmu::fault::{Installed, Target};
+use crate::shadow_mmu::fault::{Install, Installed, Target};
 use crate::shadow_mmu::reference::cpu::{Cpu, Done};
 use crate::shadow_mmu::reference::machine::{
     ACCESSED, DIRTY, MONITOR, Machine, NO_EXECUTE, PAGE_SIZE_BIT, PRESENT, WINDOW_GFN, WRITABLE,
     config, gva,
 };
-use crate::shadow_mmu::spte::Pte;
-use crate::shadow_mmu::walk::Access;
+use crate::shadow_mmu::walk::{Access, Walk};
 use crate::shadow_mmu::{FaultOutcome, LoadRoot};
 
 const ROOT: u64 = 1;
@@ -294,13 +293,19 @@ fn a_mapping_whose_page_was_invalidated_meanwhile_is_not_installed() {
         } else {
             machine.evict(gfn);
         }
-        let mut state = mmu.lock();
-        let place = mmu.spte_place(&mut state, cpu.root, at(0), Pte::empty()).unwrap();
-        let spte = (Pte::PRESENT | Pte::USER).at(0x1000);
-        let installed =
-            mmu.install_new(&state, place, spte, Target::Frame { token, shared: false });
-        drop(state);
-        assert!(matches!(installed, Installed::Retry));
+        let Walk::Mapped(translation) = mmu.walk(&cpu.context, at(0), Access::Read).unwrap() else {
+            panic!("the guest maps it");
+        };
+        let flushes = mmu.lock().flush_count(cpu.root).unwrap();
+        let installed = mmu.install(&Install {
+            root: cpu.root,
+            gva: at(0),
+            access: Access::Read,
+            translation: &translation,
+            target: Target::Frame { token, shared: false },
+            flushes,
+        });
+        assert!(matches!(installed, Ok(Installed::Retry)));
         assert_eq!(machine.spte_value(cpu.root, at(0)), 0);
         assert!(machine.mm.frame_table().rmap_entries(token.pfn()).is_empty());
         machine.assert_sound();
