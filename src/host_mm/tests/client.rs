@@ -11,7 +11,7 @@ use crate::addr::{Gfn, PAGE_SIZE, Pfn, SwapSlot};
 use crate::export_rmap::lock_rank::{self, Held, Rank};
 use crate::export_rmap::{
     ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Retain, RevokeError,
-    RmapEntry,
+    RmapEntry, SequenceToken,
 };
 use crate::host_mm::{GuestView, MemoryObject, MmError};
 use crate::sync::lock;
@@ -64,7 +64,13 @@ pub(super) struct FakeClient {
     /// was free during their flush.
     pub(super) broken_promises: AtomicU64,
     pub(super) flush_fails: AtomicBool,
+    /// What overtakes the next fault between its look at the page and its install.
+    overtaking: Mutex<Option<Overtaking>>,
+    /// A fault installs although it was overtaken: the rule broken.
+    pub(super) installs_late: AtomicBool,
 }
+
+type Overtaking = Box<dyn FnOnce() + Send>;
 
 impl FakeClient {
     pub(super) fn new(object: Arc<MemoryObject>, processors: usize, log: Arc<Log>) -> Self {
@@ -80,7 +86,19 @@ impl FakeClient {
             unflushed: Mutex::default(),
             broken_promises: AtomicU64::new(0),
             flush_fails: AtomicBool::new(false),
+            overtaking: Mutex::default(),
+            installs_late: AtomicBool::new(false),
         }
+    }
+
+    /// Lets `what` happen in the middle of the next fault.
+    pub(super) fn overtake_next_fault(&self, what: impl FnOnce() + Send + 'static) {
+        *lock(&self.overtaking) = Some(Box::new(what));
+    }
+
+    fn must_retry(&self, token: SequenceToken) -> bool {
+        let overtaken = self.object.host_mm().frame_table().must_retry(token);
+        overtaken && !self.installs_late.load(Ordering::Relaxed)
     }
 
     fn lock_mmu(&self) -> (Held, MutexGuard<'_, ()>) {
@@ -177,11 +195,15 @@ impl FakeClient {
                 self.broken_promises.fetch_add(1, Ordering::Relaxed);
             }
             drop(page);
+            let overtaking = lock(&self.overtaking).take();
+            if let Some(overtaking) = overtaking {
+                overtaking();
+            }
             let _mmu = self.lock_mmu();
             let spte = self.spte(gfn);
             let old = spte.load(Ordering::Acquire);
             if old & PRESENT != 0 {
-                if table.must_retry(token) {
+                if self.must_retry(token) {
                     continue;
                 }
                 if old & ADDRESS != pfn.byte_offset() {
@@ -195,7 +217,7 @@ impl FakeClient {
             }
             let entry = RmapEntry::new(*self.id.get().unwrap(), gfn.as_u64());
             table.rmap_add(pfn, entry);
-            if table.must_retry(token) {
+            if self.must_retry(token) {
                 assert!(table.rmap_remove(pfn, entry));
                 continue;
             }
