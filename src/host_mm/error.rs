@@ -39,6 +39,12 @@ pub enum MmError {
         /// Why reclaim found none.
         why: String,
     },
+    /// The ranges cannot change places.
+    #[error("pages cannot be remapped: {why}")]
+    BadRemap {
+        /// What is wrong with them, as the rest of a sentence.
+        why: String,
+    },
     /// Reading or writing swap failed.
     #[error(transparent)]
     Swap(#[from] SwapError),

@@ -34,12 +34,11 @@ struct Side<'a> {
 impl MemoryObject {
     /// Exchanges `count` pages from `first` with those of another object from `other_first`, both of
     /// the same host memory, in one step: at most [`MAX_REMAP_PAGES`]. Shared pages become private.
-    /// The ranges must not overlap if the objects are the same.
     ///
     /// # Errors
-    /// [`MmError::OutsideMemory`]; [`MmError::OutOfFrames`] if not all pages could be in frames at
-    /// the same time, or there were too many; if clients cannot give them up. Nothing has changed
-    /// places then.
+    /// [`MmError::OutsideMemory`]; [`MmError::BadRemap`] if there are too many pages, or the ranges
+    /// have some in common; [`MmError::OutOfFrames`] if not all pages could be in frames at the same
+    /// time; if clients cannot give them up. Nothing has changed places then.
     pub fn exchange_pages(
         &self,
         first: Gfn,
@@ -75,8 +74,14 @@ impl MemoryObject {
     ) -> Result<(), MmError> {
         require_notifier("to remap pages")?;
         if count > MAX_REMAP_PAGES {
-            let why = format!("{count} pages are more than {MAX_REMAP_PAGES}");
-            return Err(MmError::OutOfFrames { gfn: first, why });
+            let why = format!("{count} of them are more than {MAX_REMAP_PAGES} at once");
+            return Err(MmError::BadRemap { why });
+        }
+        // Each page is locked once, and both sides of a pair at the same time.
+        if self.number() == other.number() && first.as_u64().abs_diff(other_first.as_u64()) < count
+        {
+            let why = format!("{count} of them from {first} and from {other_first} overlap");
+            return Err(MmError::BadRemap { why });
         }
         let mut pairs = Vec::new();
         for number in 0..count {

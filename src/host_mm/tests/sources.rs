@@ -138,5 +138,9 @@ fn a_range_that_cannot_be_remapped_says_why() {
     let outside = rig.object.exchange_pages(gfn(1), &other, gfn(0), 2).unwrap_err();
     assert!(matches!(outside, MmError::OutsideMemory { .. }), "{outside}");
     let many = rig.object.exchange_pages(gfn(0), &other, gfn(0), MAX_REMAP_PAGES + 1);
-    assert!(matches!(many, Err(MmError::OutOfFrames { .. })));
+    assert!(matches!(many, Err(MmError::BadRemap { .. })));
+    let overlapping = rig.object.exchange_pages(gfn(0), &rig.object, gfn(1), 2);
+    assert!(matches!(overlapping, Err(MmError::BadRemap { .. })));
+    rig.object.exchange_pages(gfn(0), &rig.object, gfn(1), 1).unwrap();
+    assert!(rig.host_read(gfn(0)) == page(1) && rig.host_read(gfn(1)) == page(0));
 }
