@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::addr::Gfn;
 use crate::export_rmap::Invalidation;
 use crate::host_mm::fault::Intent;
-use crate::host_mm::object::{ObjectPages, Place};
+use crate::host_mm::object::{Entry, ObjectPages, Place};
 use crate::host_mm::reclaim::{Candidate, DetachedBatch, add_to_batch};
 use crate::host_mm::{HostMm, MemoryObject, MmError, require_notifier};
 
@@ -40,6 +40,16 @@ impl MemoryObject {
         }
         self.mm.share_batch(&clone.pages, &mut batch)?;
         Ok(clone)
+    }
+}
+
+impl MemoryObject {
+    /// Number of its pages that name a shared page, other than one of zeros.
+    #[must_use]
+    pub fn shared_pages(&self) -> u64 {
+        let is_shared =
+            |entry: &Entry| matches!(entry.load(), Place::Shared(shared) if !shared.is_zero());
+        self.pages.touched().filter(|(_, entry)| is_shared(entry)).count() as u64
     }
 }
 
