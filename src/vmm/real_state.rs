@@ -9,7 +9,7 @@
 //! can change none of them.
 
 use kvm_bindings::{
-    Msrs, kvm_debugregs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xsave,
+    Msrs, kvm_debugregs, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xsave,
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 
@@ -22,20 +22,14 @@ const MSR_TSC: u32 = 0x10;
 /// does not have here.
 const XSAVE_WORDS: usize = 1024;
 
-/// x87, SSE and AVX registers.
-#[derive(Clone, Debug)]
-enum Vectors {
-    Xsave([u32; XSAVE_WORDS]),
-    /// Of a processor without XSAVE.
-    Fpu(kvm_fpu),
-}
-
 /// See the module's documentation.
 #[derive(Clone, Debug)]
 pub(super) struct RealState {
     regs: kvm_regs,
     sregs: kvm_sregs,
-    vectors: Vectors,
+    /// x87, SSE and AVX registers. Not KVM_GET_FPU: it leaves out MXCSR, and what KVM_SET_FPU sets
+    /// may count as not in use. KVM has this pair of calls where the processor lacks XSAVE, too.
+    vectors: [u32; XSAVE_WORDS],
     debug: kvm_debugregs,
     events: kvm_vcpu_events,
     /// `None` where KVM does not tell.
@@ -47,17 +41,11 @@ pub(super) struct RealState {
 impl RealState {
     /// The state of a vCPU that is out of `KVM_RUN`, has nothing to complete there, and has no
     /// registers yet to be written back.
-    pub(super) fn of(fd: &VcpuFd, stack: &MonitorStack, xsave: bool) -> Result<Self, KvmError> {
-        let vectors = if xsave {
-            let area = fd.get_xsave().map_err(KvmError::request("KVM_GET_XSAVE"))?;
-            Vectors::Xsave(area.region)
-        } else {
-            Vectors::Fpu(fd.get_fpu().map_err(KvmError::request("KVM_GET_FPU"))?)
-        };
+    pub(super) fn of(fd: &VcpuFd, stack: &MonitorStack) -> Result<Self, KvmError> {
         Ok(Self {
             regs: fd.get_regs().map_err(KvmError::request("KVM_GET_REGS"))?,
             sregs: fd.get_sregs().map_err(KvmError::request("KVM_GET_SREGS"))?,
-            vectors,
+            vectors: fd.get_xsave().map_err(KvmError::request("KVM_GET_XSAVE"))?.region,
             debug: fd.get_debug_regs().map_err(KvmError::request("KVM_GET_DEBUGREGS"))?,
             events: fd.get_vcpu_events().map_err(KvmError::request("KVM_GET_VCPU_EVENTS"))?,
             tsc: tsc(fd),
@@ -75,10 +63,7 @@ impl RealState {
         stack.set_page(&self.stack).map_err(outside)?;
         let sregs = kvm_sregs { cr3: root, ..self.sregs };
         fd.set_sregs(&sregs).map_err(KvmError::request("KVM_SET_SREGS"))?;
-        match &self.vectors {
-            Vectors::Xsave(region) => set_xsave(fd, *region)?,
-            Vectors::Fpu(fpu) => fd.set_fpu(fpu).map_err(KvmError::request("KVM_SET_FPU"))?,
-        }
+        set_xsave(fd, self.vectors)?;
         fd.set_debug_regs(&self.debug).map_err(KvmError::request("KVM_SET_DEBUGREGS"))?;
         fd.set_regs(&self.regs).map_err(KvmError::request("KVM_SET_REGS"))?;
         // After the registers, which make KVM forget exceptions.

@@ -212,7 +212,7 @@ impl Vcpu {
             Begin::GoOn(real) => Some(real.clone()),
             Begin::Done => {
                 self.settle()?;
-                match RealState::of(&self.fd, &self.stack, self.cpu.features.xsave) {
+                match RealState::of(&self.fd, &self.stack) {
                     Ok(real) => Some(Box::new(real)),
                     Err(error) => return Ok(Err(error.into())),
                 }
