@@ -24,6 +24,17 @@ pub struct Audit {
     pub first_lost: Vec<(Gfn, SwapError)>,
 }
 
+impl Audit {
+    /// Adds that of another memory object. A page that several share counts for each.
+    pub fn add(&mut self, other: Self) {
+        self.in_frames += other.in_frames;
+        self.in_swap += other.in_swap;
+        self.lost += other.lost;
+        let room = KEPT.saturating_sub(self.first_lost.len());
+        self.first_lost.extend(other.first_lost.into_iter().take(room));
+    }
+}
+
 impl HostMm {
     /// Number of entries that the reverse map has of a client: none once it has unregistered.
     #[must_use]

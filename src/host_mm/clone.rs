@@ -10,8 +10,8 @@ use crate::addr::Gfn;
 use crate::export_rmap::Invalidation;
 use crate::host_mm::fault::Intent;
 use crate::host_mm::object::{Entry, ObjectPages, Place};
-use crate::host_mm::reclaim::{Candidate, DetachedBatch, add_to_batch};
-use crate::host_mm::{HostMm, MemoryObject, MmError, require_notifier};
+use crate::host_mm::reclaim::{Candidate, DetachedBatch, Revoked, add_to_batch};
+use crate::host_mm::{HostMm, MemoryObject, MmError, Sabotage, require_notifier};
 
 impl MemoryObject {
     /// A memory object with the same content, page by page as it is when the page's turn comes:
@@ -94,8 +94,15 @@ impl HostMm {
         to: &ObjectPages,
         batch: &mut Vec<Candidate<'a>>,
     ) -> Result<(), MmError> {
-        let detached = DetachedBatch::detach(self, std::mem::take(batch), Invalidation::Clean);
-        for revoked in detached.revoke()? {
+        let (batch, untold): (Vec<_>, Vec<_>) = std::mem::take(batch)
+            .into_iter()
+            .partition(|page| !self.is_sabotaged(Sabotage::SkipCloneProtect, page.gfn));
+        self.share_revoked(to, DetachedBatch::untold(untold))?;
+        self.share_revoked(to, DetachedBatch::detach(self, batch, Invalidation::Clean).revoke()?)
+    }
+
+    fn share_revoked(&self, to: &ObjectPages, pages: Vec<Revoked<'_>>) -> Result<(), MmError> {
+        for revoked in pages {
             self.make_shared(&revoked)?;
             if let Some(copy) = to.entry(revoked.gfn()) {
                 self.commons.name_again(revoked.entry()?, copy);

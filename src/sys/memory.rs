@@ -93,7 +93,8 @@ pub fn copy_touched(from: &MmapRegion, to: &MmapRegion) -> io::Result<()> {
     let mut at = 0;
     while let Some(start) = seek(at, Whence::SeekData)? {
         let end = seek(start, Whence::SeekHole)?.unwrap_or(from.size()).min(from.size());
-        let outside = |error: vm_memory::volatile_memory::Error| io::Error::other(error.to_string());
+        let outside =
+            |error: vm_memory::volatile_memory::Error| io::Error::other(error.to_string());
         let source = from.as_volatile_slice().subslice(start, end - start).map_err(outside)?;
         let target = to.as_volatile_slice().subslice(start, end - start).map_err(outside)?;
         source.copy_to_volatile_slice(target);

@@ -110,10 +110,8 @@ impl Vm {
             return Err(VmError::NotRunning);
         }
         let object = self.object.copy_on_write_clone()?;
-        copy_touched(&self.window, window).map_err(|error| VmError::Copy {
-            what: "pinned window",
-            reason: error.to_string(),
-        })?;
+        copy_touched(&self.window, window)
+            .map_err(|error| VmError::Copy { what: "pinned window", reason: error.to_string() })?;
         let devices = self.shared.bus.state();
         drop(census);
         let birth = Birth { begun, paused: begun.elapsed(), shared_pages: 0 };

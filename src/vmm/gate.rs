@@ -110,13 +110,8 @@ impl Gate {
     /// A gate for the vCPUs that `kicks` kick, in order of their indices.
     pub(super) fn new(kicks: Vec<Arc<dyn Kick>>) -> Self {
         let positions = vec![Position::Outside; kicks.len()];
-        let state = State {
-            is_closed: false,
-            is_held: false,
-            is_stopping: false,
-            epoch: 0,
-            positions,
-        };
+        let state =
+            State { is_closed: false, is_held: false, is_stopping: false, epoch: 0, positions };
         Self { state: Mutex::new(state), changed: Condvar::new(), kicks }
     }
 

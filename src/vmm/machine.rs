@@ -282,7 +282,10 @@ mod tests {
         block.request_stop();
         let clone = ControlBlock::of_clone(window.clone(), 2, 3);
         assert_eq!(clone.load(offset_of!(Control, generation)), 3);
-        window.as_volatile_slice().store(9u64, offset_of!(Control, counters), Ordering::Relaxed).unwrap();
+        window
+            .as_volatile_slice()
+            .store(9u64, offset_of!(Control, counters), Ordering::Relaxed)
+            .unwrap();
         assert_eq!(clone.total(), GuestCounters { verified: 4, ..Default::default() }, "its own");
         assert_eq!(block.total(), GuestCounters { verified: 15, ..Default::default() });
         let stop: u32 =

@@ -61,9 +61,8 @@ impl State {
     fn is_counted(&self) -> bool {
         let given = self.census.iter().flatten().map(Option::is_some);
         let all = self.vcpus.iter().zip(&self.starts).zip(given);
-        all.into_iter().all(|((life, start), given)| {
-            *life != VcpuState::Running || start.is_some() || given
-        })
+        all.into_iter()
+            .all(|((life, start), given)| *life != VcpuState::Running || start.is_some() || given)
     }
 
     fn is_over(&self) -> bool {

@@ -40,7 +40,10 @@ impl PortBus {
     }
 
     /// A bus whose devices are in the state of another's, and whose serial port writes to `console`.
-    pub(super) fn clone_of(other: &SerialState, console: Box<dyn Write + Send>) -> Result<Self, String> {
+    pub(super) fn clone_of(
+        other: &SerialState,
+        console: Box<dyn Write + Send>,
+    ) -> Result<Self, String> {
         let serial = Mutex::new(SerialPort::in_state(other, console)?);
         Ok(Self { serial, unknown: AtomicU64::new(0) })
     }
