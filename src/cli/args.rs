@@ -230,7 +230,7 @@ pub(crate) enum SabotageName {
     LateInstall,
     /// Frames are given to new pages before the flush
     EarlyReuse,
-    /// Pages that a clone shares stay writable for its source (with --vms 2 or more)
+    /// Pages that a clone shares stay writable for its source (with --churn)
     SkipCloneProtect,
     /// Now and then a bit of a page in swap flips
     SwapCorrupt,

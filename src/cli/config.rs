@@ -138,8 +138,10 @@ pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressCon
 const MAX_CLONES: u64 = ClientId::MAX as u64 - 64;
 
 fn check_churn(args: &StressArgs) -> Result<(), UsageError> {
-    if args.sabotage == Some(SabotageName::SkipCloneProtect) && args.vms < 2 {
-        refuse!("--sabotage skip-clone-protect breaks a rule of clones: add --vms 2");
+    if args.sabotage == Some(SabotageName::SkipCloneProtect) && args.churn.is_none() {
+        refuse!(
+            "--sabotage skip-clone-protect shows when a VM at work is cloned: add --vms 2 --churn 1s"
+        );
     }
     let Some(churn) = args.churn else {
         return Ok(());
