@@ -263,3 +263,14 @@ mod command_line {
         assert_eq!(options, parse("").0);
     }
 }
+
+#[test]
+fn each_generation_of_a_vm_makes_its_own_choices() {
+    let choices = |mut rng: rng::Rng| [(); 64].map(|()| rng.below(1000));
+    assert_eq!(choices(rng::Rng::of_generation(7, 1, 0)), choices(rng::Rng::new(7, 1)));
+    let generations: Vec<_> =
+        (0..20).map(|number| choices(rng::Rng::of_generation(7, 1, number))).collect();
+    for (number, one) in generations.iter().enumerate() {
+        assert!(!generations[..number].contains(one), "generation {number}");
+    }
+}

@@ -5,7 +5,7 @@
 //! tripwires on its layout.
 
 /// Version of this contract, returned by [`HC_INFO`] with key [`INFO_ABI_VERSION`].
-pub const ABI_VERSION: u64 = 2;
+pub const ABI_VERSION: u64 = 3;
 
 /// First byte of the 16550 UART's eight ports.
 pub const PORT_SERIAL: u16 = 0x3f8;
@@ -148,8 +148,11 @@ pub struct Control {
     pub vcpus: u32,
     /// Guest RAM in bytes.
     pub memory_bytes: u64,
+    /// 0 in a VM that was booted; another number in each clone of a running VM, from its first
+    /// instruction on. Who sees it change is somebody else from now on.
+    pub generation: core::sync::atomic::AtomicU64,
     /// Not used yet; zero.
-    pub reserved: [u64; 5],
+    pub reserved: [u64; 4],
     /// Counters by vCPU index.
     pub counters: [VcpuCounters; MAX_VCPUS],
 }

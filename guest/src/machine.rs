@@ -41,6 +41,12 @@ impl Machine {
         self.control.stop.load(Ordering::Relaxed) != 0
     }
 
+    /// Changes when this VM turns out to be a clone of the one that it was.
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        self.control.generation.load(Ordering::Relaxed)
+    }
+
     /// Pages of the hot set: the first ones of the work set.
     pub fn hot_pages(&self) -> u64 {
         let pages = self.work.pages();

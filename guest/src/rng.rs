@@ -21,6 +21,12 @@ impl Rng {
         Rng(mix(seed ^ mix(stream.wrapping_add(GOLDEN))))
     }
 
+    /// As [`new`](Self::new), of its own for each `generation` of a VM, too; the first, 0, has that
+    /// of `new`.
+    pub fn of_generation(seed: u64, stream: u64, generation: u64) -> Rng {
+        Rng::new(seed ^ mix(generation), stream)
+    }
+
     /// The next 64 bits.
     #[inline]
     pub fn next(&mut self) -> u64 {

@@ -10,7 +10,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::inject::{self, parse_injection};
-use super::values::{Size, parse_duration, parse_rate, parse_seed, parse_vcpus};
+use super::values::{Size, parse_duration, parse_rate, parse_seed, parse_vcpus, parse_vms};
 use crate::host_mm::{Injection, ReclaimPolicy, Sabotage};
 use crate::vmm::HostKind;
 
@@ -40,7 +40,7 @@ pub(crate) struct HostArgs {
     /// File for evicted pages: made anew, removed at the end [default: an unnamed temporary file]
     #[arg(long, value_name = "PATH")]
     pub(crate) swap_file: Option<PathBuf>,
-    /// Size of swap; a sparse file [default: the guest's memory, at least 1G]
+    /// Size of swap; a sparse file [default: the memory of all guests, at least 1G]
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub(crate) swap_size: Option<Size>,
     /// Have the kernel watch for accesses to freed frames (needs userfaultfd; slower)
@@ -88,6 +88,12 @@ pub(crate) struct StressArgs {
     /// Number of virtual processors
     #[arg(long, value_name = "N", allow_negative_numbers = true, default_value = "2", value_parser = parse_vcpus)]
     pub(crate) vcpus: usize,
+    /// Number of VMs over the same frames: clones of the first, made once that has begun to work
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value = "1", value_parser = parse_vms)]
+    pub(crate) vms: usize,
+    /// End a VM and clone another one this often (with --vms 2 or more)
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true, value_parser = parse_duration)]
+    pub(crate) churn: Option<Duration>,
     /// How long the guest works before its last sweep over all memory (500ms, 30s, 2m, 1h)
     #[arg(long, value_name = "TIME", allow_negative_numbers = true, default_value = "30s", value_parser = parse_duration)]
     pub(crate) duration: Duration,
@@ -168,7 +174,7 @@ pub(crate) enum Invalidate {
     Clean,
     /// Move pages to other frames
     Migrate,
-    /// Merge pages with copies of themselves, which their next write undoes
+    /// Merge pages with copies of themselves, and with the same page of another VM
     Merge,
     /// Share pages with a snapshot, so that their next write copies them
     Cow,
@@ -224,6 +230,8 @@ pub(crate) enum SabotageName {
     LateInstall,
     /// Frames are given to new pages before the flush
     EarlyReuse,
+    /// Pages that a clone shares stay writable for its source (with --churn)
+    SkipCloneProtect,
     /// Now and then a bit of a page in swap flips
     SwapCorrupt,
 }
@@ -245,6 +253,7 @@ impl From<SabotageName> for Sabotage {
             SabotageName::ForgetRmap => Self::ForgetRmap,
             SabotageName::LateInstall => Self::LateInstall,
             SabotageName::EarlyReuse => Self::EarlyReuse,
+            SabotageName::SkipCloneProtect => Self::SkipCloneProtect,
             SabotageName::SwapCorrupt => Self::SwapCorrupt,
         }
     }
@@ -345,6 +354,7 @@ mod tests {
         assert_eq!(args.memory.bytes(), 512 << 20);
         assert_eq!(args.host_memory.bytes(), 128 << 20);
         assert_eq!((args.vcpus, args.rate), (2, 20_000));
+        assert_eq!((args.vms, args.churn), (1, None));
         assert_eq!(args.duration, Duration::from_secs(30));
         assert_eq!(args.workload.len(), 6);
         assert!(!args.workload.contains(&Workload::Hotscan));
@@ -372,6 +382,7 @@ mod tests {
                 "forget-rmap",
                 "late-install",
                 "early-reuse",
+                "skip-clone-protect",
                 "swap-corrupt"
             ]
         );
@@ -382,11 +393,13 @@ mod tests {
 
     #[test]
     fn bad_values_are_one_sentence_with_the_value_and_the_remedy() {
-        let cases: [(&[&str], &[&str]); 9] = [
+        let cases: [(&[&str], &[&str]); 11] = [
             (&["boot", "--memory", "12Q"], &["--memory \"12Q\"", "such as 256M"]),
             (&["boot", "--memory", "0"], &["--memory \"0\"", "give at least 4K"]),
             (&["boot", "--host-memory", "5000"], &["--host-memory \"5000\"", "8192"]),
             (&["boot", "--vcpus", "0"], &["--vcpus \"0\"", "1 to 1023"]),
+            (&["stress", "--vms", "0"], &["--vms \"0\"", "1 to 64"]),
+            (&["stress", "--churn", "1"], &["--churn \"1\"", "such as 30s"]),
             (&["stress", "--duration", "30"], &["--duration \"30\"", "such as 30s"]),
             (&["stress", "--rate", "0/s"], &["--rate \"0/s\"", "--invalidate none"]),
             (&["stress", "--seed", "x"], &["--seed \"x\"", "whole number"]),

@@ -36,7 +36,7 @@ pub(crate) fn run(config: MachineConfig) -> anyhow::Result<u8> {
         output::note(line);
     }
     let begun = Instant::now();
-    machine.vm.start()?;
+    machine.fleet.start()?;
     let (outcome, signal) = wait(&mut machine, stop);
     let elapsed = begun.elapsed();
     output::flush();
@@ -59,7 +59,8 @@ pub(crate) fn run(config: MachineConfig) -> anyhow::Result<u8> {
         let ended_early = signal.is_some() || matches!(outcome, Outcome::Failed(_));
         injected.add_violations(&mut found, ended_early);
     }
-    for line in complaints(&found, machine.vm.lost_console_bytes()) {
+    let members = machine.fleet.members.iter();
+    for line in complaints(&found, members.map(|member| member.vm.lost_console_bytes()).sum()) {
         output::note(line);
     }
     Ok(exit_code(outcome.as_ref(), signal, &found))
@@ -68,14 +69,20 @@ pub(crate) fn run(config: MachineConfig) -> anyhow::Result<u8> {
 /// Waits for the end of the guest, or for a signal, which then ends it.
 fn wait(machine: &mut Machine, stop: StopNotice) -> (Option<Outcome>, Option<i32>) {
     loop {
-        if let Some(outcome) = machine.vm.wait(Some(TICK)) {
+        machine.fleet.poll(TICK);
+        if let Some(outcome) = take_outcome(machine) {
             return (Some(outcome), None);
         }
         if let Some(signal) = stop.signal() {
-            machine.vm.kill();
-            return (machine.vm.wait(Some(KILL_TIMEOUT)), Some(signal));
+            machine.fleet.kill(KILL_TIMEOUT);
+            return (take_outcome(machine), Some(signal));
         }
     }
+}
+
+/// How the one VM ended, if it has.
+fn take_outcome(machine: &mut Machine) -> Option<Outcome> {
+    machine.fleet.members.first_mut().and_then(|member| member.outcome.take())
 }
 
 fn how_it_ended(outcome: Option<&Outcome>, signal: Option<i32>) -> String {

@@ -19,6 +19,7 @@ use super::limits::{self, HostLimits};
 use super::report::json;
 use super::values::{Size, size};
 use crate::abi;
+use crate::export_rmap::ClientId;
 use crate::host_mm::{
     HostMmConfig, InjectionPlan, MIN_HOST_MEMORY_BYTES, ReclaimPolicy, SwapConfig,
 };
@@ -57,6 +58,10 @@ pub(crate) struct MachineConfig {
 #[derive(Clone)]
 pub(crate) struct StressConfig {
     pub(crate) machine: MachineConfig,
+    /// How many there are to be once the first has begun to work.
+    pub(crate) vms: usize,
+    /// How often one of them is ended and another one cloned.
+    pub(crate) churn: Option<Duration>,
     pub(crate) duration: Duration,
     pub(crate) workloads: Vec<Workload>,
     /// Without [`Invalidate::None`]; may be empty.
@@ -78,7 +83,8 @@ pub(crate) fn boot(args: &BootArgs, limits: &HostLimits) -> Result<MachineConfig
     };
     let cmdline = args.cmdline.as_deref().unwrap_or(default_cmdline);
     check_cmdline(cmdline)?;
-    let sizes = Sizes { memory: args.memory, host_memory: args.host_memory, vcpus: args.vcpus };
+    let sizes =
+        Sizes { memory: args.memory, host_memory: args.host_memory, vcpus: args.vcpus, vms: 1 };
     let seed = args.seed.unwrap_or_else(new_seed);
     machine(&sizes, &args.host, limits, kernel, cmdline.to_owned(), seed)
 }
@@ -96,7 +102,14 @@ pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressCon
     if invalidations.iter().any(|kind| [Invalidate::Free, Invalidate::Zero].contains(kind)) {
         cmdline += GUEST_FREES;
     }
-    let sizes = Sizes { memory: args.memory, host_memory: args.host_memory, vcpus: args.vcpus };
+    check_churn(args)?;
+    let sizes = Sizes {
+        memory: args.memory,
+        host_memory: args.host_memory,
+        vcpus: args.vcpus,
+        // One that is asked to finish lives on next to the one that takes its place.
+        vms: args.vms + usize::from(args.churn.is_some()),
+    };
     let mut machine =
         machine(&sizes, &args.host, limits, Cow::Borrowed(TEST_GUEST), cmdline, seed)?;
     machine.host.policy = ReclaimPolicy::from(args.policy);
@@ -107,6 +120,8 @@ pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressCon
     }
     Ok(StressConfig {
         machine,
+        vms: args.vms,
+        churn: args.churn,
         duration: args.duration,
         workloads,
         invalidations,
@@ -119,11 +134,45 @@ pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressCon
     })
 }
 
+/// Most clones of a run: each is an export client, and there are so many of them.
+const MAX_CLONES: u64 = ClientId::MAX as u64 - 64;
+
+fn check_churn(args: &StressArgs) -> Result<(), UsageError> {
+    if args.sabotage == Some(SabotageName::SkipCloneProtect) && args.churn.is_none() {
+        refuse!(
+            "--sabotage skip-clone-protect shows when a VM at work is cloned: add --vms 2 --churn 1s"
+        );
+    }
+    let Some(churn) = args.churn else {
+        return Ok(());
+    };
+    if args.vms < 2 {
+        refuse!("--churn wants another VM to clone when one is ended: add --vms 2");
+    }
+    let clones = args.duration.as_nanos() / churn.as_nanos().max(1);
+    if clones > u128::from(MAX_CLONES) {
+        refuse!(
+            "--churn {churn:?} makes {clones} clones in {:?}, more than the {MAX_CLONES} that one run can have: choose a longer time",
+            args.duration
+        );
+    }
+    Ok(())
+}
+
 /// The part of the machine that has other defaults for each command.
 struct Sizes {
     memory: Size,
     host_memory: Size,
     vcpus: usize,
+    /// VMs that there may be at a time.
+    vms: usize,
+}
+
+impl Sizes {
+    /// Memory of all VMs in bytes.
+    fn all_memory(&self) -> u64 {
+        self.memory.bytes().saturating_mul(self.vms as u64)
+    }
 }
 
 fn machine(
@@ -135,7 +184,7 @@ fn machine(
     seed: u64,
 ) -> Result<MachineConfig, UsageError> {
     check_sizes(sizes, limits)?;
-    let swap = swap(sizes.memory, host)?;
+    let swap = swap(sizes.all_memory(), host)?;
     let warnings = warnings(sizes, host, &swap, limits);
     Ok(MachineConfig {
         vm: VmConfig {
@@ -158,7 +207,7 @@ fn machine(
 }
 
 fn check_sizes(sizes: &Sizes, limits: &HostLimits) -> Result<(), UsageError> {
-    let &Sizes { memory, host_memory, vcpus } = sizes;
+    let &Sizes { memory, host_memory, vcpus, .. } = sizes;
     let (least, most) = (size(MIN_MEMORY_BYTES), size(abi::MAX_MEMORY_BYTES));
     if memory < least {
         refuse!("--memory {memory} is too little for a guest: give at least {least}");
@@ -182,8 +231,8 @@ fn check_sizes(sizes: &Sizes, limits: &HostLimits) -> Result<(), UsageError> {
     Ok(())
 }
 
-fn swap(memory: Size, host: &HostArgs) -> Result<SwapConfig, UsageError> {
-    let default = || memory.bytes().max(DEFAULT_SWAP_BYTES);
+fn swap(memory_bytes: u64, host: &HostArgs) -> Result<SwapConfig, UsageError> {
+    let default = || memory_bytes.max(DEFAULT_SWAP_BYTES);
     let swap = SwapConfig {
         path: host.swap_file.clone(),
         dir: None,
@@ -221,13 +270,15 @@ fn folder_of(path: &Path) -> &Path {
 
 fn warnings(sizes: &Sizes, host: &HostArgs, swap: &SwapConfig, limits: &HostLimits) -> Vec<String> {
     let mut warnings = Vec::new();
-    let needed = sizes.memory.bytes().saturating_sub(sizes.host_memory.bytes());
+    let needed = sizes.all_memory().saturating_sub(sizes.host_memory.bytes());
     if let Some(swap_size) = host.swap_size
         && swap_size.bytes() < needed
     {
         warnings.push(format!(
-            "warning: --memory {} is more than --host-memory {} and --swap-size {swap_size} together hold: a guest that uses all of it will be ended",
-            sizes.memory, sizes.host_memory
+            "warning: --memory {}{} is more than --host-memory {} and --swap-size {swap_size} together hold: a guest that uses all of it will be ended",
+            sizes.memory,
+            if sizes.vms > 1 { format!(" for each of up to {} VMs", sizes.vms) } else { String::new() },
+            sizes.host_memory
         ));
     }
     if let Some(available) = limits.available_bytes

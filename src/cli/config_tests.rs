@@ -161,3 +161,28 @@ fn a_report_that_cannot_be_written_is_refused_before_the_run() {
     let refused = try_stress(&["--json", "/no/such/folder/report.json"]).map(|_| ()).unwrap_err();
     assert_says(&refused, &["--json", "/no/such/folder"]);
 }
+
+#[test]
+fn several_vms_have_swap_for_all_of_them() {
+    let one = try_stress(&["--memory", "4G"]).unwrap();
+    assert_eq!((one.vms, one.churn, one.machine.host.swap.bytes), (1, None, 4 << 30));
+    let three = try_stress(&["--memory", "4G", "--vms", "3"]).unwrap();
+    assert_eq!((three.vms, three.machine.host.swap.bytes), (3, 12 << 30));
+    // One that is asked to finish is there in addition.
+    let churned = try_stress(&["--memory", "4G", "--vms", "3", "--churn", "2s"]).unwrap();
+    assert_eq!(churned.churn, Some(Duration::from_secs(2)));
+    assert_eq!(churned.machine.host.swap.bytes, 16 << 30);
+    let little = try_stress(&["--memory", "1G", "--vms", "2", "--swap-size", "64M"]).unwrap();
+    assert_says(&little.machine.warnings.join("|"), &["--memory 1G for each of up to 2 VMs"]);
+}
+
+#[test]
+fn churn_wants_another_vm_and_time() {
+    let refused = |words: &[&str]| try_stress(words).map(|_| ()).unwrap_err();
+    assert_says(&refused(&["--churn", "1s"]), &["add --vms 2"]);
+    let often = ["--vms", "2", "--churn", "1ms", "--duration", "1m"];
+    assert_says(&refused(&often), &["60000 clones", "choose a longer time"]);
+    let sabotage = ["--vms", "2", "--sabotage", "skip-clone-protect"];
+    assert_says(&refused(&sabotage), &["add --vms 2 --churn 1s"]);
+    assert!(try_stress(&[&sabotage[..], &["--churn", "1s"]].concat()).is_ok());
+}

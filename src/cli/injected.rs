@@ -68,7 +68,11 @@ impl Injected {
         machine.mm.end_injection();
         // A page on its way to swap would be missed.
         machine.mm.stop_background_reclaim();
-        Some(Self::new(&counts, &machine.vm.object().audit()))
+        let mut audit = Audit::default();
+        for member in &machine.fleet.members {
+            audit.add(member.vm.object().audit());
+        }
+        Some(Self::new(&counts, &audit))
     }
 
     fn new(counts: &[InjectionCount], audit: &Audit) -> Self {

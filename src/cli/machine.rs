@@ -1,28 +1,56 @@
-//! A VM with its host memory, made from a validated configuration, and its figures at a moment.
+//! VMs with their host memory, made from a validated configuration, and their figures at a moment.
 
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::config::{MachineConfig, UsageError};
+use super::fleet::Fleet;
+use crate::abi;
 use crate::addr::{Gfn, PAGE_SIZE_U64};
 use crate::host_mm::swap::{SwapError, SwapOpenError};
 use crate::host_mm::{HostMm, MmError, MmStats};
 use crate::shadow_mmu::ShadowStats;
 use crate::vmm::{GuestCounters, VcpuCounts, Vm, VmError, VmObserver};
 
-/// A VM, ready to start.
+/// Host memory and the VMs over it: one, ready to start, to begin with.
 pub(crate) struct Machine {
     pub(crate) mm: Arc<HostMm>,
-    pub(crate) vm: Vm,
+    pub(crate) fleet: Fleet,
 }
 
-/// Limits sabotage to the pages that the guest's oracle watches, once the guest has named them:
-/// what is found is then a page, not a guest kernel that fell over itself.
-struct SabotageLimit(Arc<HostMm>);
+/// What is to be known of a guest's phases.
+pub(crate) struct Phases {
+    /// Where sabotage is limited to the pages that the guest's oracle watches, once the guest has
+    /// named them: what is found is then a page, not a guest kernel that fell over itself.
+    sabotaged: Option<Arc<HostMm>>,
+    is_working: AtomicBool,
+}
 
-impl VmObserver for SabotageLimit {
-    fn phase(&self, _phase: u64, first: Gfn, count: u64) {
-        self.0.limit_sabotage(first, count);
+impl Phases {
+    fn new(mm: &Arc<HostMm>) -> Self {
+        let sabotaged = mm.config().sabotage.map(|_| mm.clone());
+        if let Some(mm) = &sabotaged {
+            mm.limit_sabotage(Gfn::new(0), 0);
+        }
+        Self { sabotaged, is_working: AtomicBool::new(false) }
+    }
+
+    /// Whether the guest has begun to work.
+    pub(crate) fn is_working(&self) -> bool {
+        // Relaxed: nothing else is told by it.
+        self.is_working.load(Ordering::Relaxed)
+    }
+}
+
+impl VmObserver for Phases {
+    fn phase(&self, phase: u64, first: Gfn, count: u64) {
+        if let Some(mm) = &self.sabotaged {
+            mm.limit_sabotage(first, count);
+        }
+        if phase == abi::PHASE_RUN {
+            self.is_working.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -36,24 +64,28 @@ impl Machine {
         console: Box<dyn Write + Send>,
     ) -> anyhow::Result<Self> {
         let mm = HostMm::new(config.host.clone()).map_err(from_mm)?;
+        let phases = Arc::new(Phases::new(&mm));
         let mut vm_config = config.vm.clone();
-        if config.host.sabotage.is_some() {
-            mm.limit_sabotage(Gfn::new(0), 0);
-            vm_config.observer = Some(Arc::new(SabotageLimit(mm.clone())));
-        }
+        vm_config.observer = Some(phases.clone());
         let vm = Vm::new_assuming(config.assume_host, &vm_config, &mm, console).map_err(from_vm)?;
         mm.start_background_reclaim().map_err(from_mm)?;
-        Ok(Self { mm, vm })
+        Ok(Self { mm, fleet: Fleet::new(vm, phases) })
     }
 
-    /// What has happened so far.
+    /// What has happened so far, in all VMs together.
     pub(crate) fn figures(&self) -> Figures {
-        Figures {
-            guest: self.vm.guest_counters(),
-            vcpus: self.vm.counts(),
-            shadow: self.vm.shadow().stats(),
-            host: self.mm.stats(),
+        let done = self.fleet.done();
+        Figures { guest: done.guest, vcpus: done.vcpus, shadow: done.shadow, host: self.mm.stats() }
+    }
+}
+
+impl Machine {
+    /// Lets go of every VM; false if one has not ended.
+    pub(crate) fn retire_all(&mut self) -> bool {
+        while self.fleet.members.first().is_some_and(|member| member.outcome.is_some()) {
+            self.fleet.retire(0, &self.mm);
         }
+        self.fleet.members.is_empty()
     }
 }
 

@@ -68,7 +68,13 @@ pub(crate) enum ValueError {
     /// Not a number of vCPUs.
     #[error("a guest has 1 to {} vCPUs", abi::MAX_VCPUS)]
     BadVcpus,
+    /// Not a number of VMs.
+    #[error("there can be 1 to {MAX_VMS} VMs")]
+    BadVms,
 }
+
+/// Most VMs at a time; each has threads for its vCPUs and a mapping of all frames.
+const MAX_VMS: usize = 64;
 
 /// A number of bytes that is a multiple of the page size and not 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -182,6 +188,14 @@ pub(crate) fn parse_vcpus(text: &str) -> Result<usize, ValueError> {
     match text.parse() {
         Ok(vcpus) if (1..=abi::MAX_VCPUS).contains(&vcpus) => Ok(vcpus),
         _ => Err(ValueError::BadVcpus),
+    }
+}
+
+/// Parses a number of VMs.
+pub(crate) fn parse_vms(text: &str) -> Result<usize, ValueError> {
+    match text.parse() {
+        Ok(vms) if (1..=MAX_VMS).contains(&vms) => Ok(vms),
+        _ => Err(ValueError::BadVms),
     }
 }
 
@@ -329,6 +343,7 @@ mod tests {
         assert_eq!(parse_vcpus("1023"), Ok(1023));
         for text in ["0", "1024", "-1", "", "two", "99999999999999999999"] {
             assert_eq!(parse_vcpus(text), Err(ValueError::BadVcpus), "{text}");
+            assert_eq!(parse_vms(text), Err(ValueError::BadVms), "{text}");
         }
     }
 

@@ -5,9 +5,11 @@
 
 use std::fmt;
 
+use super::fleet::Member;
 use super::machine::Machine;
 use super::values::human_bytes;
 use crate::abi;
+use crate::addr::Pfn;
 use crate::host_mm::MmError;
 use crate::host_mm::swap::SwapError;
 use crate::vmm::{ViolationReport, VmError};
@@ -75,6 +77,9 @@ impl Violation {
     }
 }
 
+/// Findings of VMs that are kept in full, however many there are.
+const MAX_KEPT: usize = 1024;
+
 /// All findings of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct Violations {
@@ -93,6 +98,13 @@ impl Violations {
         self.total = self.total.saturating_add(total.max(added as u64));
     }
 
+    /// Adds all of other findings; those kept in full are bounded.
+    pub(crate) fn append(&mut self, other: Self) {
+        let room = MAX_KEPT.saturating_sub(self.first.len());
+        self.first.extend(other.first.into_iter().take(room));
+        self.total = self.total.saturating_add(other.total);
+    }
+
     /// Adds one finding.
     pub(crate) fn add_one(&mut self, violation: Violation) {
         self.first.push(violation);
@@ -102,7 +114,7 @@ impl Violations {
 
 /// Findings so far, of the checks that are always on; cheap enough to be asked many times a second.
 pub(crate) fn found_so_far(machine: &Machine) -> Option<(Check, u64)> {
-    let oracle = machine.vm.violation_count();
+    let oracle = machine.fleet.oracle_violations();
     let host = machine.mm.violations().1;
     let first = match (oracle, host) {
         (0, 0) => return None,
@@ -112,15 +124,11 @@ pub(crate) fn found_so_far(machine: &Machine) -> Option<(Check, u64)> {
     Some((first, oracle.saturating_add(host)))
 }
 
-/// Everything that the checks have found, after the VM has ended (no vCPU may run any more).
+/// Everything that the checks have found, after the VMs have ended (no vCPU may run any more).
 pub(crate) fn collect(machine: &Machine, peak_resident_bytes: u64) -> Violations {
-    let mut all = Violations::default();
-    let reports = machine.vm.violations();
-    all.add(Check::GuestOracle, reports.iter().map(describe), machine.vm.violation_count());
+    let mut all = machine.fleet.violations();
     let (host, total) = machine.mm.violations();
     all.add(Check::HostMemory, host.iter().map(ToString::to_string), total);
-    let differences = machine.vm.shadow().check_reverse_map();
-    all.add(Check::ReverseMap, differences, 0);
     let stats = machine.mm.stats();
     let budget = machine.mm.config().host_memory_bytes;
     all.add(
@@ -129,6 +137,43 @@ pub(crate) fn collect(machine: &Machine, peak_resident_bytes: u64) -> Violations
         0,
     );
     all
+}
+
+/// What was found in one VM, which has ended; with its number, if there are several.
+pub(crate) fn of_vm(member: &Member, is_one_of_several: bool) -> Violations {
+    let vm = &member.vm;
+    let named = |text: String| match is_one_of_several {
+        true => format!("VM {}: {text}", member.number),
+        false => text,
+    };
+    let mut found = Violations::default();
+    let reports = vm.violations();
+    let texts = reports.iter().map(|report| named(describe(report)));
+    found.add(Check::GuestOracle, texts, vm.violation_count());
+    let differences = vm.shadow().check_reverse_map();
+    found.add(Check::ReverseMap, differences.into_iter().map(named), 0);
+    found
+}
+
+/// What is left of VMs when all are gone, though nothing should be. Ends background reclaim.
+pub(crate) fn left_behind(machine: &Machine) -> Vec<String> {
+    let mm = &machine.mm;
+    mm.stop_background_reclaim();
+    // A fault that was overtaken may have left a page of zeros that nobody names: reclaim's to take.
+    let frames: Vec<Pfn> = (0..mm.frame_count()).map(Pfn::new).collect();
+    let evicted = mm.evict_frames(&frames);
+    let stats = mm.stats();
+    let mut found: Vec<String> = evicted.err().iter().map(ToString::to_string).collect();
+    for (what, count) in [
+        ("frames", stats.frames_in_use),
+        ("slots of swap", stats.swap_slots_used),
+        ("shared pages", mm.shared_pages()),
+    ] {
+        if count > 0 {
+            found.push(format!("{count} {what} are in use though every VM is gone"));
+        }
+    }
+    found
 }
 
 /// A guest's report in words. The guest may send anything.

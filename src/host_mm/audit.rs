@@ -1,10 +1,12 @@
 //! Where the pages of a memory object are, and whether each can be had: asked after a guest was
-//! ended by a fault of the host, whose promise is that no content is lost.
+//! ended by a fault of the host, whose promise is that no content is lost. And what of a client's
+//! mappings is left: asked after it has gone.
 
-use crate::addr::{Gfn, PAGE_SIZE};
-use crate::host_mm::MemoryObject;
+use crate::addr::{Gfn, PAGE_SIZE, Pfn};
+use crate::export_rmap::ClientId;
 use crate::host_mm::object::{ObjectPages, Place};
 use crate::host_mm::swap::SwapError;
+use crate::host_mm::{HostMm, MemoryObject};
 
 /// Pages that cannot be read are kept one by one up to this many.
 const KEPT: usize = 64;
@@ -20,6 +22,27 @@ pub struct Audit {
     pub lost: u64,
     /// The first of them.
     pub first_lost: Vec<(Gfn, SwapError)>,
+}
+
+impl Audit {
+    /// Adds that of another memory object. A page that several share counts for each.
+    pub fn add(&mut self, other: Self) {
+        self.in_frames += other.in_frames;
+        self.in_swap += other.in_swap;
+        self.lost += other.lost;
+        let room = KEPT.saturating_sub(self.first_lost.len());
+        self.first_lost.extend(other.first_lost.into_iter().take(room));
+    }
+}
+
+impl HostMm {
+    /// Number of entries that the reverse map has of a client: none once it has unregistered.
+    #[must_use]
+    pub fn mappings_of(&self, client: ClientId) -> u64 {
+        let frames = (0..self.frame_count()).map(Pfn::new);
+        let entries = frames.flat_map(|pfn| self.table.rmap_entries(pfn));
+        entries.filter(|entry| entry.client() == client).count() as u64
+    }
 }
 
 impl MemoryObject {

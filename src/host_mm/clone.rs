@@ -2,16 +2,18 @@
 //!
 //! Each page in a frame is cleaned first (read-only everywhere, its dirty state harvested, one
 //! flush for a batch), and becomes a [shared page](crate::host_mm::share). A fault that noted the
-//! page's sequence before finds that it must start over, and then that it may not write.
+//! page's sequence before finds that it must start over, and then that it may not write. A page in
+//! swap stays there: its slot belongs to the shared page from then on.
 
 use std::sync::Arc;
 
-use crate::addr::Gfn;
-use crate::export_rmap::Invalidation;
-use crate::host_mm::fault::Intent;
-use crate::host_mm::object::{ObjectPages, Place};
-use crate::host_mm::reclaim::{Candidate, DetachedBatch, add_to_batch};
-use crate::host_mm::{HostMm, MemoryObject, MmError, require_notifier};
+use crate::addr::{Gfn, SwapSlot};
+use crate::export_rmap::{Invalidation, Owner, PageFlags};
+use crate::host_mm::frames::FreeFrame;
+use crate::host_mm::object::{Entry, ObjectPages, Place};
+use crate::host_mm::reclaim::{Candidate, DetachedBatch, Revoked, add_to_batch};
+use crate::host_mm::stats::Counters;
+use crate::host_mm::{HostMm, MemoryObject, MmError, Sabotage, require_notifier};
 
 impl MemoryObject {
     /// A memory object with the same content, page by page as it is when the page's turn comes:
@@ -35,11 +37,22 @@ impl MemoryObject {
         require_notifier("to clone a guest's memory")?;
         let clone = self.mm.create_object(self.bytes())?;
         let mut batch = Vec::new();
+        let mut stand_in = None;
         for gfn in pages {
-            self.mm.share_page(&self.pages, &clone.pages, gfn, &mut batch)?;
+            self.mm.share_page(&self.pages, &clone.pages, gfn, &mut batch, &mut stand_in)?;
         }
         self.mm.share_batch(&clone.pages, &mut batch)?;
         Ok(clone)
+    }
+}
+
+impl MemoryObject {
+    /// Number of its pages that name a shared page, other than one of zeros.
+    #[must_use]
+    pub fn shared_pages(&self) -> u64 {
+        let is_shared =
+            |entry: &Entry| matches!(entry.load(), Place::Shared(shared) if !shared.is_zero());
+        self.pages.touched().filter(|(_, entry)| is_shared(entry)).count() as u64
     }
 }
 
@@ -51,6 +64,7 @@ impl HostMm {
         to: &ObjectPages,
         gfn: Gfn,
         batch: &mut Vec<Candidate<'a>>,
+        stand_in: &mut Option<FreeFrame<'a>>,
     ) -> Result<(), MmError> {
         let Some(source) = from.touched_entry(gfn) else {
             return Ok(());
@@ -64,10 +78,22 @@ impl HostMm {
                         return Ok(());
                     }
                 }
-                Place::Swap(_) => {
-                    // As page locks, faults are waited for with empty hands.
-                    self.share_batch(to, batch)?;
-                    drop(self.fault_in(from, gfn, Intent::Read)?);
+                Place::Swap(slot) => {
+                    let frame = match stand_in.take() {
+                        Some(frame) => frame,
+                        None => {
+                            // As page locks, reclaim is waited for with empty hands.
+                            self.share_batch(to, batch)?;
+                            self.allocate_frame(gfn)?
+                        }
+                    };
+                    let frame = stand_in.insert(frame);
+                    if self.share_swapped(from.owner(gfn), source, slot, frame)?
+                        && let Some(copy) = to.entry(gfn)
+                        && self.commons.name_again(source, copy)
+                    {
+                        return Ok(());
+                    }
                 }
                 Place::Frame(pfn) => {
                     let share = |batch: &mut _| self.share_batch(to, batch);
@@ -79,13 +105,46 @@ impl HostMm {
         }
     }
 
+    /// Makes a page in swap a shared one, where it is; false if it is not there any more. Whoever
+    /// wants the page meanwhile waits for the lock of `frame`, which stands in for one with the page.
+    fn share_swapped(
+        &self,
+        owner: Owner,
+        entry: &Entry,
+        slot: SwapSlot,
+        frame: &FreeFrame<'_>,
+    ) -> Result<bool, MmError> {
+        let page = self.prepare(frame, owner);
+        let place = Place::Swap(slot);
+        let is_ours = entry.replace(place, Place::Frame(frame.pfn()), &page);
+        let shared = match is_ours {
+            true => self.commons.take_in_swapped(&page, entry, slot, &self.swap).map(|_| true),
+            false => Ok(false),
+        };
+        if shared.is_err() {
+            entry.store(place, &page);
+        }
+        page.clear_flags(PageFlags::IN_USE);
+        if let Ok(true) = shared {
+            Counters::add(&self.counters.shared, 1);
+        }
+        shared
+    }
+
     fn share_batch<'a>(
         &'a self,
         to: &ObjectPages,
         batch: &mut Vec<Candidate<'a>>,
     ) -> Result<(), MmError> {
-        let detached = DetachedBatch::detach(self, std::mem::take(batch), Invalidation::Clean);
-        for revoked in detached.revoke()? {
+        let (batch, untold): (Vec<_>, Vec<_>) = std::mem::take(batch)
+            .into_iter()
+            .partition(|page| !self.is_sabotaged(Sabotage::SkipCloneProtect, page.gfn));
+        self.share_revoked(to, DetachedBatch::untold(untold))?;
+        self.share_revoked(to, DetachedBatch::detach(self, batch, Invalidation::Clean).revoke()?)
+    }
+
+    fn share_revoked(&self, to: &ObjectPages, pages: Vec<Revoked<'_>>) -> Result<(), MmError> {
+        for revoked in pages {
             self.make_shared(&revoked)?;
             if let Some(copy) = to.entry(revoked.gfn()) {
                 self.commons.name_again(revoked.entry()?, copy);

@@ -7,10 +7,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::addr::{Gfn, PAGE_SIZE_U64};
+use crate::addr::{Gfn, PAGE_SIZE_U64, SwapSlot};
 use crate::export_rmap::{LockedPage, Owner};
 use crate::host_mm::MmError;
 use crate::host_mm::object::{Entry, ObjectPages, Place};
+use crate::host_mm::swap::SwapSpace;
 use crate::sync::lock;
 
 /// Number of the commons among memory objects.
@@ -101,23 +102,69 @@ impl Commons {
         entry: &Entry,
     ) -> Result<SharedPage, MmError> {
         let mut names = lock(&self.names);
+        let place = Place::Frame(page.pfn());
+        let shared =
+            self.publish(&mut names, |_, at| Ok(at.replace(Place::Absent, place, page)))?;
+        self.hand_over(page, entry, shared);
+        Ok(shared)
+    }
+
+    /// As [`take_in`](Self::take_in), for a page that stays in a slot of swap: `entry` names the
+    /// locked frame, which has no content, so that nobody else comes to the slot meanwhile.
+    pub(super) fn take_in_swapped(
+        &self,
+        page: &LockedPage<'_>,
+        entry: &Entry,
+        slot: SwapSlot,
+        swap: &SwapSpace,
+    ) -> Result<SharedPage, MmError> {
+        let mut names = lock(&self.names);
+        let old = page.owner().tag();
+        let shared = self.publish(&mut names, |shared, at| {
+            let new = self.pages.owner(shared.gfn()).tag();
+            // First of all: the name must be right when somebody finds the slot.
+            swap.rename(slot, old, new)?;
+            let is_placed = at.replace_frameless(Place::Absent, Place::Swap(slot));
+            if !is_placed {
+                swap.rename(slot, new, old)?;
+            }
+            Ok(is_placed)
+        })?;
+        entry.store(Place::Shared(shared), page);
+        Ok(shared)
+    }
+
+    /// Finds a number that nobody names and has `place` set its entry; false says that the entry
+    /// is taken.
+    fn publish(
+        &self,
+        names: &mut Names,
+        place: impl Fn(SharedPage, &Entry) -> Result<bool, MmError>,
+    ) -> Result<SharedPage, MmError> {
         // A late fault may have left a page of zeros under a number that nobody names any more;
         // reclaim will take it. Such a number goes to the back of the queue.
         for _ in 0..names.free.len() {
             let Some(raw) = names.free.pop_front() else { break };
             let shared = SharedPage(raw);
-            if self.entry(shared)?.replace(Place::Absent, Place::Frame(page.pfn()), page) {
-                names.users[raw as usize] = 1;
-                self.hand_over(page, entry, shared);
-                return Ok(shared);
+            match self.entry(shared).and_then(|at| place(shared, at)) {
+                Ok(true) => {
+                    names.users[raw as usize] = 1;
+                    return Ok(shared);
+                }
+                Ok(false) => names.free.push_back(raw),
+                Err(error) => {
+                    names.free.push_back(raw);
+                    return Err(error);
+                }
             }
-            names.free.push_back(raw);
         }
         let raw = u32::try_from(names.users.len()).ok().filter(|&raw| raw < MAX_SHARED);
         let shared = SharedPage(raw.ok_or(MmError::TooManyShared)?);
-        self.entry(shared)?.store(Place::Frame(page.pfn()), page);
+        // Never named before: its entry is absent.
+        if !place(shared, self.entry(shared)?)? {
+            return Err(MmError::TooManyShared);
+        }
         names.users.push(1);
-        self.hand_over(page, entry, shared);
         Ok(shared)
     }
 

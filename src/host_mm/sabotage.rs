@@ -24,6 +24,8 @@ pub enum Sabotage {
     SetFirst,
     /// Frames are given to new pages before the flush.
     EarlyReuse,
+    /// Pages that a clone shares are not made read-only first: who could write them still can.
+    SkipCloneProtect,
     /// Every so many pages, one bit of a page in swap flips.
     SwapCorrupt,
 }

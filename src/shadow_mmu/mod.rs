@@ -128,6 +128,12 @@ impl ShadowMmu {
         &self.mmu.object
     }
 
+    /// Its number among the export clients.
+    #[must_use]
+    pub fn client_id(&self) -> Option<ClientId> {
+        self.mmu.client.get().copied()
+    }
+
     /// The frames' mapping that the VM's memslot is made of.
     #[must_use]
     pub fn guest_view(&self) -> &GuestView {

@@ -12,7 +12,8 @@ use std::os::unix::fs::MetadataExt;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use vm_memory::MmapRegion;
+use nix::unistd::{Whence, lseek};
+use vm_memory::{MmapRegion, VolatileMemory};
 
 use crate::addr::PAGE_SIZE;
 
@@ -70,6 +71,36 @@ pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
 pub fn allocated_bytes(file: &File) -> io::Result<u64> {
     // st_blocks counts 512 bytes whatever the file system's block size.
     Ok(file.metadata()?.blocks() * 512)
+}
+
+/// Copies what was ever touched of a region to one of the same size, which is still all zero: both
+/// are whole files that live in memory only. What was not touched costs nothing, in either.
+///
+/// # Errors
+///
+/// [`io::ErrorKind::InvalidInput`] if one is no mapping of a file, or their sizes differ; otherwise
+/// the errno of `lseek`.
+pub fn copy_touched(from: &MmapRegion, to: &MmapRegion) -> io::Result<()> {
+    let file = from.file_offset().filter(|_| from.size() == to.size());
+    let file = file.ok_or(io::ErrorKind::InvalidInput)?.file();
+    let seek = |at: usize, whence| -> io::Result<Option<usize>> {
+        match lseek(file, i64::try_from(at).map_err(|_| Errno::EINVAL)?, whence) {
+            // No more data.
+            Err(Errno::ENXIO) => Ok(None),
+            found => Ok(usize::try_from(found?).ok()),
+        }
+    };
+    let mut at = 0;
+    while let Some(start) = seek(at, Whence::SeekData)? {
+        let end = seek(start, Whence::SeekHole)?.unwrap_or(from.size()).min(from.size());
+        let outside =
+            |error: vm_memory::volatile_memory::Error| io::Error::other(error.to_string());
+        let source = from.as_volatile_slice().subslice(start, end - start).map_err(outside)?;
+        let target = to.as_volatile_slice().subslice(start, end - start).map_err(outside)?;
+        source.copy_to_volatile_slice(target);
+        at = end;
+    }
+    Ok(())
 }
 
 /// Drops the page-table entries of `len` bytes at byte `offset` of the region: when it returns, no

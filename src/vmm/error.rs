@@ -79,6 +79,19 @@ pub enum VmError {
         "this host's KVM keeps using translations of memory that was dropped by madvise(MADV_DONTNEED): its MMU notifier does not work, and no guest can be run safely"
     )]
     ZapWithoutEffect,
+    /// There is nothing to clone.
+    #[error(
+        "cannot clone the VM: none of its vCPUs is running; clone one that was started and is not over"
+    )]
+    NotRunning,
+    /// A part of a VM could not be copied.
+    #[error("cannot copy the {what} of the VM: {reason}")]
+    Copy {
+        /// Which part.
+        what: &'static str,
+        /// The reason.
+        reason: String,
+    },
     /// A thread could not be started.
     #[error("cannot start the thread of vCPU {vcpu}: {source}")]
     Thread {

@@ -7,6 +7,10 @@
 //! must not hold a pass, a second pauser waits outside for the first, finds the epoch changed and
 //! leaves the work undone.
 //!
+//! A [`Hold`] is the other way to have nobody inside: while it lives, whoever comes to the gate is
+//! sent away to give an account of itself, and comes again. It changes no epoch, as it makes
+//! nothing void, and it keeps no pause from coming first.
+//!
 //! Kicks are not lost: the flag that keeps a vCPU out of `KVM_RUN` is cleared only in `enter`,
 //! under the lock, while the gate is open; a closer closes under the same lock before it kicks.
 
@@ -29,6 +33,7 @@ pub enum Position {
 
 struct State {
     is_closed: bool,
+    is_held: bool,
     is_stopping: bool,
     epoch: u64,
     positions: Vec<Position>,
@@ -64,6 +69,28 @@ pub(super) enum Paused<T> {
     Stopping,
 }
 
+/// Why a vCPU does not get in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// The VM is stopping.
+    Stopping,
+    /// There is a [`Hold`]. The vCPU has been kicked: its next `KVM_RUN` returns at once.
+    Held,
+}
+
+/// Sends vCPUs away from the gate, until dropped.
+#[must_use]
+pub(super) struct Hold<'a> {
+    gate: &'a Gate,
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        lock(&self.gate.state).is_held = false;
+        self.gate.changed.notify_all();
+    }
+}
+
 /// Permission to be in guest mode, until dropped.
 pub(super) struct Pass<'a> {
     gate: &'a Gate,
@@ -83,7 +110,8 @@ impl Gate {
     /// A gate for the vCPUs that `kicks` kick, in order of their indices.
     pub(super) fn new(kicks: Vec<Arc<dyn Kick>>) -> Self {
         let positions = vec![Position::Outside; kicks.len()];
-        let state = State { is_closed: false, is_stopping: false, epoch: 0, positions };
+        let state =
+            State { is_closed: false, is_held: false, is_stopping: false, epoch: 0, positions };
         Self { state: Mutex::new(state), changed: Condvar::new(), kicks }
     }
 
@@ -91,22 +119,43 @@ impl Gate {
         self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Waits until the gate is open and goes in; `None` when the VM is stopping.
-    pub(super) fn enter(&self, vcpu: usize) -> Option<Pass<'_>> {
+    /// Waits until the gate is open and goes in.
+    pub(super) fn enter(&self, vcpu: usize) -> Result<Pass<'_>, Refused> {
         let mut state = lock(&self.state);
-        while state.is_closed && !state.is_stopping {
+        loop {
+            if state.is_stopping {
+                state.set(vcpu, Position::Outside);
+                return Err(Refused::Stopping);
+            }
+            if state.is_held {
+                state.set(vcpu, Position::Paused);
+                if let Some(kick) = self.kicks.get(vcpu) {
+                    kick.kick();
+                }
+                return Err(Refused::Held);
+            }
+            if !state.is_closed {
+                break;
+            }
             state.set(vcpu, Position::Paused);
             state = self.wait(state);
-        }
-        if state.is_stopping {
-            state.set(vcpu, Position::Outside);
-            return None;
         }
         state.set(vcpu, Position::Inside);
         if let Some(kick) = self.kicks.get(vcpu) {
             kick.rearm();
         }
-        Some(Pass { gate: self, vcpu, epoch: state.epoch })
+        Ok(Pass { gate: self, vcpu, epoch: state.epoch })
+    }
+
+    /// Holds the gate, and kicks out those that are inside. Does not wait. One at a time: the end
+    /// of one hold is the end of all.
+    pub(super) fn hold(&self) -> Hold<'_> {
+        let mut state = lock(&self.state);
+        state.is_held = true;
+        self.kick_inside(&state);
+        drop(state);
+        self.changed.notify_all();
+        Hold { gate: self }
     }
 
     /// Runs `work` while no vCPU is inside, unless that happened already after `since`. The

@@ -62,7 +62,7 @@ fn nobody_is_inside_while_the_work_runs() {
             for (vcpu, kick) in kicks.iter().enumerate() {
                 let (gate, inside) = (&gate, &inside);
                 scope.spawn(move || {
-                    while let Some(pass) = gate.enter(vcpu) {
+                    while let Ok(pass) = gate.enter(vcpu) {
                         inside.fetch_add(1, Ordering::SeqCst);
                         kick.run_until_kicked();
                         inside.fetch_sub(1, Ordering::SeqCst);
@@ -145,7 +145,7 @@ fn a_stop_gets_everybody_out_even_in_a_pause() {
             let pauser = scope.spawn(|| gate.pause_all(0, || ()));
             let waiting = scope.spawn(|| {
                 // Arrives while the gate is closed, or before; is turned away in either case.
-                while let Some(pass) = gate.enter(1) {
+                while let Ok(pass) = gate.enter(1) {
                     kicks[1].run_until_kicked();
                     drop(pass);
                 }
@@ -158,7 +158,7 @@ fn a_stop_gets_everybody_out_even_in_a_pause() {
             waiting.join().unwrap();
             stuck.join().unwrap();
         });
-        assert!(gate.enter(0).is_none());
+        assert_eq!(gate.enter(0).err(), Some(Refused::Stopping));
         assert_eq!(gate.pause_all(0, || ()), Paused::Stopping);
     });
 }
@@ -171,4 +171,40 @@ fn work_that_panics_leaves_the_gate_open() {
     }));
     assert!(result.is_err());
     assert_eq!(gate.enter(0).unwrap().epoch, 1);
+}
+
+#[test]
+fn a_hold_sends_everybody_away_until_it_ends() {
+    within_a_minute(|| {
+        let (gate, kicks) = gate(1);
+        let (to_test, from_vcpu) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let (gate, kick) = (&gate, &kicks[0]);
+            scope.spawn(move || {
+                loop {
+                    match gate.enter(0) {
+                        Ok(_pass) => kick.run_until_kicked(),
+                        Err(Refused::Held) => {
+                            assert!(*lock(&kick.kicked), "it cannot run, were it to try");
+                            to_test.send(()).unwrap();
+                            std::thread::yield_now();
+                        }
+                        Err(Refused::Stopping) => return,
+                    }
+                }
+            });
+            let epoch = lock(&gate.state).epoch;
+            let hold = gate.hold();
+            // Twice, so that one of them is not from before the hold.
+            from_vcpu.recv().unwrap();
+            from_vcpu.recv().unwrap();
+            assert_eq!(gate.positions(), [Position::Paused]);
+            assert_eq!(gate.pause_all(epoch, || 7), Paused::Done(7), "a pause goes first");
+            drop(hold);
+            while gate.positions() != [Position::Inside] {
+                std::thread::yield_now();
+            }
+            gate.stop();
+        });
+    });
 }

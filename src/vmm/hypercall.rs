@@ -144,7 +144,10 @@ fn start_vcpu(shared: &Shared, caller: &GuestCpu, index: u64, rip: u64, argument
     let Ok(index) = usize::try_from(index) else {
         return abi::START_NO_SUCH_VCPU;
     };
-    match shared.roster.start(index, StartRequest { cpu: started_by(caller, rip, argument) }) {
+    match shared
+        .roster
+        .start(index, StartRequest { cpu: started_by(caller, rip, argument), real: None })
+    {
         Ok(()) => 0,
         Err(StartRefused::NoSuchVcpu) => abi::START_NO_SUCH_VCPU,
         Err(StartRefused::AlreadyRunning) => abi::START_ALREADY_RUNNING,

@@ -139,13 +139,24 @@ pub struct GuestCounters {
 }
 
 impl GuestCounters {
-    fn add(&mut self, other: &Self) {
-        self.verified = self.verified.wrapping_add(other.verified);
-        self.writes = self.writes.wrapping_add(other.writes);
-        self.shared_adds = self.shared_adds.wrapping_add(other.shared_adds);
-        self.paging_ops = self.paging_ops.wrapping_add(other.paging_ops);
-        self.violations = self.violations.wrapping_add(other.violations);
-        self.hot_accesses = self.hot_accesses.wrapping_add(other.hot_accesses);
+    fn zip(&self, other: &Self, with: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            verified: with(self.verified, other.verified),
+            writes: with(self.writes, other.writes),
+            shared_adds: with(self.shared_adds, other.shared_adds),
+            paging_ops: with(self.paging_ops, other.paging_ops),
+            violations: with(self.violations, other.violations),
+            hot_accesses: with(self.hot_accesses, other.hot_accesses),
+        }
+    }
+
+    /// Adds other counters.
+    pub fn add(&mut self, other: &Self) {
+        *self = self.zip(other, u64::wrapping_add);
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        self.zip(before, u64::wrapping_sub)
     }
 }
 
@@ -154,15 +165,25 @@ impl GuestCounters {
 pub(super) struct ControlBlock {
     window: Arc<MmapRegion>,
     vcpus: usize,
+    /// What the counters were when this VM was cloned: another's work. Empty for one that booted.
+    before: Vec<GuestCounters>,
 }
 
 impl ControlBlock {
     /// Fills the block in `window`.
     pub(super) fn new(window: Arc<MmapRegion>, vcpus: usize, memory_bytes: u64) -> Self {
-        let block = Self { window, vcpus };
+        let block = Self { window, vcpus, before: Vec::new() };
         block.store(offset_of!(Control, magic), abi::CONTROL_MAGIC);
         block.store(offset_of!(Control, vcpus), u32::try_from(vcpus).unwrap_or(u32::MAX));
         block.store(offset_of!(Control, memory_bytes), memory_bytes);
+        block
+    }
+
+    /// The block in `window`, a copy of that of the VM that was cloned, for a VM of `generation`.
+    pub(super) fn of_clone(window: Arc<MmapRegion>, vcpus: usize, generation: u64) -> Self {
+        let mut block = Self { window, vcpus, before: Vec::new() };
+        block.store(offset_of!(Control, generation), generation);
+        block.before = block.counters();
         block
     }
 
@@ -181,18 +202,19 @@ impl ControlBlock {
         self.store(offset_of!(Control, stop), 1u32);
     }
 
-    /// The counters of vCPU `index`.
+    /// The counters of vCPU `index`, without what they were when the VM was cloned.
     fn counters_of(&self, index: usize) -> GuestCounters {
         let base = offset_of!(Control, counters) + index * size_of::<VcpuCounters>();
         let read = |offset| self.load(base + offset);
-        GuestCounters {
+        let counters = GuestCounters {
             verified: read(offset_of!(VcpuCounters, verified)),
             writes: read(offset_of!(VcpuCounters, writes)),
             shared_adds: read(offset_of!(VcpuCounters, shared_adds)),
             paging_ops: read(offset_of!(VcpuCounters, paging_ops)),
             violations: read(offset_of!(VcpuCounters, violations)),
             hot_accesses: read(offset_of!(VcpuCounters, hot_accesses)),
-        }
+        };
+        self.before.get(index).map_or(counters, |before| counters.since(before))
     }
 
     /// The counters of every vCPU, by index.
@@ -258,6 +280,14 @@ mod tests {
         }
         assert_eq!(block.total(), GuestCounters { verified: 11, ..Default::default() });
         block.request_stop();
+        let clone = ControlBlock::of_clone(window.clone(), 2, 3);
+        assert_eq!(clone.load(offset_of!(Control, generation)), 3);
+        window
+            .as_volatile_slice()
+            .store(9u64, offset_of!(Control, counters), Ordering::Relaxed)
+            .unwrap();
+        assert_eq!(clone.total(), GuestCounters { verified: 4, ..Default::default() }, "its own");
+        assert_eq!(block.total(), GuestCounters { verified: 15, ..Default::default() });
         let stop: u32 =
             window.as_volatile_slice().load(offset_of!(Control, stop), Ordering::Relaxed).unwrap();
         assert_eq!(stop, 1);

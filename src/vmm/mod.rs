@@ -7,9 +7,10 @@
 //! The pieces, from the guest outwards: the `monitor` turns exceptions into exits, `exits`
 //! handles them on the thread of the `vcpu`, [`emulate`] and [`inject`] change the guest's
 //! state, the `gate` keeps all vCPUs out while shadow pages are recycled, the `roster` knows
-//! who runs, and `vm` puts it all together.
+//! who runs, and `vm` puts it all together, also from a VM that runs (`clone`).
 
 pub mod boot;
+mod clone;
 pub mod cpu;
 mod cpuid;
 mod devices;
@@ -31,6 +32,7 @@ mod monitor;
 mod offer;
 mod progress;
 mod real;
+mod real_state;
 mod roster;
 mod shared;
 mod stale;
@@ -38,6 +40,7 @@ mod stats;
 mod vcpu;
 mod vm;
 
+pub use clone::CloneFigures;
 pub use error::{GuestError, VmError};
 pub use gate::Position;
 pub use host_kind::{HostKind, HostTraits};

@@ -316,6 +316,19 @@ impl MonitorStack {
         self.region.as_volatile_slice().store(value, self.top - below_top, Ordering::Relaxed)
     }
 
+    /// The whole page, which has the vCPU's TSS, too.
+    pub(super) fn page(&self) -> Result<Vec<u8>, InstallError> {
+        let mut page = vec![0; PAGE_SIZE];
+        self.region.as_volatile_slice().read_slice(&mut page, self.top - PAGE_SIZE)?;
+        Ok(page)
+    }
+
+    /// Overwrites the whole page with one of a vCPU of the same index in another VM with as many
+    /// vCPUs: the TSS is the same.
+    pub(super) fn set_page(&self, page: &[u8]) -> Result<(), InstallError> {
+        self.region.as_volatile_slice().write_slice(page, self.top - PAGE_SIZE)
+    }
+
     /// Reads the frame; the error code is meaningless for vectors without one. The vCPU is out of
     /// `KVM_RUN`, and the exit orders its writes before these reads.
     pub(super) fn read(&self) -> Result<ExceptionFrame, InstallError> {

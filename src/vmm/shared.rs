@@ -1,6 +1,7 @@
 //! What all vCPU threads of a VM share.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use crate::shadow_mmu::ShadowMmu;
 use crate::sync::Mutex;
@@ -30,6 +31,8 @@ pub(super) struct Shared {
     pub(super) counts: Vec<LiveCounts>,
     /// Latencies of the vCPUs that have ended.
     pub(super) latency: Mutex<FaultLatency>,
+    /// When the first vCPU was first let in.
+    pub(super) first_entry: OnceLock<Instant>,
     pub(super) memory_bytes: u64,
     pub(super) window_bytes: u64,
     pub(super) vcpus: usize,

@@ -7,8 +7,9 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
-use kvm_ioctls::{SyncReg, VcpuFd};
+use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 
 use crate::host_mm::MmError;
 use crate::shadow_mmu::{LoadRoot, Root};
@@ -16,12 +17,14 @@ use crate::sync::lock;
 
 use super::cpu::GuestCpu;
 use super::error::{GuestError, VmError};
-use super::gate::{Gate, Pass, Paused};
+use super::gate::{Gate, Pass, Paused, Refused};
 use super::kick::Kicker;
 use super::machine::TABLES_SLOT;
 use super::monitor::MonitorStack;
 use super::progress::ProgressGuard;
 use super::real;
+use super::real_state::RealState;
+use super::roster::StartRequest;
 use super::shared::Shared;
 use super::stats::{FaultLatency, LiveCounts};
 use super::vm::Outcome;
@@ -50,6 +53,16 @@ enum Left {
     Ended(Outcome),
 }
 
+/// What the real registers are yet to be set from.
+enum Begin {
+    /// They are set.
+    Done,
+    /// The guest's state: the vCPU is about to start.
+    Start,
+    /// Another vCPU's, where this one goes on.
+    GoOn(Box<RealState>),
+}
+
 /// A vCPU; owned by its thread once that runs.
 pub(super) struct Vcpu {
     pub(super) index: usize,
@@ -61,8 +74,7 @@ pub(super) struct Vcpu {
     pub(super) cpu: GuestCpu,
     /// The shadow root and the gate's epoch that it belongs to.
     pub(super) root: Option<(u64, Root)>,
-    /// The real registers are yet to be set from `cpu`.
-    is_fresh: bool,
+    begin: Begin,
     pub(super) guard: ProgressGuard,
     /// Recycles since a fault was last fixed.
     pub(super) recycles: u32,
@@ -86,7 +98,7 @@ impl Vcpu {
             stack,
             cpu,
             root: None,
-            is_fresh: true,
+            begin: Begin::Start,
             guard: ProgressGuard::default(),
             recycles: 0,
             latency: FaultLatency::default(),
@@ -121,7 +133,7 @@ impl Vcpu {
             self.cpu = request.cpu;
             self.last_rip = self.cpu.rip;
             self.root = None;
-            self.is_fresh = true;
+            self.begin = request.real.map_or(Begin::Start, Begin::GoOn);
             match self.run()? {
                 Left::Stopped => break,
                 Left::Ended(outcome) => return Ok(Some(outcome)),
@@ -161,9 +173,16 @@ impl Vcpu {
     /// Gets inside the gate with a valid root in the real CR3; `None` when the VM is stopping.
     fn enter<'gate>(&mut self, gate: &'gate Gate) -> Result<Option<Pass<'gate>>, VmError> {
         loop {
-            let Some(pass) = gate.enter(self.index) else {
-                return Ok(None);
+            let pass = match gate.enter(self.index) {
+                Ok(pass) => pass,
+                Err(Refused::Stopping) => return Ok(None),
+                Err(Refused::Held) => {
+                    let account = self.account()?;
+                    self.shared.roster.give_account(self.index, account);
+                    continue;
+                }
             };
+            self.shared.first_entry.get_or_init(Instant::now);
             if self.root.is_some_and(|(epoch, _)| epoch == pass.epoch) {
                 return Ok(Some(pass));
             }
@@ -183,6 +202,37 @@ impl Vcpu {
         }
     }
 
+    /// How to go on from here, in this VM or in a clone of it.
+    ///
+    /// # Errors
+    /// The outer one ends this VM; of the inner one it takes no harm.
+    fn account(&mut self) -> Result<Result<StartRequest, VmError>, VmError> {
+        let real = match &self.begin {
+            Begin::Start => None,
+            Begin::GoOn(real) => Some(real.clone()),
+            Begin::Done => {
+                self.settle()?;
+                match RealState::of(&self.fd, &self.stack) {
+                    Ok(real) => Some(Box::new(real)),
+                    Err(error) => return Ok(Err(error.into())),
+                }
+            }
+        };
+        Ok(Ok(StartRequest { cpu: self.cpu.clone(), real }))
+    }
+
+    /// Has KVM complete the last exit and take the registers that were changed since. The gate has
+    /// kicked this vCPU: no guest code runs.
+    fn settle(&mut self) -> Result<(), VmError> {
+        let exit = match self.fd.run() {
+            Ok(VcpuExit::Intr) => return Ok(()),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(()),
+            Ok(exit) => format!("an exit without a run: {exit:?}"),
+            Err(error) => format!("a run that was to be none failed: {error}"),
+        };
+        Err(self.guest_error(GuestError::UnexpectedExit { exit }))
+    }
+
     /// Points the real CR3 at `root`; sets all other registers, too, when the vCPU begins.
     pub(super) fn set_real_root(&mut self, root: Root) -> Result<(), VmError> {
         let Some(address) = self.shared.shadow.root_machine_address(root) else {
@@ -190,13 +240,17 @@ impl Vcpu {
             self.root = None;
             return Ok(());
         };
-        if self.is_fresh {
-            real::set_all(&mut self.fd, &self.shared.monitor, self.index, &self.cpu, address)?;
-            self.is_fresh = false;
-        } else {
-            self.fd.sync_regs_mut().sregs.cr3 = address;
-            self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
+        match &self.begin {
+            Begin::Start => {
+                real::set_all(&mut self.fd, &self.shared.monitor, self.index, &self.cpu, address)?;
+            }
+            Begin::GoOn(real) => real.restore(&mut self.fd, &self.stack, address)?,
+            Begin::Done => {
+                self.fd.sync_regs_mut().sregs.cr3 = address;
+                self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
+            }
         }
+        self.begin = Begin::Done;
         Ok(())
     }
 

@@ -5,11 +5,12 @@
 
 use std::borrow::Cow;
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
+use vm_memory::MmapRegion;
 
 use crate::abi;
 use crate::addr::{Gpa, PAGE_SIZE_U64};
@@ -18,6 +19,7 @@ use crate::shadow_mmu::{ShadowConfig, ShadowMmu, TableMemory};
 use crate::sync::{Mutex, lock};
 
 use super::boot::{self, Image};
+use super::clone::Birth;
 use super::cpu::{Features, GuestCpu, gpr};
 use super::devices::PortBus;
 use super::error::VmError;
@@ -95,23 +97,48 @@ impl Outcome {
 
 /// A virtual machine. See the module's documentation.
 pub struct Vm {
-    shared: Arc<Shared>,
-    object: Arc<MemoryObject>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) object: Arc<MemoryObject>,
+    pub(super) shape: Shape,
+    /// The pinned window's memory.
+    pub(super) window: Arc<MmapRegion>,
     kickers: Vec<Arc<Kicker>>,
     /// The vCPUs before the start.
     vcpus: Vec<Vcpu>,
-    boot: GuestCpu,
+    /// How each vCPU is to begin, by index; `None` for those that wait to be started by another.
+    starts: Vec<Option<StartRequest>>,
     threads: Vec<JoinHandle<()>>,
+    /// How it was cloned, if it was.
+    pub(super) birth: Option<Birth>,
     /// Outlives the threads, which it may have to let go on.
     _tripwire: Option<TripwireWatch>,
+}
+
+/// What a VM and its clones have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) memory_bytes: u64,
+    pub(super) vcpus: usize,
+    shadow_pages: Option<u32>,
+    kind: HostKind,
+}
+
+/// What a VM begins with: its content, and who is told.
+pub(super) struct Contents {
+    pub(super) object: Arc<MemoryObject>,
+    pub(super) window: Arc<MmapRegion>,
+    pub(super) control: ControlBlock,
+    pub(super) bus: PortBus,
+    pub(super) observer: Option<Arc<dyn VmObserver>>,
+    /// How each vCPU begins, by index.
+    pub(super) starts: Vec<Option<StartRequest>>,
 }
 
 /// What the parts of a VM are made from.
 struct Parts {
     monitor: MonitorLayout,
     plan: MachinePlan,
-    tables: Arc<vm_memory::MmapRegion>,
-    window: Arc<vm_memory::MmapRegion>,
+    tables: Arc<MmapRegion>,
     shadow: Arc<ShadowMmu>,
     kvm: KvmVm,
 }
@@ -148,44 +175,92 @@ impl Vm {
         let image = Image::parse(&config.kernel, config.memory_bytes)?;
         let device = KvmDevice::open()?;
         check_vcpus(config.vcpus, &device)?;
-        let cpuid = device.guest_cpuid()?;
-        let features = kvm::features(&cpuid)?;
+        let features = kvm::features(&device.guest_cpuid()?)?;
 
         let object = mm.create_object(config.memory_bytes)?;
         boot::load(&object, &image, config.cmdline.as_bytes())?;
-        let parts = build_parts(config, kind, &device, features, mm, &object)?;
+        let shape = Shape {
+            memory_bytes: config.memory_bytes,
+            vcpus: config.vcpus,
+            shadow_pages: config.shadow_pages,
+            kind,
+        };
+        let window = map_shared("pinned window", window_bytes(shape.memory_bytes))?;
+        let mut boot = GuestCpu::at_boot(Gpa::new(abi::BOOT_PML4_GPA), features);
+        boot.rip = image.entry();
+        boot.gpr[gpr::RSI] = abi::BOOT_PARAMS_GPA;
+        let mut starts = vec![None; shape.vcpus];
+        starts[0] = Some(StartRequest { cpu: boot, real: None });
+        let contents = Contents {
+            object,
+            control: ControlBlock::new(window.clone(), shape.vcpus, shape.memory_bytes),
+            window,
+            bus: PortBus::new(console),
+            observer: config.observer.clone(),
+            starts,
+        };
+        Self::assemble(shape, &device, contents)
+    }
 
-        let mut fds = Vec::with_capacity(config.vcpus);
-        let mut kickers = Vec::with_capacity(config.vcpus);
-        for index in 0..config.vcpus {
+    /// Makes a VM around its contents.
+    pub(super) fn assemble(
+        shape: Shape,
+        device: &KvmDevice,
+        contents: Contents,
+    ) -> Result<Self, VmError> {
+        let cpuid = device.guest_cpuid()?;
+        let features = kvm::features(&cpuid)?;
+        let parts = build_parts(shape, device, features, &contents)?;
+        let mut fds = Vec::with_capacity(shape.vcpus);
+        let mut kickers = Vec::with_capacity(shape.vcpus);
+        for index in 0..shape.vcpus {
             let mut fd = parts.kvm.create_vcpu(index, &cpuid)?;
             real::prepare(&mut fd, &cpuid, &parts.monitor)?;
             kickers.push(Arc::new(kicker(&fd)?));
             fds.push(fd);
         }
-        let mut boot = GuestCpu::at_boot(Gpa::new(abi::BOOT_PML4_GPA), features);
-        boot.rip = image.entry();
-        boot.gpr[gpr::RSI] = abi::BOOT_PARAMS_GPA;
 
+        let Contents { object, window, control, bus, observer, starts } = contents;
         let tables = parts.tables.clone();
-        let shared = Arc::new(share(config, parts, console, &kickers));
-        let tripwire = stale::watch(mm, &shared, &kickers)?;
+        let shared = Arc::new(share(shape, parts, control, bus, observer, &kickers));
+        let tripwire = stale::watch(object.host_mm(), &shared, &kickers)?;
+        // What a vCPU is before its start does not matter.
+        let idle = GuestCpu::at_boot(Gpa::new(abi::BOOT_PML4_GPA), features);
         let vcpus = fds
             .into_iter()
             .enumerate()
             .map(|(index, fd)| {
                 let stack = MonitorStack::new(&shared.monitor, tables.clone(), index);
-                Vcpu::new(index, fd, shared.clone(), stack, boot.clone())
+                Vcpu::new(index, fd, shared.clone(), stack, idle.clone())
             })
             .collect();
-        Ok(Self { shared, object, kickers, vcpus, boot, threads: Vec::new(), _tripwire: tripwire })
+        Ok(Self {
+            shared,
+            object,
+            shape,
+            window,
+            kickers,
+            vcpus,
+            starts,
+            threads: Vec::new(),
+            birth: None,
+            _tripwire: tripwire,
+        })
     }
 
-    /// Starts the vCPU threads and lets the first vCPU run. Starting twice does nothing.
+    /// Starts the vCPU threads and lets the first vCPU run; those of a clone that were running in
+    /// its source. Starting twice does nothing.
     ///
     /// # Errors
     /// [`VmError::Thread`]; the VM is then over.
     pub fn start(&mut self) -> Result<(), VmError> {
+        // All of them before the first thread: one that halts at once is not the last that runs.
+        for (index, start) in std::mem::take(&mut self.starts).into_iter().enumerate() {
+            if let Some(start) = start {
+                // Refused only if it runs already.
+                let _ = self.shared.roster.start(index, start);
+            }
+        }
         for vcpu in std::mem::take(&mut self.vcpus) {
             let index = vcpu.index;
             let Some(kicker) = self.kickers.get(index).cloned() else {
@@ -200,8 +275,6 @@ impl Vm {
                 }
             }
         }
-        // Refused only if it runs already.
-        let _ = self.shared.roster.start(0, StartRequest { cpu: self.boot.clone() });
         Ok(())
     }
 
@@ -361,40 +434,39 @@ fn default_shadow_pages(memory_bytes: u64, frames: u32, min: u32) -> u32 {
     leaf_tables.saturating_mul(4).min(frames / 8).saturating_add(1024).saturating_add(min)
 }
 
-fn shadow_pages(config: &VmConfig, frames: u32) -> Result<u32, VmError> {
-    let vcpus = config.vcpus;
+fn shadow_pages(shape: Shape, frames: u32) -> Result<u32, VmError> {
+    let vcpus = shape.vcpus;
     let min = u32::try_from(vcpus).unwrap_or(u32::MAX).saturating_mul(MIN_SHADOW_PAGES_PER_VCPU);
-    match config.shadow_pages {
-        None => Ok(default_shadow_pages(config.memory_bytes, frames, min)),
+    match shape.shadow_pages {
+        None => Ok(default_shadow_pages(shape.memory_bytes, frames, min)),
         Some(pages) if pages >= min => Ok(pages),
         Some(pages) => Err(VmError::ShadowPages { pages, vcpus, min }),
     }
 }
 
-/// Maps the three slots, writes the monitor, makes the shadow MMU and the KVM VM.
+/// Maps the slots, writes the monitor, makes the shadow MMU and the KVM VM.
 fn build_parts(
-    config: &VmConfig,
-    kind: HostKind,
+    shape: Shape,
     device: &KvmDevice,
     features: Features,
-    mm: &Arc<HostMm>,
-    object: &Arc<MemoryObject>,
+    contents: &Contents,
 ) -> Result<Parts, VmError> {
-    let shadow_pages = shadow_pages(config, mm.frame_count())?;
-    let monitor = MonitorLayout::new(config.vcpus);
+    let Contents { object, window, .. } = contents;
+    let mm = object.host_mm();
+    let shadow_pages = shadow_pages(shape, mm.frame_count())?;
+    let monitor = MonitorLayout::new(shape.vcpus);
     let view = mm.map_guest_view()?;
     let frames = view.region().clone();
     let frames_bytes = frames.size() as u64;
     let plan = MachinePlan::new(
         &monitor,
         shadow_pages,
-        config.memory_bytes,
+        shape.memory_bytes,
         frames_bytes,
         features.phys_bits,
     )?;
 
     let tables = map_pinned("monitor and shadow tables", plan.tables_bytes)?;
-    let window = map_shared("pinned window", plan.window_bytes)?;
     let monitor_pml4e =
         monitor::install(&monitor, &tables, plan.tables_slot_base).map_err(|error| {
             VmError::Map { what: "monitor", bytes: monitor.bytes(), reason: error.to_string() }
@@ -403,7 +475,7 @@ fn build_parts(
         machine: plan.layout(&monitor),
         monitor_pml4e,
         phys_bits: features.phys_bits,
-        zap_to_age: kind.zap_to_age(),
+        zap_to_age: shape.kind.zap_to_age(),
     };
     let monitor_bytes = usize::try_from(monitor.bytes()).unwrap_or(usize::MAX);
     let table_memory = TableMemory::new(tables.clone(), monitor_bytes, shadow_pages)?;
@@ -412,9 +484,9 @@ fn build_parts(
 
     let kvm = device.create_vm()?;
     kvm.add_region(TABLES_SLOT, plan.tables_slot_base, &tables)?;
-    kvm.add_region(WINDOW_SLOT, plan.window_base, &window)?;
+    kvm.add_region(WINDOW_SLOT, plan.window_base, window)?;
     kvm.add_region(FRAMES_SLOT, plan.frames_base, &frames)?;
-    Ok(Parts { monitor, plan, tables, window, shadow, kvm })
+    Ok(Parts { monitor, plan, tables, shadow, kvm })
 }
 
 fn kicker(fd: &VcpuFd) -> Result<Kicker, VmError> {
@@ -427,28 +499,30 @@ fn kicker(fd: &VcpuFd) -> Result<Kicker, VmError> {
 }
 
 fn share(
-    config: &VmConfig,
+    shape: Shape,
     parts: Parts,
-    console: Box<dyn Write + Send>,
+    control: ControlBlock,
+    bus: PortBus,
+    observer: Option<Arc<dyn VmObserver>>,
     kickers: &[Arc<Kicker>],
 ) -> Shared {
-    let Parts { monitor, plan, tables: _, window, shadow, kvm } = parts;
+    let Parts { monitor, plan, tables: _, shadow, kvm } = parts;
     let kicks = kickers.iter().map(|kicker| kicker.clone() as Arc<dyn Kick>).collect();
-    debug_assert_eq!(plan.window_bytes, window_bytes(config.memory_bytes));
     Shared {
         kvm,
         shadow,
         monitor,
-        control: ControlBlock::new(window, config.vcpus, config.memory_bytes),
-        bus: PortBus::new(console),
+        control,
+        bus,
         gate: Gate::new(kicks),
-        roster: Roster::new(config.vcpus),
+        roster: Roster::new(shape.vcpus),
         reports: Reports::default(),
-        observer: config.observer.clone(),
-        counts: (0..config.vcpus).map(|_| LiveCounts::default()).collect(),
+        observer,
+        counts: (0..shape.vcpus).map(|_| LiveCounts::default()).collect(),
         latency: Mutex::new(FaultLatency::default()),
-        memory_bytes: config.memory_bytes,
+        first_entry: OnceLock::new(),
+        memory_bytes: shape.memory_bytes,
         window_bytes: plan.window_bytes,
-        vcpus: config.vcpus,
+        vcpus: shape.vcpus,
     }
 }

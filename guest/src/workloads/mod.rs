@@ -20,6 +20,8 @@ const HOT_PER_STEP: u64 = 8;
 /// Where one vCPU stands in each workload.
 pub struct Workloads {
     rng: Rng,
+    /// The VM's generation that the random choices are of.
+    generation: u64,
     /// Next page of the sequential sweep.
     sweep: u64,
     /// Spreads Zipf's ranks over the pages.
@@ -39,14 +41,16 @@ impl Workloads {
     pub fn new(worker: &Worker) -> Workloads {
         let seed = worker.machine.options.seed;
         let stream = u64::from(worker.vcpu.index);
+        let generation = worker.machine.generation();
         let hot = worker.owned_before(worker.machine.hot_pages());
         Workloads {
-            rng: Rng::new(seed, stream),
+            rng: Rng::of_generation(seed, stream, generation),
+            generation,
             sweep: 0,
             ranks: Scramble::new(worker.owned, seed ^ !stream),
             chase: 0,
             shared: SharedState::new(),
-            paging: PagingState::new(worker, Rng::new(seed, !stream)),
+            paging: PagingState::new(worker, Rng::of_generation(seed, !stream, generation)),
             hot,
             scan: hot,
         }
@@ -57,6 +61,9 @@ impl Workloads {
         for _ in 0..operations {
             if worker.stop_asked() {
                 return;
+            }
+            if worker.machine.generation() != self.generation {
+                self.part_ways(worker);
             }
             match workload {
                 Workload::Seq => {
@@ -78,6 +85,20 @@ impl Workloads {
                 Workload::Hotscan => self.hot_and_scan(worker),
             }
         }
+    }
+
+    /// After a clone: from here on all random choices are other ones, and each workload goes on at
+    /// another place, so that a clone and its source do not do the same work.
+    #[cold]
+    fn part_ways(&mut self, worker: &Worker) {
+        let seed = worker.machine.options.seed;
+        let stream = u64::from(worker.vcpu.index);
+        self.generation = worker.machine.generation();
+        self.rng = Rng::of_generation(seed, stream, self.generation);
+        self.paging.choose_anew(Rng::of_generation(seed, !stream, self.generation));
+        self.sweep = self.rng.below(worker.owned);
+        self.chase = self.rng.below(worker.owned);
+        self.scan = self.hot + self.rng.below(worker.owned - self.hot);
     }
 
     /// Reads or writes an owned page, as the write percentage has it.

@@ -127,6 +127,11 @@ impl PagingState {
         state
     }
 
+    /// Makes the random choices from here on by another generator.
+    pub(super) fn choose_anew(&mut self, rng: Rng) {
+        self.rng = rng;
+    }
+
     /// One random change with its checks.
     pub(super) fn operation(&mut self, worker: &Worker) {
         let slot = self.rng.below(SLOTS as u64) as usize;

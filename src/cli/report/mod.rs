@@ -2,6 +2,7 @@
 
 pub(crate) mod json;
 pub(crate) mod table;
+pub(crate) mod vms;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -11,10 +12,11 @@ use super::config::StressConfig;
 use super::injected::Injected;
 use super::machine::Machine;
 use super::stress::{Course, Detection, StormCount};
-use super::violations::{self, Violation, Violations};
+use super::violations::{self, Check, Violation, Violations};
 use crate::host_mm::MmStats;
 use crate::shadow_mmu::ShadowStats;
 use crate::vmm::{FaultLatency, GuestCounters, Latencies, VcpuCounts};
+use vms::VmsReport;
 
 /// How a run came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -42,6 +44,7 @@ pub(crate) struct Report {
     pub(crate) faults: FaultReport,
     pub(crate) exits: ExitReport,
     pub(crate) storms: Vec<StormCount>,
+    pub(crate) vms: VmsReport,
     pub(crate) host: MmStats,
     pub(crate) shadow: ShadowStats,
     pub(crate) fault_latency: LatencyReports,
@@ -66,6 +69,9 @@ pub(crate) struct ConfigReport {
     pub(crate) host_memory_bytes: u64,
     pub(crate) swap_bytes: u64,
     pub(crate) vcpus: usize,
+    pub(crate) vms: usize,
+    /// Time between two changes of `--churn`; `None` without it.
+    pub(crate) churn_seconds: Option<f64>,
     pub(crate) duration_seconds: f64,
     pub(crate) workloads: Vec<Workload>,
     pub(crate) invalidations: Vec<Invalidate>,
@@ -138,16 +144,24 @@ pub(crate) struct MemoryReport {
 }
 
 impl Report {
-    /// The report of a run that is over: no vCPU runs any more.
+    /// The report of a run that is over: no vCPU runs any more. Lets go of the VMs.
     pub(crate) fn new(
         config: &StressConfig,
-        machine: &Machine,
+        machine: &mut Machine,
         course: &Course,
         console: &[String],
     ) -> Self {
         let figures = machine.figures();
         let injected = Injected::conclude(machine);
-        let violations = all_violations(machine, course, injected.as_ref());
+        // They are kept until here because their pages were looked for.
+        let has_ended = machine.retire_all();
+        let mut violations = all_violations(machine, course, injected.as_ref());
+        if has_ended && config.sabotage.is_none() && config.machine.host.inject.items.is_empty() {
+            let left = violations::left_behind(machine);
+            violations.add(Check::ReverseMap, left, 0);
+        }
+        let fleet = &machine.fleet;
+        let console = console.iter().cloned().chain(fleet.lines()).collect();
         let late = violations
             .first
             .first()
@@ -162,9 +176,10 @@ impl Report {
             faults: FaultReport::from(figures.vcpus),
             exits: ExitReport::from(figures.vcpus),
             storms: course.storms.clone(),
+            vms: VmsReport::new(&fleet.records(), course.population, fleet.merged_across()),
             host: figures.host,
             shadow: figures.shadow,
-            fault_latency: LatencyReports::new(&machine.vm.fault_latency()),
+            fault_latency: LatencyReports::new(&fleet.fault_latency()),
             memory: MemoryReport {
                 budget_bytes: config.machine.host.host_memory_bytes,
                 peak_frame_bytes: figures.peak_frame_bytes(),
@@ -175,7 +190,7 @@ impl Report {
             detection: course.detection.or(late),
             cut_short: course.cut_short,
             signal: course.signal,
-            guest_console: console.to_vec(),
+            guest_console: console,
         }
     }
 
@@ -219,6 +234,8 @@ impl ConfigReport {
             host_memory_bytes: machine.host.host_memory_bytes,
             swap_bytes: machine.host.swap.bytes,
             vcpus: machine.vm.vcpus,
+            vms: config.vms,
+            churn_seconds: config.churn.map(|churn| churn.as_secs_f64()),
             duration_seconds: config.duration.as_secs_f64(),
             workloads: config.workloads.clone(),
             invalidations: config.invalidations.clone(),

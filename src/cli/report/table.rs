@@ -5,6 +5,7 @@ use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use super::{LatencyReport, Report, Verdict};
 use crate::cli::args::name_of;
 use crate::cli::output::printable;
+use crate::cli::stress::PopulationCount;
 use crate::cli::values::{human_bytes, human_count, human_nanos, size};
 
 /// One line below the header, nothing else.
@@ -17,6 +18,7 @@ const SHOWN: usize = 20;
 pub(crate) fn render(report: &Report) -> String {
     let mut parts = vec![headline(report), figures(report)];
     parts.extend(latencies(report));
+    parts.extend(vms(report));
     parts.push(memory(report));
     parts.extend(report.injected.as_ref().map(|injected| injected.lines().join("\n")));
     parts.extend(violations(report));
@@ -28,7 +30,8 @@ fn headline(report: &Report) -> String {
     let config = &report.config;
     let names: Vec<String> = config.workloads.iter().map(|&workload| name_of(workload)).collect();
     format!(
-        "stress: {} guest in {} of frames, {} vCPUs, {}, seed {}",
+        "stress: {}{} guest in {} of frames, {} vCPUs, {}, seed {}",
+        if config.vms > 1 { format!("{} VMs, ", config.vms) } else { String::new() },
         size(config.memory_bytes),
         size(config.host_memory_bytes),
         config.vcpus,
@@ -121,6 +124,62 @@ fn latencies(report: &Report) -> Option<String> {
     row("execute", report.fault_latency.execute);
     row("all", Some(all));
     Some(table.trim_fmt())
+}
+
+/// VMs that have a line of their own; there may be thousands in a run.
+const SHOWN_VMS: usize = 16;
+
+fn vms(report: &Report) -> Option<String> {
+    let all = &report.vms;
+    if all.each.len() < 2 {
+        return None;
+    }
+    let mut each = table(&["VM", "cloned from", "verified", "writes", "faults", "clone ms", "end"]);
+    for vm in all.each.iter().take(SHOWN_VMS) {
+        each.add_row([
+            vm.number.to_string(),
+            vm.parent.map_or_else(String::new, |parent| parent.to_string()),
+            human_count(vm.guest.verified),
+            human_count(vm.guest.writes),
+            human_count(vm.faults),
+            vm.clone_ms.map_or_else(String::new, |ms| format!("{ms:.1}")),
+            vm.fate.to_owned(),
+        ]);
+    }
+    let mut parts = vec![each.trim_fmt()];
+    if all.each.len() > SHOWN_VMS {
+        parts.push(format!(" ... and {} more", all.each.len() - SHOWN_VMS));
+    }
+    if let Some(clones) = &all.clones {
+        let mut table = table(&["clones", "median", "max"]);
+        for (name, spread) in [
+            ("clone ms: source paused", clones.paused_ms),
+            ("clone ms: pause to first entry", clones.clone_ms),
+        ] {
+            table.add_row([
+                name.to_owned(),
+                format!("{:.1}", spread.median),
+                format!("{:.1}", spread.max),
+            ]);
+        }
+        let pages = clones.shared_pages;
+        table.add_row([
+            "pages shared".to_owned(),
+            format!("{:.0}", pages.median),
+            format!("{:.0}", pages.max),
+        ]);
+        parts.push(format!("\n{}", table.trim_fmt()));
+    }
+    let PopulationCount { cloned, failed, killed, asked } = all.population;
+    parts.push(format!(
+        "\nVMs cloned: {}, attempts that failed: {}, killed at work: {}, asked to finish at work: {}; pages merged across VMs: {}",
+        human_count(cloned),
+        human_count(failed),
+        human_count(killed),
+        human_count(asked),
+        human_count(all.pages_merged_across)
+    ));
+    Some(parts.join("\n"))
 }
 
 fn memory(report: &Report) -> String {

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::*;
+use crate::cli::fleet::{Fate, Record};
 use crate::cli::injected::{Item, Pages};
+use crate::cli::stress::PopulationCount;
 use crate::cli::violations::{Check, Violation};
 
 /// A run that passed.
@@ -18,6 +20,8 @@ pub(crate) fn report() -> Report {
             host_memory_bytes: 128 << 20,
             swap_bytes: 1 << 30,
             vcpus: 2,
+            vms: 1,
+            churn_seconds: None,
             duration_seconds: 30.0,
             workloads: vec![Workload::Seq, Workload::Zipf],
             invalidations: vec![Invalidate::Reclaim],
@@ -39,6 +43,7 @@ pub(crate) fn report() -> Report {
             failed_batches: 0,
             broken: None,
         }],
+        vms: VmsReport::default(),
         host: MmStats { swap_ins: 5, ..MmStats::default() },
         shadow: ShadowStats::default(),
         fault_latency: LatencyReports {
@@ -183,10 +188,40 @@ fn any_violation_fails_a_run_even_an_interrupted_one() {
         detection: None,
         peak_resident_bytes: 0,
         storms: Vec::new(),
+        population: PopulationCount::default(),
     };
     let mut found = Violations::default();
     assert_eq!(verdict(&found, &course), Verdict::Interrupted);
     found.first.push(Violation { by: Check::Run, text: String::new() });
     found.total = 1;
     assert_eq!(verdict(&found, &course), Verdict::Failed);
+}
+
+#[test]
+fn several_vms_have_lines_of_their_own() {
+    let mut report = report();
+    assert!(!table::render(&report).contains("cloned from"), "one VM needs none");
+    let record = |number: u32| Record {
+        number,
+        parent: (number > 1).then_some(1),
+        fate: Fate::Asked,
+        guest: GuestCounters { verified: 1000, ..GuestCounters::default() },
+        faults: 5,
+        clone: (number > 1).then_some(crate::vmm::CloneFigures {
+            paused: Duration::from_millis(2),
+            to_first_entry: Some(Duration::from_millis(8)),
+            shared_pages: 300,
+        }),
+    };
+    let records: Vec<Record> = (1..=20).map(record).collect();
+    let population = PopulationCount { cloned: 19, killed: 4, ..PopulationCount::default() };
+    report.vms = VmsReport::new(&records, population, 12);
+    report.config.vms = 20;
+    let rendered = table::render(&report);
+    assert!(rendered.starts_with("stress: 20 VMs, 512M guest"), "{rendered}");
+    assert_eq!(words(&rendered, "16 "), ["16", "1", "1,000", "0", "5", "8.0", "asked"]);
+    assert!(rendered.contains("... and 4 more"), "{rendered}");
+    assert!(words(&rendered, "clone ms: pause to").ends_with(&["8.0", "8.0"]));
+    assert!(words(&rendered, "pages shared").ends_with(&["300", "300"]));
+    assert!(rendered.contains("VMs cloned: 19,") && rendered.contains("across VMs: 12"));
 }

@@ -1,14 +1,16 @@
 //! The course of a stress run: work under the storm, the last sweep, the end.
 //!
-//! Guarantee: it ends. Each phase has a bound, after which the guest is killed, and that is then
+//! Guarantee: it ends. Each phase has a bound, after which the guests are killed, and that is then
 //! said; and when it has returned, no vCPU and no storm runs any more.
 
 use std::time::{Duration, Instant};
 
+use super::population::{Population, PopulationCount};
 use super::progress::{Progress, Status};
 use super::storm::{StormCount, Storms};
 use crate::addr::PAGE_SIZE_U64;
 use crate::cli::config::StressConfig;
+use crate::cli::fleet::{Fate, Member};
 use crate::cli::machine::Machine;
 use crate::cli::values::human_count;
 use crate::cli::violations::{self, Check, Violation};
@@ -50,6 +52,7 @@ pub(crate) struct Course {
     /// Most bytes that frames were seen to take up.
     pub(crate) peak_resident_bytes: u64,
     pub(crate) storms: Vec<StormCount>,
+    pub(crate) population: PopulationCount,
 }
 
 /// Why a phase is over.
@@ -60,11 +63,13 @@ enum PhaseEnd {
     Signal(i32),
     /// A violation was found and the run is to end at the first.
     Violation,
-    /// The VM ended.
-    Ended(Outcome),
+    /// All VMs have ended as they were told to.
+    Ended,
+    /// One of them ended as it should not have, or could not be cloned.
+    Bad(Violation),
 }
 
-/// Starts the VM and stays with it to its end.
+/// Starts the first VM and stays with it and its clones to their end.
 ///
 /// # Errors
 /// If a thread cannot be started.
@@ -73,13 +78,16 @@ pub(crate) fn run(
     config: &StressConfig,
     stop: StopNotice,
 ) -> anyhow::Result<Course> {
-    machine.vm.start()?;
+    machine.fleet.start()?;
     let mut watch = Watch::new(config);
+    let mut population = Population::new(config);
     let kinds = &config.invalidations;
-    let mut storms =
-        Storms::start(&machine.mm, machine.vm.object(), kinds, config.rate, config.seed)?;
+    let objects = machine.fleet.objects();
+    let mut storms = Storms::start(&machine.mm, objects, kinds, config.rate, config.seed)?;
     let work_end = watch.begun + config.duration;
-    let phase_end = watch.phase(machine, &storms, work_end, Some(stop));
+    let phase_end = watch.phase(machine, &storms, work_end, Some(stop), |machine| {
+        population.tend(machine, Instant::now())
+    });
     storms.stop();
     let worked = watch.begun.elapsed();
 
@@ -92,18 +100,20 @@ pub(crate) fn run(
         detection: None,
         peak_resident_bytes: 0,
         storms: Vec::new(),
+        population: population.count,
     };
     match phase_end {
-        PhaseEnd::Ended(outcome) => course.bad_end = Some(early_end(&outcome)),
-        PhaseEnd::Violation => {
-            course.cut_short = true;
-            course.bad_end = kill(machine).err().map(Violation::of_run);
-        }
         PhaseEnd::Signal(signal) => {
             course.signal = Some(signal);
             finish(&mut watch, machine, &storms, &mut course);
         }
-        PhaseEnd::Deadline => finish(&mut watch, machine, &storms, &mut course),
+        PhaseEnd::Deadline => {
+            finish(&mut watch, machine, &storms, &mut course);
+            if course.bad_end.is_none() && !course.cut_short && !population.was_complete() {
+                course.bad_end = Some(too_few(config, &population));
+            }
+        }
+        other => course.end_badly(machine, other),
     }
     course.elapsed = watch.begun.elapsed();
     watch.look(machine, &storms);
@@ -114,18 +124,28 @@ pub(crate) fn run(
     Ok(course)
 }
 
+impl Course {
+    /// Ends what still runs.
+    fn end_badly(&mut self, machine: &mut Machine, why: PhaseEnd) {
+        match why {
+            PhaseEnd::Violation => self.cut_short = true,
+            PhaseEnd::Bad(violation) => self.bad_end = Some(violation),
+            PhaseEnd::Ended | PhaseEnd::Deadline | PhaseEnd::Signal(_) => {}
+        }
+        if let Err(also) = kill(machine) {
+            self.bad_end.get_or_insert_with(|| Violation::of_run(also));
+        }
+    }
+}
+
 /// The last sweep.
 fn finish(watch: &mut Watch, machine: &mut Machine, storms: &Storms, course: &mut Course) {
     watch.status.sweeping = true;
-    machine.vm.request_stop();
-    let bound = sweep_bound(machine.vm.object().bytes());
-    match watch.phase(machine, storms, Instant::now() + bound, None) {
-        PhaseEnd::Ended(Outcome::PoweredOff) => {}
-        PhaseEnd::Ended(outcome) => course.bad_end = Some(bad_outcome(&outcome)),
-        PhaseEnd::Violation => {
-            course.cut_short = true;
-            course.bad_end = kill(machine).err().map(Violation::of_run);
-        }
+    machine.fleet.request_stop();
+    let bytes = machine.fleet.members.iter().map(|member| member.vm.object().bytes()).sum();
+    let bound = sweep_bound(bytes);
+    match watch.phase(machine, storms, Instant::now() + bound, None, |_| Ok(())) {
+        PhaseEnd::Ended => {}
         PhaseEnd::Deadline | PhaseEnd::Signal(_) => {
             let failed = machine.figures().host.failed_evictions;
             let mut said = unfinished(bound, failed);
@@ -134,7 +154,21 @@ fn finish(watch: &mut Watch, machine: &mut Machine, storms: &Storms, course: &mu
             }
             course.bad_end = Some(Violation::of_run(said));
         }
+        other => course.end_badly(machine, other),
     }
+}
+
+/// The run was over before there were as many VMs as it was to have.
+fn too_few(config: &StressConfig, population: &Population) -> Violation {
+    let made = 1 + population.count.cloned;
+    let why = match population.count.failed {
+        0 => "the first VM had hardly begun to work; choose a longer --duration".to_owned(),
+        failed => format!(
+            "{} attempts to clone failed, for want of swap or as injected",
+            human_count(failed)
+        ),
+    };
+    Violation::of_run(format!("only {made} of --vms {} were there: {why}", config.vms))
 }
 
 /// A guest that hardly gets any frames is slow, and why is what its user can change.
@@ -157,13 +191,27 @@ fn sweep_bound(memory_bytes: u64) -> Duration {
 }
 
 fn kill(machine: &mut Machine) -> Result<(), String> {
-    machine.vm.kill();
-    match machine.vm.wait(Some(KILL_TIMEOUT)) {
-        Some(_) => Ok(()),
-        None => {
+    match machine.fleet.kill(KILL_TIMEOUT) {
+        true => Ok(()),
+        false => {
             Err(format!("a vCPU did not stop within {} s of being killed", KILL_TIMEOUT.as_secs()))
         }
     }
+}
+
+/// What is wrong with the end of a VM, by what it was meant to come to.
+fn wrong_end(member: &Member, is_one_of_several: bool) -> Option<Violation> {
+    let wrong = match (member.fate, member.outcome.as_ref()?) {
+        (Fate::Asked | Fate::Killed, Outcome::PoweredOff) => return None,
+        (Fate::Killed, Outcome::Killed) => return None,
+        (Fate::Works, outcome) => early_end(outcome),
+        (_, outcome) => bad_outcome(outcome),
+    };
+    let text = match is_one_of_several {
+        true => format!("VM {}: {}", member.number, wrong.text),
+        false => wrong.text,
+    };
+    Some(Violation { text, ..wrong })
 }
 
 /// What an end means that nobody asked for.
@@ -188,6 +236,11 @@ fn bad_outcome(outcome: &Outcome) -> Violation {
     }
 }
 
+fn wrong_end_of_any(machine: &Machine) -> Option<Violation> {
+    let is_one_of_several = machine.fleet.is_one_of_several();
+    machine.fleet.members.iter().find_map(|member| wrong_end(member, is_one_of_several))
+}
+
 /// Looks at a run again and again.
 struct Watch {
     begun: Instant,
@@ -210,20 +263,25 @@ impl Watch {
         }
     }
 
-    /// Waits for the end of a phase. A stop that nobody listens for here goes unheeded.
+    /// Waits for the end of a phase. A stop that nobody listens for here goes unheeded. `tend` is
+    /// called again and again while it lasts.
     fn phase(
         &mut self,
         machine: &mut Machine,
         storms: &Storms,
         deadline: Instant,
         stop: Option<StopNotice>,
+        mut tend: impl FnMut(&mut Machine) -> Result<(), Violation>,
     ) -> PhaseEnd {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let outcome = machine.vm.wait(Some(left.min(TICK)));
+            machine.fleet.poll(left.min(TICK));
             self.look(machine, storms);
-            if let Some(outcome) = outcome {
-                return PhaseEnd::Ended(outcome);
+            if let Some(wrong) = wrong_end_of_any(machine) {
+                return PhaseEnd::Bad(wrong);
+            }
+            if machine.fleet.members.iter().all(|member| member.outcome.is_some()) {
+                return PhaseEnd::Ended;
             }
             if self.fail_fast && self.detection.is_some() {
                 return PhaseEnd::Violation;
@@ -233,6 +291,9 @@ impl Watch {
             }
             if Instant::now() >= deadline {
                 return PhaseEnd::Deadline;
+            }
+            if let Err(wrong) = tend(machine) {
+                return PhaseEnd::Bad(wrong);
             }
         }
     }

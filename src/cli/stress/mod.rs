@@ -5,6 +5,7 @@
 //! once more, powered off when asked, and no check found anything.
 
 mod course;
+mod population;
 mod progress;
 mod sources;
 mod storm;
@@ -17,6 +18,7 @@ use super::{EXIT_FAILURE, args, injected};
 use crate::sys::signal::StopNotice;
 
 pub(crate) use course::{Course, Detection};
+pub(crate) use population::PopulationCount;
 pub(crate) use storm::StormCount;
 
 /// Runs the stress test and returns the exit code.
@@ -41,7 +43,7 @@ pub(crate) fn run(config: StressConfig) -> anyhow::Result<u8> {
         output::note(line);
     }
     let course = course::run(&mut machine, &config, stop)?;
-    let report = Report::new(&config, &machine, &course, &tail.lines());
+    let report = Report::new(&config, &mut machine, &course, &tail.lines());
     // No vCPU runs any more; frames and swap go back before anything is written.
     drop(machine);
     output::print(report::table::render(&report));

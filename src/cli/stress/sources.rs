@@ -1,12 +1,17 @@
 //! What each kind of invalidation does to a batch of pages chosen at random.
 //!
-//! None of them changes what the guest finds in its memory: a range that is remapped gets copies,
-//! a page that is merged is merged with a copy of itself.
+//! None of them changes what a guest finds in its memory: a range that is remapped gets copies, a
+//! page that is merged is merged with a copy of itself, or with one of another VM that is the same.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use crate::addr::{Gfn, PAGE_SIZE, Pfn};
+use rand::RngExt;
+use rand::rngs::StdRng;
+
+use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
 use crate::cli::args::Invalidate;
+use crate::cli::fleet::Objects;
 use crate::host_mm::{HostMm, MAX_REMAP_PAGES, MemoryObject, Merged, MmError};
 use crate::sync::{Mutex, lock};
 
@@ -16,7 +21,7 @@ const SPARE_PAGES: u64 = 256;
 const REMAPPED: usize = 8;
 
 /// Invalidates the pages in these frames as far as possible; returns how many it did.
-pub(super) type Source = dyn Fn(&[Pfn]) -> Result<usize, MmError> + Send;
+pub(super) type Source = dyn Fn(&[Pfn], &mut StdRng) -> Result<usize, MmError> + Send;
 
 /// The source of a kind, if there is anything for a storm to do.
 ///
@@ -25,18 +30,24 @@ pub(super) type Source = dyn Fn(&[Pfn]) -> Result<usize, MmError> + Send;
 pub(super) fn source(
     kind: Invalidate,
     mm: &Arc<HostMm>,
-    object: &Arc<MemoryObject>,
+    objects: &Arc<Objects>,
 ) -> Result<Option<Box<Source>>, MmError> {
-    let mm = mm.clone();
-    let spare = || object.host_mm().create_object(SPARE_PAGES * PAGE_SIZE as u64);
+    let spare = || mm.create_object(SPARE_PAGES * PAGE_SIZE_U64);
+    let (mm, objects) = (mm.clone(), objects.clone());
     Ok(Some(match kind {
-        Invalidate::Reclaim => Box::new(move |frames| mm.evict_frames(frames)),
-        Invalidate::Clean => Box::new(move |frames| mm.clean_frames(frames)),
-        Invalidate::Migrate => Box::new(move |frames| mm.migrate_frames(frames)),
-        Invalidate::Cow => cow(object.clone()),
-        Invalidate::Merge => merge(object.clone(), spare()?),
-        Invalidate::Remap => remap(object.clone(), spare()?),
-        Invalidate::Zero => Box::new(move |frames| {
+        Invalidate::Reclaim => Box::new(move |frames, _| mm.evict_frames(frames)),
+        Invalidate::Clean => Box::new(move |frames, _| mm.clean_frames(frames)),
+        Invalidate::Migrate => Box::new(move |frames, _| mm.migrate_frames(frames)),
+        Invalidate::Cow => cow(objects),
+        Invalidate::Merge => {
+            let spare = spare()?;
+            merge(objects, spare)
+        }
+        Invalidate::Remap => {
+            let spare = spare()?;
+            remap(objects, spare)
+        }
+        Invalidate::Zero => Box::new(move |frames, _| {
             frames.iter().try_fold(0, |done, &pfn| Ok(done + count(mm.merge_zero_frame(pfn)?)))
         }),
         // The guest's part: it gives pages back of its own accord.
@@ -44,56 +55,99 @@ pub(super) fn source(
     }))
 }
 
-/// The guest's pages in these frames.
-fn pages_of(object: &MemoryObject, frames: &[Pfn]) -> Vec<Gfn> {
-    let owner = |&pfn: &Pfn| object.host_mm().last_owner(pfn);
-    let owners = frames.iter().filter_map(owner);
-    owners.filter(|owner| owner.object == object.number()).map(|owner| owner.gfn).collect()
+/// A page of a VM.
+type Target = (Arc<MemoryObject>, Gfn);
+
+/// The VMs' pages in these frames. For a shared one, of which nobody knows all users, a page is
+/// chosen at random: it may be one of them.
+fn targets(live: &[Arc<MemoryObject>], frames: &[Pfn], random: &mut StdRng) -> Vec<Target> {
+    let mut found = Vec::new();
+    for &pfn in frames {
+        let Some(owner) = live.first().and_then(|one| one.host_mm().last_owner(pfn)) else {
+            continue;
+        };
+        if owner.is_shared() {
+            let object = &live[random.random_range(0..live.len())];
+            let gfn = random.random_range(0..(object.bytes() / PAGE_SIZE_U64).max(1));
+            found.push((object.clone(), Gfn::new(gfn)));
+        } else if let Some(object) = live.iter().find(|one| one.number() == owner.object) {
+            found.push((object.clone(), owner.gfn));
+        }
+    }
+    found
 }
 
 fn count(merged: Merged) -> usize {
     usize::from(merged == Merged::Yes)
 }
 
-/// do_wp_page: a snapshot shares the pages until the next one is taken, and the guest's writes copy
+/// do_wp_page: snapshots share the pages until the next ones are taken, and the guests' writes copy
 /// them.
-fn cow(object: Arc<MemoryObject>) -> Box<Source> {
-    let snapshot: Mutex<Option<Arc<MemoryObject>>> = Mutex::new(None);
-    Box::new(move |frames| {
-        let pages = pages_of(&object, frames);
-        let taken = object.share_pages(pages.iter().copied())?;
-        *lock(&snapshot) = Some(taken);
+fn cow(objects: Arc<Objects>) -> Box<Source> {
+    let snapshots: Mutex<Vec<Arc<MemoryObject>>> = Mutex::default();
+    Box::new(move |frames, random| {
+        let live = objects.live();
+        let pages = targets(&live, frames, random);
+        let mut taken = Vec::new();
+        for object in &live {
+            let of_it = pages.iter().filter(|(one, _)| Arc::ptr_eq(one, object));
+            let of_it: Vec<Gfn> = of_it.map(|(_, gfn)| *gfn).collect();
+            if !of_it.is_empty() {
+                taken.push(object.share_pages(of_it.into_iter())?);
+            }
+        }
+        *lock(&snapshots) = taken;
         Ok(pages.len())
     })
 }
 
-/// KSM: a copy of each page is made, and merged with it unless the guest has written since.
-fn merge(object: Arc<MemoryObject>, spare: Arc<MemoryObject>) -> Box<Source> {
-    Box::new(move |frames| {
+/// KSM: a page is merged with the same page of another VM, if both have the same content. Or a
+/// copy of it is made, and merged with it unless the guest has written since.
+fn merge(objects: Arc<Objects>, spare: Arc<MemoryObject>) -> Box<Source> {
+    Box::new(move |frames, random| {
+        let live = objects.live();
         let mut done = 0;
-        for gfn in pages_of(&object, frames) {
+        for (object, gfn) in targets(&live, frames, random) {
+            let other = &live[random.random_range(0..live.len())];
+            if !Arc::ptr_eq(other, &object) {
+                let merged = merge_resident(&object, gfn, other, gfn)?;
+                objects.merged_across.fetch_add(merged as u64, Ordering::Relaxed);
+                done += merged;
+                continue;
+            }
             let copy = Gfn::new(gfn.as_u64() % SPARE_PAGES);
             let mut content = [0; PAGE_SIZE];
             object.read(gfn.base(), &mut content)?;
             spare.write(copy.base(), &content)?;
-            let frame =
-                |object: &MemoryObject, gfn| object.try_lock_resident(gfn).map(|page| page.pfn());
-            if let (Some(one), Some(two)) = (frame(&object, gfn), frame(&spare, copy)) {
-                done += count(object.host_mm().merge_frames(one, two)?);
-            }
+            done += merge_resident(&object, gfn, &spare, copy)?;
         }
         Ok(done)
     })
 }
 
+/// Merges two pages, if both are in frames, and not in the same.
+fn merge_resident(
+    one: &MemoryObject,
+    one_gfn: Gfn,
+    two: &MemoryObject,
+    two_gfn: Gfn,
+) -> Result<usize, MmError> {
+    let frame = |object: &MemoryObject, gfn| object.try_lock_resident(gfn).map(|page| page.pfn());
+    match (frame(one, one_gfn), frame(two, two_gfn)) {
+        (Some(a), Some(b)) if a != b => Ok(count(one.host_mm().merge_frames(a, b)?)),
+        _ => Ok(0),
+    }
+}
+
 /// mremap: ranges get other pages, copies of those that they had.
-fn remap(object: Arc<MemoryObject>, spare: Arc<MemoryObject>) -> Box<Source> {
+fn remap(objects: Arc<Objects>, spare: Arc<MemoryObject>) -> Box<Source> {
     const COUNT: u64 = REMAPPED as u64;
     const _: () = assert!(COUNT <= MAX_REMAP_PAGES && SPARE_PAGES.is_multiple_of(COUNT));
-    Box::new(move |frames| {
+    Box::new(move |frames, random| {
         let mut done = 0;
         // A batch of frames stands for as many pages as it has, a few to a range.
-        for gfn in pages_of(&object, frames).into_iter().step_by(REMAPPED) {
+        let live = objects.live();
+        for (object, gfn) in targets(&live, frames, random).into_iter().step_by(REMAPPED) {
             let first = gfn.as_u64() / COUNT * COUNT;
             let copies = Gfn::new(first % SPARE_PAGES);
             if object.contains(Gfn::new(first + COUNT - 1)) {

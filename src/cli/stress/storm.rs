@@ -15,8 +15,9 @@ use rand::rngs::StdRng;
 use super::sources::{Source, source};
 use crate::addr::Pfn;
 use crate::cli::args::{Invalidate, name_of};
+use crate::cli::fleet::Objects;
 use crate::host_mm::swap::{SwapError, SwapOp};
-use crate::host_mm::{HostFault, HostMm, InjectionPlan, MemoryObject, MmError};
+use crate::host_mm::{HostFault, HostMm, InjectionPlan, MmError};
 use crate::sync::{Condvar, Mutex, lock};
 
 /// Frames that one call invalidates.
@@ -68,7 +69,7 @@ impl Storms {
     /// If the host has no thread left, or there is no memory object for copies.
     pub(crate) fn start(
         mm: &Arc<HostMm>,
-        object: &Arc<MemoryObject>,
+        objects: &Arc<Objects>,
         kinds: &[Invalidate],
         rate: u32,
         seed: u64,
@@ -77,7 +78,7 @@ impl Storms {
         let mut storms =
             Self { stop: Arc::default(), live: Vec::new(), threads: Vec::new(), injected };
         for &kind in kinds {
-            if let Some(work) = source(kind, mm, object)? {
+            if let Some(work) = source(kind, mm, objects)? {
                 storms.spawn(kind, work, mm.frame_count(), rate, seed)?;
             }
         }
@@ -159,13 +160,13 @@ fn storm(
         let chosen: Vec<Pfn> =
             chosen.iter().filter_map(|i| u32::try_from(i).ok().map(Pfn::new)).collect();
         live.tried.fetch_add(u64::from(batch), Ordering::Relaxed);
-        match work(&chosen) {
+        match work(&chosen, &mut random) {
             Ok(done) => {
                 live.done.fetch_add(done as u64, Ordering::Relaxed);
             }
             Err(error) => {
                 live.failed_batches.fetch_add(1, Ordering::Relaxed);
-                if !(is_lack_of_swap(&error) || is_injected(&error, injected)) {
+                if !is_expected(&error, injected) {
                     lock(&live.broken).get_or_insert_with(|| error.to_string());
                 }
             }
@@ -176,6 +177,11 @@ fn storm(
 fn index(value: u32) -> usize {
     // Lossless: only 64-bit targets are supported.
     value as usize
+}
+
+/// Whether an error is one that a run has to live with: nothing is wrong.
+pub(super) fn is_expected(error: &MmError, injected: &InjectionPlan) -> bool {
+    is_lack_of_swap(error) || is_injected(error, injected)
 }
 
 /// Whether swap was just too small for what was asked: the page stayed, nothing is wrong.
@@ -281,7 +287,7 @@ mod tests {
 
     #[test]
     fn batches_hold_distinct_frames_and_are_counted() {
-        let work = Box::new(|chosen: &[Pfn]| {
+        let work = Box::new(|chosen: &[Pfn], _: &mut StdRng| {
             let mut distinct = chosen.to_vec();
             distinct.sort_unstable();
             distinct.dedup();
@@ -298,17 +304,18 @@ mod tests {
 
     #[test]
     fn fewer_frames_than_a_batch_are_all_taken() {
-        let work = Box::new(|chosen: &[Pfn]| Ok(chosen.len()));
+        let work = Box::new(|chosen: &[Pfn], _: &mut StdRng| Ok(chosen.len()));
         let count = run(work, 5, 1_000_000, |count| count.tried > 0);
         assert_eq!(count.done, count.tried);
     }
 
     #[test]
     fn a_lack_of_swap_is_no_breakage_and_other_errors_are() {
-        let full = Box::new(|_: &[Pfn]| Err(MmError::Swap(SwapError::Full { slots: 1 })));
+        let full =
+            Box::new(|_: &[Pfn], _: &mut StdRng| Err(MmError::Swap(SwapError::Full { slots: 1 })));
         let count = run(full, 64, 1_000_000, |count| count.failed_batches > 3);
         assert_eq!(count.broken, None);
-        let broken = Box::new(|_: &[Pfn]| Err(MmError::TooManyObjects));
+        let broken = Box::new(|_: &[Pfn], _: &mut StdRng| Err(MmError::TooManyObjects));
         let count = run(broken, 64, 1_000_000, |count| count.failed_batches > 3);
         assert!(count.broken.unwrap().contains("memory objects"));
     }
@@ -331,7 +338,7 @@ mod tests {
     fn a_stop_does_not_wait_for_the_next_batch() {
         let mut storms = storms(InjectionPlan::default());
         // One batch in 32 seconds: the second one would come long after the test.
-        let work = Box::new(|chosen: &[Pfn]| Ok(chosen.len()));
+        let work = Box::new(|chosen: &[Pfn], _: &mut StdRng| Ok(chosen.len()));
         storms.spawn(Invalidate::Clean, work, 64, 1, 1).unwrap();
         let begun = Instant::now();
         storms.stop();

@@ -12,13 +12,21 @@ const PER_PIECE: usize = 8192;
 /// No content. A checksum that comes out as 0 is stored as 1.
 const NONE: u64 = 0;
 
-/// XXH3 of a page, seeded with where it belongs and whose it is: a page that was written to, or
-/// read from, the wrong slot does not match either. It is a guard against faults, not attacks.
+/// XXH3 of a page, seeded with where it belongs, combined with whose it is: a page that was written
+/// to, or read from, the wrong slot does not match either. It is a guard against faults, not attacks.
 pub(super) fn of(slot: Slot, owner_tag: u64, page: &[u8]) -> u64 {
-    let mut place = [0; 12];
-    place[..8].copy_from_slice(&owner_tag.to_le_bytes());
-    place[8..].copy_from_slice(&slot.as_u32().to_le_bytes());
-    xxh3_64_with_seed(page, xxh3_64(&place)).max(1)
+    let content = xxh3_64_with_seed(page, xxh3_64(&slot.as_u32().to_le_bytes()));
+    (content ^ name(owner_tag)).max(1)
+}
+
+/// The checksum of the same page in the same slot under another owner's name. (Where one of the two
+/// is [`NONE`], once in 2^63 times, the page will be taken for a damaged one.)
+pub(super) fn renamed(checksum: u64, from_tag: u64, to_tag: u64) -> u64 {
+    (checksum ^ name(from_tag) ^ name(to_tag)).max(1)
+}
+
+fn name(owner_tag: u64) -> u64 {
+    xxh3_64(&owner_tag.to_le_bytes())
 }
 
 /// One checksum a slot.

@@ -280,6 +280,19 @@ impl SwapSpace {
         Ok(())
     }
 
+    /// Gives what a slot holds another owner tag, without reading it: from now on only a read with
+    /// `to_tag` finds it. If `from_tag` was not its tag, none does.
+    ///
+    /// # Errors
+    /// [`SwapError::NotInUse`] for a slot that is free.
+    pub fn rename(&self, slot: Slot, from_tag: u64, to_tag: u64) -> Result<(), SwapError> {
+        self.check_in_use(SlotRun { first: slot, len: 1 })?;
+        if let Some(checksum) = self.checksums.get(slot) {
+            self.checksums.set(slot, checksum::renamed(checksum, from_tag, to_tag));
+        }
+        Ok(())
+    }
+
     fn read_patiently(&self, slot: Slot, page: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
         let mut attempt = 1;
         loop {

@@ -368,3 +368,21 @@ fn errors_are_sentences() {
          expected none: nothing was written"
     );
 }
+
+#[test]
+fn a_renamed_page_answers_to_its_new_name_only() {
+    let space = space(4);
+    let slot = space.alloc().unwrap();
+    space.write_page(slot, 7, &page(1)).unwrap();
+    space.rename(slot, 7, 8).unwrap();
+    assert_eq!(read(&space, slot, 8).unwrap(), page(1));
+    assert!(space.matches(slot, 8, &page(1)) && !space.matches(slot, 8, &page(2)));
+    assert!(matches!(read(&space, slot, 7), Err(SwapError::Checksum { .. })));
+    // By somebody who does not know whose it is: nobody's from then on.
+    space.rename(slot, 9, 10).unwrap();
+    for tag in [7, 8, 9, 10] {
+        assert!(matches!(read(&space, slot, tag), Err(SwapError::Checksum { .. })), "tag {tag}");
+    }
+    space.free(slot).unwrap();
+    assert!(matches!(space.rename(slot, 7, 8), Err(SwapError::NotInUse { .. })));
+}

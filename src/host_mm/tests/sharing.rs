@@ -48,6 +48,46 @@ fn a_clone_takes_no_frames_until_somebody_writes() {
 }
 
 #[test]
+fn pages_in_swap_are_shared_where_they_are() {
+    let parent = Rig::new(config(), 16);
+    for number in 0..8 {
+        parent.client.write(0, gfn(number), &page(number)).unwrap();
+    }
+    for number in 0..4 {
+        parent.evict(gfn(number));
+    }
+    let before = parent.mm.stats();
+    let object = parent.object.copy_on_write_clone().unwrap();
+    let clone = Rig::beside(&parent, object);
+    let after = parent.mm.stats();
+    assert_eq!((after.swap_ins, after.swap_outs), (before.swap_ins, before.swap_outs));
+    assert_eq!((after.frames_in_use, after.swap_slots_used), (4, 4));
+    assert_eq!((parent.mm.shared_pages(), clone.object.shared_pages()), (8, 8));
+    // Of each, one is read first and one is written first, by either of the two.
+    clone.client.write(0, gfn(0), &page(100)).unwrap();
+    parent.client.write(0, gfn(1), &page(101)).unwrap();
+    for number in 0..8 {
+        let (mine, its) = match number {
+            0 => (0, 100),
+            1 => (101, 1),
+            other => (other, other),
+        };
+        assert!(parent.client.read(0, gfn(number)).unwrap() == page(mine), "page {number}");
+        assert!(clone.client.read(0, gfn(number)).unwrap() == page(its), "page {number}");
+    }
+    // Once more from swap, under the new names.
+    parent.mm.evict_frames(&parent.all_frames()).unwrap();
+    assert!(parent.client.read(0, gfn(2)).unwrap() == page(2));
+    assert!(clone.client.read(0, gfn(2)).unwrap() == page(2));
+    parent.assert_sound();
+    clone.assert_sound();
+    let mm = parent.mm.clone();
+    drop((parent, clone));
+    let left = mm.stats();
+    assert_eq!((left.frames_in_use, left.swap_slots_used, mm.shared_pages()), (0, 0, 0));
+}
+
+#[test]
 fn the_write_to_a_shared_page_clears_notifies_and_flushes_before_it_sets() {
     let (parent, clone) = cloned();
     let shared = parent.frame(gfn(2)).unwrap();

@@ -14,6 +14,8 @@ use crate::sync::{Mutex, lock};
 use super::emulate::PortWidth;
 use serial::SerialPort;
 
+pub(super) use vm_superio::serial::SerialState;
+
 /// What a port write asks of the vCPU thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PortAction {
@@ -35,6 +37,20 @@ impl PortBus {
     /// A bus whose serial port writes to `console`.
     pub(super) fn new(console: Box<dyn Write + Send>) -> Self {
         Self { serial: Mutex::new(SerialPort::new(console)), unknown: AtomicU64::new(0) }
+    }
+
+    /// A bus whose devices are in the state of another's, and whose serial port writes to `console`.
+    pub(super) fn clone_of(
+        other: &SerialState,
+        console: Box<dyn Write + Send>,
+    ) -> Result<Self, String> {
+        let serial = Mutex::new(SerialPort::in_state(other, console)?);
+        Ok(Self { serial, unknown: AtomicU64::new(0) })
+    }
+
+    /// The state of its devices.
+    pub(super) fn state(&self) -> SerialState {
+        lock(&self.serial).state()
     }
 
     /// Accesses to ports that do not exist.

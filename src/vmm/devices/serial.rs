@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use vm_superio::serial::SerialEvents;
+use vm_superio::serial::SerialState;
 use vm_superio::{Serial, Trigger};
 
 /// The UART has no interrupt line: guests have no interrupts.
@@ -42,6 +43,21 @@ impl SerialPort {
     pub(super) fn new(console: Box<dyn Write + Send>) -> Self {
         let lost = Arc::new(LostBytes::default());
         Self { uart: Serial::with_events(NoInterrupt, lost.clone(), console), lost }
+    }
+
+    /// A port with all registers as another one has them, that prints to a console of its own.
+    pub(super) fn in_state(
+        state: &SerialState,
+        console: Box<dyn Write + Send>,
+    ) -> Result<Self, String> {
+        let lost = Arc::new(LostBytes::default());
+        // No state that a port has ever been in is refused.
+        let uart = Serial::from_state(state, NoInterrupt, lost.clone(), console);
+        uart.map(|uart| Self { uart, lost }).map_err(|error| error.to_string())
+    }
+
+    pub(super) fn state(&self) -> SerialState {
+        self.uart.state()
     }
 
     pub(super) fn read(&mut self, register: u8) -> u8 {

@@ -11,6 +11,7 @@ mod process;
 mod trial;
 
 mod boot;
+mod clones;
 mod ends;
 mod inject;
 mod kernel;
@@ -26,6 +27,7 @@ const THREADS: usize = 1;
 fn main() -> ExitCode {
     let trials = [
         boot::trials(),
+        clones::trials(),
         ends::trials(),
         inject::trials(),
         kernel::trials(),

@@ -13,6 +13,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         kvm_trial("stress_with_two_vcpus", stress_with_two_vcpus),
         kvm_trial_or_ignore("stress_paranoid", stress_paranoid),
         kvm_trial("stress_of_one_workload_without_storms", stress_of_one_workload_without_storms),
+        kvm_trial("stress_with_clones_that_come_and_go", stress_with_clones_that_come_and_go),
+        kvm_trial("stress_too_short_for_its_vms", stress_too_short_for_its_vms),
         kvm_trial("stress_with_a_report_that_cannot_be", stress_with_a_report_that_cannot_be),
     ]
 }
@@ -132,6 +134,53 @@ fn stress_of_one_workload_without_storms() {
     check_clean(&report);
     assert_eq!(number(&report, "/guest/paging_ops"), 0, "only zipf runs");
     assert_eq!(report["storms"].as_array().map(Vec::len), Some(0));
+}
+
+fn stress_with_clones_that_come_and_go() {
+    let arguments = [
+        "--memory",
+        "48M",
+        "--host-memory",
+        "24M",
+        "--vcpus",
+        "2",
+        "--vms",
+        "3",
+        "--churn",
+        "500ms",
+        "--duration",
+        "8s",
+        "--invalidate",
+        "reclaim,clean,migrate,merge,cow,zero,remap,free",
+    ];
+    let report = stress(&arguments).expect("nothing to ignore it for");
+    check_clean(&report);
+    assert_eq!(number(&report, "/config/vms"), 3);
+    let each = report["vms"]["each"].as_array().expect("a list");
+    let cloned = number(&report, "/vms/cloned");
+    assert!(cloned >= 5 && each.len() as u64 == cloned + 1, "{report:#}");
+    assert!(number(&report, "/vms/killed") > 0 && number(&report, "/vms/asked") > 0, "{report:#}");
+    // The sums are those of all of them, and clones of clones were among them.
+    for count in ["verified", "writes"] {
+        let sum: u64 = each.iter().map(|vm| number(vm, &format!("/guest/{count}"))).sum();
+        assert_eq!(sum, number(&report, &format!("/guest/{count}")), "{count}: {report:#}");
+    }
+    assert!(each.iter().any(|vm| vm["parent"].as_u64().is_some_and(|parent| parent > 1)));
+    assert!(number(&report, "/shadow/invalidated") > 0);
+    let milliseconds = report["vms"]["clones"]["clone_ms"]["median"].as_f64();
+    assert!(milliseconds.is_some_and(|ms| ms > 0.0), "{report:#}");
+    // Every storm had all of them to itself.
+    for storm in report["storms"].as_array().expect("a list") {
+        assert!(number(storm, "/done") > 0, "{storm:#}");
+        assert!(storm["broken"].is_null(), "{storm:#}");
+    }
+}
+
+fn stress_too_short_for_its_vms() {
+    let finished = run(&["stress", "--memory", "48M", "--vms", "2", "--duration", "1ms"]);
+    let finished = finished.with_code(1);
+    let said = "only 1 of --vms 2 were there";
+    assert!(finished.stdout.contains(said), "{finished:#?}");
 }
 
 fn stress_with_a_report_that_cannot_be() {

@@ -1,0 +1,299 @@
+//! The VMs of a run: the first, and clones that come and go.
+//!
+//! Guarantee: what a VM did counts in the sums for good, and what the checks found in it stays
+//! found, also when the VM is gone; and of a VM that is gone nothing is left in the reverse map,
+//! or that is a finding itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::machine::Phases;
+use super::output::Tail;
+use super::violations::{self, Check, Violations};
+use crate::host_mm::{HostMm, MemoryObject};
+use crate::shadow_mmu::ShadowStats;
+use crate::sync::{Mutex, lock};
+use crate::vmm::{
+    CloneFigures, FaultLatency, GuestCounters, Outcome, VcpuCounts, Vm, VmError, VmObserver,
+};
+
+/// What a VM is meant to come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It works until it is told otherwise.
+    Works,
+    /// It was asked to make its last checks and power off.
+    Asked,
+    /// It was killed.
+    Killed,
+}
+
+/// One VM of a run.
+pub(crate) struct Member {
+    /// 1 for the first, then in the order in which they were made.
+    pub(crate) number: u32,
+    /// The number of the one that it was cloned from.
+    pub(crate) parent: Option<u32>,
+    pub(crate) vm: Vm,
+    pub(crate) fate: Fate,
+    /// How it ended, once it has.
+    pub(crate) outcome: Option<Outcome>,
+    /// The end of what a clone's guest printed.
+    pub(crate) console: Tail,
+}
+
+/// Sums over VMs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Done {
+    pub(crate) guest: GuestCounters,
+    pub(crate) vcpus: VcpuCounts,
+    pub(crate) shadow: ShadowStats,
+}
+
+impl Done {
+    fn add(&mut self, vm: &Vm) {
+        self.guest.add(&vm.guest_counters());
+        self.vcpus.add(&vm.counts());
+        self.shadow.add(&vm.shadow().stats());
+    }
+}
+
+/// A VM that is gone, or about to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Record {
+    pub(crate) number: u32,
+    pub(crate) parent: Option<u32>,
+    pub(crate) fate: Fate,
+    pub(crate) guest: GuestCounters,
+    pub(crate) faults: u64,
+    pub(crate) clone: Option<CloneFigures>,
+}
+
+/// The memory objects of the VMs that are there, for those who invalidate their pages.
+#[derive(Default)]
+pub(crate) struct Objects {
+    live: Mutex<Vec<Arc<MemoryObject>>>,
+    /// Pages of one VM that were merged with those of another.
+    pub(crate) merged_across: AtomicU64,
+}
+
+impl Objects {
+    /// Those that are there now.
+    pub(crate) fn live(&self) -> Vec<Arc<MemoryObject>> {
+        lock(&self.live).clone()
+    }
+
+    pub(crate) fn add(&self, object: &Arc<MemoryObject>) {
+        lock(&self.live).push(object.clone());
+    }
+
+    fn remove(&self, object: &Arc<MemoryObject>) {
+        lock(&self.live).retain(|one| !Arc::ptr_eq(one, object));
+    }
+}
+
+/// See the module's documentation.
+pub(crate) struct Fleet {
+    phases: Arc<Phases>,
+    pub(crate) members: Vec<Member>,
+    objects: Arc<Objects>,
+    made: u32,
+    // Of those that are gone:
+    done: Done,
+    latency: FaultLatency,
+    found: Violations,
+    oracle: u64,
+    records: Vec<Record>,
+    lines: Vec<String>,
+}
+
+impl Fleet {
+    /// A fleet of one, which is told of its phases.
+    pub(crate) fn new(vm: Vm, phases: Arc<Phases>) -> Self {
+        let objects = Arc::new(Objects::default());
+        objects.add(vm.object());
+        let first = Member {
+            number: 1,
+            parent: None,
+            vm,
+            fate: Fate::Works,
+            outcome: None,
+            console: Tail::default(),
+        };
+        Self {
+            phases,
+            members: vec![first],
+            objects,
+            made: 1,
+            done: Done::default(),
+            latency: FaultLatency::default(),
+            found: Violations::default(),
+            oracle: 0,
+            records: Vec::new(),
+            lines: Vec::new(),
+        }
+    }
+
+    /// The memory objects, as they come and go.
+    pub(crate) fn objects(&self) -> &Arc<Objects> {
+        &self.objects
+    }
+
+    /// Whether there was ever more than one.
+    pub(crate) fn is_one_of_several(&self) -> bool {
+        self.made > 1
+    }
+
+    /// Whether the first guest has begun to work.
+    pub(crate) fn is_working(&self) -> bool {
+        self.phases.is_working()
+    }
+
+    /// Starts all that have not been started.
+    ///
+    /// # Errors
+    /// If a thread cannot be started.
+    pub(crate) fn start(&mut self) -> Result<(), VmError> {
+        self.members.iter_mut().try_for_each(|member| member.vm.start())
+    }
+
+    /// Adds a clone of a member, which runs already.
+    ///
+    /// # Errors
+    /// As [`Vm::clone_running`].
+    pub(crate) fn clone_member(&mut self, index: usize) -> Result<(), VmError> {
+        let Some(source) = self.members.get(index) else {
+            return Err(VmError::NotRunning);
+        };
+        let console = Tail::default();
+        let observer: Arc<dyn VmObserver> = self.phases.clone();
+        let vm = source.vm.clone_running(Some(observer), Box::new(console.clone()))?;
+        self.objects.add(vm.object());
+        self.made += 1;
+        let (number, parent) = (self.made, Some(source.number));
+        let member = Member { number, parent, vm, fate: Fate::Works, outcome: None, console };
+        self.members.push(member);
+        Ok(())
+    }
+
+    /// Looks which have ended, waiting for an end for at most `timeout`.
+    pub(crate) fn poll(&mut self, timeout: Duration) {
+        let mut left = timeout;
+        for member in self.members.iter_mut().filter(|member| member.outcome.is_none()) {
+            member.outcome = member.vm.wait(Some(left));
+            // One is waited for; the others are looked at.
+            left = Duration::ZERO;
+        }
+    }
+
+    /// Asks all that work to finish.
+    pub(crate) fn request_stop(&mut self) {
+        for member in self.members.iter_mut().filter(|member| member.fate == Fate::Works) {
+            member.fate = Fate::Asked;
+            member.vm.request_stop();
+        }
+    }
+
+    /// Kills all, and waits until they have ended; false if one has not in time.
+    pub(crate) fn kill(&mut self, timeout: Duration) -> bool {
+        for member in self.members.iter_mut().filter(|member| member.outcome.is_none()) {
+            member.fate = Fate::Killed;
+            member.vm.kill();
+        }
+        for member in self.members.iter_mut().filter(|member| member.outcome.is_none()) {
+            member.outcome = member.vm.wait(Some(timeout));
+        }
+        self.members.iter().all(|member| member.outcome.is_some())
+    }
+
+    /// Lets go of a member that has ended.
+    pub(crate) fn retire(&mut self, index: usize, mm: &HostMm) {
+        let member = self.members.remove(index);
+        self.done.add(&member.vm);
+        self.latency.merge(&member.vm.fault_latency());
+        self.oracle = self.oracle.saturating_add(member.vm.violation_count());
+        self.records.push(member.record());
+        self.found.append(violations::of_vm(&member, self.is_one_of_several()));
+        self.lines.extend(member.lines());
+        self.objects.remove(member.vm.object());
+        let (number, client) = (member.number, member.vm.shadow().client_id());
+        drop(member);
+        let left = client.map_or(0, |client| mm.mappings_of(client));
+        if left > 0 {
+            let text =
+                format!("I3: VM {number} is gone, but the reverse map has {left} of its entries");
+            self.found.add(Check::ReverseMap, [text], 0);
+        }
+    }
+
+    /// What all have done so far.
+    pub(crate) fn done(&self) -> Done {
+        let mut done = self.done;
+        self.members.iter().for_each(|member| done.add(&member.vm));
+        done
+    }
+
+    /// Latencies of faults; complete once all have ended.
+    pub(crate) fn fault_latency(&self) -> FaultLatency {
+        let mut latency = self.latency.clone();
+        self.members.iter().for_each(|member| latency.merge(&member.vm.fault_latency()));
+        latency
+    }
+
+    /// Violations that guests have reported so far.
+    pub(crate) fn oracle_violations(&self) -> u64 {
+        let live = self.members.iter().map(|member| member.vm.violation_count());
+        live.fold(self.oracle, u64::saturating_add)
+    }
+
+    /// Everything that the checks of each VM have found. No vCPU may run any more.
+    pub(crate) fn violations(&self) -> Violations {
+        let mut all = self.found.clone();
+        for member in &self.members {
+            all.append(violations::of_vm(member, self.is_one_of_several()));
+        }
+        all
+    }
+
+    /// All VMs that there ever were, in order.
+    pub(crate) fn records(&self) -> Vec<Record> {
+        let live = self.members.iter().map(Member::record);
+        let mut all: Vec<Record> = self.records.iter().copied().chain(live).collect();
+        all.sort_by_key(|record| record.number);
+        all
+    }
+
+    /// The last lines of what the clones printed, with their numbers.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let live = self.members.iter().flat_map(Member::lines);
+        self.lines.iter().cloned().chain(live).collect()
+    }
+
+    /// Pages of one VM that were merged with those of another.
+    pub(crate) fn merged_across(&self) -> u64 {
+        self.objects.merged_across.load(Ordering::Relaxed)
+    }
+}
+
+impl Member {
+    fn record(&self) -> Record {
+        Record {
+            number: self.number,
+            parent: self.parent,
+            fate: self.fate,
+            guest: self.vm.guest_counters(),
+            faults: self.vm.counts().faults(),
+            clone: self.vm.clone_figures(),
+        }
+    }
+
+    /// Only of those that have something to tell.
+    fn lines(&self) -> Vec<String> {
+        if self.vm.violation_count() == 0 {
+            return Vec::new();
+        }
+        let lines = self.console.lines();
+        lines.iter().map(|line| format!("VM {}: {line}", self.number)).collect()
+    }
+}

@@ -1,0 +1,143 @@
+//! How many VMs there are in a stress run: clones of the first once that works, and then, with
+//! `--churn`, one that ends and one that is cloned at a time.
+//!
+//! Guarantee: a VM is ended or cloned at most once an interval, without a later burst; every second
+//! one is asked to make its last checks, the others are killed; and at most one that was asked is
+//! there in addition to the number wanted.
+
+use std::time::{Duration, Instant};
+
+use super::storm::is_expected;
+use crate::cli::config::StressConfig;
+use crate::cli::fleet::Fate;
+use crate::cli::machine::Machine;
+use crate::cli::violations::Violation;
+use crate::host_mm::InjectionPlan;
+use crate::vmm::VmError;
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct PopulationCount {
+    /// Clones made.
+    pub(crate) cloned: u64,
+    /// Clones that failed for want of swap, or as injected.
+    pub(crate) failed: u64,
+    /// VMs killed in the middle of their work.
+    pub(crate) killed: u64,
+    /// VMs asked to finish in the middle of the run.
+    pub(crate) asked: u64,
+}
+
+/// See the module's documentation.
+pub(super) struct Population {
+    wanted: usize,
+    churn: Option<Duration>,
+    /// When the next change is due; `None` while there are too few.
+    due: Option<Instant>,
+    turn: usize,
+    injected: InjectionPlan,
+    pub(super) count: PopulationCount,
+}
+
+impl Population {
+    pub(super) fn new(config: &StressConfig) -> Self {
+        Self {
+            wanted: config.vms,
+            churn: config.churn,
+            due: None,
+            turn: 0,
+            injected: config.machine.host.inject.clone(),
+            count: PopulationCount::default(),
+        }
+    }
+
+    /// Whether there have been as many VMs as there were to be.
+    pub(super) fn was_complete(&self) -> bool {
+        self.wanted == 1 || self.due.is_some()
+    }
+
+    /// Does what is due.
+    ///
+    /// # Errors
+    /// If a VM cannot be cloned for a reason that is neither a lack of swap nor injected.
+    pub(super) fn tend(&mut self, machine: &mut Machine, now: Instant) -> Result<(), Violation> {
+        self.let_go(machine);
+        match (self.due, self.churn) {
+            (None, _) if self.wanted > 1 && machine.fleet.is_working() => {
+                while machine.fleet.members.len() < self.wanted {
+                    if !self.clone_one(machine, 0)? {
+                        return Ok(());
+                    }
+                }
+                self.due = Some(now + self.churn.unwrap_or_default());
+                Ok(())
+            }
+            (Some(due), Some(interval)) if now >= due => {
+                self.due = Some(now + interval);
+                self.change(machine)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Those that have ended, as they were to.
+    fn let_go(&self, machine: &mut Machine) {
+        let mut index = 0;
+        while let Some(member) = machine.fleet.members.get(index) {
+            match member.outcome {
+                Some(_) => machine.fleet.retire(index, &machine.mm),
+                None => index += 1,
+            }
+        }
+    }
+
+    fn change(&mut self, machine: &mut Machine) -> Result<(), Violation> {
+        let of_fate = |machine: &Machine, fate| -> Vec<usize> {
+            let members = machine.fleet.members.iter().enumerate();
+            let chosen =
+                members.filter(|(_, member)| member.fate == fate && member.outcome.is_none());
+            chosen.map(|(index, _)| index).collect()
+        };
+        let working = of_fate(machine, Fate::Works);
+        self.turn += 1;
+        let nth = |turn: usize| working.get(turn % working.len().max(1)).copied();
+        // Two different ones, if there are two; members stay in their places here.
+        let (Some(leaving), Some(source)) = (nth(self.turn), nth(self.turn + 1)) else {
+            return Ok(());
+        };
+        let somebody_was_asked = !of_fate(machine, Fate::Asked).is_empty();
+        if !self.clone_one(machine, source)? {
+            return Ok(());
+        }
+        let Some(member) = machine.fleet.members.get_mut(leaving) else {
+            return Ok(());
+        };
+        if self.turn.is_multiple_of(2) && !somebody_was_asked {
+            member.fate = Fate::Asked;
+            member.vm.request_stop();
+            self.count.asked += 1;
+        } else {
+            member.fate = Fate::Killed;
+            member.vm.kill();
+            self.count.killed += 1;
+        }
+        Ok(())
+    }
+
+    /// Clones a member; false if that was not to be had now.
+    fn clone_one(&mut self, machine: &mut Machine, source: usize) -> Result<bool, Violation> {
+        match machine.fleet.clone_member(source) {
+            Ok(()) => {
+                self.count.cloned += 1;
+                Ok(true)
+            }
+            Err(VmError::Host(error)) if is_expected(&error, &self.injected) => {
+                self.count.failed += 1;
+                Ok(false)
+            }
+            // It ends just now; what that means is looked at where its outcome is.
+            Err(VmError::NotRunning) => Ok(false),
+            Err(error) => Err(Violation::of_run(format!("a VM could not be cloned: {error}"))),
+        }
+    }
+}

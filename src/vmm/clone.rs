@@ -1,0 +1,129 @@
+//! A copy of a running VM, which goes on from the same moment on its own.
+//!
+//! Guarantee: the clone's guest finds every register, its memory, the pinned window and the
+//! devices as the source's guest left them at one moment at which none of the source's vCPUs ran,
+//! but for the generation number in the control block, which tells the two apart; from then on
+//! neither sees what the other does. The source goes on as if nothing had been.
+//!
+//! The moment: every vCPU of the source comes to the gate, where it is outside the guest with
+//! nothing left to handle, and gives an account of its state (a [`Census`]). While they wait, the
+//! pages are shared copy-on-write and what was touched of the window is copied. Nothing else is
+//! done before they go on: the clone's KVM VM and shadow MMU are built after, from nothing. Its
+//! vCPUs begin without a single mapping and fault in what they need, which is mostly still there,
+//! in frames that both VMs then map.
+//!
+//! [`Census`]: super::roster::Census
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use vm_memory::MmapRegion;
+
+use crate::host_mm::MemoryObject;
+use crate::sys::memory::copy_touched;
+
+use super::devices::{PortBus, SerialState};
+use super::error::VmError;
+use super::hypercall::VmObserver;
+use super::kvm::KvmDevice;
+use super::machine::{ControlBlock, map_shared, window_bytes};
+use super::roster::StartRequest;
+use super::vm::{Contents, Vm};
+
+/// The next clone's generation. 0 is for VMs that booted.
+static NEXT_GENERATION: AtomicU64 = AtomicU64::new(1);
+
+/// When a clone came to be, and from how much.
+#[derive(Clone, Copy)]
+pub(super) struct Birth {
+    /// When the source was asked to pause.
+    begun: Instant,
+    paused: Duration,
+    shared_pages: u64,
+}
+
+/// What a clone took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CloneFigures {
+    /// How long the source's vCPUs were kept from running.
+    pub paused: Duration,
+    /// From the request to pause the source to when the first vCPU of the clone was about to enter
+    /// its guest; `None` if none has yet.
+    pub to_first_entry: Option<Duration>,
+    /// Pages that were the clone's without a copy.
+    pub shared_pages: u64,
+}
+
+/// The source at one moment.
+struct Moment {
+    object: Arc<MemoryObject>,
+    starts: Vec<Option<StartRequest>>,
+    devices: SerialState,
+    birth: Birth,
+}
+
+impl Vm {
+    /// A clone that runs already. Its memory comes from the same host memory, its serial port
+    /// prints to `console`, and `observer` is told of what its guest says.
+    ///
+    /// Vcpus that wait to be started wait in the clone, too; x87 and SSE registers that a halted
+    /// one left are not copied.
+    ///
+    /// # Errors
+    /// [`VmError::NotRunning`] if the VM is over or none of its vCPUs runs; otherwise what the host
+    /// refused. The VM itself goes on in any case.
+    pub fn clone_running(
+        &self,
+        observer: Option<Arc<dyn VmObserver>>,
+        console: Box<dyn Write + Send>,
+    ) -> Result<Self, VmError> {
+        let shape = self.shape;
+        let device = KvmDevice::open()?;
+        let window = map_shared("pinned window", window_bytes(shape.memory_bytes))?;
+        let Moment { object, starts, devices, mut birth } = self.at_one_moment(&window)?;
+        birth.shared_pages = object.shared_pages();
+        let generation = NEXT_GENERATION.fetch_add(1, Ordering::Relaxed);
+        let bus = PortBus::clone_of(&devices, console)
+            .map_err(|reason| VmError::Copy { what: "serial port", reason })?;
+        let contents = Contents {
+            object,
+            control: ControlBlock::of_clone(window.clone(), shape.vcpus, generation),
+            window,
+            bus,
+            observer,
+            starts,
+        };
+        let mut clone = Self::assemble(shape, &device, contents)?;
+        clone.birth = Some(birth);
+        clone.start()?;
+        Ok(clone)
+    }
+
+    fn at_one_moment(&self, window: &MmapRegion) -> Result<Moment, VmError> {
+        let begun = Instant::now();
+        let census = self.shared.roster.census(&self.shared.gate);
+        let mut census = census.ok_or(VmError::NotRunning)?;
+        let starts = census.take()?;
+        if starts.iter().all(Option::is_none) {
+            return Err(VmError::NotRunning);
+        }
+        let object = self.object.copy_on_write_clone()?;
+        copy_touched(&self.window, window)
+            .map_err(|error| VmError::Copy { what: "pinned window", reason: error.to_string() })?;
+        let devices = self.shared.bus.state();
+        drop(census);
+        let birth = Birth { begun, paused: begun.elapsed(), shared_pages: 0 };
+        Ok(Moment { object, starts, devices, birth })
+    }
+
+    /// What it took to clone this VM; `None` for one that booted.
+    #[must_use]
+    pub fn clone_figures(&self) -> Option<CloneFigures> {
+        let Birth { begun, paused, shared_pages } = self.birth?;
+        let first_entry = self.shared.first_entry.get();
+        let to_first_entry = first_entry.map(|entry| entry.saturating_duration_since(begun));
+        Some(CloneFigures { paused, to_first_entry, shared_pages })
+    }
+}
