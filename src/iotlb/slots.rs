@@ -152,6 +152,7 @@ impl Slots {
         self.id.get().copied()
     }
 
+    #[cfg(not(any(loom, shuttle)))]
     pub(super) fn stats(&self) -> IotlbStats {
         self.lock().state.stats
     }

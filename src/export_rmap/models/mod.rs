@@ -12,7 +12,7 @@
 //! ran and how long that took (`-- --nocapture`). `.ci/models` runs them all, then breaks the rules
 //! one at a time and expects the model of that rule to fail; `docs/models.md` has the figures.
 
-mod client;
+pub(crate) mod client;
 pub(crate) mod host;
 
 #[cfg(loom)]
