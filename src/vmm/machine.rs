@@ -136,6 +136,10 @@ pub struct GuestCounters {
     pub violations: u64,
     /// Accesses to the watched hot set.
     pub hot_accesses: u64,
+    /// Commands that the DMA device has carried out.
+    pub dma_ops: u64,
+    /// Bytes of them.
+    pub dma_bytes: u64,
 }
 
 impl GuestCounters {
@@ -146,6 +150,8 @@ impl GuestCounters {
         self.paging_ops = self.paging_ops.wrapping_add(other.paging_ops);
         self.violations = self.violations.wrapping_add(other.violations);
         self.hot_accesses = self.hot_accesses.wrapping_add(other.hot_accesses);
+        self.dma_ops = self.dma_ops.wrapping_add(other.dma_ops);
+        self.dma_bytes = self.dma_bytes.wrapping_add(other.dma_bytes);
     }
 }
 
@@ -192,6 +198,8 @@ impl ControlBlock {
             paging_ops: read(offset_of!(VcpuCounters, paging_ops)),
             violations: read(offset_of!(VcpuCounters, violations)),
             hot_accesses: read(offset_of!(VcpuCounters, hot_accesses)),
+            dma_ops: read(offset_of!(VcpuCounters, dma_ops)),
+            dma_bytes: read(offset_of!(VcpuCounters, dma_bytes)),
         }
     }
 

@@ -38,6 +38,7 @@ mod stats;
 mod vcpu;
 mod vm;
 
+pub use devices::dma::DmaStats;
 pub use error::{GuestError, VmError};
 pub use gate::Position;
 pub use host_kind::{HostKind, HostTraits};

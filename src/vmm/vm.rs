@@ -7,19 +7,21 @@ use std::borrow::Cow;
 use std::io::Write;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 
 use crate::abi;
 use crate::addr::{Gpa, PAGE_SIZE_U64};
 use crate::host_mm::{HostMm, MemoryObject, TripwireWatch};
+use crate::iotlb::Iotlb;
 use crate::shadow_mmu::{ShadowConfig, ShadowMmu, TableMemory};
 use crate::sync::{Mutex, lock};
 
 use super::boot::{self, Image};
 use super::cpu::{Features, GuestCpu, gpr};
 use super::devices::PortBus;
+use super::devices::dma::{DmaDevice, DmaStats};
 use super::error::VmError;
 use super::gate::{Gate, Position};
 use super::host_kind::{HostKind, HostTraits};
@@ -42,6 +44,8 @@ use super::vcpu::Vcpu;
 pub const MIN_MEMORY_BYTES: u64 = 2 << 20;
 /// Shadow pages that one vCPU needs to get past any single instruction, with room to spare.
 const MIN_SHADOW_PAGES_PER_VCPU: u32 = 32;
+/// Pages that the DMA device has translations of at a time.
+const IOTLB_ENTRIES: usize = 64;
 /// How long the threads of a VM may take to end before they are left behind.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -102,6 +106,8 @@ pub struct Vm {
     vcpus: Vec<Vcpu>,
     boot: GuestCpu,
     threads: Vec<JoinHandle<()>>,
+    /// The DMA device's.
+    device: Option<JoinHandle<()>>,
     /// Outlives the threads, which it may have to let go on.
     _tripwire: Option<TripwireWatch>,
 }
@@ -113,6 +119,7 @@ struct Parts {
     tables: Arc<vm_memory::MmapRegion>,
     window: Arc<vm_memory::MmapRegion>,
     shadow: Arc<ShadowMmu>,
+    iotlb: Arc<Iotlb>,
     kvm: KvmVm,
 }
 
@@ -178,14 +185,26 @@ impl Vm {
                 Vcpu::new(index, fd, shared.clone(), stack, boot.clone())
             })
             .collect();
-        Ok(Self { shared, object, kickers, vcpus, boot, threads: Vec::new(), _tripwire: tripwire })
+        Ok(Self {
+            shared,
+            object,
+            kickers,
+            vcpus,
+            boot,
+            threads: Vec::new(),
+            device: None,
+            _tripwire: tripwire,
+        })
     }
 
     /// Starts the vCPU threads and lets the first vCPU run. Starting twice does nothing.
     ///
     /// # Errors
-    /// [`VmError::Thread`]; the VM is then over.
+    /// [`VmError::Thread`], [`VmError::DeviceThread`]; the VM is then over.
     pub fn start(&mut self) -> Result<(), VmError> {
+        if self.device.is_none() && !self.vcpus.is_empty() {
+            self.start_device()?;
+        }
         for vcpu in std::mem::take(&mut self.vcpus) {
             let index = vcpu.index;
             let Some(kicker) = self.kickers.get(index).cloned() else {
@@ -205,15 +224,38 @@ impl Vm {
         Ok(())
     }
 
+    fn start_device(&mut self) -> Result<(), VmError> {
+        let shared = self.shared.clone();
+        shared.bus.dma().starting();
+        let thread = std::thread::Builder::new().name("dma".to_owned());
+        match thread.spawn(move || shared.serve_dma()) {
+            Ok(handle) => {
+                self.device = Some(handle);
+                Ok(())
+            }
+            Err(source) => {
+                self.shared.bus.dma().over();
+                self.shared.end(Outcome::Killed);
+                Err(VmError::DeviceThread { source })
+            }
+        }
+    }
+
     /// Waits until the VM is over and all its threads are done; `None` when `timeout` passes
     /// first, or when the outcome was taken by an earlier call, or the VM was never started.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Option<Outcome> {
-        if self.threads.is_empty() || !self.shared.roster.wait_for_exit(self.threads.len(), timeout)
-        {
+        if self.threads.is_empty() || !self.wait_for_threads(timeout) {
             return None;
         }
         self.join();
         self.shared.roster.take_outcome()
+    }
+
+    /// Whether every thread was done in time.
+    fn wait_for_threads(&self, timeout: Option<Duration>) -> bool {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        self.shared.roster.wait_for_exit(self.threads.len(), timeout)
+            && self.shared.bus.dma().wait_until_over(deadline)
     }
 
     /// Asks the guest to finish: it sees the stop flag in the control block, makes its last
@@ -237,6 +279,18 @@ impl Vm {
     #[must_use]
     pub fn shadow(&self) -> &Arc<ShadowMmu> {
         &self.shared.shadow
+    }
+
+    /// The IOTLB of the VM's DMA device, for its statistics and checks.
+    #[must_use]
+    pub fn iotlb(&self) -> &Arc<Iotlb> {
+        &self.shared.iotlb
+    }
+
+    /// What the VM's DMA device has done.
+    #[must_use]
+    pub fn dma_stats(&self) -> DmaStats {
+        self.shared.bus.dma().stats()
     }
 
     /// What the VMM counted so far, by vCPU.
@@ -305,7 +359,7 @@ impl Vm {
     }
 
     fn join(&mut self) {
-        for thread in self.threads.drain(..) {
+        for thread in self.threads.drain(..).chain(self.device.take()) {
             // A panic was already turned into the VM's outcome.
             let _ = thread.join();
         }
@@ -314,11 +368,11 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        if self.threads.is_empty() {
+        if self.threads.is_empty() && self.device.is_none() {
             return;
         }
         self.shared.end(Outcome::Killed);
-        if self.shared.roster.wait_for_exit(self.threads.len(), Some(JOIN_TIMEOUT)) {
+        if self.wait_for_threads(Some(JOIN_TIMEOUT)) {
             self.join();
         }
         // Otherwise the threads are left behind with everything that they use, which they share
@@ -409,12 +463,13 @@ fn build_parts(
     let table_memory = TableMemory::new(tables.clone(), monitor_bytes, shadow_pages)?;
     let shadow = Arc::new(ShadowMmu::new(shadow_config, object.clone(), table_memory, view)?);
     shadow.set_window(window.clone());
+    let iotlb = Arc::new(Iotlb::new(object.clone(), IOTLB_ENTRIES)?);
 
     let kvm = device.create_vm()?;
     kvm.add_region(TABLES_SLOT, plan.tables_slot_base, &tables)?;
     kvm.add_region(WINDOW_SLOT, plan.window_base, &window)?;
     kvm.add_region(FRAMES_SLOT, plan.frames_base, &frames)?;
-    Ok(Parts { monitor, plan, tables, window, shadow, kvm })
+    Ok(Parts { monitor, plan, tables, window, shadow, iotlb, kvm })
 }
 
 fn kicker(fd: &VcpuFd) -> Result<Kicker, VmError> {
@@ -432,7 +487,7 @@ fn share(
     console: Box<dyn Write + Send>,
     kickers: &[Arc<Kicker>],
 ) -> Shared {
-    let Parts { monitor, plan, tables: _, window, shadow, kvm } = parts;
+    let Parts { monitor, plan, tables: _, window, shadow, iotlb, kvm } = parts;
     let kicks = kickers.iter().map(|kicker| kicker.clone() as Arc<dyn Kick>).collect();
     debug_assert_eq!(plan.window_bytes, window_bytes(config.memory_bytes));
     Shared {
@@ -440,7 +495,8 @@ fn share(
         shadow,
         monitor,
         control: ControlBlock::new(window, config.vcpus, config.memory_bytes),
-        bus: PortBus::new(console),
+        bus: PortBus::new(console, Arc::new(DmaDevice::new(iotlb.clone()))),
+        iotlb,
         gate: Gate::new(kicks),
         roster: Roster::new(config.vcpus),
         reports: Reports::default(),
