@@ -10,7 +10,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::inject::{self, parse_injection};
-use super::values::{Size, parse_duration, parse_rate, parse_seed, parse_vcpus};
+use super::values::{Size, parse_duration, parse_percent, parse_rate, parse_seed, parse_vcpus};
 use crate::host_mm::{Injection, ReclaimPolicy, Sabotage};
 use crate::vmm::HostKind;
 
@@ -100,6 +100,9 @@ pub(crate) struct StressArgs {
         default_value = "seq,random,zipf,chase,shared,paging"
     )]
     pub(crate) workload: Vec<Workload>,
+    /// Percentage of its page accesses that the DMA device makes instead
+    #[arg(long, value_name = "PERCENT", allow_negative_numbers = true, default_value = "2", value_parser = parse_percent)]
+    pub(crate) dma: u8,
     /// What is forced upon its pages meanwhile
     #[arg(
         long,
@@ -224,6 +227,8 @@ pub(crate) enum SabotageName {
     LateInstall,
     /// Frames are given to new pages before the flush
     EarlyReuse,
+    /// A device's flush does not wait for its accesses in flight
+    SkipIotlbWait,
     /// Now and then a bit of a page in swap flips
     SwapCorrupt,
 }
@@ -245,6 +250,7 @@ impl From<SabotageName> for Sabotage {
             SabotageName::ForgetRmap => Self::ForgetRmap,
             SabotageName::LateInstall => Self::LateInstall,
             SabotageName::EarlyReuse => Self::EarlyReuse,
+            SabotageName::SkipIotlbWait => Self::SkipIotlbWait,
             SabotageName::SwapCorrupt => Self::SwapCorrupt,
         }
     }
@@ -344,7 +350,7 @@ mod tests {
         let args = stress(&[]);
         assert_eq!(args.memory.bytes(), 512 << 20);
         assert_eq!(args.host_memory.bytes(), 128 << 20);
-        assert_eq!((args.vcpus, args.rate), (2, 20_000));
+        assert_eq!((args.vcpus, args.rate, args.dma), (2, 20_000, 2));
         assert_eq!(args.duration, Duration::from_secs(30));
         assert_eq!(args.workload.len(), 6);
         assert!(!args.workload.contains(&Workload::Hotscan));
@@ -372,6 +378,7 @@ mod tests {
                 "forget-rmap",
                 "late-install",
                 "early-reuse",
+                "skip-iotlb-wait",
                 "swap-corrupt"
             ]
         );
@@ -382,7 +389,8 @@ mod tests {
 
     #[test]
     fn bad_values_are_one_sentence_with_the_value_and_the_remedy() {
-        let cases: [(&[&str], &[&str]); 9] = [
+        let cases: [(&[&str], &[&str]); 10] = [
+            (&["stress", "--dma", "101"], &["--dma \"101\"", "0 to 100"]),
             (&["boot", "--memory", "12Q"], &["--memory \"12Q\"", "such as 256M"]),
             (&["boot", "--memory", "0"], &["--memory \"0\"", "give at least 4K"]),
             (&["boot", "--host-memory", "5000"], &["--host-memory \"5000\"", "8192"]),

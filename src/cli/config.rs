@@ -59,6 +59,8 @@ pub(crate) struct StressConfig {
     pub(crate) machine: MachineConfig,
     pub(crate) duration: Duration,
     pub(crate) workloads: Vec<Workload>,
+    /// Percentage of page accesses by DMA.
+    pub(crate) dma: u8,
     /// Without [`Invalidate::None`]; may be empty.
     pub(crate) invalidations: Vec<Invalidate>,
     /// Pages a second of each kind.
@@ -96,6 +98,9 @@ pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressCon
     if invalidations.iter().any(|kind| [Invalidate::Free, Invalidate::Zero].contains(kind)) {
         cmdline += GUEST_FREES;
     }
+    if args.dma != 0 {
+        cmdline += &format!(" dma={}", args.dma);
+    }
     let sizes = Sizes { memory: args.memory, host_memory: args.host_memory, vcpus: args.vcpus };
     let mut machine =
         machine(&sizes, &args.host, limits, Cow::Borrowed(TEST_GUEST), cmdline, seed)?;
@@ -109,6 +114,7 @@ pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressCon
         machine,
         duration: args.duration,
         workloads,
+        dma: args.dma,
         invalidations,
         rate: args.rate,
         seed,

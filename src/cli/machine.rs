@@ -7,8 +7,9 @@ use super::config::{MachineConfig, UsageError};
 use crate::addr::{Gfn, PAGE_SIZE_U64};
 use crate::host_mm::swap::{SwapError, SwapOpenError};
 use crate::host_mm::{HostMm, MmError, MmStats};
+use crate::iotlb::IotlbStats;
 use crate::shadow_mmu::ShadowStats;
-use crate::vmm::{GuestCounters, VcpuCounts, Vm, VmError, VmObserver};
+use crate::vmm::{DmaStats, GuestCounters, VcpuCounts, Vm, VmError, VmObserver};
 
 /// A VM, ready to start.
 pub(crate) struct Machine {
@@ -52,6 +53,8 @@ impl Machine {
             guest: self.vm.guest_counters(),
             vcpus: self.vm.counts(),
             shadow: self.vm.shadow().stats(),
+            dma: self.vm.dma_stats(),
+            iotlb: self.vm.iotlb().stats(),
             host: self.mm.stats(),
         }
     }
@@ -70,6 +73,8 @@ pub(crate) struct Figures {
     pub(crate) guest: GuestCounters,
     pub(crate) vcpus: VcpuCounts,
     pub(crate) shadow: ShadowStats,
+    pub(crate) dma: DmaStats,
+    pub(crate) iotlb: IotlbStats,
     pub(crate) host: MmStats,
 }
 

@@ -68,6 +68,9 @@ pub(crate) enum ValueError {
     /// Not a number of vCPUs.
     #[error("a guest has 1 to {} vCPUs", abi::MAX_VCPUS)]
     BadVcpus,
+    /// Not a percentage.
+    #[error("a percentage is a whole number from 0 to 100")]
+    BadPercent,
 }
 
 /// A number of bytes that is a multiple of the page size and not 0.
@@ -183,6 +186,11 @@ pub(crate) fn parse_vcpus(text: &str) -> Result<usize, ValueError> {
         Ok(vcpus) if (1..=abi::MAX_VCPUS).contains(&vcpus) => Ok(vcpus),
         _ => Err(ValueError::BadVcpus),
     }
+}
+
+/// Parses a percentage.
+pub(crate) fn parse_percent(text: &str) -> Result<u8, ValueError> {
+    text.parse().ok().filter(|percent| *percent <= 100).ok_or(ValueError::BadPercent)
 }
 
 /// Parses a seed.
@@ -329,6 +337,14 @@ mod tests {
         assert_eq!(parse_vcpus("1023"), Ok(1023));
         for text in ["0", "1024", "-1", "", "two", "99999999999999999999"] {
             assert_eq!(parse_vcpus(text), Err(ValueError::BadVcpus), "{text}");
+        }
+    }
+
+    #[test]
+    fn percentages_end_at_100() {
+        assert_eq!((parse_percent("0"), parse_percent("100")), (Ok(0), Ok(100)));
+        for text in ["", "101", "-1", "5%", "half"] {
+            assert_eq!(parse_percent(text), Err(ValueError::BadPercent), "{text}");
         }
     }
 

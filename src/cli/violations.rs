@@ -119,7 +119,8 @@ pub(crate) fn collect(machine: &Machine, peak_resident_bytes: u64) -> Violations
     all.add(Check::GuestOracle, reports.iter().map(describe), machine.vm.violation_count());
     let (host, total) = machine.mm.violations();
     all.add(Check::HostMemory, host.iter().map(ToString::to_string), total);
-    let differences = machine.vm.shadow().check_reverse_map();
+    let mut differences = machine.vm.shadow().check_reverse_map();
+    differences.extend(machine.vm.iotlb().check_reverse_map());
     all.add(Check::ReverseMap, differences, 0);
     let stats = machine.mm.stats();
     let budget = machine.mm.config().host_memory_bytes;
@@ -149,6 +150,8 @@ fn describe(report: &ViolationReport) -> String {
         format!("I2: shared counters of {place} do not add up: {seen}")
     } else if is(abi::Violation::Paging) {
         format!("a page-table change at {place} was not obeyed: {seen}")
+    } else if is(abi::Violation::Device) {
+        format!("the DMA device did not do what the descriptor for {place} says: {seen}")
     } else {
         format!("the guest reports a violation of unknown kind {kind:#x}: {place}: {seen}")
     }
@@ -179,7 +182,8 @@ mod tests {
 
     #[test]
     fn each_report_names_its_page_and_what_was_found() {
-        let words = ["number", "version", "checksum", "word", "add up", "page-table", "unknown"];
+        let words =
+            ["number", "version", "checksum", "word", "add up", "page-table", "DMA", "unknown"];
         for (kind, word) in (1..).zip(words) {
             let said = describe(&report(kind));
             for part in [word, "guest frame 0x4d", "0x400000", "expected 0x5, found 0x4", "vCPU 1"]

@@ -13,8 +13,9 @@ use super::machine::Machine;
 use super::stress::{Course, Detection, StormCount};
 use super::violations::{self, Violation, Violations};
 use crate::host_mm::MmStats;
+use crate::iotlb::IotlbStats;
 use crate::shadow_mmu::ShadowStats;
-use crate::vmm::{FaultLatency, GuestCounters, Latencies, VcpuCounts};
+use crate::vmm::{DmaStats, FaultLatency, GuestCounters, Latencies, VcpuCounts};
 
 /// How a run came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -44,6 +45,8 @@ pub(crate) struct Report {
     pub(crate) storms: Vec<StormCount>,
     pub(crate) host: MmStats,
     pub(crate) shadow: ShadowStats,
+    pub(crate) dma: DmaStats,
+    pub(crate) iotlb: IotlbStats,
     pub(crate) fault_latency: LatencyReports,
     pub(crate) memory: MemoryReport,
     /// What came of `--inject`; `None` without it.
@@ -68,6 +71,8 @@ pub(crate) struct ConfigReport {
     pub(crate) vcpus: usize,
     pub(crate) duration_seconds: f64,
     pub(crate) workloads: Vec<Workload>,
+    /// Percentage of page accesses by DMA.
+    pub(crate) dma: u8,
     pub(crate) invalidations: Vec<Invalidate>,
     pub(crate) rate_per_second: u32,
     pub(crate) seed: u64,
@@ -87,6 +92,8 @@ pub(crate) struct GuestReport {
     pub(crate) shared_adds: u64,
     pub(crate) paging_ops: u64,
     pub(crate) hot_accesses: u64,
+    pub(crate) dma_ops: u64,
+    pub(crate) dma_bytes: u64,
 }
 
 /// Page faults by kind.
@@ -164,6 +171,8 @@ impl Report {
             storms: course.storms.clone(),
             host: figures.host,
             shadow: figures.shadow,
+            dma: figures.dma,
+            iotlb: figures.iotlb,
             fault_latency: LatencyReports::new(&machine.vm.fault_latency()),
             memory: MemoryReport {
                 budget_bytes: config.machine.host.host_memory_bytes,
@@ -221,6 +230,7 @@ impl ConfigReport {
             vcpus: machine.vm.vcpus,
             duration_seconds: config.duration.as_secs_f64(),
             workloads: config.workloads.clone(),
+            dma: config.dma,
             invalidations: config.invalidations.clone(),
             rate_per_second: config.rate,
             seed: config.seed,
@@ -241,6 +251,8 @@ impl From<GuestCounters> for GuestReport {
             shared_adds: counters.shared_adds,
             paging_ops: counters.paging_ops,
             hot_accesses: counters.hot_accesses,
+            dma_ops: counters.dma_ops,
+            dma_bytes: counters.dma_bytes,
         }
     }
 }
