@@ -23,6 +23,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         caught("forget-rmap", &[ORACLE, HOST, "reverse_map"]),
         caught("late-install", &[ORACLE, HOST, "reverse_map"]),
         caught("early-reuse", &[ORACLE, HOST]),
+        caught("skip-iotlb-wait", &[ORACLE, HOST]),
         caught("swap-corrupt", &["swap_checksum"]),
         kvm_trial("control_without_sabotage", control),
     ]
