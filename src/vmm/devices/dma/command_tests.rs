@@ -90,8 +90,7 @@ fn the_checksum_is_the_one_of_the_contract() {
     // By the words of docs/guest-abi.md.
     let step = |sum: u64, word: u64| {
         let product = u128::from(sum ^ word) * 0x9e37_79b9_7f4a_7c15;
-        let low = u64::try_from(product % (1 << 64)).unwrap();
-        low << 29 | low >> 35
+        u64::try_from(product % (1 << 64)).unwrap().rotate_left(29)
     };
     assert_eq!(serve(&ram, &sum), (1, step(step(0, 1), 2)));
     let swapped = Wanted { source: 0x1009, bytes: 1, ..sum };

@@ -122,7 +122,7 @@ fn a_doorbell_waits_for_room_and_goes_on_at_the_end() {
         })
         .unwrap();
     });
-    assert_eq!(device.stats().refused as usize, abi::DMA_QUEUE + 1);
+    assert_eq!(device.stats().refused, abi::DMA_QUEUE as u64 + 1);
 
     let (_ram, device) = self::device(4096);
     fill(&device);
