@@ -16,6 +16,7 @@ pub mod export_rmap;
 pub mod fuzzing;
 #[cfg(not(any(loom, shuttle)))]
 pub mod host_mm;
+pub mod iotlb;
 #[cfg(not(any(loom, shuttle)))]
 pub mod shadow_mmu;
 pub mod sync;

@@ -125,10 +125,45 @@ fn the_page_has_the_numbers_of_the_code() {
         "| 8 | 4 | stop: 0, and 1 from".to_owned(),
         format!("| {} · i | {} | counters", "64 + 64", size_of::<abi::VcpuCounters>()),
     ]);
+    wanted.extend(dma());
     assert_eq!(abi::GVA_LIMIT, 0x7f80_0000_0000);
     assert_eq!(std::mem::offset_of!(abi::Control, stop), 8);
     assert_eq!(std::mem::offset_of!(abi::Control, counters), 64);
     for text in wanted {
         assert!(page.contains(&text), "docs/guest-abi.md does not say {text:?}");
     }
+}
+
+/// What the page must say of the DMA device.
+fn dma() -> Vec<String> {
+    use abi::DmaDescriptor as Descriptor;
+    use std::mem::offset_of;
+    vec![
+        format!("| {:#x} | doorbell of the DMA device", abi::PORT_DMA),
+        format!("a descriptor of {} bytes", size_of::<Descriptor>()),
+        format!("at an address that is a multiple of {}:", abi::DMA_ALIGN),
+        format!("| {} | 4 | command:", offset_of!(Descriptor, command)),
+        format!("{} copy, {} fill, {} checksum |", abi::DMA_COPY, abi::DMA_FILL, abi::DMA_CHECKSUM),
+        format!("| {} | 4 | status: {} by", offset_of!(Descriptor, status), abi::DMA_PENDING),
+        format!("writes {} (done) or {} (error)", abi::DMA_DONE, abi::DMA_ERROR),
+        format!("| {} | 8 | guest-physical address of the source", offset_of!(Descriptor, source)),
+        format!(
+            "| {} | 8 | guest-physical address of the dest",
+            offset_of!(Descriptor, destination)
+        ),
+        format!(
+            "| {} | 8 | number of bytes, 1 to {} |",
+            offset_of!(Descriptor, bytes),
+            abi::DMA_MAX_BYTES
+        ),
+        format!("| {} | 8 | pattern", offset_of!(Descriptor, pattern)),
+        format!("| {} | 8 | result", offset_of!(Descriptor, result)),
+        format!("| {} | {} | not", offset_of!(Descriptor, unused), 8 * 10),
+        format!("The device takes {}\n", abi::DMA_QUEUE),
+        format!("| {} | there is no such command |", abi::DMA_BAD_COMMAND),
+        format!("| {} | the number of bytes is 0", abi::DMA_BAD_LENGTH),
+        format!("| {} | source or destination are not all RAM", abi::DMA_OUTSIDE_RAM),
+        format!("| {} | source and destination of a copy overlap |", abi::DMA_OVERLAP),
+        format!("{} a\ndevice", abi::Violation::Device as u64),
+    ]
 }

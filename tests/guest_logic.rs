@@ -228,7 +228,7 @@ mod command_line {
 
     #[test]
     fn every_word_is_understood() {
-        let line = "fill=1 mode=stress workload=zipf,seq seed=0xff pages=4096 passes=3 write=0 hot=64 entropy=100";
+        let line = "fill=1 mode=stress workload=zipf,seq seed=0xff pages=4096 passes=3 write=0 hot=64 free=1 dma=7 entropy=100";
         let (options, unknown) = parse(line);
         assert!(unknown.is_empty(), "{unknown:?}");
         assert_eq!(options.mode, Mode::Stress);
@@ -239,6 +239,7 @@ mod command_line {
             (options.write_percent, options.hot, options.entropy_percent),
             (0, Some(64), 100)
         );
+        assert_eq!((options.free_percent, options.dma_percent), (1, 7));
         assert!(options.fill, "asked for, whatever the order");
     }
 

@@ -10,6 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["export_rmap"],
     &["host_mm"],
     &["shadow_mmu"],
+    &["iotlb"],
     &["vmm"],
     &["cli"],
     &["fuzzing"],

@@ -116,6 +116,8 @@ pub enum Violation {
     /// A page-table change was not obeyed: an access went where it must not, or faulted where it
     /// must not.
     Paging = 6,
+    /// A device did not do what it was told to.
+    Device = 7,
 }
 
 /// One vCPU's counters, written by that vCPU only.
@@ -133,8 +135,10 @@ pub struct VcpuCounters {
     pub violations: core::sync::atomic::AtomicU64,
     /// Accesses to the watched hot set.
     pub hot_accesses: core::sync::atomic::AtomicU64,
-    /// Not used yet; zero.
-    pub reserved: [u64; 2],
+    /// Commands that the DMA device has carried out.
+    pub dma_ops: core::sync::atomic::AtomicU64,
+    /// Bytes of the page contents that it moved or summed up.
+    pub dma_bytes: core::sync::atomic::AtomicU64,
 }
 
 /// The first [`CONTROL_BYTES`] of the pinned window, shared between host and guest without exits.
@@ -157,5 +161,67 @@ pub struct Control {
     pub counters: [VcpuCounters; MAX_VCPUS],
 }
 
+/// Doorbell of the DMA device: a 32-bit `out` of a [`DmaDescriptor`]'s guest-physical address
+/// divided by [`DMA_ALIGN`] hands it over. A 32-bit `in` gives the number of descriptors that the
+/// device has not finished.
+pub const PORT_DMA: u16 = 0x610;
+/// Alignment of a descriptor.
+pub const DMA_ALIGN: u64 = 128;
+/// Descriptors that the device takes; a doorbell for one more waits for room.
+pub const DMA_QUEUE: usize = 64;
+/// Most bytes of one command.
+pub const DMA_MAX_BYTES: u64 = 64 << 10;
+/// [`DmaDescriptor::command`]: copy from `source` to `destination`, which do not overlap.
+pub const DMA_COPY: u32 = 1;
+/// [`DmaDescriptor::command`]: fill `destination` with `pattern`, its lowest byte first.
+pub const DMA_FILL: u32 = 2;
+/// [`DmaDescriptor::command`]: [`dma_checksum`] of the 64-bit words from `source`, the last one
+/// padded with zero bytes, from 0 on.
+pub const DMA_CHECKSUM: u32 = 3;
+/// [`DmaDescriptor::status`]: what the guest sets before it rings.
+pub const DMA_PENDING: u32 = 0;
+/// [`DmaDescriptor::status`]: carried out; everything that it wrote can be seen.
+pub const DMA_DONE: u32 = 1;
+/// [`DmaDescriptor::status`]: refused, nothing was done. The result says why.
+pub const DMA_ERROR: u32 = 2;
+/// [`DmaDescriptor::result`] of an error: no such command.
+pub const DMA_BAD_COMMAND: u64 = 1;
+/// [`DmaDescriptor::result`] of an error: 0 bytes, or more than [`DMA_MAX_BYTES`].
+pub const DMA_BAD_LENGTH: u64 = 2;
+/// [`DmaDescriptor::result`] of an error: not all RAM. The pinned window is none.
+pub const DMA_OUTSIDE_RAM: u64 = 3;
+/// [`DmaDescriptor::result`] of an error: source and destination of a copy overlap.
+pub const DMA_OVERLAP: u64 = 4;
+
+/// A command for the DMA device, in RAM. Little-endian, as all of the machine.
+#[repr(C, align(128))]
+pub struct DmaDescriptor {
+    /// One of [`DMA_COPY`], [`DMA_FILL`], [`DMA_CHECKSUM`].
+    pub command: u32,
+    /// [`DMA_PENDING`], then [`DMA_DONE`] or [`DMA_ERROR`]: the last thing that the device writes.
+    pub status: core::sync::atomic::AtomicU32,
+    /// Guest-physical address to read from, of any alignment.
+    pub source: u64,
+    /// Guest-physical address to write to, of any alignment.
+    pub destination: u64,
+    /// Number of bytes.
+    pub bytes: u64,
+    /// What to fill with.
+    pub pattern: u64,
+    /// The checksum, or the reason of an error; 0 otherwise.
+    pub result: core::sync::atomic::AtomicU64,
+    /// Not looked at.
+    pub unused: [u64; 10],
+}
+
+/// One step of the checksum: `sum` and the next word make the next sum.
+#[inline]
+pub const fn dma_checksum(sum: u64, word: u64) -> u64 {
+    (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+}
+
+const _: () = assert!(size_of::<DmaDescriptor>() as u64 == DMA_ALIGN);
+// Every address in RAM has a doorbell value.
+const _: () = assert!(MAX_MEMORY_BYTES / DMA_ALIGN <= 1 << 32);
 const _: () = assert!(size_of::<VcpuCounters>() == 64);
 const _: () = assert!(size_of::<Control>() as u64 == CONTROL_BYTES);

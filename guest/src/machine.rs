@@ -4,6 +4,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::abi::{Control, VcpuCounters};
+use crate::dma::DmaUnit;
 use crate::options::Options;
 use crate::oracle::Oracle;
 use crate::pages::WorkSet;
@@ -28,6 +29,8 @@ pub struct Machine {
     pub shared: SharedArea,
     /// All vCPUs; index 0 is the boot vCPU.
     pub vcpus: &'static [Vcpu],
+    /// What each vCPU drives the DMA device with.
+    pub dma: &'static [DmaUnit],
     /// Where they meet.
     pub barrier: Barrier,
     /// Results so far.
@@ -65,6 +68,7 @@ impl Machine {
             shared_adds: sum(|c| &c.shared_adds),
             paging_ops: sum(|c| &c.paging_ops),
             hot_accesses: sum(|c| &c.hot_accesses),
+            dma_ops: sum(|c| &c.dma_ops),
             violations: sum(|c| &c.violations),
         }
     }
@@ -78,6 +82,7 @@ pub struct Totals {
     shared_adds: u64,
     paging_ops: u64,
     hot_accesses: u64,
+    dma_ops: u64,
     /// Violations found.
     pub violations: u64,
 }
@@ -91,6 +96,7 @@ impl Totals {
             shared_adds: self.shared_adds - earlier.shared_adds,
             paging_ops: self.paging_ops - earlier.paging_ops,
             hot_accesses: self.hot_accesses - earlier.hot_accesses,
+            dma_ops: self.dma_ops - earlier.dma_ops,
             violations: self.violations - earlier.violations,
         }
     }
@@ -103,6 +109,7 @@ impl fmt::Display for Totals {
             ("shared_adds", self.shared_adds),
             ("paging_ops", self.paging_ops),
             ("hot_accesses", self.hot_accesses),
+            ("dma_ops", self.dma_ops),
         ];
         for (name, value) in optional {
             if value != 0 {

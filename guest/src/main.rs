@@ -14,6 +14,7 @@ mod abi;
 mod boot;
 mod demand;
 mod descriptors;
+mod dma;
 mod exceptions;
 mod machine;
 mod memory;
@@ -37,6 +38,7 @@ mod x86;
 use core::arch::global_asm;
 
 use boot::BootParams;
+use dma::DmaUnit;
 use machine::{Machine, Results};
 use memory::{FreeRam, PAGE_BYTES};
 use options::{Mode, Options, Workload};
@@ -136,7 +138,7 @@ extern "C" fn boot_main(boot_params: u64, other_registers: u64) -> ! {
         exceptions::fill_idt();
         boot_vcpu.init();
     }
-    selftest::run(&machine.results, &entry, boot, memory, vcpus);
+    selftest::run(machine, &entry, boot, memory, vcpus);
     watch_hot_pages(machine);
     vcpu::start_others(machine);
     println!(
@@ -193,6 +195,7 @@ fn build(ram: &mut FreeRam, options: Options, vcpus: u32, memory: u64) -> &'stat
     }
     let shared = SharedArea::new(ram, space);
     let all_vcpus = Vcpu::place_all(ram, vcpus, space);
+    let dma = DmaUnit::place_all(ram, vcpus);
     let place = ram.reserve();
     let most = match options.mode {
         Mode::Boot => BOOT_PAGES,
@@ -210,6 +213,7 @@ fn build(ram: &mut FreeRam, options: Options, vcpus: u32, memory: u64) -> &'stat
         work,
         shared,
         vcpus: all_vcpus,
+        dma,
         barrier: Barrier::new(vcpus),
         results: Results::default(),
     })

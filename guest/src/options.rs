@@ -79,6 +79,8 @@ pub struct Options {
     pub fill: bool,
     /// `free=`: percentage of page accesses that give the page back instead.
     pub free_percent: u8,
+    /// `dma=`: percentage of page accesses that the DMA device makes instead.
+    pub dma_percent: u8,
     /// `entropy=`: percentage of a page body that does not compress.
     pub entropy_percent: u8,
 }
@@ -96,6 +98,7 @@ impl Options {
             hot: None,
             fill: false,
             free_percent: 0,
+            dma_percent: 0,
             entropy_percent: 50,
         };
         let mut fill = None;
@@ -135,6 +138,7 @@ impl Options {
             "write" => self.write_percent = percentage(value)?,
             "hot" => self.hot = Some(number(value)?),
             "free" => self.free_percent = percentage(value)?,
+            "dma" => self.dma_percent = percentage(value)?,
             "entropy" => self.entropy_percent = percentage(value)?,
             _ => return None,
         }

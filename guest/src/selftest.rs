@@ -1,12 +1,14 @@
 //! Checks of the machine itself, one vCPU, before the workloads: entry state, hypercalls, ports,
-//! privileged instructions, exceptions.
+//! privileged instructions, exceptions, the DMA device.
+
+mod dma;
 
 use core::arch::asm;
 
 use crate::abi;
 use crate::boot::BootParams;
 use crate::exceptions;
-use crate::machine::Results;
+use crate::machine::Machine;
 use crate::probe::{self, Raise};
 use crate::x86;
 
@@ -40,7 +42,8 @@ pub struct Entry {
 }
 
 /// Runs all checks, each one an item of the results.
-pub fn run(results: &Results, entry: &Entry, boot: BootParams, memory: u64, vcpus: u64) {
+pub fn run(machine: &Machine, entry: &Entry, boot: BootParams, memory: u64, vcpus: u64) {
+    let results = &machine.results;
     let item = |name: &str, checked: Checked| match checked {
         Ok(()) => results.item(name, true, format_args!("ok")),
         Err(wrong) => results.item(
@@ -60,6 +63,10 @@ pub fn run(results: &Results, entry: &Entry, boot: BootParams, memory: u64, vcpu
     item("model-specific-registers", model_specific_registers());
     item("privileged-instructions", privileged_instructions());
     item("exceptions", raised_exceptions());
+    item("dma-copy", dma::copy(machine));
+    item("dma-fill", dma::fill_pattern(machine));
+    item("dma-checksum", dma::checksum(machine));
+    item("dma-errors", dma::errors(machine));
 }
 
 fn entry_state(entry: &Entry) -> Checked {

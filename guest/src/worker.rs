@@ -66,15 +66,22 @@ impl Worker {
         self.machine.stop_asked()
     }
 
-    fn index(&self, page: u64) -> u64 {
+    /// Number of the `page`th of the owned pages among all work pages.
+    pub fn index(&self, page: u64) -> u64 {
         page * self.machine.vcpus.len() as u64 + u64::from(self.vcpu.index)
+    }
+
+    /// What the content of an owned page depends on.
+    pub fn id(&self, page: u64) -> PageId {
+        let gfn = self.machine.work.gfn(self.index(page));
+        PageId { gfn, link: self.chase.next(page) }
     }
 
     /// Verifies the `page`th of the owned pages, then writes its next version if asked to; returns
     /// the owned page that this one links to, which it reads from the page.
     pub fn access(&self, page: u64, write: bool) -> u64 {
         let index = self.index(page);
-        let id = PageId { gfn: self.machine.work.gfn(index), link: self.chase.next(page) };
+        let id = self.id(page);
         let address = WorkSet::address(index);
         let content = address as *mut u64;
         let ledger = pages::version(id.gfn);

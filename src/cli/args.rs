@@ -10,7 +10,9 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::inject::{self, parse_injection};
-use super::values::{Size, parse_duration, parse_rate, parse_seed, parse_vcpus, parse_vms};
+use super::values::{
+    Size, parse_duration, parse_percent, parse_rate, parse_seed, parse_vcpus, parse_vms,
+};
 use crate::host_mm::{Injection, ReclaimPolicy, Sabotage};
 use crate::vmm::HostKind;
 
@@ -106,6 +108,9 @@ pub(crate) struct StressArgs {
         default_value = "seq,random,zipf,chase,shared,paging"
     )]
     pub(crate) workload: Vec<Workload>,
+    /// Percentage of its page accesses that the DMA device makes instead
+    #[arg(long, value_name = "PERCENT", allow_negative_numbers = true, default_value = "2", value_parser = parse_percent)]
+    pub(crate) dma: u8,
     /// What is forced upon its pages meanwhile
     #[arg(
         long,
@@ -232,6 +237,8 @@ pub(crate) enum SabotageName {
     EarlyReuse,
     /// Pages that a clone shares stay writable for its source (with --churn)
     SkipCloneProtect,
+    /// A device's flush does not wait for its accesses in flight
+    SkipIotlbWait,
     /// Now and then a bit of a page in swap flips
     SwapCorrupt,
 }
@@ -254,6 +261,7 @@ impl From<SabotageName> for Sabotage {
             SabotageName::LateInstall => Self::LateInstall,
             SabotageName::EarlyReuse => Self::EarlyReuse,
             SabotageName::SkipCloneProtect => Self::SkipCloneProtect,
+            SabotageName::SkipIotlbWait => Self::SkipIotlbWait,
             SabotageName::SwapCorrupt => Self::SwapCorrupt,
         }
     }
@@ -353,7 +361,7 @@ mod tests {
         let args = stress(&[]);
         assert_eq!(args.memory.bytes(), 512 << 20);
         assert_eq!(args.host_memory.bytes(), 128 << 20);
-        assert_eq!((args.vcpus, args.rate), (2, 20_000));
+        assert_eq!((args.vcpus, args.rate, args.dma), (2, 20_000, 2));
         assert_eq!((args.vms, args.churn), (1, None));
         assert_eq!(args.duration, Duration::from_secs(30));
         assert_eq!(args.workload.len(), 6);
@@ -383,6 +391,7 @@ mod tests {
                 "late-install",
                 "early-reuse",
                 "skip-clone-protect",
+                "skip-iotlb-wait",
                 "swap-corrupt"
             ]
         );
@@ -393,7 +402,8 @@ mod tests {
 
     #[test]
     fn bad_values_are_one_sentence_with_the_value_and_the_remedy() {
-        let cases: [(&[&str], &[&str]); 11] = [
+        let cases: [(&[&str], &[&str]); 12] = [
+            (&["stress", "--dma", "101"], &["--dma \"101\"", "0 to 100"]),
             (&["boot", "--memory", "12Q"], &["--memory \"12Q\"", "such as 256M"]),
             (&["boot", "--memory", "0"], &["--memory \"0\"", "give at least 4K"]),
             (&["boot", "--host-memory", "5000"], &["--host-memory \"5000\"", "8192"]),

@@ -64,6 +64,8 @@ pub(crate) struct StressConfig {
     pub(crate) churn: Option<Duration>,
     pub(crate) duration: Duration,
     pub(crate) workloads: Vec<Workload>,
+    /// Percentage of page accesses by DMA.
+    pub(crate) dma: u8,
     /// Without [`Invalidate::None`]; may be empty.
     pub(crate) invalidations: Vec<Invalidate>,
     /// Pages a second of each kind.
@@ -102,6 +104,9 @@ pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressCon
     if invalidations.iter().any(|kind| [Invalidate::Free, Invalidate::Zero].contains(kind)) {
         cmdline += GUEST_FREES;
     }
+    if args.dma != 0 {
+        cmdline += &format!(" dma={}", args.dma);
+    }
     check_churn(args)?;
     let sizes = Sizes {
         memory: args.memory,
@@ -124,6 +129,7 @@ pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressCon
         churn: args.churn,
         duration: args.duration,
         workloads,
+        dma: args.dma,
         invalidations,
         rate: args.rate,
         seed,

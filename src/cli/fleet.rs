@@ -12,10 +12,12 @@ use super::machine::Phases;
 use super::output::Tail;
 use super::violations::{self, Check, Violations};
 use crate::host_mm::{HostMm, MemoryObject};
+use crate::iotlb::IotlbStats;
 use crate::shadow_mmu::ShadowStats;
 use crate::sync::{Mutex, lock};
 use crate::vmm::{
-    CloneFigures, FaultLatency, GuestCounters, Outcome, VcpuCounts, Vm, VmError, VmObserver,
+    CloneFigures, DmaStats, FaultLatency, GuestCounters, Outcome, VcpuCounts, Vm, VmError,
+    VmObserver,
 };
 
 /// What a VM is meant to come to.
@@ -49,6 +51,8 @@ pub(crate) struct Done {
     pub(crate) guest: GuestCounters,
     pub(crate) vcpus: VcpuCounts,
     pub(crate) shadow: ShadowStats,
+    pub(crate) dma: DmaStats,
+    pub(crate) iotlb: IotlbStats,
 }
 
 impl Done {
@@ -56,6 +60,8 @@ impl Done {
         self.guest.add(&vm.guest_counters());
         self.vcpus.add(&vm.counts());
         self.shadow.add(&vm.shadow().stats());
+        self.dma.add(&vm.dma_stats());
+        self.iotlb.add(&vm.iotlb().stats());
     }
 }
 
@@ -217,9 +223,9 @@ impl Fleet {
         self.found.append(violations::of_vm(&member, self.is_one_of_several()));
         self.lines.extend(member.lines());
         self.objects.remove(member.vm.object());
-        let (number, client) = (member.number, member.vm.shadow().client_id());
+        let (number, clients) = (member.number, member.vm.client_ids());
         drop(member);
-        let left = client.map_or(0, |client| mm.mappings_of(client));
+        let left: u64 = clients.into_iter().map(|client| mm.mappings_of(client)).sum();
         if left > 0 {
             let text =
                 format!("I3: VM {number} is gone, but the reverse map has {left} of its entries");

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::config::{MachineConfig, UsageError};
-use super::fleet::Fleet;
+use super::fleet::{Done, Fleet};
 use crate::abi;
 use crate::addr::{Gfn, PAGE_SIZE_U64};
 use crate::host_mm::swap::{SwapError, SwapOpenError};
 use crate::host_mm::{HostMm, MmError, MmStats};
+use crate::iotlb::IotlbStats;
 use crate::shadow_mmu::ShadowStats;
-use crate::vmm::{GuestCounters, VcpuCounts, Vm, VmError, VmObserver};
+use crate::vmm::{DmaStats, GuestCounters, VcpuCounts, Vm, VmError, VmObserver};
 
 /// Host memory and the VMs over it: one, ready to start, to begin with.
 pub(crate) struct Machine {
@@ -74,8 +75,8 @@ impl Machine {
 
     /// What has happened so far, in all VMs together.
     pub(crate) fn figures(&self) -> Figures {
-        let done = self.fleet.done();
-        Figures { guest: done.guest, vcpus: done.vcpus, shadow: done.shadow, host: self.mm.stats() }
+        let Done { guest, vcpus, shadow, dma, iotlb } = self.fleet.done();
+        Figures { guest, vcpus, shadow, dma, iotlb, host: self.mm.stats() }
     }
 }
 
@@ -102,6 +103,8 @@ pub(crate) struct Figures {
     pub(crate) guest: GuestCounters,
     pub(crate) vcpus: VcpuCounts,
     pub(crate) shadow: ShadowStats,
+    pub(crate) dma: DmaStats,
+    pub(crate) iotlb: IotlbStats,
     pub(crate) host: MmStats,
 }
 

@@ -71,6 +71,9 @@ pub(crate) enum ValueError {
     /// Not a number of VMs.
     #[error("there can be 1 to {MAX_VMS} VMs")]
     BadVms,
+    /// Not a percentage.
+    #[error("a percentage is a whole number from 0 to 100")]
+    BadPercent,
 }
 
 /// Most VMs at a time; each has threads for its vCPUs and a mapping of all frames.
@@ -197,6 +200,11 @@ pub(crate) fn parse_vms(text: &str) -> Result<usize, ValueError> {
         Ok(vms) if (1..=MAX_VMS).contains(&vms) => Ok(vms),
         _ => Err(ValueError::BadVms),
     }
+}
+
+/// Parses a percentage.
+pub(crate) fn parse_percent(text: &str) -> Result<u8, ValueError> {
+    text.parse().ok().filter(|percent| *percent <= 100).ok_or(ValueError::BadPercent)
 }
 
 /// Parses a seed.
@@ -344,6 +352,14 @@ mod tests {
         for text in ["0", "1024", "-1", "", "two", "99999999999999999999"] {
             assert_eq!(parse_vcpus(text), Err(ValueError::BadVcpus), "{text}");
             assert_eq!(parse_vms(text), Err(ValueError::BadVms), "{text}");
+        }
+    }
+
+    #[test]
+    fn percentages_end_at_100() {
+        assert_eq!((parse_percent("0"), parse_percent("100")), (Ok(0), Ok(100)));
+        for text in ["", "101", "-1", "5%", "half"] {
+            assert_eq!(parse_percent(text), Err(ValueError::BadPercent), "{text}");
         }
     }
 

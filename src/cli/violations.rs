@@ -150,7 +150,8 @@ pub(crate) fn of_vm(member: &Member, is_one_of_several: bool) -> Violations {
     let reports = vm.violations();
     let texts = reports.iter().map(|report| named(describe(report)));
     found.add(Check::GuestOracle, texts, vm.violation_count());
-    let differences = vm.shadow().check_reverse_map();
+    let mut differences = vm.shadow().check_reverse_map();
+    differences.extend(vm.iotlb().check_reverse_map());
     found.add(Check::ReverseMap, differences.into_iter().map(named), 0);
     found
 }
@@ -194,6 +195,8 @@ fn describe(report: &ViolationReport) -> String {
         format!("I2: shared counters of {place} do not add up: {seen}")
     } else if is(abi::Violation::Paging) {
         format!("a page-table change at {place} was not obeyed: {seen}")
+    } else if is(abi::Violation::Device) {
+        format!("the DMA device did not do what the descriptor for {place} says: {seen}")
     } else {
         format!("the guest reports a violation of unknown kind {kind:#x}: {place}: {seen}")
     }
@@ -224,7 +227,8 @@ mod tests {
 
     #[test]
     fn each_report_names_its_page_and_what_was_found() {
-        let words = ["number", "version", "checksum", "word", "add up", "page-table", "unknown"];
+        let words =
+            ["number", "version", "checksum", "word", "add up", "page-table", "DMA", "unknown"];
         for (kind, word) in (1..).zip(words) {
             let said = describe(&report(kind));
             for part in [word, "guest frame 0x4d", "0x400000", "expected 0x5, found 0x4", "vCPU 1"]

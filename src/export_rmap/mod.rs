@@ -14,11 +14,12 @@
 //! The model is Robin Holt's export notifier of January 2008; `docs/protocol.md` maps each element
 //! of the mail to a file here.
 
+mod check;
 pub mod flags;
 pub mod frame_table;
 pub mod lock_rank;
 #[cfg(all(test, any(loom, shuttle)))]
-mod models;
+pub(crate) mod models;
 pub mod notifier;
 pub mod page_lock;
 pub mod rmap;

@@ -328,7 +328,10 @@ impl MemoryObject {
     }
 
     /// The bytes as (guest frame, offset in it, length); checked to lie inside the object.
-    fn split(
+    ///
+    /// # Errors
+    /// [`MmError::OutsideMemory`].
+    pub fn split(
         &self,
         gpa: Gpa,
         len: usize,

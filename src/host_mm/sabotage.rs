@@ -17,7 +17,8 @@ pub enum Sabotage {
     /// A fault installs its mapping although an invalidation overlapped it (and dawdles, so that
     /// one often does).
     LateInstall,
-    /// No rule is broken, faults only dawdle as with `LateInstall`: the control for that.
+    /// No rule is broken, faults only dawdle as with `LateInstall` and devices as with
+    /// `SkipIotlbWait`: the control for these.
     Dawdle,
     /// The copy of a shared page is given out before the old mappings are cleared: the order that the
     /// mail left do_wp_page with.
@@ -26,6 +27,9 @@ pub enum Sabotage {
     EarlyReuse,
     /// Pages that a clone shares are not made read-only first: who could write them still can.
     SkipCloneProtect,
+    /// An IOTLB's flush does not wait for accesses in flight (which dawdle, so that there is often
+    /// one).
+    SkipIotlbWait,
     /// Every so many pages, one bit of a page in swap flips.
     SwapCorrupt,
 }

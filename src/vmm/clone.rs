@@ -6,7 +6,8 @@
 //! neither sees what the other does. The source goes on as if nothing had been.
 //!
 //! The moment: every vCPU of the source comes to the gate, where it is outside the guest with
-//! nothing left to handle, and gives an account of its state (a [`Census`]). While they wait, the
+//! nothing left to handle, and gives an account of its state (a [`Census`]). The DMA device finishes
+//! what it was asked for, so that none of its work is neither here nor there. While they wait, the
 //! pages are shared copy-on-write and what was touched of the window is copied. Nothing else is
 //! done before they go on: the clone's KVM VM and shadow MMU are built after, from nothing. Its
 //! vCPUs begin without a single mapping and fault in what they need, which is mostly still there,
@@ -24,7 +25,7 @@ use vm_memory::MmapRegion;
 use crate::host_mm::MemoryObject;
 use crate::sys::memory::copy_touched;
 
-use super::devices::{PortBus, SerialState};
+use super::devices::{SerialPort, SerialState};
 use super::error::VmError;
 use super::hypercall::VmObserver;
 use super::kvm::KvmDevice;
@@ -60,7 +61,7 @@ pub struct CloneFigures {
 struct Moment {
     object: Arc<MemoryObject>,
     starts: Vec<Option<StartRequest>>,
-    devices: SerialState,
+    serial: SerialState,
     birth: Birth,
 }
 
@@ -82,16 +83,16 @@ impl Vm {
         let shape = self.shape;
         let device = KvmDevice::open()?;
         let window = map_shared("pinned window", window_bytes(shape.memory_bytes))?;
-        let Moment { object, starts, devices, mut birth } = self.at_one_moment(&window)?;
+        let Moment { object, starts, serial, mut birth } = self.at_one_moment(&window)?;
         birth.shared_pages = object.shared_pages();
         let generation = NEXT_GENERATION.fetch_add(1, Ordering::Relaxed);
-        let bus = PortBus::clone_of(&devices, console)
+        let serial = SerialPort::in_state(&serial, console)
             .map_err(|reason| VmError::Copy { what: "serial port", reason })?;
         let contents = Contents {
             object,
             control: ControlBlock::of_clone(window.clone(), shape.vcpus, generation),
             window,
-            bus,
+            serial,
             observer,
             starts,
         };
@@ -106,16 +107,16 @@ impl Vm {
         let census = self.shared.roster.census(&self.shared.gate);
         let mut census = census.ok_or(VmError::NotRunning)?;
         let starts = census.take()?;
-        if starts.iter().all(Option::is_none) {
+        if starts.iter().all(Option::is_none) || !self.shared.bus.dma().wait_until_idle() {
             return Err(VmError::NotRunning);
         }
         let object = self.object.copy_on_write_clone()?;
         copy_touched(&self.window, window)
             .map_err(|error| VmError::Copy { what: "pinned window", reason: error.to_string() })?;
-        let devices = self.shared.bus.state();
+        let serial = self.shared.bus.serial_state();
         drop(census);
         let birth = Birth { begun, paused: begun.elapsed(), shared_pages: 0 };
-        Ok(Moment { object, starts, devices, birth })
+        Ok(Moment { object, starts, serial, birth })
     }
 
     /// What it took to clone this VM; `None` for one that booted.

@@ -100,6 +100,12 @@ pub enum VmError {
         /// The operating system's reason.
         source: io::Error,
     },
+    /// The DMA device's thread could not be started.
+    #[error("cannot start the thread of the DMA device: {source}")]
+    DeviceThread {
+        /// The operating system's reason.
+        source: io::Error,
+    },
     /// The host's memory management failed under the guest.
     #[error("host memory: {0}")]
     Host(#[from] MmError),
@@ -121,6 +127,12 @@ pub enum VmError {
     Panicked {
         /// Index of the vCPU.
         vcpu: usize,
+        /// The panic's message.
+        message: String,
+    },
+    /// The DMA device's thread panicked: a bug in Gnomon, contained.
+    #[error("the thread of the DMA device panicked: {message}")]
+    DevicePanicked {
         /// The panic's message.
         message: String,
     },

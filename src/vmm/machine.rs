@@ -136,6 +136,10 @@ pub struct GuestCounters {
     pub violations: u64,
     /// Accesses to the watched hot set.
     pub hot_accesses: u64,
+    /// Commands that the DMA device has carried out.
+    pub dma_ops: u64,
+    /// Bytes of them.
+    pub dma_bytes: u64,
 }
 
 impl GuestCounters {
@@ -147,6 +151,8 @@ impl GuestCounters {
             paging_ops: with(self.paging_ops, other.paging_ops),
             violations: with(self.violations, other.violations),
             hot_accesses: with(self.hot_accesses, other.hot_accesses),
+            dma_ops: with(self.dma_ops, other.dma_ops),
+            dma_bytes: with(self.dma_bytes, other.dma_bytes),
         }
     }
 
@@ -213,6 +219,8 @@ impl ControlBlock {
             paging_ops: read(offset_of!(VcpuCounters, paging_ops)),
             violations: read(offset_of!(VcpuCounters, violations)),
             hot_accesses: read(offset_of!(VcpuCounters, hot_accesses)),
+            dma_ops: read(offset_of!(VcpuCounters, dma_ops)),
+            dma_bytes: read(offset_of!(VcpuCounters, dma_bytes)),
         };
         self.before.get(index).map_or(counters, |before| counters.since(before))
     }

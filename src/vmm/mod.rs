@@ -41,6 +41,7 @@ mod vcpu;
 mod vm;
 
 pub use clone::CloneFigures;
+pub use devices::dma::DmaStats;
 pub use error::{GuestError, VmError};
 pub use gate::Position;
 pub use host_kind::{HostKind, HostTraits};

@@ -63,7 +63,7 @@ const TSS_BYTES_U16: u16 = 0x68;
 const TSS_RSP0: usize = 0x04;
 const TSS_IO_MAP_BASE: usize = 0x66;
 /// Ports that the bitmap covers; those above trap for being outside it.
-const IO_BITMAP_PORTS: u16 = 0x608;
+const IO_BITMAP_PORTS: u16 = 0x618;
 const IO_BITMAP_BYTES: usize = (IO_BITMAP_PORTS / 8) as usize;
 /// Offset of the TSS's last byte: the bitmap is followed by a byte of ones, since the processor
 /// reads two bytes at a time.
@@ -267,7 +267,8 @@ fn io_bitmap() -> [u8; IO_BITMAP_BYTES + 1] {
     let mut bitmap = [0xff; IO_BITMAP_BYTES + 1];
     let serial = abi::PORT_SERIAL..abi::PORT_SERIAL + 8;
     let hypercall = abi::PORT_HYPERCALL..abi::PORT_HYPERCALL + 4;
-    for port in serial.chain(hypercall).chain([abi::PORT_EXIT]) {
+    let dma = abi::PORT_DMA..abi::PORT_DMA + 4;
+    for port in serial.chain(hypercall).chain(dma).chain([abi::PORT_EXIT]) {
         bitmap[usize::from(port / 8)] &= !(1 << (port % 8));
     }
     bitmap
@@ -407,6 +408,7 @@ mod tests {
         let mut expected = vec![abi::PORT_EXIT];
         expected.extend(0x3f8..0x400);
         expected.extend(0x600..0x604);
+        expected.extend(0x610..0x614);
         assert_eq!(open, expected);
         assert_eq!(bitmap.last(), Some(&0xff));
     }

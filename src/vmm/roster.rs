@@ -167,10 +167,9 @@ impl Roster {
     pub(super) fn give_account(&self, vcpu: usize, account: Account) {
         let mut state = lock(&self.state);
         let round = state.censuses;
-        match state.census.as_mut().and_then(|given| given.get_mut(vcpu)) {
-            Some(slot) => *slot = Some(account),
-            // The census is over, or has heard this vCPU's pending start.
-            None => {}
+        // Otherwise the census is over.
+        if let Some(slot) = state.census.as_mut().and_then(|given| given.get_mut(vcpu)) {
+            *slot = Some(account);
         }
         self.changed.notify_all();
         while state.census.is_some() && state.censuses == round && state.outcome.is_none() {

@@ -7,21 +7,24 @@ use std::borrow::Cow;
 use std::io::Write;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 use vm_memory::MmapRegion;
 
 use crate::abi;
 use crate::addr::{Gpa, PAGE_SIZE_U64};
+use crate::export_rmap::ClientId;
 use crate::host_mm::{HostMm, MemoryObject, TripwireWatch};
+use crate::iotlb::Iotlb;
 use crate::shadow_mmu::{ShadowConfig, ShadowMmu, TableMemory};
 use crate::sync::{Mutex, lock};
 
 use super::boot::{self, Image};
 use super::clone::Birth;
 use super::cpu::{Features, GuestCpu, gpr};
-use super::devices::PortBus;
+use super::devices::dma::{DmaDevice, DmaStats};
+use super::devices::{PortBus, SerialPort};
 use super::error::VmError;
 use super::gate::{Gate, Position};
 use super::host_kind::{HostKind, HostTraits};
@@ -44,6 +47,8 @@ use super::vcpu::Vcpu;
 pub const MIN_MEMORY_BYTES: u64 = 2 << 20;
 /// Shadow pages that one vCPU needs to get past any single instruction, with room to spare.
 const MIN_SHADOW_PAGES_PER_VCPU: u32 = 32;
+/// Pages that the DMA device has translations of at a time.
+const IOTLB_ENTRIES: usize = 64;
 /// How long the threads of a VM may take to end before they are left behind.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -110,6 +115,8 @@ pub struct Vm {
     threads: Vec<JoinHandle<()>>,
     /// How it was cloned, if it was.
     pub(super) birth: Option<Birth>,
+    /// The DMA device's.
+    device: Option<JoinHandle<()>>,
     /// Outlives the threads, which it may have to let go on.
     _tripwire: Option<TripwireWatch>,
 }
@@ -128,7 +135,7 @@ pub(super) struct Contents {
     pub(super) object: Arc<MemoryObject>,
     pub(super) window: Arc<MmapRegion>,
     pub(super) control: ControlBlock,
-    pub(super) bus: PortBus,
+    pub(super) serial: SerialPort,
     pub(super) observer: Option<Arc<dyn VmObserver>>,
     /// How each vCPU begins, by index.
     pub(super) starts: Vec<Option<StartRequest>>,
@@ -140,6 +147,7 @@ struct Parts {
     plan: MachinePlan,
     tables: Arc<MmapRegion>,
     shadow: Arc<ShadowMmu>,
+    iotlb: Arc<Iotlb>,
     kvm: KvmVm,
 }
 
@@ -195,7 +203,7 @@ impl Vm {
             object,
             control: ControlBlock::new(window.clone(), shape.vcpus, shape.memory_bytes),
             window,
-            bus: PortBus::new(console),
+            serial: SerialPort::new(console),
             observer: config.observer.clone(),
             starts,
         };
@@ -220,9 +228,9 @@ impl Vm {
             fds.push(fd);
         }
 
-        let Contents { object, window, control, bus, observer, starts } = contents;
+        let Contents { object, window, control, serial, observer, starts } = contents;
         let tables = parts.tables.clone();
-        let shared = Arc::new(share(shape, parts, control, bus, observer, &kickers));
+        let shared = Arc::new(share(shape, parts, control, serial, observer, &kickers));
         let tripwire = stale::watch(object.host_mm(), &shared, &kickers)?;
         // What a vCPU is before its start does not matter.
         let idle = GuestCpu::at_boot(Gpa::new(abi::BOOT_PML4_GPA), features);
@@ -244,6 +252,7 @@ impl Vm {
             starts,
             threads: Vec::new(),
             birth: None,
+            device: None,
             _tripwire: tripwire,
         })
     }
@@ -252,8 +261,11 @@ impl Vm {
     /// its source. Starting twice does nothing.
     ///
     /// # Errors
-    /// [`VmError::Thread`]; the VM is then over.
+    /// [`VmError::Thread`], [`VmError::DeviceThread`]; the VM is then over.
     pub fn start(&mut self) -> Result<(), VmError> {
+        if self.device.is_none() && !self.vcpus.is_empty() {
+            self.start_device()?;
+        }
         // All of them before the first thread: one that halts at once is not the last that runs.
         for (index, start) in std::mem::take(&mut self.starts).into_iter().enumerate() {
             if let Some(start) = start {
@@ -278,15 +290,38 @@ impl Vm {
         Ok(())
     }
 
+    fn start_device(&mut self) -> Result<(), VmError> {
+        let shared = self.shared.clone();
+        shared.bus.dma().starting();
+        let thread = std::thread::Builder::new().name("dma".to_owned());
+        match thread.spawn(move || shared.serve_dma()) {
+            Ok(handle) => {
+                self.device = Some(handle);
+                Ok(())
+            }
+            Err(source) => {
+                self.shared.bus.dma().over();
+                self.shared.end(Outcome::Killed);
+                Err(VmError::DeviceThread { source })
+            }
+        }
+    }
+
     /// Waits until the VM is over and all its threads are done; `None` when `timeout` passes
     /// first, or when the outcome was taken by an earlier call, or the VM was never started.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Option<Outcome> {
-        if self.threads.is_empty() || !self.shared.roster.wait_for_exit(self.threads.len(), timeout)
-        {
+        if self.threads.is_empty() || !self.wait_for_threads(timeout) {
             return None;
         }
         self.join();
         self.shared.roster.take_outcome()
+    }
+
+    /// Whether every thread was done in time.
+    fn wait_for_threads(&self, timeout: Option<Duration>) -> bool {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        self.shared.roster.wait_for_exit(self.threads.len(), timeout)
+            && self.shared.bus.dma().wait_until_over(deadline)
     }
 
     /// Asks the guest to finish: it sees the stop flag in the control block, makes its last
@@ -310,6 +345,25 @@ impl Vm {
     #[must_use]
     pub fn shadow(&self) -> &Arc<ShadowMmu> {
         &self.shared.shadow
+    }
+
+    /// The IOTLB of the VM's DMA device, for its statistics and checks.
+    #[must_use]
+    pub fn iotlb(&self) -> &Arc<Iotlb> {
+        &self.shared.iotlb
+    }
+
+    /// The numbers of its export clients.
+    #[must_use]
+    pub fn client_ids(&self) -> Vec<ClientId> {
+        let Shared { shadow, iotlb, .. } = &*self.shared;
+        [shadow.client_id(), iotlb.client_id()].into_iter().flatten().collect()
+    }
+
+    /// What the VM's DMA device has done.
+    #[must_use]
+    pub fn dma_stats(&self) -> DmaStats {
+        self.shared.bus.dma().stats()
     }
 
     /// What the VMM counted so far, by vCPU.
@@ -378,7 +432,7 @@ impl Vm {
     }
 
     fn join(&mut self) {
-        for thread in self.threads.drain(..) {
+        for thread in self.threads.drain(..).chain(self.device.take()) {
             // A panic was already turned into the VM's outcome.
             let _ = thread.join();
         }
@@ -387,11 +441,11 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        if self.threads.is_empty() {
+        if self.threads.is_empty() && self.device.is_none() {
             return;
         }
         self.shared.end(Outcome::Killed);
-        if self.shared.roster.wait_for_exit(self.threads.len(), Some(JOIN_TIMEOUT)) {
+        if self.wait_for_threads(Some(JOIN_TIMEOUT)) {
             self.join();
         }
         // Otherwise the threads are left behind with everything that they use, which they share
@@ -481,12 +535,13 @@ fn build_parts(
     let table_memory = TableMemory::new(tables.clone(), monitor_bytes, shadow_pages)?;
     let shadow = Arc::new(ShadowMmu::new(shadow_config, object.clone(), table_memory, view)?);
     shadow.set_window(window.clone());
+    let iotlb = Arc::new(Iotlb::new(object.clone(), IOTLB_ENTRIES)?);
 
     let kvm = device.create_vm()?;
     kvm.add_region(TABLES_SLOT, plan.tables_slot_base, &tables)?;
     kvm.add_region(WINDOW_SLOT, plan.window_base, window)?;
     kvm.add_region(FRAMES_SLOT, plan.frames_base, &frames)?;
-    Ok(Parts { monitor, plan, tables, shadow, kvm })
+    Ok(Parts { monitor, plan, tables, shadow, iotlb, kvm })
 }
 
 fn kicker(fd: &VcpuFd) -> Result<Kicker, VmError> {
@@ -502,18 +557,19 @@ fn share(
     shape: Shape,
     parts: Parts,
     control: ControlBlock,
-    bus: PortBus,
+    serial: SerialPort,
     observer: Option<Arc<dyn VmObserver>>,
     kickers: &[Arc<Kicker>],
 ) -> Shared {
-    let Parts { monitor, plan, tables: _, shadow, kvm } = parts;
+    let Parts { monitor, plan, tables: _, shadow, iotlb, kvm } = parts;
     let kicks = kickers.iter().map(|kicker| kicker.clone() as Arc<dyn Kick>).collect();
     Shared {
         kvm,
         shadow,
         monitor,
         control,
-        bus,
+        bus: PortBus::new(serial, Arc::new(DmaDevice::new(iotlb.clone()))),
+        iotlb,
         gate: Gate::new(kicks),
         roster: Roster::new(shape.vcpus),
         reports: Reports::default(),

@@ -1,6 +1,7 @@
 //! The workloads. Each goes on where its last slice ended, in an order that only the seed decides.
 
 mod demand;
+mod dma;
 mod paging;
 mod shared;
 
@@ -11,6 +12,7 @@ use crate::pages::count;
 use crate::permute::{Scramble, zipf_rank};
 use crate::rng::Rng;
 use crate::worker::Worker;
+use dma::DmaChannel;
 use paging::PagingState;
 use shared::SharedState;
 
@@ -30,6 +32,7 @@ pub struct Workloads {
     chase: u64,
     shared: SharedState,
     paging: PagingState,
+    dma: DmaChannel,
     /// Owned pages in the hot set; they come first.
     hot: u64,
     /// Next page of the scan.
@@ -51,6 +54,7 @@ impl Workloads {
             chase: 0,
             shared: SharedState::new(),
             paging: PagingState::new(worker, Rng::of_generation(seed, !stream, generation)),
+            dma: DmaChannel::new(),
             hot,
             scan: hot,
         }
@@ -58,6 +62,11 @@ impl Workloads {
 
     /// Runs up to `operations` of a workload; fewer if the host wants the run to end.
     pub fn slice(&mut self, worker: &Worker, workload: Workload, operations: u64) {
+        self.operations(worker, workload, operations);
+        self.dma.finish(worker);
+    }
+
+    fn operations(&mut self, worker: &Worker, workload: Workload, operations: u64) {
         for _ in 0..operations {
             if worker.stop_asked() {
                 return;
@@ -102,8 +111,15 @@ impl Workloads {
     }
 
     /// Reads or writes an owned page, as the write percentage has it.
-    /// Now and then it gives the page back instead, if asked to.
+    /// Now and then it gives the page back before, or has the DMA device access it instead, if asked
+    /// to. Returns the owned page that this one links to.
     fn touch(&mut self, worker: &Worker, page: u64) -> u64 {
+        self.dma.before(worker, page);
+        let dma = worker.machine.options.dma_percent;
+        if dma != 0 && self.rng.percent(dma) {
+            self.dma.begin(worker, &mut self.rng, page);
+            return worker.id(page).link;
+        }
         let free = worker.machine.options.free_percent;
         if free != 0 && self.rng.percent(free) {
             worker.free(page);

@@ -14,8 +14,9 @@ use super::machine::Machine;
 use super::stress::{Course, Detection, StormCount};
 use super::violations::{self, Check, Violation, Violations};
 use crate::host_mm::MmStats;
+use crate::iotlb::IotlbStats;
 use crate::shadow_mmu::ShadowStats;
-use crate::vmm::{FaultLatency, GuestCounters, Latencies, VcpuCounts};
+use crate::vmm::{DmaStats, FaultLatency, GuestCounters, Latencies, VcpuCounts};
 use vms::VmsReport;
 
 /// How a run came out.
@@ -47,6 +48,8 @@ pub(crate) struct Report {
     pub(crate) vms: VmsReport,
     pub(crate) host: MmStats,
     pub(crate) shadow: ShadowStats,
+    pub(crate) dma: DmaStats,
+    pub(crate) iotlb: IotlbStats,
     pub(crate) fault_latency: LatencyReports,
     pub(crate) memory: MemoryReport,
     /// What came of `--inject`; `None` without it.
@@ -74,6 +77,8 @@ pub(crate) struct ConfigReport {
     pub(crate) churn_seconds: Option<f64>,
     pub(crate) duration_seconds: f64,
     pub(crate) workloads: Vec<Workload>,
+    /// Percentage of page accesses by DMA.
+    pub(crate) dma: u8,
     pub(crate) invalidations: Vec<Invalidate>,
     pub(crate) rate_per_second: u32,
     pub(crate) seed: u64,
@@ -93,6 +98,8 @@ pub(crate) struct GuestReport {
     pub(crate) shared_adds: u64,
     pub(crate) paging_ops: u64,
     pub(crate) hot_accesses: u64,
+    pub(crate) dma_ops: u64,
+    pub(crate) dma_bytes: u64,
 }
 
 /// Page faults by kind.
@@ -179,6 +186,8 @@ impl Report {
             vms: VmsReport::new(&fleet.records(), course.population, fleet.merged_across()),
             host: figures.host,
             shadow: figures.shadow,
+            dma: figures.dma,
+            iotlb: figures.iotlb,
             fault_latency: LatencyReports::new(&fleet.fault_latency()),
             memory: MemoryReport {
                 budget_bytes: config.machine.host.host_memory_bytes,
@@ -238,6 +247,7 @@ impl ConfigReport {
             churn_seconds: config.churn.map(|churn| churn.as_secs_f64()),
             duration_seconds: config.duration.as_secs_f64(),
             workloads: config.workloads.clone(),
+            dma: config.dma,
             invalidations: config.invalidations.clone(),
             rate_per_second: config.rate,
             seed: config.seed,
@@ -258,6 +268,8 @@ impl From<GuestCounters> for GuestReport {
             shared_adds: counters.shared_adds,
             paging_ops: counters.paging_ops,
             hot_accesses: counters.hot_accesses,
+            dma_ops: counters.dma_ops,
+            dma_bytes: counters.dma_bytes,
         }
     }
 }

@@ -62,6 +62,14 @@ fn figures(report: &Report) -> String {
     row("page writes", report.guest.writes);
     row("additions to shared counters", report.guest.shared_adds);
     row("page-table changes", report.guest.paging_ops);
+    if report.dma.operations > 0 {
+        row("commands carried out by DMA", report.dma.operations);
+        row("KiB by DMA", report.dma.bytes >> 10);
+        row("IOTLB: hits", report.iotlb.hits);
+        row("IOTLB: misses", report.iotlb.misses());
+        row("IOTLB: entries removed by invalidations", report.iotlb.invalidated);
+        row("IOTLB: flushes that waited", report.iotlb.waits);
+    }
     row("faults: read", report.faults.read);
     row("faults: write", report.faults.write);
     row("faults: execute", report.faults.execute);

@@ -24,6 +24,7 @@ pub(crate) fn report() -> Report {
             churn_seconds: None,
             duration_seconds: 30.0,
             workloads: vec![Workload::Seq, Workload::Zipf],
+            dma: 2,
             invalidations: vec![Invalidate::Reclaim],
             rate_per_second: 20_000,
             seed: 42,
@@ -46,6 +47,8 @@ pub(crate) fn report() -> Report {
         vms: VmsReport::default(),
         host: MmStats { swap_ins: 5, ..MmStats::default() },
         shadow: ShadowStats::default(),
+        dma: DmaStats { operations: 777, bytes: 777 << 12, ..DmaStats::default() },
+        iotlb: IotlbStats { hits: 3000, installs: 700, upgrades: 11, ..IotlbStats::default() },
         fault_latency: LatencyReports {
             all: Some(LatencyReport {
                 count: 1234,
@@ -91,6 +94,8 @@ fn the_table_has_what_was_run_and_what_came_of_it() {
         rendered.starts_with("stress: 512M guest in 128M of frames, 2 vCPUs, seq,zipf, seed 42\n")
     );
     assert!(words(&rendered, "accesses verified").ends_with(&["1,000,000", "100000"]));
+    assert!(words(&rendered, "commands carried out by DMA").ends_with(&["777", "78"]));
+    assert!(words(&rendered, "IOTLB: misses").ends_with(&["711", "71"]));
     assert!(words(&rendered, "faults: read").ends_with(&["1,234", "123"]));
     assert!(words(&rendered, "storm: reclaim, pages done").ends_with(&["70,000", "7000"]));
     assert!(words(&rendered, "pages read from swap").ends_with(&["5", "0"]));
@@ -173,6 +178,8 @@ fn json_has_the_same_figures() {
     assert_eq!(value["violations"]["first"][0]["text"], "page 0 is wrong");
     assert_eq!(value["detection"]["seconds"], 2.5);
     assert_eq!(value["host"]["swap_ins"], 5);
+    assert_eq!(value["dma"]["bytes"], 777 << 12);
+    assert_eq!(value["iotlb"]["hits"], 3000);
     assert_eq!(value["fault_latency"]["all"]["p99_ns"], 90_000);
     assert_eq!(value["fault_latency"]["read"], serde_json::Value::Null);
 }

@@ -30,7 +30,7 @@ fn frame(entry: u32) -> Pfn {
 }
 
 /// A guest with one processor, or with several that share a TLB.
-pub(super) struct Client {
+pub(crate) struct Client {
     id: OnceLock<ClientId>,
     /// The MMU lock.
     mmu: Mutex<()>,

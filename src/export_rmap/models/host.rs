@@ -21,15 +21,15 @@ use crate::export_rmap::{
 use crate::sync::{AtomicU32, Mutex, Ordering, lock, yield_now};
 
 /// Words of a page; each is written by one client only.
-pub(super) const WORDS: usize = 2;
+pub(crate) const WORDS: usize = 2;
 
 /// `places`: the page is in swap, or was never written.
 const OUT: u32 = 0;
 
 /// The host's books and its memory.
-pub(super) struct Host {
-    pub(super) table: FrameTable,
-    pub(super) notifiers: NotifierList,
+pub(crate) struct Host {
+    pub(crate) table: FrameTable,
+    pub(crate) notifiers: NotifierList,
     /// Where each page is: [`OUT`], or its frame's number plus one.
     places: Box<[AtomicU32]>,
     free: Mutex<Vec<Pfn>>,
@@ -42,7 +42,7 @@ fn zeroed(len: usize) -> Box<[AtomicU32]> {
 }
 
 impl Host {
-    pub(super) fn new(pages: usize, frames: u32) -> Self {
+    pub(crate) fn new(pages: usize, frames: u32) -> Self {
         Self {
             table: FrameTable::new(frames),
             notifiers: NotifierList::default(),
@@ -54,22 +54,22 @@ impl Host {
     }
 
     /// A word of a frame, as hardware gets at it.
-    pub(super) fn word(&self, pfn: Pfn, word: usize) -> &AtomicU32 {
+    pub(crate) fn word(&self, pfn: Pfn, word: usize) -> &AtomicU32 {
         &self.memory[pfn.index() * WORDS + word]
     }
 
     /// A word of a page's copy in swap.
-    pub(super) fn copy(&self, page: usize, word: usize) -> &AtomicU32 {
+    pub(crate) fn copy(&self, page: usize, word: usize) -> &AtomicU32 {
         &self.copies[page * WORDS + word]
     }
 
     /// The frame in which the page is.
-    pub(super) fn frame_of(&self, page: usize) -> Option<Pfn> {
+    pub(crate) fn frame_of(&self, page: usize) -> Option<Pfn> {
         self.places[page].load(Ordering::Acquire).checked_sub(1).map(Pfn::new)
     }
 
     /// The page's frame, locked; brought in if it is not in one.
-    pub(super) fn lock_page(&self, page: usize) -> LockedPage<'_> {
+    pub(crate) fn lock_page(&self, page: usize) -> LockedPage<'_> {
         loop {
             if let Some(pfn) = self.frame_of(page) {
                 let locked = self.table.lock(pfn);
@@ -148,7 +148,7 @@ impl Host {
 
     /// Evicts the pages in these frames as one batch: told, flushed once, written out if dirty.
     /// Returns the number of frames that are free now.
-    pub(super) fn evict(&self, frames: &[Pfn]) -> usize {
+    pub(crate) fn evict(&self, frames: &[Pfn]) -> usize {
         let pages = self.candidates(frames);
         self.detach(&pages, Invalidation::Unmap);
         self.flush(&pages);
@@ -165,7 +165,7 @@ impl Host {
     }
 
     /// Cleans the pages in these frames: read-only everywhere, flushed, then written out if dirty.
-    pub(super) fn clean(&self, frames: &[Pfn]) {
+    pub(crate) fn clean(&self, frames: &[Pfn]) {
         let pages = self.candidates(frames);
         self.detach(&pages, Invalidation::Clean);
         self.flush(&pages);
@@ -180,7 +180,7 @@ impl Host {
 
     /// Forgets the page in a frame. Without clients there is nothing to flush.
     #[cfg(loom)]
-    pub(super) fn discard(&self, frame: Pfn) {
+    pub(crate) fn discard(&self, frame: Pfn) {
         let Some((locked, page)) = self.candidates(&[frame]).pop() else {
             return;
         };
@@ -210,7 +210,7 @@ impl Host {
     }
 
     /// Invariants I3 and I4, once all is quiet.
-    pub(super) fn check_books(&self, clients: &[&Client]) {
+    pub(crate) fn check_books(&self, clients: &[&Client]) {
         for raw in 0..self.table.len() {
             let pfn = Pfn::new(raw);
             let mut present: Vec<RmapEntry> =

@@ -12,8 +12,8 @@
 //! ran and how long that took (`-- --nocapture`). `.ci/models` runs them all, then breaks the rules
 //! one at a time and expects the model of that rule to fail; `docs/models.md` has the figures.
 
-mod client;
-mod host;
+pub(crate) mod client;
+pub(crate) mod host;
 
 #[cfg(loom)]
 mod dirty;
@@ -37,7 +37,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 #[cfg(loom)]
-use loom::thread;
+pub(crate) use loom::thread;
 #[cfg(shuttle)]
 use shuttle::thread;
 
@@ -46,7 +46,7 @@ use shuttle::thread;
 const PREEMPTIONS: usize = 3;
 
 #[cfg(loom)]
-const FRAME: Pfn = Pfn::new(0);
+pub(crate) const FRAME: Pfn = Pfn::new(0);
 
 /// Counts schedules; says how many there were when the search ends, by a failure too.
 struct Schedules {
@@ -71,14 +71,14 @@ impl Drop for Schedules {
 
 /// Explores every interleaving of `model`.
 #[cfg(loom)]
-fn check(model: impl Fn() + Send + Sync + 'static) {
+pub(crate) fn check(model: impl Fn() + Send + Sync + 'static) {
     explore(None, model);
 }
 
 /// For models that are too large for that: every interleaving with at most [`PREEMPTIONS`]
 /// preemptions.
 #[cfg(loom)]
-fn check_bounded(model: impl Fn() + Send + Sync + 'static) {
+pub(crate) fn check_bounded(model: impl Fn() + Send + Sync + 'static) {
     explore(Some(PREEMPTIONS), model);
 }
 

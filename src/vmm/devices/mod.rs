@@ -1,19 +1,22 @@
-//! The guest's devices: a serial port, the exit port, and the hypercall port, on a port bus.
+//! The guest's devices: a serial port, the exit port, the hypercall port, and a DMA device, on a
+//! port bus.
 //!
 //! Guarantee: any access of any width to any port is answered; what is not a device reads as all
 //! ones and swallows writes, and is counted. A console that fails loses output, nothing else.
 
+pub(super) mod dma;
 mod serial;
 
-use std::io::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::abi;
 use crate::sync::{Mutex, lock};
 
 use super::emulate::PortWidth;
-use serial::SerialPort;
+use dma::DmaDevice;
 
+pub(super) use serial::SerialPort;
 pub(super) use vm_superio::serial::SerialState;
 
 /// What a port write asks of the vCPU thread.
@@ -30,26 +33,23 @@ pub(super) enum PortAction {
 /// All ports of one VM; shared by its vCPUs.
 pub(super) struct PortBus {
     serial: Mutex<SerialPort>,
+    dma: Arc<DmaDevice>,
     unknown: AtomicU64,
 }
 
 impl PortBus {
-    /// A bus whose serial port writes to `console`.
-    pub(super) fn new(console: Box<dyn Write + Send>) -> Self {
-        Self { serial: Mutex::new(SerialPort::new(console)), unknown: AtomicU64::new(0) }
+    /// A bus with these devices.
+    pub(super) fn new(serial: SerialPort, dma: Arc<DmaDevice>) -> Self {
+        Self { serial: Mutex::new(serial), dma, unknown: AtomicU64::new(0) }
     }
 
-    /// A bus whose devices are in the state of another's, and whose serial port writes to `console`.
-    pub(super) fn clone_of(
-        other: &SerialState,
-        console: Box<dyn Write + Send>,
-    ) -> Result<Self, String> {
-        let serial = Mutex::new(SerialPort::in_state(other, console)?);
-        Ok(Self { serial, unknown: AtomicU64::new(0) })
+    /// The DMA device.
+    pub(super) fn dma(&self) -> &Arc<DmaDevice> {
+        &self.dma
     }
 
-    /// The state of its devices.
-    pub(super) fn state(&self) -> SerialState {
+    /// The registers of its serial port.
+    pub(super) fn serial_state(&self) -> SerialState {
         lock(&self.serial).state()
     }
 
@@ -65,6 +65,9 @@ impl PortBus {
 
     /// Reads from `port`.
     pub(super) fn read(&self, port: u16, width: PortWidth) -> u32 {
+        if port == abi::PORT_DMA && width == PortWidth::Dword {
+            return self.dma.unfinished();
+        }
         // A wide access is one access to each byte's port, as on the ISA bus.
         let mut bytes = [0u8; 4];
         for (port, byte) in
@@ -90,6 +93,10 @@ impl PortBus {
         if port == abi::PORT_HYPERCALL && width == PortWidth::Dword {
             return PortAction::Hypercall;
         }
+        if port == abi::PORT_DMA && width == PortWidth::Dword {
+            self.dma.ring(value);
+            return PortAction::None;
+        }
         for (offset, byte) in (0..).zip(value.to_le_bytes()).take(width.bytes()) {
             match serial_register(port.wrapping_add(offset)) {
                 Some(register) => lock(&self.serial).write(register, byte),
@@ -111,8 +118,9 @@ fn serial_register(port: u16) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::io::Write;
 
+    use super::dma::tests::FakeRam;
     use super::*;
 
     /// A console that keeps what it gets.
@@ -143,10 +151,15 @@ mod tests {
         }
     }
 
+    fn bus(console: impl Write + Send + 'static) -> PortBus {
+        let dma = Arc::new(DmaDevice::new(Arc::new(FakeRam::new(4096))));
+        PortBus::new(SerialPort::new(Box::new(console)), dma)
+    }
+
     #[test]
     fn serial_output_reaches_the_console() {
         let kept = Kept::default();
-        let bus = PortBus::new(Box::new(kept.clone()));
+        let bus = bus(kept.clone());
         for byte in b"hi\n" {
             assert_eq!(bus.write(0x3f8, PortWidth::Byte, u32::from(*byte)), PortAction::None);
         }
@@ -161,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_broken_console_loses_bytes_and_nothing_else() {
-        let bus = PortBus::new(Box::new(Broken));
+        let bus = bus(Broken);
         for _ in 0..5 {
             assert_eq!(bus.write(0x3f8, PortWidth::Byte, 0x41), PortAction::None);
         }
@@ -170,7 +183,7 @@ mod tests {
 
     #[test]
     fn loopback_does_not_grow_without_bound() {
-        let bus = PortBus::new(Box::new(std::io::sink()));
+        let bus = bus(std::io::sink());
         bus.write(0x3fc, PortWidth::Byte, 0x10);
         for _ in 0..1000 {
             bus.write(0x3f8, PortWidth::Byte, 0x55);
@@ -180,7 +193,7 @@ mod tests {
 
     #[test]
     fn exit_and_hypercall_ports_ask_for_action() {
-        let bus = PortBus::new(Box::new(std::io::sink()));
+        let bus = bus(std::io::sink());
         assert_eq!(bus.write(0xf4, PortWidth::Byte, 0x10), PortAction::Exit(0x21));
         assert_eq!(bus.write(0xf4, PortWidth::Dword, 0xffff_ff80), PortAction::Exit(1));
         assert_eq!(bus.write(0x600, PortWidth::Dword, 3), PortAction::Hypercall);
@@ -188,8 +201,22 @@ mod tests {
     }
 
     #[test]
+    fn the_dma_doorbell_is_one_port_of_32_bits() {
+        let bus = bus(std::io::sink());
+        assert_eq!(bus.write(0x610, PortWidth::Dword, 3), PortAction::None);
+        assert_eq!(bus.read(0x610, PortWidth::Dword), 1);
+        assert_eq!(bus.write(0x610, PortWidth::Dword, u32::MAX), PortAction::None);
+        assert_eq!(bus.read(0x610, PortWidth::Dword), 1, "outside RAM");
+        assert_eq!(bus.dma().stats().ignored_doorbells, 1);
+        assert_eq!(bus.unknown_accesses(), 0);
+        assert_eq!(bus.write(0x610, PortWidth::Byte, 3), PortAction::None);
+        assert_eq!(bus.read(0x610, PortWidth::Word), 0xffff);
+        assert_eq!(bus.unknown_accesses(), 3);
+    }
+
+    #[test]
     fn unknown_ports_read_all_ones_and_are_counted_by_the_byte() {
-        let bus = PortBus::new(Box::new(std::io::sink()));
+        let bus = bus(std::io::sink());
         assert_eq!(bus.read(0x80, PortWidth::Byte), 0xff);
         assert_eq!(bus.read(0x80, PortWidth::Word), 0xffff);
         assert_eq!(bus.read(0xffff, PortWidth::Dword), u32::MAX);

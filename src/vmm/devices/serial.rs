@@ -34,19 +34,19 @@ impl SerialEvents for LostBytes {
 }
 
 /// A serial port that prints to a console.
-pub(super) struct SerialPort {
+pub(in crate::vmm) struct SerialPort {
     uart: Serial<NoInterrupt, Arc<LostBytes>, Box<dyn Write + Send>>,
     lost: Arc<LostBytes>,
 }
 
 impl SerialPort {
-    pub(super) fn new(console: Box<dyn Write + Send>) -> Self {
+    pub(in crate::vmm) fn new(console: Box<dyn Write + Send>) -> Self {
         let lost = Arc::new(LostBytes::default());
         Self { uart: Serial::with_events(NoInterrupt, lost.clone(), console), lost }
     }
 
     /// A port with all registers as another one has them, that prints to a console of its own.
-    pub(super) fn in_state(
+    pub(in crate::vmm) fn in_state(
         state: &SerialState,
         console: Box<dyn Write + Send>,
     ) -> Result<Self, String> {

@@ -9,8 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use gnomon::host_mm::{HostMm, HostMmConfig, MmStats};
+use gnomon::iotlb::IotlbStats;
 use gnomon::shadow_mmu::ShadowStats;
-use gnomon::vmm::{GuestCounters, Outcome, VcpuCounts, ViolationReport, Vm, VmConfig, VmError};
+use gnomon::vmm::{
+    DmaStats, GuestCounters, Outcome, VcpuCounts, ViolationReport, Vm, VmConfig, VmError,
+};
 
 use super::guest::{Guest, VALUE};
 
@@ -59,6 +62,8 @@ pub(crate) struct Ended {
     pub(crate) guest_counters: GuestCounters,
     pub(crate) memory: MmStats,
     pub(crate) shadow: ShadowStats,
+    pub(crate) dma: DmaStats,
+    pub(crate) iotlb: IotlbStats,
     pub(crate) unknown_port_accesses: u64,
 }
 
@@ -127,6 +132,8 @@ impl Machine {
             guest_counters: vm.guest_counters(),
             memory: mm.stats(),
             shadow: vm.shadow().stats(),
+            dma: vm.dma_stats(),
+            iotlb: vm.iotlb().stats(),
             unknown_port_accesses: vm.unknown_port_accesses(),
         };
         (ended, in_time)
@@ -141,7 +148,8 @@ fn check_host(vm: &Vm, mm: &HostMm, outcome: &Outcome) {
     );
     let (violations, count) = mm.violations();
     assert_eq!(count, 0, "{violations:?}");
-    let differences = vm.shadow().check_reverse_map();
+    let mut differences = vm.shadow().check_reverse_map();
+    differences.extend(vm.iotlb().check_reverse_map());
     assert!(differences.is_empty(), "{differences:?}");
     let stats = mm.stats();
     assert!(stats.peak_frames_in_use <= stats.frames, "{stats:?}");
@@ -163,6 +171,8 @@ impl fmt::Debug for Ended {
             .field("counts", &self.counts)
             .field("memory", &self.memory)
             .field("shadow", &self.shadow)
+            .field("dma", &self.dma)
+            .field("iotlb", &self.iotlb)
             .finish_non_exhaustive()
     }
 }

@@ -89,11 +89,13 @@ fn stress_with_two_vcpus() {
         assert!(number(storm, "/done") > 100, "{storm:#}");
         assert!(storm["broken"].is_null(), "{storm:#}");
     }
-    for count in ["writes", "shared_adds", "paging_ops"] {
+    for count in ["writes", "shared_adds", "paging_ops", "dma_ops", "dma_bytes"] {
         assert!(number(&report, &format!("/guest/{count}")) > 0, "{count}: {report:#}");
     }
     assert!(number(&report, "/host/swap_ins") > 0);
     assert!(number(&report, "/shadow/invalidated") > 0);
+    assert!(number(&report, "/iotlb/installs") > 0 && number(&report, "/iotlb/hits") > 0);
+    assert_eq!(number(&report, "/dma/refused"), 0);
     assert!(number(&report, "/shadow/write_protected") > 0);
 }
 
@@ -129,10 +131,13 @@ fn stress_of_one_workload_without_storms() {
         "zipf",
         "--invalidate",
         "none",
+        "--dma",
+        "0",
     ];
     let report = stress(&arguments).expect("nothing to ignore it for");
     check_clean(&report);
     assert_eq!(number(&report, "/guest/paging_ops"), 0, "only zipf runs");
+    assert_eq!(number(&report, "/guest/dma_ops"), 0, "without the device");
     assert_eq!(report["storms"].as_array().map(Vec::len), Some(0));
 }
 

@@ -9,6 +9,7 @@ mod machine;
 mod trial;
 
 mod addresses;
+mod dma;
 mod exceptions;
 mod instructions;
 mod paging;
@@ -24,6 +25,7 @@ const THREADS: usize = 2;
 fn main() -> ExitCode {
     let trials = [
         addresses::trials(),
+        dma::trials(),
         exceptions::trials(),
         instructions::trials(),
         paging::trials(),

@@ -25,7 +25,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// Evicts every page in turn while the guest runs, `rounds` times and, on a machine with other things
 /// to do, until that was `enough`; then asks the guest to stop.
-fn evict_all(vm: &Vm, rounds: usize, enough: impl Fn(&Vm) -> bool) {
+pub(crate) fn evict_all(vm: &Vm, rounds: usize, enough: impl Fn(&Vm) -> bool) {
     let mm = vm.object().host_mm();
     let frames: Vec<Pfn> = (0..mm.frame_count()).map(Pfn::new).collect();
     let (mut evicted, mut round) = (0, 0);
@@ -49,13 +49,13 @@ fn evict_all(vm: &Vm, rounds: usize, enough: impl Fn(&Vm) -> bool) {
 }
 
 /// Jumps to `done` once the host wants the guest to stop. Changes RAX.
-fn check_stop(a: &mut CodeAssembler, done: CodeLabel) -> Written {
+pub(crate) fn check_stop(a: &mut CodeAssembler, done: CodeLabel) -> Written {
     a.mov(rax, abi::WINDOW_GPA + 8)?;
     a.cmp(dword_ptr(rax), 0)?;
     a.jne(done)
 }
 
-fn start_other(a: &mut CodeAssembler, at: CodeLabel) -> Written {
+pub(crate) fn start_other(a: &mut CodeAssembler, at: CodeLabel) -> Written {
     a.mov(rdi, 1u64)?;
     a.lea(rsi, ptr(at))?;
     a.mov(rcx, 1u64)?;
@@ -63,7 +63,7 @@ fn start_other(a: &mut CodeAssembler, at: CodeLabel) -> Written {
 }
 
 /// The vCPU that gets here first waits for the other; then the VM powers off. Changes RAX.
-fn finish_together(a: &mut CodeAssembler) -> Written {
+pub(crate) fn finish_together(a: &mut CodeAssembler) -> Written {
     const DONE: u64 = 0x3f_0000;
     let mut wait = a.create_label();
     a.lock().add(qword_ptr(DONE), 1)?;

@@ -28,6 +28,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         caught("early-reuse", &[], &[ORACLE, HOST]),
         // The write goes on in the page that the clone reads: nothing but the oracle can tell.
         caught("skip-clone-protect", &CLONES, &[ORACLE]),
+        caught("skip-iotlb-wait", &[], &[ORACLE, HOST]),
         caught("swap-corrupt", &[], &["swap_checksum"]),
         kvm_trial("control_without_sabotage", || control(&[])),
         kvm_trial("control_of_clones_without_sabotage", || control(&CLONES)),

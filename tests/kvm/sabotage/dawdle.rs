@@ -1,6 +1,7 @@
-//! The control for `late-install`, which dawdles between reading a page and installing its mapping:
-//! with the same dawdling and the check in place nothing is found. So what is caught is the missing
-//! check, not the delay.
+//! The control for `late-install`, which dawdles between reading a page and installing its mapping,
+//! and for `skip-iotlb-wait`, which dawdles in the middle of a device's access: with the same
+//! dawdling and the check, or the wait, in place nothing is found. So what is caught is what is
+//! missing, not the delay.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use gnomon::addr::{Gfn, Pfn};
 use gnomon::host_mm::{HostMm, HostMmConfig, Sabotage};
+use gnomon::iotlb::IotlbStats;
 use gnomon::shadow_mmu::ShadowStats;
 use gnomon::vmm::boot::TEST_GUEST;
 use gnomon::vmm::{Outcome, Vm, VmConfig, VmObserver};
@@ -36,6 +38,7 @@ struct Run {
     violations: u64,
     clean_end: bool,
     shadow: ShadowStats,
+    iotlb: IotlbStats,
 }
 
 /// Long enough for what is no matter of luck.
@@ -55,7 +58,7 @@ fn run(sabotage: Sabotage, enough: impl Fn(Duration, &ShadowStats) -> bool) -> R
         memory_bytes: 32 << 20,
         vcpus: 2,
         kernel: Cow::Borrowed(TEST_GUEST),
-        cmdline: "mode=stress workload=random seed=5 fill=0".to_owned(),
+        cmdline: "mode=stress workload=random seed=5 fill=0 dma=10".to_owned(),
         shadow_pages: None,
         observer: Some(Arc::new(Limit(mm.clone()))),
     };
@@ -82,11 +85,13 @@ fn run(sabotage: Sabotage, enough: impl Fn(Duration, &ShadowStats) -> bool) -> R
         vm.kill();
         vm.wait(Some(Duration::from_secs(30))).expect("a killed VM ends")
     });
-    let differences = vm.shadow().check_reverse_map().len() as u64;
+    let differences =
+        vm.shadow().check_reverse_map().len() as u64 + vm.iotlb().check_reverse_map().len() as u64;
     Run {
         violations: found(&vm) + differences,
         clean_end: matches!(outcome, Outcome::PoweredOff),
         shadow: vm.shadow().stats(),
+        iotlb: vm.iotlb().stats(),
     }
 }
 
@@ -97,6 +102,8 @@ fn dawdling_alone_is_harmless() {
     assert_eq!(run.violations, 0);
     assert!(run.clean_end);
     assert!(overtaken(&run.shadow), "{:?}", run.shadow);
+    // And flushes slept while the device was in the middle of an access.
+    assert!(run.iotlb.waits > 0, "{:?}", run.iotlb);
 }
 
 fn dawdling_without_the_check_is_not() {

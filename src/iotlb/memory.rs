@@ -1,0 +1,223 @@
+//! Guest memory through an IOTLB.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
+
+use crate::addr::{Gfn, Gpa, PAGE_SIZE, Pfn};
+use crate::export_rmap::{
+    ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Registration,
+    RevokeError,
+};
+use crate::host_mm::{GuestView, HostMm, MemoryObject, MmError, Sabotage};
+
+use super::slots::{DeviceAccess, InFlight, Slots};
+use super::stats::IotlbStats;
+
+/// A device's way to guest memory. Dropping it gives up its mappings and unregisters; no access may
+/// be in flight any more.
+pub struct Iotlb {
+    unit: Arc<Unit>,
+    registration: Option<Registration>,
+}
+
+/// What the notifier list and the device share.
+struct Unit {
+    mm: Arc<HostMm>,
+    object: Arc<MemoryObject>,
+    /// The device's own mapping of the frames. Never zapped: what an access may touch is decided
+    /// before each.
+    view: GuestView,
+    slots: Slots,
+}
+
+impl std::fmt::Debug for Iotlb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Iotlb").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+impl Iotlb {
+    /// An IOTLB of so many entries, registered as an export client of the object's host memory.
+    ///
+    /// # Errors
+    /// If the host refuses the mapping of the frames, or no client number is left.
+    pub fn new(object: Arc<MemoryObject>, entries: usize) -> Result<Self, MmError> {
+        let mm = object.host_mm().clone();
+        let view = mm.map_guest_view()?;
+        let slots = Slots::new(object.number(), entries);
+        let unit = Arc::new(Unit { mm: mm.clone(), object, view, slots });
+        let registration = mm.register_client(unit.clone()).map_err(|error| {
+            let source = std::io::Error::other(error);
+            MmError::Host { what: "an export client", source }
+        })?;
+        // Nothing is exported before this, so no call needs the number earlier.
+        unit.slots.set_client(registration.id());
+        Ok(Self { unit, registration: Some(registration) })
+    }
+
+    /// Its number among the export clients.
+    #[must_use]
+    pub fn client_id(&self) -> Option<ClientId> {
+        self.registration.as_ref().map(Registration::id)
+    }
+
+    /// Bytes of guest memory.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.unit.object.bytes()
+    }
+
+    /// Copies guest memory out. A page at a time: not atomic against writes of others.
+    ///
+    /// # Errors
+    /// If not all of it is guest memory, or the host cannot bring a page in.
+    pub fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MmError> {
+        let mut done = 0;
+        for (gfn, offset, len) in self.unit.object.split(gpa, buf.len())? {
+            let part = &mut buf[done..done + len];
+            self.unit.access(gfn, DeviceAccess::Read, |page| {
+                let (first, second) = part.split_at_mut(len / 2);
+                page.read_slice(first, offset)?;
+                self.unit.dawdle(gfn);
+                page.read_slice(second, offset + len / 2)
+            })?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// Copies bytes into guest memory. A page at a time, as [`read`](Self::read).
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); pages before the failing one have been written.
+    pub fn write(&self, gpa: Gpa, buf: &[u8]) -> Result<(), MmError> {
+        let mut done = 0;
+        for (gfn, offset, len) in self.unit.object.split(gpa, buf.len())? {
+            let (first, second) = buf[done..done + len].split_at(len / 2);
+            self.unit.access(gfn, DeviceAccess::Write, |page| {
+                page.write_slice(first, offset)?;
+                self.unit.dawdle(gfn);
+                page.write_slice(second, offset + len / 2)
+            })?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// Stores an aligned word in one step; whoever loads it sees what was written before.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), and [`MmError::View`] if the address is not a multiple of 4.
+    pub fn store(&self, gpa: Gpa, word: u32) -> Result<(), MmError> {
+        for (gfn, offset, _) in self.unit.object.split(gpa, size_of::<u32>())? {
+            // Release pairs with the guest's own load.
+            self.unit.access(gfn, DeviceAccess::Write, |page| {
+                page.store(word, offset, Ordering::Release)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What has happened so far.
+    #[must_use]
+    pub fn stats(&self) -> IotlbStats {
+        self.unit.slots.stats()
+    }
+
+    /// Compares the reverse map with the entries (invariant I3): a sentence for each difference.
+    #[must_use]
+    pub fn check_reverse_map(&self) -> Vec<String> {
+        let Some(client) = self.unit.slots.client() else {
+            return Vec::new();
+        };
+        let entries = self.unit.slots.live_entries();
+        self.unit.mm.frame_table().client_differences(client, "IOTLB entries", entries)
+    }
+}
+
+impl Drop for Iotlb {
+    fn drop(&mut self) {
+        self.unit.slots.forget_everything(self.unit.mm.frame_table());
+        if let Some(registration) = self.registration.take() {
+            self.unit.mm.notifiers().unregister(registration);
+        }
+    }
+}
+
+impl Unit {
+    /// Has `touch` access the page's frame while nothing can take it away.
+    fn access(
+        &self,
+        gfn: Gfn,
+        access: DeviceAccess,
+        touch: impl FnOnce(&VolatileSlice<'_>) -> Result<(), vm_memory::VolatileMemoryError>,
+    ) -> Result<(), MmError> {
+        let in_flight = self.translate(gfn, access)?;
+        let pfn = in_flight.pfn();
+        let page = self.view.region().get_slice(pfn.index() * PAGE_SIZE, PAGE_SIZE);
+        let touched = page.and_then(|page| touch(&page));
+        drop(in_flight);
+        touched.map_err(|error| MmError::View { pfn, why: error.to_string() })
+    }
+
+    fn translate(&self, gfn: Gfn, access: DeviceAccess) -> Result<InFlight<'_>, MmError> {
+        if let Some(in_flight) = self.slots.begin(gfn, access) {
+            return Ok(in_flight);
+        }
+        loop {
+            let page = match access {
+                DeviceAccess::Read => self.object.lock_page(gfn)?,
+                DeviceAccess::Write => self.object.lock_page_for_write(gfn)?,
+            };
+            let (token, writable) = (page.sequence(), !page.owner().is_shared());
+            drop(page);
+            let table = self.mm.frame_table();
+            if let Some(in_flight) = self.slots.install(table, gfn, token, writable, access) {
+                return Ok(in_flight);
+            }
+        }
+    }
+
+    /// Sabotage: those of the frames whose accesses are waited for all the same.
+    fn spared(&self, frames: &[Pfn]) -> Vec<Pfn> {
+        let is_spared = |pfn: &Pfn| {
+            let owner = self.mm.last_owner(*pfn);
+            !owner.is_some_and(|owner| self.mm.is_sabotaged(Sabotage::SkipIotlbWait, owner.gfn))
+        };
+        frames.iter().copied().filter(is_spared).collect()
+    }
+
+    /// Widens the window in which an access is in flight: harmless while flushes wait for it.
+    fn dawdle(&self, gfn: Gfn) {
+        let dawdlers = [Sabotage::SkipIotlbWait, Sabotage::Dawdle];
+        if dawdlers.iter().any(|&rule| self.mm.is_sabotaged(rule, gfn)) {
+            std::thread::sleep(Duration::from_micros(300));
+        }
+    }
+}
+
+impl ExportNotifier for Unit {
+    fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
+        self.slots.invalidate(page, kind)
+    }
+
+    fn age_page(&self, page: &LockedPage<'_>) -> bool {
+        self.slots.age(page)
+    }
+
+    fn flush(&self, frames: &[Pfn], reason: FlushReason) -> Result<(), RevokeError> {
+        // Each access sets the accessed state anew: nothing is cached that aging would have to drop.
+        if reason == FlushReason::Aged {
+            return Ok(());
+        }
+        if self.mm.config().sabotage == Some(Sabotage::SkipIotlbWait) {
+            self.slots.wait_for_stale(&self.spared(frames));
+        } else {
+            self.slots.wait_for_stale(frames);
+        }
+        Ok(())
+    }
+}
