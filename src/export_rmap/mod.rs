@@ -21,6 +21,7 @@ pub mod lock_rank;
 #[cfg(all(test, any(loom, shuttle)))]
 pub(crate) mod models;
 pub mod notifier;
+mod numbers;
 pub mod page_lock;
 pub mod rmap;
 pub mod sequence;
@@ -30,6 +31,7 @@ pub use frame_table::{Frame, FrameTable, Owner};
 pub use notifier::{
     ExportNotifier, FlushReason, Harvest, Invalidation, NotifierList, Registration, RevokeError,
 };
+pub(crate) use numbers::Numbers;
 pub use page_lock::LockedPage;
 pub use rmap::{ClientId, Retain, RmapEntry};
 pub use sequence::SequenceToken;

@@ -13,6 +13,7 @@ use std::io;
 
 use crate::addr::Pfn;
 use crate::export_rmap::frame_table::Owner;
+use crate::export_rmap::numbers::Numbers;
 use crate::export_rmap::page_lock::LockedPage;
 use crate::export_rmap::rmap::ClientId;
 use crate::sync::{Arc, AtomicU64, Condvar, Mutex, Ordering, Snapshot, lock};
@@ -161,21 +162,24 @@ impl std::fmt::Debug for Registration {
     }
 }
 
-/// More clients than there are client numbers.
+/// More clients at a time than there are client numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no client number is left: {} export clients have registered", ClientId::MAX)]
+#[error("no client number is left: there are {} export clients", ClientId::MAX)]
 pub struct TooManyClients;
 
 /// The list of export notifiers: the mail's `export_notifier_list`.
 pub struct NotifierList {
     entries: Snapshot<Vec<Arc<Entry>>>,
-    /// Serialises writers, as the mail's `export_notifier_list_lock`; holds the next client number.
-    writers: Mutex<u16>,
+    /// Serialises writers, as the mail's `export_notifier_list_lock`; holds the clients' numbers.
+    writers: Mutex<Numbers>,
 }
 
 impl Default for NotifierList {
     fn default() -> Self {
-        Self { entries: Snapshot::new(Vec::new()), writers: Mutex::new(0) }
+        Self {
+            entries: Snapshot::new(Vec::new()),
+            writers: Mutex::new(Numbers::below(ClientId::MAX)),
+        }
     }
 }
 
@@ -187,17 +191,17 @@ impl std::fmt::Debug for NotifierList {
 
 impl NotifierList {
     /// `export_notifier_register`: from when this returns, each notification reaches `notifier`.
-    /// Client numbers are never used twice, so no late rmap entry can be taken for another's.
+    /// The number of a client that is gone is given again once all others have been: a late rmap
+    /// entry, which nobody should have left, is not taken for another's soon.
     ///
     /// # Errors
-    /// If [`ClientId::MAX`] clients have registered already.
+    /// If there are [`ClientId::MAX`] clients.
     pub fn register(
         &self,
         notifier: Arc<dyn ExportNotifier>,
     ) -> Result<Registration, TooManyClients> {
-        let mut next = lock(&self.writers);
-        let id = ClientId::new(*next).ok_or(TooManyClients)?;
-        *next += 1;
+        let mut numbers = lock(&self.writers);
+        let id = numbers.take().and_then(ClientId::new).ok_or(TooManyClients)?;
         let entry = Arc::new(Entry {
             id,
             notifier: Snapshot::new(Some(notifier)),
@@ -224,6 +228,7 @@ impl NotifierList {
         drop(writers);
         // A walker may still hold the old snapshot: it is stopped, or waited for, at the entry.
         registration.entry.close();
+        lock(&self.writers).give_back(registration.id().as_u16());
     }
 
     /// `export_notifier(function, args…)`: calls `call` with each registered notifier.

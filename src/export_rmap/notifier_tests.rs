@@ -84,7 +84,7 @@ fn one_client_failing_to_flush_does_not_spare_the_others() {
 }
 
 #[test]
-fn an_unregistered_notifier_is_not_called_and_its_number_not_given_again() {
+fn an_unregistered_notifier_is_not_called_and_its_number_rests() {
     let list = NotifierList::default();
     let (recorder, registration) = add(&list, Recorder::default());
     let id = registration.id();
@@ -98,10 +98,14 @@ fn an_unregistered_notifier_is_not_called_and_its_number_not_given_again() {
 #[test]
 fn client_numbers_run_out_with_an_error() {
     let list = NotifierList::default();
-    *lock(&list.writers) = ClientId::MAX;
-    let (_last, _registration) = add(&list, Recorder::default());
+    *lock(&list.writers) = Numbers::below(1);
+    let (_last, last) = add(&list, Recorder::default());
     let refused = list.register(Arc::new(Recorder::default())).map(|_| ());
     assert_eq!(refused, Err(TooManyClients));
+    let id = last.id();
+    list.unregister(last);
+    let (_next, next) = add(&list, Recorder::default());
+    assert_eq!(next.id(), id, "all others had been given");
 }
 
 /// Sleeps in its call until told to go on.

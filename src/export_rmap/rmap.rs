@@ -26,7 +26,7 @@ use crate::sync::{Mutex, Ordering, lock, spin_loop};
 pub struct ClientId(u16);
 
 impl ClientId {
-    /// Most clients that may ever register.
+    /// Most clients at a time.
     pub const MAX: u16 = (1 << 12) - 1;
 
     /// Wraps a number up to [`ClientId::MAX`]; `None` above.

@@ -40,7 +40,7 @@ mod violations;
 use std::sync::{Arc, Mutex};
 
 use crate::addr::{PAGE_SIZE_U64, Pfn};
-use crate::export_rmap::{FrameTable, NotifierList};
+use crate::export_rmap::{FrameTable, NotifierList, Numbers};
 use crate::sync::Snapshot;
 
 pub use audit::Audit;
@@ -59,11 +59,11 @@ pub use swap::SwapConfig;
 pub use tripwire::{TripReport, TripwireWatch};
 pub use violations::{MmViolation, ViolationKind};
 
-use commons::Commons;
+use commons::{COMMONS, Commons};
 use frames::FreeList;
 use host_view::HostView;
 use inject::Injector;
-use object::{ObjectNumbers, ObjectPages};
+use object::ObjectPages;
 use reclaim::Reclaimer;
 use sabotage::SabotageRange;
 use stats::Counters;
@@ -119,7 +119,7 @@ pub struct HostMm {
     objects: Snapshot<Vec<Arc<ObjectPages>>>,
     commons: Commons,
     /// Held by those who change `objects`.
-    object_numbers: Mutex<ObjectNumbers>,
+    object_numbers: Mutex<Numbers>,
     notifiers: NotifierList,
     reclaimer: Reclaimer,
     counters: Counters,
@@ -171,7 +171,7 @@ impl HostMm {
             swap,
             objects: Snapshot::new(vec![commons.pages.clone()]),
             commons,
-            object_numbers: Mutex::default(),
+            object_numbers: Mutex::new(Numbers::below(COMMONS)),
             notifiers: NotifierList::default(),
             reclaimer: Reclaimer::new(frames),
             counters: Counters::default(),

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::addr::{Gfn, Gpa, PAGE_SIZE, Pfn, SwapSlot};
 use crate::export_rmap::{LockedPage, Owner, PageFlags};
-use crate::host_mm::commons::{COMMONS, SharedPage};
+use crate::host_mm::commons::SharedPage;
 use crate::host_mm::dirty_log::DirtyBits;
 use crate::host_mm::fault::Intent;
 use crate::host_mm::{HostMm, MmError, pages};
@@ -168,29 +168,6 @@ impl ObjectPages {
         let [start, end] =
             [&self.watched[0], &self.watched[1]].map(|at| at.load(Ordering::Relaxed));
         (start..end).contains(&gfn.as_u64())
-    }
-}
-
-/// The numbers of memory objects. One that was given back rests as long as there are fresh ones:
-/// what still names the old object by it (a late fault's frame, a page misread from swap) is more
-/// likely to be told from the new one.
-#[derive(Debug, Default)]
-pub(super) struct ObjectNumbers {
-    fresh: u16,
-    used: std::collections::VecDeque<u16>,
-}
-
-impl ObjectNumbers {
-    fn take(&mut self) -> Option<u16> {
-        if self.fresh == COMMONS {
-            return self.used.pop_front();
-        }
-        self.fresh += 1;
-        Some(self.fresh - 1)
-    }
-
-    fn give_back(&mut self, number: u16) {
-        self.used.push_back(number);
     }
 }
 
