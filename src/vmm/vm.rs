@@ -106,7 +106,7 @@ pub struct Vm {
     /// The vCPUs before the start.
     vcpus: Vec<Vcpu>,
     /// How each vCPU is to begin, by index; `None` for those that wait to be started by another.
-    starts: Vec<Option<StartRequest>>,
+    pub(super) starts: Vec<Option<StartRequest>>,
     threads: Vec<JoinHandle<()>>,
     /// How it was cloned, if it was.
     pub(super) birth: Option<Birth>,

@@ -39,13 +39,9 @@ impl PortBus {
         Self { serial: Mutex::new(SerialPort::new(console)), unknown: AtomicU64::new(0) }
     }
 
-    /// A bus whose devices are in the state of another's, and whose serial port writes to `console`.
-    pub(super) fn clone_of(
-        other: &SerialState,
-        console: Box<dyn Write + Send>,
-    ) -> Result<Self, String> {
-        let serial = Mutex::new(SerialPort::in_state(other, console)?);
-        Ok(Self { serial, unknown: AtomicU64::new(0) })
+    /// Puts the devices in the state of another bus's; the console stays.
+    pub(super) fn set_state(&self, state: &SerialState) -> Result<(), String> {
+        lock(&self.serial).set_state(state)
     }
 
     /// The state of its devices.
@@ -166,6 +162,22 @@ mod tests {
             assert_eq!(bus.write(0x3f8, PortWidth::Byte, 0x41), PortAction::None);
         }
         assert_eq!(bus.lost_console_bytes(), 5);
+    }
+
+    #[test]
+    fn a_port_in_anothers_state_prints_to_its_own_console() {
+        let source = PortBus::new(Box::new(std::io::sink()));
+        // DLAB: the data register is the divisor's.
+        source.write(0x3fb, PortWidth::Byte, 0x80);
+        source.write(0x3f8, PortWidth::Byte, 0x0c);
+        let kept = Kept::default();
+        let clone = PortBus::new(Box::new(kept.clone()));
+        clone.set_state(&source.state()).unwrap();
+        assert_eq!(clone.read(0x3f8, PortWidth::Byte), 0x0c);
+        clone.write(0x3fb, PortWidth::Byte, 0x03);
+        clone.write(0x3f8, PortWidth::Byte, u32::from(b'x'));
+        assert_eq!(*lock(&kept.0), b"x");
+        assert_eq!(source.read(0x3fb, PortWidth::Byte), 0x80, "the source keeps its own");
     }
 
     #[test]
