@@ -22,7 +22,18 @@ impl MemoryObject {
     /// # Errors
     /// If a page cannot be read back from swap or clients cannot give up their right to write.
     pub fn copy_on_write_clone(&self) -> Result<Arc<MemoryObject>, MmError> {
-        self.share_pages(self.pages.touched().map(|(gfn, _)| gfn))
+        let clone = self.mm.create_object(self.bytes())?;
+        self.copy_on_write_into(&clone)?;
+        Ok(clone)
+    }
+
+    /// As [`copy_on_write_clone`](Self::copy_on_write_clone), into an object of the same host memory
+    /// that is all zero and that nobody uses yet. Pages that it does not have are passed over.
+    ///
+    /// # Errors
+    /// As [`copy_on_write_clone`](Self::copy_on_write_clone).
+    pub fn copy_on_write_into(&self, clone: &MemoryObject) -> Result<(), MmError> {
+        self.share_pages_with(clone, self.pages.touched().map(|(gfn, _)| gfn))
     }
 
     /// As [`copy_on_write_clone`](Self::copy_on_write_clone) for some pages only; the others are
@@ -34,15 +45,23 @@ impl MemoryObject {
         &self,
         pages: impl Iterator<Item = Gfn>,
     ) -> Result<Arc<MemoryObject>, MmError> {
-        require_notifier("to clone a guest's memory")?;
         let clone = self.mm.create_object(self.bytes())?;
+        self.share_pages_with(&clone, pages)?;
+        Ok(clone)
+    }
+
+    fn share_pages_with(
+        &self,
+        clone: &MemoryObject,
+        pages: impl Iterator<Item = Gfn>,
+    ) -> Result<(), MmError> {
+        require_notifier("to clone a guest's memory")?;
         let mut batch = Vec::new();
         let mut stand_in = None;
         for gfn in pages {
             self.mm.share_page(&self.pages, &clone.pages, gfn, &mut batch, &mut stand_in)?;
         }
-        self.mm.share_batch(&clone.pages, &mut batch)?;
-        Ok(clone)
+        self.mm.share_batch(&clone.pages, &mut batch)
     }
 }
 

@@ -191,3 +191,26 @@ fn the_probe_finds_the_vectored_call() {
     }
     assert!(!ProcessMadvise::unsupported().is_supported());
 }
+
+#[test]
+fn what_was_touched_is_copied_and_the_rest_takes_no_memory() {
+    const PAGES: usize = 1000;
+    let ((from_file, from), (to_file, to)) = (shared(PAGES), shared(PAGES));
+    for page in [0, 1, 7, PAGES - 1] {
+        from.as_volatile_slice().write_slice(&[9; 5], page * PAGE_SIZE + 100).unwrap();
+    }
+    copy_touched(&from, &to).unwrap();
+    let taken = allocated_bytes(&to_file).unwrap();
+    assert_eq!(taken, allocated_bytes(&from_file).unwrap());
+    assert!(taken < (PAGES * PAGE_SIZE / 2) as u64);
+    for page in [0, 1, 2, 7, 8, PAGES - 1] {
+        let mut found = [0; 5];
+        to.as_volatile_slice().read_slice(&mut found, page * PAGE_SIZE + 100).unwrap();
+        let expected = if [2, 8].contains(&page) { 0 } else { 9 };
+        assert_eq!(found, [expected; 5], "page {page}");
+    }
+    let other_size = copy_touched(&from, &shared(1).1).unwrap_err();
+    assert_eq!(other_size.kind(), io::ErrorKind::InvalidInput);
+    let no_file = MmapRegion::new(PAGES * PAGE_SIZE).unwrap();
+    assert!(copy_touched(&no_file, &to).is_err());
+}

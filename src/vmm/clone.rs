@@ -6,31 +6,24 @@
 //! neither sees what the other does. The source goes on as if nothing had been.
 //!
 //! The moment: every vCPU of the source comes to the gate, where it is outside the guest with
-//! nothing left to handle, and gives an account of its state (a [`Census`]). The DMA device finishes
-//! what it was asked for, so that none of its work is neither here nor there. While they wait, the
+//! nothing left to handle, and gives an account of its state (`roster/census.rs`). The DMA device
+//! finishes what it was asked for, so that none of its work is neither here nor there. While they wait, the
 //! pages are shared copy-on-write and what was touched of the window is copied. Nothing else is
-//! done before they go on: the clone's KVM VM and shadow MMU are built after, from nothing. Its
-//! vCPUs begin without a single mapping and fault in what they need, which is mostly still there,
-//! in frames that both VMs then map.
-//!
-//! [`Census`]: super::roster::Census
+//! done meanwhile: the clone's KVM VM and shadow MMU have been built before, from nothing. Its vCPUs
+//! begin without a single mapping and fault in what they need, which is mostly still there, in
+//! frames that both VMs then map.
 
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use vm_memory::MmapRegion;
-
-use crate::host_mm::MemoryObject;
 use crate::sys::memory::copy_touched;
 
-use super::devices::{SerialPort, SerialState};
 use super::error::VmError;
 use super::hypercall::VmObserver;
 use super::kvm::KvmDevice;
 use super::machine::{ControlBlock, map_shared, window_bytes};
-use super::roster::StartRequest;
 use super::vm::{Contents, Vm};
 
 /// The next clone's generation. 0 is for VMs that booted.
@@ -57,14 +50,6 @@ pub struct CloneFigures {
     pub shared_pages: u64,
 }
 
-/// The source at one moment.
-struct Moment {
-    object: Arc<MemoryObject>,
-    starts: Vec<Option<StartRequest>>,
-    serial: SerialState,
-    birth: Birth,
-}
-
 impl Vm {
     /// A clone that runs already. Its memory comes from the same host memory, its serial port
     /// prints to `console`, and `observer` is told of what its guest says.
@@ -83,40 +68,41 @@ impl Vm {
         let shape = self.shape;
         let device = KvmDevice::open()?;
         let window = map_shared("pinned window", window_bytes(shape.memory_bytes))?;
-        let Moment { object, starts, serial, mut birth } = self.at_one_moment(&window)?;
-        birth.shared_pages = object.shared_pages();
-        let generation = NEXT_GENERATION.fetch_add(1, Ordering::Relaxed);
-        let serial = SerialPort::in_state(&serial, console)
-            .map_err(|reason| VmError::Copy { what: "serial port", reason })?;
         let contents = Contents {
-            object,
-            control: ControlBlock::of_clone(window.clone(), shape.vcpus, generation),
+            object: self.object.host_mm().create_object(shape.memory_bytes)?,
+            control: ControlBlock::unfilled(window.clone(), shape.vcpus),
             window,
-            serial,
+            console,
             observer,
-            starts,
+            starts: Vec::new(),
         };
         let mut clone = Self::assemble(shape, &device, contents)?;
-        clone.birth = Some(birth);
+        self.copy_moment_to(&mut clone)?;
         clone.start()?;
         Ok(clone)
     }
 
-    fn at_one_moment(&self, window: &MmapRegion) -> Result<Moment, VmError> {
+    /// Fills a VM that was just made with what this one is at one moment.
+    fn copy_moment_to(&self, clone: &mut Self) -> Result<(), VmError> {
         let begun = Instant::now();
         let census = self.shared.roster.census(&self.shared.gate);
         let mut census = census.ok_or(VmError::NotRunning)?;
-        let starts = census.take()?;
-        if starts.iter().all(Option::is_none) || !self.shared.bus.dma().wait_until_idle() {
+        clone.starts = census.take()?;
+        if clone.starts.iter().all(Option::is_none) || !self.shared.bus.dma().wait_until_idle() {
             return Err(VmError::NotRunning);
         }
-        let object = self.object.copy_on_write_clone()?;
-        copy_touched(&self.window, window)
-            .map_err(|error| VmError::Copy { what: "pinned window", reason: error.to_string() })?;
+        self.object.copy_on_write_into(&clone.object)?;
+        let uncopied = |what, reason| VmError::Copy { what, reason };
+        copy_touched(&self.window, &clone.window)
+            .map_err(|error| uncopied("pinned window", error.to_string()))?;
         let serial = self.shared.bus.serial_state();
         drop(census);
-        let birth = Birth { begun, paused: begun.elapsed(), shared_pages: 0 };
-        Ok(Moment { object, starts, serial, birth })
+        let paused = begun.elapsed();
+        clone.shared.bus.set_serial_state(&serial).map_err(|why| uncopied("serial port", why))?;
+        let generation = NEXT_GENERATION.fetch_add(1, Ordering::Relaxed);
+        clone.shared.control.begin_generation(generation);
+        clone.birth = Some(Birth { begun, paused, shared_pages: clone.object.shared_pages() });
+        Ok(())
     }
 
     /// What it took to clone this VM; `None` for one that booted.

@@ -8,8 +8,8 @@
 //! Guarantee: the slots do not overlap, and all of them lie below the end of physical addresses.
 
 use std::mem::offset_of;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use vm_memory::{AtomicAccess, Bytes, FileOffset, MmapRegion, VolatileMemory};
 
@@ -171,26 +171,31 @@ impl GuestCounters {
 pub(super) struct ControlBlock {
     window: Arc<MmapRegion>,
     vcpus: usize,
-    /// What the counters were when this VM was cloned: another's work. Empty for one that booted.
-    before: Vec<GuestCounters>,
+    /// What the counters were when this VM was cloned: another's work. Unset in one that booted.
+    before: OnceLock<Vec<GuestCounters>>,
 }
 
 impl ControlBlock {
     /// Fills the block in `window`.
     pub(super) fn new(window: Arc<MmapRegion>, vcpus: usize, memory_bytes: u64) -> Self {
-        let block = Self { window, vcpus, before: Vec::new() };
+        let block = Self::unfilled(window, vcpus);
         block.store(offset_of!(Control, magic), abi::CONTROL_MAGIC);
         block.store(offset_of!(Control, vcpus), u32::try_from(vcpus).unwrap_or(u32::MAX));
         block.store(offset_of!(Control, memory_bytes), memory_bytes);
         block
     }
 
-    /// The block in `window`, a copy of that of the VM that was cloned, for a VM of `generation`.
-    pub(super) fn of_clone(window: Arc<MmapRegion>, vcpus: usize, generation: u64) -> Self {
-        let mut block = Self { window, vcpus, before: Vec::new() };
-        block.store(offset_of!(Control, generation), generation);
-        block.before = block.counters();
-        block
+    /// The block in `window`, which is to become a copy of another VM's.
+    pub(super) fn unfilled(window: Arc<MmapRegion>, vcpus: usize) -> Self {
+        Self { window, vcpus, before: OnceLock::new() }
+    }
+
+    /// Makes the block, which is a copy by now, that of a VM of `generation` that has done nothing.
+    pub(super) fn begin_generation(&self, generation: u64) {
+        self.store(offset_of!(Control, generation), generation);
+        let copied = self.counters();
+        // Set once: only a VM that is being made gets here.
+        let _ = self.before.set(copied);
     }
 
     // Every offset comes from the block's own layout, and the window is at least as large, so
@@ -222,7 +227,8 @@ impl ControlBlock {
             dma_ops: read(offset_of!(VcpuCounters, dma_ops)),
             dma_bytes: read(offset_of!(VcpuCounters, dma_bytes)),
         };
-        self.before.get(index).map_or(counters, |before| counters.since(before))
+        let before = self.before.get().and_then(|before| before.get(index));
+        before.map_or(counters, |before| counters.since(before))
     }
 
     /// The counters of every vCPU, by index.
@@ -288,7 +294,8 @@ mod tests {
         }
         assert_eq!(block.total(), GuestCounters { verified: 11, ..Default::default() });
         block.request_stop();
-        let clone = ControlBlock::of_clone(window.clone(), 2, 3);
+        let clone = ControlBlock::unfilled(window.clone(), 2);
+        clone.begin_generation(3);
         assert_eq!(clone.load(offset_of!(Control, generation)), 3);
         window
             .as_volatile_slice()

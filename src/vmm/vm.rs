@@ -23,8 +23,8 @@ use crate::sync::{Mutex, lock};
 use super::boot::{self, Image};
 use super::clone::Birth;
 use super::cpu::{Features, GuestCpu, gpr};
+use super::devices::PortBus;
 use super::devices::dma::{DmaDevice, DmaStats};
-use super::devices::{PortBus, SerialPort};
 use super::error::VmError;
 use super::gate::{Gate, Position};
 use super::host_kind::{HostKind, HostTraits};
@@ -111,7 +111,7 @@ pub struct Vm {
     /// The vCPUs before the start.
     vcpus: Vec<Vcpu>,
     /// How each vCPU is to begin, by index; `None` for those that wait to be started by another.
-    starts: Vec<Option<StartRequest>>,
+    pub(super) starts: Vec<Option<StartRequest>>,
     threads: Vec<JoinHandle<()>>,
     /// How it was cloned, if it was.
     pub(super) birth: Option<Birth>,
@@ -135,7 +135,8 @@ pub(super) struct Contents {
     pub(super) object: Arc<MemoryObject>,
     pub(super) window: Arc<MmapRegion>,
     pub(super) control: ControlBlock,
-    pub(super) serial: SerialPort,
+    /// What its serial port prints to.
+    pub(super) console: Box<dyn Write + Send>,
     pub(super) observer: Option<Arc<dyn VmObserver>>,
     /// How each vCPU begins, by index.
     pub(super) starts: Vec<Option<StartRequest>>,
@@ -203,7 +204,7 @@ impl Vm {
             object,
             control: ControlBlock::new(window.clone(), shape.vcpus, shape.memory_bytes),
             window,
-            serial: SerialPort::new(console),
+            console,
             observer: config.observer.clone(),
             starts,
         };
@@ -228,9 +229,9 @@ impl Vm {
             fds.push(fd);
         }
 
-        let Contents { object, window, control, serial, observer, starts } = contents;
+        let Contents { object, window, control, console, observer, starts } = contents;
         let tables = parts.tables.clone();
-        let shared = Arc::new(share(shape, parts, control, serial, observer, &kickers));
+        let shared = Arc::new(share(shape, parts, control, console, observer, &kickers));
         let tripwire = stale::watch(object.host_mm(), &shared, &kickers)?;
         // What a vCPU is before its start does not matter.
         let idle = GuestCpu::at_boot(Gpa::new(abi::BOOT_PML4_GPA), features);
@@ -557,7 +558,7 @@ fn share(
     shape: Shape,
     parts: Parts,
     control: ControlBlock,
-    serial: SerialPort,
+    console: Box<dyn Write + Send>,
     observer: Option<Arc<dyn VmObserver>>,
     kickers: &[Arc<Kicker>],
 ) -> Shared {
@@ -568,7 +569,7 @@ fn share(
         shadow,
         monitor,
         control,
-        bus: PortBus::new(serial, Arc::new(DmaDevice::new(iotlb.clone()))),
+        bus: PortBus::new(console, Arc::new(DmaDevice::new(iotlb.clone()))),
         iotlb,
         gate: Gate::new(kicks),
         roster: Roster::new(shape.vcpus),

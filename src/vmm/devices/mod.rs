@@ -7,6 +7,7 @@
 pub(super) mod dma;
 mod serial;
 
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,7 +17,7 @@ use crate::sync::{Mutex, lock};
 use super::emulate::PortWidth;
 use dma::DmaDevice;
 
-pub(super) use serial::SerialPort;
+use serial::SerialPort;
 pub(super) use vm_superio::serial::SerialState;
 
 /// What a port write asks of the vCPU thread.
@@ -38,14 +39,19 @@ pub(super) struct PortBus {
 }
 
 impl PortBus {
-    /// A bus with these devices.
-    pub(super) fn new(serial: SerialPort, dma: Arc<DmaDevice>) -> Self {
-        Self { serial: Mutex::new(serial), dma, unknown: AtomicU64::new(0) }
+    /// A bus with this DMA device, and a serial port that writes to `console`.
+    pub(super) fn new(console: Box<dyn Write + Send>, dma: Arc<DmaDevice>) -> Self {
+        Self { serial: Mutex::new(SerialPort::new(console)), dma, unknown: AtomicU64::new(0) }
     }
 
     /// The DMA device.
     pub(super) fn dma(&self) -> &Arc<DmaDevice> {
         &self.dma
+    }
+
+    /// Sets the registers of its serial port to those of another bus's; the console stays.
+    pub(super) fn set_serial_state(&self, state: &SerialState) -> Result<(), String> {
+        lock(&self.serial).set_state(state)
     }
 
     /// The registers of its serial port.
@@ -118,8 +124,6 @@ fn serial_register(port: u16) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::dma::tests::FakeRam;
     use super::*;
 
@@ -153,7 +157,7 @@ mod tests {
 
     fn bus(console: impl Write + Send + 'static) -> PortBus {
         let dma = Arc::new(DmaDevice::new(Arc::new(FakeRam::new(4096))));
-        PortBus::new(SerialPort::new(Box::new(console)), dma)
+        PortBus::new(Box::new(console), dma)
     }
 
     #[test]
@@ -179,6 +183,22 @@ mod tests {
             assert_eq!(bus.write(0x3f8, PortWidth::Byte, 0x41), PortAction::None);
         }
         assert_eq!(bus.lost_console_bytes(), 5);
+    }
+
+    #[test]
+    fn a_port_in_anothers_state_prints_to_its_own_console() {
+        let source = bus(std::io::sink());
+        // DLAB: the data register is the divisor's.
+        source.write(0x3fb, PortWidth::Byte, 0x80);
+        source.write(0x3f8, PortWidth::Byte, 0x0c);
+        let kept = Kept::default();
+        let clone = bus(kept.clone());
+        clone.set_serial_state(&source.serial_state()).unwrap();
+        assert_eq!(clone.read(0x3f8, PortWidth::Byte), 0x0c);
+        clone.write(0x3fb, PortWidth::Byte, 0x03);
+        clone.write(0x3f8, PortWidth::Byte, u32::from(b'x'));
+        assert_eq!(*lock(&kept.0), b"x");
+        assert_eq!(source.read(0x3fb, PortWidth::Byte), 0x80, "the source keeps its own");
     }
 
     #[test]

@@ -34,26 +34,26 @@ impl SerialEvents for LostBytes {
 }
 
 /// A serial port that prints to a console.
-pub(in crate::vmm) struct SerialPort {
+pub(super) struct SerialPort {
     uart: Serial<NoInterrupt, Arc<LostBytes>, Box<dyn Write + Send>>,
     lost: Arc<LostBytes>,
 }
 
 impl SerialPort {
-    pub(in crate::vmm) fn new(console: Box<dyn Write + Send>) -> Self {
+    pub(super) fn new(console: Box<dyn Write + Send>) -> Self {
         let lost = Arc::new(LostBytes::default());
         Self { uart: Serial::with_events(NoInterrupt, lost.clone(), console), lost }
     }
 
-    /// A port with all registers as another one has them, that prints to a console of its own.
-    pub(in crate::vmm) fn in_state(
-        state: &SerialState,
-        console: Box<dyn Write + Send>,
-    ) -> Result<Self, String> {
-        let lost = Arc::new(LostBytes::default());
+    /// Sets all registers to what another port has; the console stays.
+    pub(super) fn set_state(&mut self, state: &SerialState) -> Result<(), String> {
+        let meanwhile: Box<dyn Write + Send> = Box::new(std::io::sink());
+        let meanwhile = Serial::with_events(NoInterrupt, self.lost.clone(), meanwhile);
+        let console = std::mem::replace(&mut self.uart, meanwhile).into_writer();
         // No state that a port has ever been in is refused.
-        let uart = Serial::from_state(state, NoInterrupt, lost.clone(), console);
-        uart.map(|uart| Self { uart, lost }).map_err(|error| error.to_string())
+        self.uart = Serial::from_state(state, NoInterrupt, self.lost.clone(), console)
+            .map_err(|error| error.to_string())?;
+        Ok(())
     }
 
     pub(super) fn state(&self) -> SerialState {
