@@ -109,7 +109,7 @@ pub(crate) struct StressArgs {
     )]
     pub(crate) workload: Vec<Workload>,
     /// Percentage of its page accesses that the DMA device makes instead
-    #[arg(long, value_name = "PERCENT", allow_negative_numbers = true, default_value = "2", value_parser = parse_percent)]
+    #[arg(long, value_name = "PERCENT", allow_negative_numbers = true, default_value = "5", value_parser = parse_percent)]
     pub(crate) dma: u8,
     /// What is forced upon its pages meanwhile
     #[arg(
@@ -361,7 +361,7 @@ mod tests {
         let args = stress(&[]);
         assert_eq!(args.memory.bytes(), 512 << 20);
         assert_eq!(args.host_memory.bytes(), 128 << 20);
-        assert_eq!((args.vcpus, args.rate, args.dma), (2, 20_000, 2));
+        assert_eq!((args.vcpus, args.rate, args.dma), (2, 20_000, 5));
         assert_eq!((args.vms, args.churn), (1, None));
         assert_eq!(args.duration, Duration::from_secs(30));
         assert_eq!(args.workload.len(), 6);

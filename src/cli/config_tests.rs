@@ -132,7 +132,7 @@ fn command_lines_must_fit() {
 fn stress_tells_the_guest_what_to_do() {
     let words = ["--workload", "zipf,seq,zipf", "--seed", "7"];
     let config = try_stress(&words).unwrap();
-    assert_eq!(config.machine.vm.cmdline, "mode=stress workload=zipf,seq seed=7 dma=2");
+    assert_eq!(config.machine.vm.cmdline, "mode=stress workload=zipf,seq seed=7 dma=5");
     assert_eq!(config.machine.vm.memory_bytes, 512 << 20);
     assert!(config.machine.host.check_evictions);
     assert_eq!(config.machine.host.policy, ReclaimPolicy::Clock);

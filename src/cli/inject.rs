@@ -13,7 +13,7 @@ use crate::host_mm::{HostFault, Injection, When};
 /// Every item, as it is written.
 macro_rules! items {
     () => {
-        "swap-write=ERRNO@WHEN, swap-read=ERRNO@WHEN, swap-full[@N], short-write@WHEN, slow-notifier=MS[@WHEN], frame-enomem=P, eintr[=P]"
+        "swap-write=ERRNO@WHEN, swap-read=ERRNO@WHEN, swap-full[@N], short-write@WHEN, slow-notifier=MS[@WHEN], slow-device=MS[@WHEN], frame-enomem=P, eintr[=P]"
     };
 }
 
@@ -62,9 +62,9 @@ pub(crate) enum InjectError {
     Chance { fault: &'static str },
     /// Not a time.
     #[error(
-        "slow-notifier takes 1 to {MAX_SLOWNESS_MS} milliseconds and which calls take so long, such as slow-notifier=5@0.01"
+        "{fault} takes 1 to {MAX_SLOWNESS_MS} milliseconds and which calls take so long, such as {fault}=5@0.01"
     )]
-    Slowness,
+    Slowness { fault: &'static str },
     /// A value where none belongs.
     #[error("{fault} takes no value: leave out \"={value}\"")]
     NoValue { fault: &'static str, value: String },
@@ -98,8 +98,12 @@ pub(crate) fn parse_injection(text: &str) -> Result<Injection, InjectError> {
             (HostFault::ShortWrite, calls("short-write", when)?)
         }
         "slow-notifier" => {
-            let when = when.map_or(Ok(When::ALWAYS), |when| calls("slow-notifier", Some(when)))?;
-            (HostFault::SlowNotifier(slowness(value)?), when)
+            let (time, when) = slowness("slow-notifier", value, when)?;
+            (HostFault::SlowNotifier(time), when)
+        }
+        "slow-device" => {
+            let (time, when) = slowness("slow-device", value, when)?;
+            (HostFault::SlowDevice(time), when)
         }
         "frame-enomem" => (HostFault::FrameEnomem, only_chance("frame-enomem", value, when)?),
         "eintr" if value.is_none() && when.is_none() => {
@@ -157,10 +161,16 @@ fn only_chance(
     value.and_then(chance).map(When::Chance).ok_or(InjectError::Chance { fault })
 }
 
-fn slowness(value: Option<&str>) -> Result<Duration, InjectError> {
+/// How slow, and when: always, if that is left out.
+fn slowness(
+    fault: &'static str,
+    value: Option<&str>,
+    when: Option<&str>,
+) -> Result<(Duration, When), InjectError> {
+    let when = when.map_or(Ok(When::ALWAYS), |when| calls(fault, Some(when)))?;
     let ms = value.and_then(number).map(NonZeroU64::get);
-    let ms = ms.filter(|&ms| ms <= MAX_SLOWNESS_MS).ok_or(InjectError::Slowness)?;
-    Ok(Duration::from_millis(ms))
+    let ms = ms.filter(|&ms| ms <= MAX_SLOWNESS_MS).ok_or(InjectError::Slowness { fault })?;
+    Ok((Duration::from_millis(ms), when))
 }
 
 /// Digits only: `parse` takes a sign, too.
@@ -191,6 +201,8 @@ mod tests {
             "short-write@3",
             "slow-notifier=20",
             "slow-notifier=20@0.5",
+            "slow-device=2",
+            "slow-device=1@3/7",
             "frame-enomem=0.01",
             "eintr=0.25",
         ] {
@@ -232,6 +244,8 @@ mod tests {
             ("slow-notifier=0", &["1 to 10000"]),
             ("slow-notifier=10001", &["1 to 10000"]),
             ("slow-notifier=5@", &["after slow-notifier"]),
+            ("slow-device=0", &["slow-device takes 1 to 10000", "slow-device=5@0.01"]),
+            ("slow-device=5@x", &["after slow-device"]),
             ("frame-enomem", &["frame-enomem takes a probability", "frame-enomem=0.01"]),
             ("frame-enomem=1", &["up to 0.9"]),
             ("frame-enomem=nan", &["probability"]),

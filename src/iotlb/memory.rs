@@ -192,6 +192,9 @@ impl Unit {
 
     /// Widens the window in which an access is in flight: harmless while flushes wait for it.
     fn dawdle(&self, gfn: Gfn) {
+        if let Some(time) = self.mm.device_slowness() {
+            std::thread::sleep(time);
+        }
         let dawdlers = [Sabotage::SkipIotlbWait, Sabotage::Dawdle];
         if dawdlers.iter().any(|&rule| self.mm.is_sabotaged(rule, gfn)) {
             std::thread::sleep(Duration::from_micros(300));

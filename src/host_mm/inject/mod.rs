@@ -9,6 +9,7 @@
 //!
 //! docs/fault-injection.md has the outcome of each item.
 
+mod device;
 mod interrupt;
 mod notifier;
 mod swap;
@@ -40,6 +41,8 @@ pub enum HostFault {
     ShortWrite,
     /// A call of an export notifier takes that much longer.
     SlowNotifier(Duration),
+    /// An access of a device to a page takes that much longer.
+    SlowDevice(Duration),
     /// No free frame is found where there may be some.
     FrameEnomem,
     /// Signals come during a system call of swap or of a flush, and it returns `EINTR`.
@@ -56,6 +59,7 @@ impl HostFault {
             Self::SwapFull => "allocations of swap slots",
             Self::ShortWrite => "system calls that write to swap",
             Self::SlowNotifier(_) => "calls of export notifiers",
+            Self::SlowDevice(_) => "accesses of devices",
             Self::FrameEnomem => "allocations of frames",
             Self::Eintr => "system calls of swap and flushes",
         }
@@ -77,8 +81,8 @@ impl fmt::Display for Injection {
         match (self.fault, self.when) {
             (HostFault::FrameEnomem, When::Chance(chance)) => write!(f, "frame-enomem={chance}"),
             (HostFault::Eintr, When::Chance(chance)) => write!(f, "eintr={chance}"),
-            (HostFault::SlowNotifier(time), When::ALWAYS) => {
-                write!(f, "slow-notifier={}", time.as_millis())
+            (fault @ (HostFault::SlowNotifier(_) | HostFault::SlowDevice(_)), When::ALWAYS) => {
+                write!(f, "{}", Name(fault))
             }
             (fault, when) => write!(f, "{}@{when}", Name(fault)),
         }
@@ -95,6 +99,7 @@ impl fmt::Display for Name {
             HostFault::SwapFull => f.write_str("swap-full"),
             HostFault::ShortWrite => f.write_str("short-write"),
             HostFault::SlowNotifier(time) => write!(f, "slow-notifier={}", time.as_millis()),
+            HostFault::SlowDevice(time) => write!(f, "slow-device={}", time.as_millis()),
             HostFault::FrameEnomem => f.write_str("frame-enomem"),
             HostFault::Eintr => f.write_str("eintr"),
         }

@@ -21,6 +21,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         kvm_trial("inject_short_writes", short_writes),
         kvm_trial("inject_interrupted_calls", interrupted_calls),
         kvm_trial("inject_a_slow_notifier", a_slow_notifier),
+        kvm_trial("inject_a_slow_device", a_slow_device),
         kvm_trial("inject_failing_frame_allocations", failing_frame_allocations),
         kvm_trial("inject_everything_that_can_be_survived", everything_that_can_be_survived),
         kvm_trial("inject_what_never_strikes", what_never_strikes),
@@ -135,6 +136,15 @@ fn interrupted_calls() {
 
 fn a_slow_notifier() {
     assert_eq!(survived("slow-notifier=20@0.002").len(), 1);
+}
+
+fn a_slow_device() {
+    let arguments = ["--duration", "5s", "--seed", "3", "--dma", "20"];
+    let (finished, report) = stress("slow-device=2", &arguments);
+    assert!(finished.with_code(0).stdout.contains("PASSED"), "{report:#}");
+    assert_eq!(number(&report, "/violations/total"), 0);
+    assert!(number(&report, "/guest/dma_ops") > 50, "{report:#}");
+    assert!(number(&report, "/iotlb/waits") > 0, "flushes slept: {report:#}");
 }
 
 fn failing_frame_allocations() {

@@ -95,7 +95,8 @@ fn stress_with_two_vcpus() {
     assert!(number(&report, "/host/swap_ins") > 0);
     assert!(number(&report, "/shadow/invalidated") > 0);
     assert!(number(&report, "/iotlb/installs") > 0 && number(&report, "/iotlb/hits") > 0);
-    assert_eq!(number(&report, "/dma/refused"), 0);
+    let [device, guest] = ["/dma/operations", "/guest/dma_ops"].map(|at| number(&report, at));
+    assert!(device >= guest, "the guest counts what it has seen finished: {report:#}");
     assert!(number(&report, "/shadow/write_protected") > 0);
 }
 
