@@ -76,14 +76,14 @@ fn every_target_takes_any_bytes() {
 fn the_corpus_of_shadow_mmu_catches_sabotage() {
     use std::panic::AssertUnwindSafe;
 
-    use super::shadow_mmu::run_on;
+    use super::shadow_mmu::run_on_kernel;
     use crate::host_mm::{HostMmConfig, Sabotage};
     use crate::shadow_mmu::reference::machine::config;
 
     for sabotage in [Sabotage::ForgetRmap, Sabotage::DropDirty, Sabotage::SwapCorrupt] {
         let is_caught = inputs("corpus", "shadow_mmu").iter().any(|(_, data)| {
             let config = HostMmConfig { sabotage: Some(sabotage), ..config() };
-            catch_unwind(AssertUnwindSafe(|| run_on(config, data))).is_err()
+            catch_unwind(AssertUnwindSafe(|| run_on_kernel(config, data))).is_err()
         });
         assert!(is_caught, "{sabotage:?}");
     }

@@ -1,6 +1,6 @@
 //! Shadow roots and pages: which guest CR3 has which tables, and what a guest flush removes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 
 use crate::addr::{Gva, Pfn};
@@ -275,9 +275,9 @@ impl Mmu {
     pub(super) fn forget_everything(&self) {
         let mut state = self.lock();
         for leaf in state.leaves() {
-            for place in entries_of(leaf.page) {
-                let raw = self.tables.entry(place.page, place.index).swap(0, Ordering::AcqRel);
-                let old = Pte::of(raw);
+            for (index, entry) in self.tables.used(leaf.page) {
+                let place = SptePlace { page: leaf.page, index };
+                let old = Pte::of(entry.swap(0, Ordering::AcqRel));
                 let Some(pfn) = self.frame_of(old) else {
                     continue;
                 };
@@ -293,10 +293,6 @@ impl Mmu {
         let epoch = state.epoch + 1;
         *state = State { epoch, ..State::new(pages) };
     }
-}
-
-fn entries_of(page: PageIndex) -> impl Iterator<Item = SptePlace> {
-    (0..ENTRIES).map(move |index| SptePlace { page, index })
 }
 
 impl ShadowMmu {
@@ -406,21 +402,23 @@ impl ShadowMmu {
         let mmu = &*self.mmu;
         let state = mmu.lock();
         let mut differences = Vec::new();
-        let mut sptes_of: HashMap<u32, Vec<u64>> = HashMap::new();
+        let mut sptes_of: BTreeMap<Pfn, Vec<u64>> = BTreeMap::new();
         for (_, place, pfn) in present_sptes(mmu, &state) {
-            sptes_of.entry(pfn.as_u32()).or_default().push(place.location());
+            sptes_of.entry(pfn).or_default().push(place.location());
         }
-        for raw in 0..mmu.mm.frame_count() {
-            let pfn = Pfn::new(raw);
-            let mut listed: Vec<u64> = mmu
-                .mm
-                .frame_table()
+        let table = mmu.mm.frame_table();
+        for pfn in (0..mmu.mm.frame_count()).map(Pfn::new) {
+            let is_mapped = sptes_of.first_key_value().is_some_and(|(&first, _)| first == pfn);
+            if !is_mapped && table.is_rmap_empty(pfn) {
+                continue;
+            }
+            let mut listed: Vec<u64> = table
                 .rmap_entries(pfn)
                 .iter()
                 .filter(|entry| Some(&entry.client()) == mmu.client.get())
                 .map(|entry| entry.location())
                 .collect();
-            let mut mapped = sptes_of.remove(&raw).unwrap_or_default();
+            let mut mapped = sptes_of.remove(&pfn).unwrap_or_default();
             listed.sort_unstable();
             mapped.sort_unstable();
             if listed != mapped {
@@ -442,8 +440,8 @@ fn present_sptes<'a>(
     state: &'a State,
 ) -> impl Iterator<Item = (Gva, SptePlace, Pfn)> + 'a {
     state.leaves().flat_map(move |leaf| {
-        entries_of(leaf.page).filter_map(move |place| {
-            let entry = mmu.tables.entry(place.page, place.index);
+        mmu.tables.used(leaf.page).filter_map(move |(index, entry)| {
+            let place = SptePlace { page: leaf.page, index };
             let pfn = mmu.frame_of(Pte::of(entry.load(Ordering::Acquire)))?;
             let gva = leaf.base.checked_add(place.index as u64 * crate::addr::PAGE_SIZE_U64)?;
             Some((gva, place, pfn))
@@ -467,5 +465,6 @@ fn flush(
         leaf.origins = Pte::empty();
         pages.push(leaf.page);
     }
-    mmu.zap(pages.into_iter().flat_map(entries_of))
+    let places = |page| mmu.tables.used(page).map(move |(index, _)| SptePlace { page, index });
+    mmu.zap(pages.into_iter().flat_map(places))
 }

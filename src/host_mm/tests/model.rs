@@ -17,7 +17,7 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::{TestCaseError, TestRunner};
 
 use super::client::Page;
-use super::rig::{FRAMES, MemorySwap, Rig, config, gfn, page};
+use super::rig::{FRAMES, LoggedSwap, Rig, config, gfn, page};
 use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
 use crate::host_mm::swap::{FailingBackend, SwapBackend};
 use crate::host_mm::{
@@ -196,7 +196,7 @@ impl World {
             Trouble::Injected(plan) => HostMmConfig { inject: plan.clone(), ..base },
         };
         let rig = Rig::with_backend(config, PAGES, |log| -> Box<dyn SwapBackend> {
-            let swap = MemorySwap::new(4000, log);
+            let swap = LoggedSwap::new(4000, log);
             match trouble {
                 Trouble::DiesAfter(calls) => Box::new(FailingBackend::new(swap, *calls, libc::EIO)),
                 Trouble::Injected(_) => Box::new(swap),
