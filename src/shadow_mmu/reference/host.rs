@@ -38,8 +38,9 @@ impl Rig {
                     assert_eq!(mm.evict_frames(&[pfn]).unwrap(), 1);
                 }
             }
+            HostStep::StartLog if self.log.is_some() => {}
             HostStep::StartLog => {
-                self.log.get_or_insert_with(|| DirtyLog::start(mine.clone()).unwrap());
+                self.log = Some(DirtyLog::start(mine.clone()).unwrap());
                 // All pages count as written until they were taken once.
                 self.model.written.extend(0..POOL);
             }

@@ -217,15 +217,18 @@ impl Model {
 
     /// The host gives a page other content, in one step.
     pub(crate) fn replace_page(&mut self, gfn: Gfn, content: &[(u64, u64)]) {
+        let old = self.page(gfn);
+        if old == content {
+            return;
+        }
         self.version += 1;
         let first = gfn.base().as_u64();
-        for (offset, _) in self.page(gfn) {
+        for (offset, _) in old {
             self.set(first + offset, 0);
         }
         for &(offset, value) in content {
             self.set(first + offset, value);
         }
-        self.written.insert(gfn.as_u64());
     }
 
     /// What a walk does for the access: the translation, with accessed and dirty bits set as
