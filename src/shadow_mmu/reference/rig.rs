@@ -215,6 +215,8 @@ impl Rig {
     fn access_and_obey(&mut self, at: Gva, access: Access, store: Option<u64>) -> Done {
         let Self { machine, cpu, revocations, .. } = self;
         let obey = |tlb: &mut Tlb| revocations.obey(machine, tlb);
+        // What the same step did before may have taken pages away.
+        obey(&mut cpu.tlb());
         cpu.access_and_obey(machine, at, access, store, obey)
     }
 
