@@ -119,9 +119,11 @@ fn host_step(choice: u8, bytes: &mut Bytes<'_>) -> HostStep {
             let (first, other_first, count) = range(bytes);
             HostStep::RemapToCopies(first, other_first, count)
         }
-        12..=14 => HostStep::Clone,
-        15 => HostStep::Renew,
-        16 => HostStep::WriteOther(page(bytes), one_of(bytes, &[0, 1, 2, 17, 511]), value(bytes)),
+        12 => HostStep::Clone,
+        13 => HostStep::Renew,
+        14..=16 => {
+            HostStep::WriteOther(page(bytes), one_of(bytes, &[0, 1, 2, 17, 511]), value(bytes))
+        }
         17 => HostStep::Free(page(bytes)),
         _ => {
             let (first, other_first, count) = range(bytes);

@@ -51,7 +51,7 @@ impl Memory {
 
     /// Makes all of it what it was before the run that `mm` was for, which is over: nobody else has
     /// a hold of its host memory, no frame holds a page or is mapped, nothing is in swap.
-    pub(super) fn reset(&self, mm: Arc<HostMm>) {
+    pub(crate) fn reset(&self, mm: Arc<HostMm>) {
         let mm = Arc::try_unwrap(mm).expect("nobody else holds the host memory");
         // What pages of zeros were shared stay, until somebody wants their frames.
         let used = used_frames(&mm);

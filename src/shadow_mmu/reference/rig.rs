@@ -21,7 +21,7 @@ use crate::shadow_mmu::{Access, GuestAccessError, LoadRoot, PagingContext};
 
 /// See the module's documentation.
 pub(crate) struct Rig {
-    pub(super) machine: Machine,
+    pub(crate) machine: Machine,
     cpu: Cpu,
     pub(super) model: Model,
     revocations: Revocations,
