@@ -7,6 +7,7 @@
 //! To add an operation: a variant of [`Op`], its weight in [`ops`], its arm in [`World::apply`]. It
 //! changes the model only if it succeeded.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,11 +19,11 @@ use proptest::test_runner::{TestCaseError, TestRunner};
 
 use super::client::Page;
 use super::rig::{FRAMES, LoggedSwap, Rig, config, gfn, page};
-use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
+use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
 use crate::host_mm::swap::{FailingBackend, SwapBackend};
 use crate::host_mm::{
-    HostFault, HostMm, HostMmConfig, Injection, InjectionPlan, MemoryObject, MmError, Sabotage,
-    When,
+    DirtyLog, HostFault, HostMm, HostMmConfig, Injection, InjectionPlan, MemoryObject, MmError,
+    Sabotage, When,
 };
 
 /// Pages of each object.
@@ -83,6 +84,30 @@ enum Op {
         other: u64,
         count: u64,
     },
+    /// As above, but the second object gets copies, and the first keeps its content.
+    RemapToCopies {
+        page: u64,
+        other: u64,
+        count: u64,
+    },
+    /// The same of the second object: evict a page, give it back, or merge it with the first's.
+    OtherEvict(u64),
+    OtherFree(u64),
+    OtherMerge(u64),
+    /// Make the second object one that shares some pages of the first, or a clone of itself.
+    OtherShare {
+        page: u64,
+        count: u64,
+    },
+    OtherCloneAgain,
+    /// Start the dirty log of the first object, and ask it about some pages.
+    StartLog,
+    TakeLog {
+        page: u64,
+        count: u64,
+    },
+    /// Count the pages of both objects by where they are.
+    Audit,
     /// Take all frames for pages of a third object, so that faults have to reclaim, and drop it.
     Pressure {
         zeros: bool,
@@ -117,6 +142,16 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         2 => page.clone().prop_map(Op::Free),
         2 => (0..PAGES - 3, 0..PAGES - 3, 0..4u64)
             .prop_map(|(page, other, count)| Op::Exchange { page, other, count }),
+        1 => (0..PAGES - 3, 0..PAGES - 3, 0..4u64)
+            .prop_map(|(page, other, count)| Op::RemapToCopies { page, other, count }),
+        2 => page.clone().prop_map(Op::OtherEvict),
+        1 => page.clone().prop_map(Op::OtherFree),
+        2 => page.clone().prop_map(Op::OtherMerge),
+        1 => (page.clone(), 0..=PAGES).prop_map(|(page, count)| Op::OtherShare { page, count }),
+        1 => Just(Op::OtherCloneAgain),
+        1 => Just(Op::StartLog),
+        3 => (page.clone(), 0..=PAGES).prop_map(|(page, count)| Op::TakeLog { page, count }),
+        1 => Just(Op::Audit),
         1 => any::<bool>().prop_map(|zeros| Op::Pressure { zeros }),
     ];
     prop::collection::vec(op, 1..120)
@@ -183,6 +218,9 @@ struct World {
     rig: Rig,
     model: Vec<Page>,
     other: Other,
+    /// The first object's log, and the pages written since it took them.
+    log: Option<DirtyLog>,
+    written: BTreeSet<u64>,
     /// Operations that failed.
     errors: u64,
 }
@@ -203,7 +241,8 @@ impl World {
             }
         });
         let other = Other::new(&rig.mm);
-        Self { rig, model: vec![ZEROS; index(PAGES)], other, errors: 0 }
+        let model = vec![ZEROS; index(PAGES)];
+        Self { rig, model, other, log: None, written: BTreeSet::new(), errors: 0 }
     }
 
     /// Does it, and compares what comes of it with the model.
@@ -223,6 +262,9 @@ impl World {
                 let written = self.rig.object.write(gpa, bytes);
                 if self.note(written).is_some() {
                     self.model[index(page)][from..to].copy_from_slice(bytes);
+                    if from < to {
+                        self.written.insert(page);
+                    }
                 }
             }
             Op::GuestRead { processor, page } => {
@@ -233,7 +275,7 @@ impl World {
                 let bytes = content(seed);
                 let written = self.rig.client.write(processor, gfn(page), &bytes);
                 if self.note(written).is_some() {
-                    self.model[index(page)] = bytes;
+                    self.set(page, bytes);
                 }
             }
             Op::Evict(number) => {
@@ -294,7 +336,7 @@ impl World {
             Op::Free(number) => {
                 let freed = self.rig.object.free_pages(gfn(number), 1);
                 if self.note(freed).is_some() {
-                    self.model[index(number)] = ZEROS;
+                    self.set(number, ZEROS);
                 }
             }
             Op::Exchange { page, other, count } => {
@@ -302,13 +344,102 @@ impl World {
                 let done = self.rig.object.exchange_pages(gfn(page), to, gfn(other), count);
                 if self.note(done).is_some() {
                     for number in 0..count {
-                        let (mine, its) = (index(page + number), index(other + number));
-                        std::mem::swap(&mut self.model[mine], &mut self.other.model[its]);
+                        let its = index(other + number);
+                        let mine = std::mem::replace(
+                            &mut self.other.model[its],
+                            self.model[index(page + number)],
+                        );
+                        self.set(page + number, mine);
                     }
                 }
             }
+            Op::RemapToCopies { page, other, count } => {
+                let to = &self.other.object;
+                let done = self.rig.object.remap_to_copies(gfn(page), to, gfn(other), count);
+                if self.note(done).is_some() {
+                    for number in 0..count {
+                        self.other.model[index(other + number)] = self.model[index(page + number)];
+                    }
+                }
+            }
+            Op::OtherEvict(number) => {
+                if let Some(pfn) = frame(&self.other.object, number) {
+                    let evicted = self.rig.mm.evict_frames(&[pfn]);
+                    self.note(evicted);
+                }
+            }
+            Op::OtherFree(number) => {
+                let freed = self.other.object.free_pages(gfn(number), 1);
+                if self.note(freed).is_some() {
+                    self.other.model[index(number)] = ZEROS;
+                }
+            }
+            Op::OtherMerge(number) => {
+                let frames = (self.rig.frame(gfn(number)), frame(&self.other.object, number));
+                if let (Some(one), Some(two)) = frames {
+                    let merged = self.rig.mm.merge_frames(one, two);
+                    self.note(merged);
+                }
+            }
+            Op::OtherShare { page, count } => {
+                let pages = page..(page + count).min(PAGES);
+                let shared = self.rig.object.share_pages(pages.clone().map(gfn));
+                if let Some(object) = self.note(shared) {
+                    let of = |number| {
+                        if pages.contains(&number) { self.model[index(number)] } else { ZEROS }
+                    };
+                    self.other = Other { object, model: (0..PAGES).map(of).collect() };
+                }
+            }
+            Op::OtherCloneAgain => {
+                let cloned = self.other.object.copy_on_write_clone();
+                if let Some(object) = self.note(cloned) {
+                    self.other.object = object;
+                }
+            }
+            Op::StartLog => {
+                if self.log.is_none() {
+                    self.log = Some(DirtyLog::start(self.rig.object.clone()).unwrap());
+                    // All count as written until they were taken once.
+                    self.written.extend(0..PAGES);
+                }
+            }
+            Op::TakeLog { page, count } => self.take_log(page, count)?,
+            Op::Audit => {
+                self.audit(&self.rig.object, &self.model)?;
+                self.audit(&self.other.object, &self.other.model)?;
+            }
             Op::Pressure { zeros } => self.press(zeros),
         }
+        Ok(())
+    }
+
+    /// Notes that a page of the first object has other content now.
+    fn set(&mut self, number: u64, page: Page) {
+        let old = std::mem::replace(&mut self.model[index(number)], page);
+        if old != page {
+            self.written.insert(number);
+        }
+    }
+
+    /// What was written is in what the log returns; a call that fails forgets nothing.
+    fn take_log(&mut self, page: u64, count: u64) -> Checked {
+        let Some(log) = &self.log else { return Ok(()) };
+        let taken = log.take(gfn(page), count);
+        let Some(taken) = self.note(taken) else { return Ok(()) };
+        for number in page..(page + count).min(PAGES) {
+            let written = self.written.remove(&number);
+            prop_assert!(!written || taken.contains(&gfn(number)), "{number} was not logged");
+        }
+        Ok(())
+    }
+
+    /// No page that is not zero is nowhere. (Those of zeros may be anywhere.)
+    fn audit(&self, object: &MemoryObject, model: &[Page]) -> Checked {
+        let audit = object.audit();
+        let counted = audit.in_frames + audit.in_swap + audit.lost;
+        let content = model.iter().filter(|&page| *page != ZEROS).count() as u64;
+        prop_assert!((content..=PAGES).contains(&counted), "{content} pages: {audit:?}");
         Ok(())
     }
 
@@ -358,11 +489,11 @@ impl World {
 
     /// Everything goes; nothing may be left of it.
     fn end(self) -> Checked {
-        let Self { rig, other, .. } = self;
+        let Self { rig, other, log, .. } = self;
         let (violations, count) = rig.mm.violations();
         prop_assert_eq!(count, 0, "{:?}", violations);
         let (mm, frames) = (rig.mm.clone(), rig.all_frames());
-        drop((rig, other));
+        drop((rig, other, log));
         // The shared pages of zeros stay, as long as nobody wants their frames.
         prop_assert!(mm.evict_frames(&frames).is_ok());
         let stats = mm.stats();
@@ -374,6 +505,10 @@ impl World {
 fn host_read(object: &MemoryObject, number: u64) -> Result<Page, MmError> {
     let mut found = [0xee; PAGE_SIZE];
     object.read(gfn(number).base(), &mut found).map(|()| found)
+}
+
+fn frame(object: &MemoryObject, number: u64) -> Option<Pfn> {
+    object.try_lock_resident(gfn(number)).map(|page| page.pfn())
 }
 
 fn content(seed: u64) -> Page {
@@ -454,4 +589,33 @@ fn the_model_notices_a_page_that_was_lost_for_good() {
         world.apply(op).unwrap();
     }
     assert_eq!(world.unreadable().unwrap(), 2, "the hypervisor's read and the processor's");
+}
+
+/// A write that the log does not tell of: here, one that somebody else has taken from it.
+#[test]
+fn the_model_notices_a_write_that_is_not_logged() {
+    let calm = Trouble::Injected(InjectionPlan::default());
+    for stolen in [false, true] {
+        let mut world = World::new(&calm, config());
+        let all = Op::TakeLog { page: 0, count: PAGES };
+        for op in [Op::StartLog, all, Op::GuestWrite { processor: 0, page: 3, seed: 1 }] {
+            world.apply(op).unwrap();
+        }
+        if stolen {
+            assert_eq!(world.log.as_ref().unwrap().take(gfn(0), PAGES).unwrap(), [gfn(3)]);
+        }
+        let taken = world.apply(all);
+        assert_eq!(taken.is_err(), stolen, "{taken:?}");
+    }
+}
+
+/// A page that is nowhere though the model knows its content.
+#[test]
+fn the_model_notices_a_page_that_is_nowhere() {
+    let calm = Trouble::Injected(InjectionPlan::default());
+    let mut world = World::new(&calm, config());
+    world.apply(Op::GuestWrite { processor: 0, page: 3, seed: 1 }).unwrap();
+    world.apply(Op::Audit).unwrap();
+    world.rig.object.free_pages(gfn(3), 1).unwrap();
+    assert!(world.apply(Op::Audit).is_err());
 }
