@@ -2,8 +2,12 @@
 //!
 //! The input is a series of steps of [`Rig`], which compares each with its model: what an access
 //! finds, faults and their codes, accessed and dirty bits, that no SPTE or TLB entry grants more
-//! than the guest's tables did since the last flush, invariants I2 to I4, and at the end all of
-//! guest memory.
+//! than the guest's tables did since the last flush nor allows a shared frame to be written, what
+//! the dirty log tells, invariants I2 to I4, and at the end all memory of the guest and of a second
+//! object beside it.
+//!
+//! An input takes some hundred microseconds, since it makes no system call: memory is mapped once
+//! for all inputs ([`Memory`]), swap is memory, and calls that revoke a page are taken for done.
 
 use std::cell::Cell;
 
@@ -39,6 +43,7 @@ pub(super) fn run(data: &[u8]) {
     let (memory, inputs) = MEMORY.take().unwrap_or_else(|| (Memory::new(), 0));
     let mut rig = Rig::on(&memory, config, shadow_pages);
     run_steps(&mut rig, &mut bytes);
+    // All but the content of this memory was made for this input, and is gone after it.
     rig.finish_on(&memory);
     if inputs % PRISTINE_EVERY == 0 {
         assert!(memory.is_pristine(), "something of this input is left, or of one before");
