@@ -25,10 +25,14 @@ impl FrameTable {
             mapped_of.entry(pfn).or_default().push(location);
         }
         let compare = |pfn| {
+            let mapped = mapped_of.remove(&pfn);
+            if mapped.is_none() && self.is_rmap_empty(pfn) {
+                return None;
+            }
             let entries = self.rmap_entries(pfn);
             let own = entries.iter().filter(|entry| entry.client() == client);
             let mut listed: Vec<u64> = own.map(|entry| entry.location()).collect();
-            let mut mapped = mapped_of.remove(&pfn).unwrap_or_default();
+            let mut mapped = mapped.unwrap_or_default();
             listed.sort_unstable();
             mapped.sort_unstable();
             (listed != mapped).then(|| {

@@ -300,6 +300,13 @@ impl FrameTable {
         entries
     }
 
+    /// Whether the frame's map has no entry, without waiting for its lock: a hint, unless nobody
+    /// adds one meanwhile.
+    #[must_use]
+    pub fn is_rmap_empty(&self, pfn: Pfn) -> bool {
+        self.frame(pfn).rmap.load(Ordering::Relaxed) & KIND_MASK == 0
+    }
+
     fn visit(&self, pfn: Pfn, mut visit: impl FnMut(RmapEntry) -> Retain) {
         let mut map = LockedMap::lock(self, pfn);
         let taken = map.take();

@@ -59,6 +59,19 @@ fn the_corpus_of_shadow_mmu_finds_nothing() {
     replay("shadow_mmu");
 }
 
+/// The fuzzer takes the calls that revoke a page for the kernel's having done it. Here they are made,
+/// and the kernel is asked.
+#[test]
+#[cfg(feature = "export-notifier")]
+fn the_corpus_of_shadow_mmu_finds_nothing_on_the_kernel_either() {
+    use super::shadow_mmu::run_on_kernel;
+    use crate::shadow_mmu::reference::machine::config;
+
+    for (_, data) in inputs("corpus", "shadow_mmu") {
+        run_on_kernel(config(), &data);
+    }
+}
+
 #[test]
 fn every_target_takes_any_bytes() {
     for target in TARGETS {
@@ -76,14 +89,16 @@ fn every_target_takes_any_bytes() {
 fn the_corpus_of_shadow_mmu_catches_sabotage() {
     use std::panic::AssertUnwindSafe;
 
-    use super::shadow_mmu::run_on;
+    use super::shadow_mmu::run_on_kernel;
     use crate::host_mm::{HostMmConfig, Sabotage};
     use crate::shadow_mmu::reference::machine::config;
 
-    for sabotage in [Sabotage::ForgetRmap, Sabotage::DropDirty, Sabotage::SwapCorrupt] {
+    for sabotage in
+        [Sabotage::ForgetRmap, Sabotage::DropDirty, Sabotage::SkipFlush, Sabotage::SwapCorrupt]
+    {
         let is_caught = inputs("corpus", "shadow_mmu").iter().any(|(_, data)| {
             let config = HostMmConfig { sabotage: Some(sabotage), ..config() };
-            catch_unwind(AssertUnwindSafe(|| run_on(config, data))).is_err()
+            catch_unwind(AssertUnwindSafe(|| run_on_kernel(config, data))).is_err()
         });
         assert!(is_caught, "{sabotage:?}");
     }

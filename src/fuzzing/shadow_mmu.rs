@@ -2,8 +2,14 @@
 //!
 //! The input is a series of steps of [`Rig`], which compares each with its model: what an access
 //! finds, faults and their codes, accessed and dirty bits, that no SPTE or TLB entry grants more
-//! than the guest's tables did since the last flush, invariants I2 to I4, and at the end all of
-//! guest memory.
+//! than the guest's tables did since the last flush nor allows a shared frame to be written, what
+//! the dirty log tells, invariants I2 to I4, and at the end all memory of the guest and of a second
+//! object beside it.
+//!
+//! An input takes some hundred microseconds, since it makes no system call: memory is mapped once
+//! for all inputs ([`Memory`]), swap is memory, and calls that revoke a page are taken for done.
+
+use std::cell::Cell;
 
 use super::{Bytes, number, one_of};
 use crate::addr::{Gva, PAGE_SIZE_U64};
@@ -13,39 +19,71 @@ use crate::shadow_mmu::reference::machine::{
     ACCESSED, DIRTY, NO_EXECUTE, PAGE_SIZE_BIT, PHYS_BITS, PRESENT, RAM_BYTES, WINDOW_GFN,
     WRITABLE, config, gva,
 };
+use crate::shadow_mmu::reference::memory::{MAX_SHADOW_PAGES, Memory};
 use crate::shadow_mmu::reference::rig::Rig;
-use crate::shadow_mmu::reference::step::{At, Change, POOL, ROOTS, Step, Then};
+use crate::shadow_mmu::reference::step::{At, Change, HostStep, POOL, ROOTS, Step, Then};
 
 /// Longer inputs find nothing that shorter ones do not, only slower.
 const MAX_STEPS: usize = 100;
 /// Steps between two audits, which take much longer than a step. The end of an input is audited
 /// too, so an input that is cut behind a step audits that.
 const AUDIT_STEPS: usize = 32;
+/// Inputs between two looks at all of the memory that inputs share one after the other.
+const PRISTINE_EVERY: u64 = 1 << 14;
 
-pub(super) fn run(data: &[u8]) {
-    run_on(config(), data);
+thread_local! {
+    /// Memory for this thread's next input, and how many there were. An input that finds something
+    /// keeps it.
+    static MEMORY: Cell<Option<(Memory, u64)>> = const { Cell::new(None) };
 }
 
-/// As [`run`], on a host that may have a rule broken.
-pub(super) fn run_on(config: HostMmConfig, data: &[u8]) {
+pub(super) fn run(data: &[u8]) {
     let mut bytes = Bytes::new(data);
-    let shadow_pages = one_of(&mut bytes, &[12, 64]);
+    let (config, shadow_pages) = choices(config(), &mut bytes);
+    let (memory, inputs) = MEMORY.take().unwrap_or_else(|| (Memory::new(), 0));
+    let mut rig = Rig::on(&memory, config, shadow_pages);
+    run_steps(&mut rig, &mut bytes);
+    // All but the content of this memory was made for this input, and is gone after it.
+    rig.finish_on(&memory);
+    if inputs % PRISTINE_EVERY == 0 {
+        assert!(memory.is_pristine(), "something of this input is left, or of one before");
+    }
+    MEMORY.set(Some((memory, inputs + 1)));
+}
+
+/// As [`run`], on a host that may have a rule broken, with memory of its own and the kernel's word
+/// for what is unmapped.
+#[cfg(test)]
+pub(super) fn run_on_kernel(config: HostMmConfig, data: &[u8]) {
+    let mut bytes = Bytes::new(data);
+    let (config, shadow_pages) = choices(config, &mut bytes);
     let mut rig = Rig::new(config, shadow_pages);
+    run_steps(&mut rig, &mut bytes);
+    rig.finish();
+}
+
+/// The first byte: whether shadow pages are short, and whether pages of zeros are shared.
+fn choices(config: HostMmConfig, bytes: &mut Bytes<'_>) -> (HostMmConfig, u32) {
+    let choice: u8 = number(bytes);
+    let shadow_pages = [12, MAX_SHADOW_PAGES][usize::from(choice & 1)];
+    (HostMmConfig { share_zero: choice & 2 == 0, ..config }, shadow_pages)
+}
+
+fn run_steps(rig: &mut Rig, bytes: &mut Bytes<'_>) {
     for done in 1..=MAX_STEPS {
         if bytes.is_empty() {
             break;
         }
-        rig.run(&step(&mut bytes));
+        rig.run(&step(bytes));
         if done % AUDIT_STEPS == 0 {
             rig.audit();
         }
     }
     rig.audit();
-    rig.finish();
 }
 
 fn step(bytes: &mut Bytes<'_>) -> Step {
-    match number::<u8>(bytes) % 40 {
+    match number::<u8>(bytes) % 60 {
         0..=9 => Step::Access(at(bytes), access(bytes), value(bytes)),
         10..=13 => Step::Beside(one_of(bytes, &[1, 2, 16]), access(bytes)),
         14..=15 => Step::Virtual(at(bytes), access(bytes), value(bytes)),
@@ -65,8 +103,44 @@ fn step(bytes: &mut Bytes<'_>) -> Step {
         33..=35 => Step::Clean(page(bytes)),
         36 => Step::CleanAll,
         37..=38 => Step::Age(page(bytes)),
-        _ => Step::Recycle,
+        39 => Step::Recycle,
+        choice => Step::Host(host_step(choice - 40, bytes)),
     }
+}
+
+fn host_step(choice: u8, bytes: &mut Bytes<'_>) -> HostStep {
+    match choice {
+        0..=1 => HostStep::Migrate(page(bytes)),
+        2 => HostStep::Merge(page(bytes), page(bytes)),
+        3 => HostStep::MergeWithOther(page(bytes)),
+        4 => HostStep::MergeZero(page(bytes)),
+        5 => HostStep::Reclaim(page(bytes)),
+        6 => HostStep::EvictOther(page(bytes)),
+        7 => HostStep::StartLog,
+        8 => HostStep::TakeLog(0, POOL),
+        9 => HostStep::TakeLog(page(bytes), 1),
+        10 => HostStep::ReadOther(page(bytes)),
+        11 => {
+            let (first, other_first, count) = range(bytes);
+            HostStep::RemapToCopies(first, other_first, count)
+        }
+        12 => HostStep::Clone,
+        13 => HostStep::Renew,
+        14..=16 => {
+            HostStep::WriteOther(page(bytes), one_of(bytes, &[0, 1, 2, 17, 511]), value(bytes))
+        }
+        17 => HostStep::Free(page(bytes)),
+        _ => {
+            let (first, other_first, count) = range(bytes);
+            HostStep::Exchange(first, other_first, count)
+        }
+    }
+}
+
+/// Up to four pages, from one page of the guest and one of the other object.
+fn range(bytes: &mut Bytes<'_>) -> (u64, u64, u64) {
+    let (first, other_first) = (page(bytes), page(bytes));
+    (first, other_first, u64::from(number::<u8>(bytes) % 4) + 1)
 }
 
 fn page(bytes: &mut Bytes<'_>) -> u64 {

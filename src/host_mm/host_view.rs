@@ -4,6 +4,7 @@
 //! write the same memory meanwhile through their own view; accesses are volatile or atomic.
 
 use std::fs::File;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use vm_memory::mmap::MmapRegionError;
@@ -18,10 +19,10 @@ use crate::sys::memory;
 pub(crate) type PageBuf = [u8; PAGE_SIZE];
 
 /// The memfd of all frames and the mapping of it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct HostView {
-    memfd: File,
-    region: MmapRegion,
+    memfd: Arc<File>,
+    region: Arc<MmapRegion>,
 }
 
 /// Maps the whole memfd, shared.
@@ -46,11 +47,16 @@ impl HostView {
         let memfd = memory::create_memfd("gnomon-frames", bytes)
             .map_err(|source| MmError::Host { what: "a memfd for the frames", source })?;
         let region = map(&memfd, bytes)?;
-        Ok(Self { memfd, region })
+        Ok(Self { memfd: Arc::new(memfd), region: Arc::new(region) })
     }
 
     pub(super) fn memfd(&self) -> &File {
         &self.memfd
+    }
+
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn region(&self) -> &MmapRegion {
+        &self.region
     }
 
     pub(super) fn bytes(&self) -> u64 {

@@ -19,6 +19,8 @@ mod commons;
 mod dirty_log;
 mod error;
 mod fault;
+#[cfg(any(test, feature = "fuzzing"))]
+mod frame_memory;
 mod frames;
 mod free;
 mod guest_view;
@@ -46,6 +48,8 @@ use crate::sync::Snapshot;
 pub use audit::Audit;
 pub use dirty_log::DirtyLog;
 pub use error::MmError;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use frame_memory::FrameMemory;
 pub use frames::MIN_HOST_MEMORY_BYTES;
 pub use guest_view::GuestView;
 pub use inject::{HostFault, Injection, InjectionCount, InjectionPlan, When};
@@ -143,7 +147,8 @@ impl HostMm {
         let corrupt = config.sabotage == Some(Sabotage::SwapCorrupt);
         let injector = Injector::new(&config.inject);
         let swap = SwapSpace::open(&config.swap, corrupt, injector.as_ref())?;
-        Self::assemble(config, swap, injector)
+        let (frames, view) = Self::frames_of(&config)?;
+        Self::assemble(frames, config, view, swap, injector)
     }
 
     /// As [`new`](Self::new), on swap of another kind: tests bring back ends that fail.
@@ -154,19 +159,41 @@ impl HostMm {
     ) -> Result<Arc<Self>, MmError> {
         let injector = Injector::new(&config.inject);
         let swap = SwapSpace::new(backend, injector.as_ref());
-        Self::assemble(config, swap, injector)
+        let (frames, view) = Self::frames_of(&config)?;
+        Self::assemble(frames, config, view, swap, injector)
+    }
+
+    /// As [`new`](Self::new), on memory for the frames that is there already and that no other
+    /// `HostMm` is using, with swap in memory.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn on_memory(
+        config: HostMmConfig,
+        memory: &FrameMemory,
+    ) -> Result<Arc<Self>, MmError> {
+        let config = HostMmConfig { host_memory_bytes: memory.view.bytes(), ..config };
+        let injector = Injector::new(&config.inject);
+        let slots = config.swap.slots().map_err(swap::SwapError::Open)?;
+        let swap = SwapSpace::new(Box::new(swap::MemorySwap::new(slots)), injector.as_ref());
+        let frames = u32::try_from(pages(memory.view.bytes())).unwrap_or(u32::MAX);
+        Self::assemble(frames, config, memory.view.clone(), swap, injector)
+    }
+
+    fn frames_of(config: &HostMmConfig) -> Result<(u32, HostView), MmError> {
+        let frames = frames::count(config.host_memory_bytes)?;
+        Ok((frames, HostView::new(config.host_memory_bytes)?))
     }
 
     fn assemble(
+        frames: u32,
         config: HostMmConfig,
+        view: HostView,
         swap: SwapSpace,
         injector: Option<Arc<Injector>>,
     ) -> Result<Arc<Self>, MmError> {
-        let frames = frames::count(config.host_memory_bytes)?;
         let commons = Commons::new();
         Ok(Arc::new(Self {
             table: FrameTable::new(frames),
-            view: HostView::new(config.host_memory_bytes)?,
+            view,
             free: FreeList::new(frames),
             swap,
             objects: Snapshot::new(vec![commons.pages.clone()]),

@@ -275,9 +275,9 @@ impl Mmu {
     pub(super) fn forget_everything(&self) {
         let mut state = self.lock();
         for leaf in state.leaves() {
-            for place in entries_of(leaf.page) {
-                let raw = self.tables.entry(place.page, place.index).swap(0, Ordering::AcqRel);
-                let old = Pte::of(raw);
+            for (index, entry) in self.tables.used(leaf.page) {
+                let place = SptePlace { page: leaf.page, index };
+                let old = Pte::of(entry.swap(0, Ordering::AcqRel));
                 let Some(pfn) = self.frame_of(old) else {
                     continue;
                 };
@@ -293,10 +293,6 @@ impl Mmu {
         let epoch = state.epoch + 1;
         *state = State { epoch, ..State::new(pages) };
     }
-}
-
-fn entries_of(page: PageIndex) -> impl Iterator<Item = SptePlace> {
-    (0..ENTRIES).map(move |index| SptePlace { page, index })
 }
 
 impl ShadowMmu {
@@ -419,8 +415,8 @@ fn present_sptes<'a>(
     state: &'a State,
 ) -> impl Iterator<Item = (Gva, SptePlace, Pfn)> + 'a {
     state.leaves().flat_map(move |leaf| {
-        entries_of(leaf.page).filter_map(move |place| {
-            let entry = mmu.tables.entry(place.page, place.index);
+        mmu.tables.used(leaf.page).filter_map(move |(index, entry)| {
+            let place = SptePlace { page: leaf.page, index };
             let pfn = mmu.frame_of(Pte::of(entry.load(Ordering::Acquire)))?;
             let gva = leaf.base.checked_add(place.index as u64 * crate::addr::PAGE_SIZE_U64)?;
             Some((gva, place, pfn))
@@ -444,5 +440,6 @@ fn flush(
         leaf.origins = Pte::empty();
         pages.push(leaf.page);
     }
-    mmu.zap(pages.into_iter().flat_map(entries_of))
+    let places = |page| mmu.tables.used(page).map(move |(index, _)| SptePlace { page, index });
+    mmu.zap(pages.into_iter().flat_map(places))
 }

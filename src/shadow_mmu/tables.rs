@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vm_memory::{MmapRegion, VolatileMemory};
+use vm_memory::MmapRegion;
 
 use crate::addr::PAGE_SIZE;
 use crate::host_mm::MmError;
+use crate::sys::memory::{PAGE_WORDS, page_words};
 
 /// Entries of a table.
-pub(super) const ENTRIES: usize = 512;
+pub(super) const ENTRIES: usize = PAGE_WORDS;
+/// Entries of a cache line.
+const LINE: usize = 8;
 
 /// Number of a shadow page.
 pub(super) type PageIndex = u32;
@@ -51,17 +54,34 @@ impl TableMemory {
     /// If the page was not handed out by this memory's allocator: page numbers come from nowhere
     /// else, a guest has no say in them.
     pub(super) fn entry(&self, page: PageIndex, index: usize) -> &AtomicU64 {
-        assert!(page < self.pages && index < ENTRIES, "no entry {index} of shadow page {page}");
-        let at = self.offset + page as usize * PAGE_SIZE + index * size_of::<u64>();
-        match self.region.get_atomic_ref(at) {
-            Ok(entry) => entry,
-            Err(error) => unreachable!("`new` checked that the region has byte {at}: {error}"),
+        &self.page(page)[index]
+    }
+
+    fn page(&self, page: PageIndex) -> &[AtomicU64; ENTRIES] {
+        assert!(page < self.pages, "no shadow page {page}");
+        let at = self.offset + page as usize * PAGE_SIZE;
+        match page_words(&self.region, at) {
+            Some(words) => words,
+            None => unreachable!("`new` checked that the region has the page at byte {at}"),
         }
     }
 
+    /// The entries of a page that are not zero, with their indices. Most pages are nearly empty: a
+    /// cache line is looked at as a whole first.
+    pub(super) fn used(&self, page: PageIndex) -> impl Iterator<Item = (usize, &AtomicU64)> {
+        let lines = self.page(page).chunks_exact(LINE).enumerate();
+        let is_used = |line: &[AtomicU64]| {
+            line.iter().fold(0, |seen, entry| seen | entry.load(Ordering::Relaxed)) != 0
+        };
+        lines.filter(move |&(_, line)| is_used(line)).flat_map(|(number, line)| {
+            let entries = (number * LINE..).zip(line);
+            entries.filter(|(_, entry)| entry.load(Ordering::Relaxed) != 0)
+        })
+    }
+
     pub(super) fn clear(&self, page: PageIndex) {
-        for index in 0..ENTRIES {
-            self.entry(page, index).store(0, Ordering::Relaxed);
+        for entry in self.page(page) {
+            entry.store(0, Ordering::Relaxed);
         }
     }
 }

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::AtomicU64;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
@@ -16,10 +17,14 @@ use nix::unistd::{Whence, lseek};
 use vm_memory::{MmapRegion, VolatileMemory};
 
 use crate::addr::PAGE_SIZE;
+#[cfg(any(test, feature = "fuzzing"))]
+use crate::sys::recording;
 
 /// Ranges handed to the kernel in one vectored call. The kernel's limit is 1024; 512 keeps the
 /// array at 8 KiB of stack.
 const RANGES_PER_CALL: usize = 512;
+/// 64-bit words of a page.
+pub const PAGE_WORDS: usize = PAGE_SIZE / size_of::<u64>();
 
 /// Makes a file of `bytes` zero bytes that lives in memory only, takes none of it until it is
 /// written, and can neither shrink nor grow: no page of a mapping of it lies past the end (SIGBUS).
@@ -137,6 +142,21 @@ pub fn discard_scattered(
         batch.push(offset, len)?;
     }
     batch.flush()
+}
+
+/// The page at byte `offset` of the region as atomic words, of which others may be at work: in other
+/// mappings of it, other processes or a guest's page-table walk. `None` if it is not a whole page
+/// inside the region.
+#[must_use]
+pub fn page_words(region: &MmapRegion, offset: usize) -> Option<&[AtomicU64; PAGE_WORDS]> {
+    check_range(region, offset, PAGE_SIZE).ok()?;
+    let page = region.as_ptr().wrapping_add(offset).cast::<[AtomicU64; PAGE_WORDS]>();
+    // SAFETY:
+    // 1. The range lies inside the region (just checked), which the borrow keeps mapped.
+    // 2. A page is aligned for u64: the region begins at a page, and so does the range.
+    // 3. Atomics may change under a shared reference, and every u64 is one. The region is handed
+    //    out through raw pointers and volatile accesses alone, never as a reference to plain memory.
+    Some(unsafe { &*page })
 }
 
 /// Keeps the kernel from backing the region with huge pages, so that a frame is revoked without
@@ -289,6 +309,13 @@ fn vectored(
     this_process: &OwnedFd,
     ranges: &[(usize, usize)],
 ) -> Result<usize, Errno> {
+    #[cfg(any(test, feature = "fuzzing"))]
+    {
+        let base = region.as_ptr().addr();
+        if ranges.iter().all(|&(offset, len)| recording::note(base + offset, len)) {
+            return Ok(ranges.iter().map(|&(_, len)| len).sum());
+        }
+    }
     let mut vector = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; RANGES_PER_CALL];
     for (slot, &(offset, len)) in vector.iter_mut().zip(ranges) {
         *slot = libc::iovec { iov_base: region.as_ptr().wrapping_add(offset).cast(), iov_len: len };
@@ -315,6 +342,10 @@ fn without_first(mut ranges: &mut [(usize, usize)], mut done: usize) -> &mut [(u
 /// `madvise` on a checked range. The advice keeps the content of the mappings that it is used on.
 fn advise(region: &MmapRegion, offset: usize, len: usize, advice: i32) -> io::Result<()> {
     if len == 0 {
+        return Ok(());
+    }
+    #[cfg(any(test, feature = "fuzzing"))]
+    if advice == libc::MADV_DONTNEED && recording::note(region.as_ptr().addr() + offset, len) {
         return Ok(());
     }
     // SAFETY:

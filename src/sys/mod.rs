@@ -10,5 +10,7 @@
 )]
 
 pub mod memory;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod recording;
 pub mod signal;
 pub mod uffd;

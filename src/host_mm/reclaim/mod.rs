@@ -189,6 +189,14 @@ impl HostMm {
         reclaimed.error.map_or(Ok(reclaimed.frames), Err)
     }
 
+    /// Evicts pages that are not in use, as a fault without a free frame does, until so many frames
+    /// were freed or there is nothing left to evict: for tests. Returns the number of frames freed.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn reclaim_frames(&self, frames: usize) -> Result<usize, MmError> {
+        let reclaimed = self.reclaim(frames);
+        reclaimed.error.map_or(Ok(reclaimed.frames), Err)
+    }
+
     /// Frames that hold a page and could be locked, in ascending order.
     pub(super) fn candidates<'a>(
         &'a self,

@@ -19,6 +19,8 @@ mod checksum;
 mod error;
 mod faulty;
 mod file;
+#[cfg(any(test, feature = "fuzzing"))]
+mod memory;
 mod slots;
 
 use std::io;
@@ -36,6 +38,8 @@ pub use backend::{Slot, SwapBackend};
 pub use error::{SwapError, SwapOp, SwapOpenError};
 pub use faulty::{CorruptingBackend, FailingBackend};
 pub use file::FileSwap;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use memory::MemorySwap;
 
 use checksum::Checksums;
 use slots::SlotMap;

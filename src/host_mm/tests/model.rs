@@ -4,166 +4,30 @@
 //! other bytes; an operation that failed has changed nothing; once the host is mended, every page
 //! is there; and in the end no frame and no slot is lost.
 //!
-//! To add an operation: a variant of [`Op`], its weight in [`ops`], its arm in [`World::apply`]. It
+//! To add an operation: a variant of [`Op`], its weight in [`op::ops`], its arm in [`World::apply`]. It
 //! changes the model only if it succeeded.
 
-use std::num::NonZeroU64;
-use std::sync::Arc;
-use std::time::Duration;
+mod op;
 
-use nix::errno::Errno;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{TestCaseError, TestRunner};
 
 use super::client::Page;
-use super::rig::{FRAMES, MemorySwap, Rig, config, gfn, page};
-use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
+use super::rig::{FRAMES, LoggedSwap, Rig, config, gfn, page};
+use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
 use crate::host_mm::swap::{FailingBackend, SwapBackend};
 use crate::host_mm::{
-    HostFault, HostMm, HostMmConfig, Injection, InjectionPlan, MemoryObject, MmError, Sabotage,
-    When,
+    DirtyLog, HostMm, HostMmConfig, InjectionPlan, MemoryObject, MmError, Sabotage,
 };
+use op::{Op, Trouble, ops, trouble};
 
 /// Pages of each object.
 const PAGES: u64 = 24;
 const ZEROS: Page = [0; PAGE_SIZE];
-
-/// What may happen. Pages are numbered from 0; `seed` 0 is a page of zeros.
-#[derive(Clone, Copy, Debug)]
-enum Op {
-    /// Bring a page in, by its lock.
-    FaultIn(u64),
-    /// The hypervisor reads a page.
-    HostRead(u64),
-    /// The hypervisor writes a part of a page.
-    HostWrite {
-        page: u64,
-        seed: u64,
-        from: usize,
-        to: usize,
-    },
-    /// A processor reads a page.
-    GuestRead {
-        processor: usize,
-        page: u64,
-    },
-    /// A processor writes a page.
-    GuestWrite {
-        processor: usize,
-        page: u64,
-        seed: u64,
-    },
-    /// Evict a page, if it is in a frame.
-    Evict(u64),
-    /// Evict everything.
-    EvictAll,
-    /// Clean a page, if it is in a frame.
-    Clean(u64),
-    /// Read or write a page of a second object, which no client maps.
-    OtherRead(u64),
-    OtherWrite {
-        page: u64,
-        seed: u64,
-    },
-    /// Drop the second object and make a new one.
-    OtherDrop,
-    /// Drop the second object and make it a clone of the first.
-    OtherClone,
-    /// Move a page to another frame, if it is in one.
-    Migrate(u64),
-    /// Merge two pages, if they are in frames and the same; and a page of zeros with the shared one.
-    Merge(u64, u64),
-    MergeZero(u64),
-    /// The guest gives a page back.
-    Free(u64),
-    /// Pages of the first object change places with pages of the second.
-    Exchange {
-        page: u64,
-        other: u64,
-        count: u64,
-    },
-    /// Take all frames for pages of a third object, so that faults have to reclaim, and drop it.
-    Pressure {
-        zeros: bool,
-    },
-}
-
-fn ops() -> impl Strategy<Value = Vec<Op>> {
-    let page = 0..PAGES;
-    let seed = prop_oneof![1 => Just(0u64), 6 => 1..1000u64];
-    let processor = 0..4usize;
-    let span = (0..PAGE_SIZE, 0..=PAGE_SIZE);
-    let op = prop_oneof![
-        2 => page.clone().prop_map(Op::FaultIn),
-        4 => page.clone().prop_map(Op::HostRead),
-        4 => (page.clone(), seed.clone(), span).prop_map(|(page, seed, (a, b))| {
-            Op::HostWrite { page, seed, from: a.min(b), to: a.max(b) }
-        }),
-        8 => (processor.clone(), page.clone())
-            .prop_map(|(processor, page)| Op::GuestRead { processor, page }),
-        8 => (processor, page.clone(), seed.clone())
-            .prop_map(|(processor, page, seed)| Op::GuestWrite { processor, page, seed }),
-        12 => page.clone().prop_map(Op::Evict),
-        4 => Just(Op::EvictAll),
-        4 => page.clone().prop_map(Op::Clean),
-        2 => page.clone().prop_map(Op::OtherRead),
-        3 => (page.clone(), seed).prop_map(|(page, seed)| Op::OtherWrite { page, seed }),
-        1 => Just(Op::OtherDrop),
-        2 => Just(Op::OtherClone),
-        3 => page.clone().prop_map(Op::Migrate),
-        3 => (page.clone(), page.clone()).prop_map(|(one, two)| Op::Merge(one, two)),
-        2 => page.clone().prop_map(Op::MergeZero),
-        2 => page.clone().prop_map(Op::Free),
-        2 => (0..PAGES - 3, 0..PAGES - 3, 0..4u64)
-            .prop_map(|(page, other, count)| Op::Exchange { page, other, count }),
-        1 => any::<bool>().prop_map(|zeros| Op::Pressure { zeros }),
-    ];
-    prop::collection::vec(op, 1..120)
-}
-
-/// How the host goes wrong.
-#[derive(Clone, Debug)]
-enum Trouble {
-    /// Swap works for so many reads and writes, then never again; the last write is torn.
-    DiesAfter(u64),
-    /// Faults that can be injected, and mended.
-    Injected(InjectionPlan),
-}
-
-fn when() -> impl Strategy<Value = When> {
-    let number = |n| NonZeroU64::new(n).unwrap_or(NonZeroU64::MIN);
-    prop_oneof![
-        (1..60u64).prop_map(move |n| When::Once(number(n))),
-        (1..60u64, 1..5u64)
-            .prop_map(move |(n, m)| When::Every { first: number(n), step: number(m) }),
-        (1..50u32).prop_map(|percent| When::Chance(f64::from(percent) / 100.0)),
-    ]
-}
-
-fn chance() -> impl Strategy<Value = When> {
-    (1..60u32).prop_map(|percent| When::Chance(f64::from(percent) / 100.0))
-}
-
-fn trouble() -> impl Strategy<Value = Trouble> {
-    let errno = prop_oneof![Just(Errno::EIO), Just(Errno::ENOSPC), Just(Errno::ENOMEM)];
-    let fault = prop_oneof![
-        3 => (errno.clone(), when()).prop_map(|(errno, when)| (HostFault::SwapWrite(errno), when)),
-        3 => (errno, when()).prop_map(|(errno, when)| (HostFault::SwapRead(errno), when)),
-        2 => when().prop_map(|when| (HostFault::SwapFull, when)),
-        1 => chance().prop_map(|when| (HostFault::FrameEnomem, when)),
-        1 => chance().prop_map(|when| (HostFault::Eintr, when)),
-        1 => Just((HostFault::SlowNotifier(Duration::from_micros(50)), When::Chance(0.01))),
-    ];
-    let items = prop::collection::vec(fault, 0..4).prop_map(|faults| {
-        faults.into_iter().map(|(fault, when)| Injection { fault, when }).collect()
-    });
-    prop_oneof![
-        1 => (0..80u64).prop_map(Trouble::DiesAfter),
-        3 => (items, any::<u64>())
-            .prop_map(|(items, seed)| Trouble::Injected(InjectionPlan { items, seed })),
-    ]
-}
 
 /// The second object and what it must hold.
 struct Other {
@@ -183,6 +47,9 @@ struct World {
     rig: Rig,
     model: Vec<Page>,
     other: Other,
+    /// The first object's log, and the pages written since it took them.
+    log: Option<DirtyLog>,
+    written: BTreeSet<u64>,
     /// Operations that failed.
     errors: u64,
 }
@@ -196,14 +63,15 @@ impl World {
             Trouble::Injected(plan) => HostMmConfig { inject: plan.clone(), ..base },
         };
         let rig = Rig::with_backend(config, PAGES, |log| -> Box<dyn SwapBackend> {
-            let swap = MemorySwap::new(4000, log);
+            let swap = LoggedSwap::new(4000, log);
             match trouble {
                 Trouble::DiesAfter(calls) => Box::new(FailingBackend::new(swap, *calls, libc::EIO)),
                 Trouble::Injected(_) => Box::new(swap),
             }
         });
         let other = Other::new(&rig.mm);
-        Self { rig, model: vec![ZEROS; index(PAGES)], other, errors: 0 }
+        let model = vec![ZEROS; index(PAGES)];
+        Self { rig, model, other, log: None, written: BTreeSet::new(), errors: 0 }
     }
 
     /// Does it, and compares what comes of it with the model.
@@ -223,6 +91,9 @@ impl World {
                 let written = self.rig.object.write(gpa, bytes);
                 if self.note(written).is_some() {
                     self.model[index(page)][from..to].copy_from_slice(bytes);
+                    if from < to {
+                        self.written.insert(page);
+                    }
                 }
             }
             Op::GuestRead { processor, page } => {
@@ -233,7 +104,7 @@ impl World {
                 let bytes = content(seed);
                 let written = self.rig.client.write(processor, gfn(page), &bytes);
                 if self.note(written).is_some() {
-                    self.model[index(page)] = bytes;
+                    self.set(page, bytes);
                 }
             }
             Op::Evict(number) => {
@@ -294,7 +165,7 @@ impl World {
             Op::Free(number) => {
                 let freed = self.rig.object.free_pages(gfn(number), 1);
                 if self.note(freed).is_some() {
-                    self.model[index(number)] = ZEROS;
+                    self.set(number, ZEROS);
                 }
             }
             Op::Exchange { page, other, count } => {
@@ -302,13 +173,102 @@ impl World {
                 let done = self.rig.object.exchange_pages(gfn(page), to, gfn(other), count);
                 if self.note(done).is_some() {
                     for number in 0..count {
-                        let (mine, its) = (index(page + number), index(other + number));
-                        std::mem::swap(&mut self.model[mine], &mut self.other.model[its]);
+                        let its = index(other + number);
+                        let mine = std::mem::replace(
+                            &mut self.other.model[its],
+                            self.model[index(page + number)],
+                        );
+                        self.set(page + number, mine);
                     }
                 }
             }
+            Op::RemapToCopies { page, other, count } => {
+                let to = &self.other.object;
+                let done = self.rig.object.remap_to_copies(gfn(page), to, gfn(other), count);
+                if self.note(done).is_some() {
+                    for number in 0..count {
+                        self.other.model[index(other + number)] = self.model[index(page + number)];
+                    }
+                }
+            }
+            Op::OtherEvict(number) => {
+                if let Some(pfn) = frame(&self.other.object, number) {
+                    let evicted = self.rig.mm.evict_frames(&[pfn]);
+                    self.note(evicted);
+                }
+            }
+            Op::OtherFree(number) => {
+                let freed = self.other.object.free_pages(gfn(number), 1);
+                if self.note(freed).is_some() {
+                    self.other.model[index(number)] = ZEROS;
+                }
+            }
+            Op::OtherMerge(number) => {
+                let frames = (self.rig.frame(gfn(number)), frame(&self.other.object, number));
+                if let (Some(one), Some(two)) = frames {
+                    let merged = self.rig.mm.merge_frames(one, two);
+                    self.note(merged);
+                }
+            }
+            Op::OtherShare { page, count } => {
+                let pages = page..(page + count).min(PAGES);
+                let shared = self.rig.object.share_pages(pages.clone().map(gfn));
+                if let Some(object) = self.note(shared) {
+                    let of = |number| {
+                        if pages.contains(&number) { self.model[index(number)] } else { ZEROS }
+                    };
+                    self.other = Other { object, model: (0..PAGES).map(of).collect() };
+                }
+            }
+            Op::OtherCloneAgain => {
+                let cloned = self.other.object.copy_on_write_clone();
+                if let Some(object) = self.note(cloned) {
+                    self.other.object = object;
+                }
+            }
+            Op::StartLog => {
+                if self.log.is_none() {
+                    self.log = Some(DirtyLog::start(self.rig.object.clone()).unwrap());
+                    // All count as written until they were taken once.
+                    self.written.extend(0..PAGES);
+                }
+            }
+            Op::TakeLog { page, count } => self.take_log(page, count)?,
+            Op::Audit => {
+                self.audit(&self.rig.object, &self.model)?;
+                self.audit(&self.other.object, &self.other.model)?;
+            }
             Op::Pressure { zeros } => self.press(zeros),
         }
+        Ok(())
+    }
+
+    /// Notes that a page of the first object has other content now.
+    fn set(&mut self, number: u64, page: Page) {
+        let old = std::mem::replace(&mut self.model[index(number)], page);
+        if old != page {
+            self.written.insert(number);
+        }
+    }
+
+    /// What was written is in what the log returns; a call that fails forgets nothing.
+    fn take_log(&mut self, page: u64, count: u64) -> Checked {
+        let Some(log) = &self.log else { return Ok(()) };
+        let taken = log.take(gfn(page), count);
+        let Some(taken) = self.note(taken) else { return Ok(()) };
+        for number in page..(page + count).min(PAGES) {
+            let written = self.written.remove(&number);
+            prop_assert!(!written || taken.contains(&gfn(number)), "{number} was not logged");
+        }
+        Ok(())
+    }
+
+    /// No page that is not zero is nowhere. (Those of zeros may be anywhere.)
+    fn audit(&self, object: &MemoryObject, model: &[Page]) -> Checked {
+        let audit = object.audit();
+        let counted = audit.in_frames + audit.in_swap + audit.lost;
+        let content = model.iter().filter(|&page| *page != ZEROS).count() as u64;
+        prop_assert!((content..=PAGES).contains(&counted), "{content} pages: {audit:?}");
         Ok(())
     }
 
@@ -358,11 +318,11 @@ impl World {
 
     /// Everything goes; nothing may be left of it.
     fn end(self) -> Checked {
-        let Self { rig, other, .. } = self;
+        let Self { rig, other, log, .. } = self;
         let (violations, count) = rig.mm.violations();
         prop_assert_eq!(count, 0, "{:?}", violations);
         let (mm, frames) = (rig.mm.clone(), rig.all_frames());
-        drop((rig, other));
+        drop((rig, other, log));
         // The shared pages of zeros stay, as long as nobody wants their frames.
         prop_assert!(mm.evict_frames(&frames).is_ok());
         let stats = mm.stats();
@@ -374,6 +334,10 @@ impl World {
 fn host_read(object: &MemoryObject, number: u64) -> Result<Page, MmError> {
     let mut found = [0xee; PAGE_SIZE];
     object.read(gfn(number).base(), &mut found).map(|()| found)
+}
+
+fn frame(object: &MemoryObject, number: u64) -> Option<Pfn> {
+    object.try_lock_resident(gfn(number)).map(|page| page.pfn())
 }
 
 fn content(seed: u64) -> Page {
@@ -454,4 +418,33 @@ fn the_model_notices_a_page_that_was_lost_for_good() {
         world.apply(op).unwrap();
     }
     assert_eq!(world.unreadable().unwrap(), 2, "the hypervisor's read and the processor's");
+}
+
+/// A write that the log does not tell of: here, one that somebody else has taken from it.
+#[test]
+fn the_model_notices_a_write_that_is_not_logged() {
+    let calm = Trouble::Injected(InjectionPlan::default());
+    for stolen in [false, true] {
+        let mut world = World::new(&calm, config());
+        let all = Op::TakeLog { page: 0, count: PAGES };
+        for op in [Op::StartLog, all, Op::GuestWrite { processor: 0, page: 3, seed: 1 }] {
+            world.apply(op).unwrap();
+        }
+        if stolen {
+            assert_eq!(world.log.as_ref().unwrap().take(gfn(0), PAGES).unwrap(), [gfn(3)]);
+        }
+        let taken = world.apply(all);
+        assert_eq!(taken.is_err(), stolen, "{taken:?}");
+    }
+}
+
+/// A page that is nowhere though the model knows its content.
+#[test]
+fn the_model_notices_a_page_that_is_nowhere() {
+    let calm = Trouble::Injected(InjectionPlan::default());
+    let mut world = World::new(&calm, config());
+    world.apply(Op::GuestWrite { processor: 0, page: 3, seed: 1 }).unwrap();
+    world.apply(Op::Audit).unwrap();
+    world.rig.object.free_pages(gfn(3), 1).unwrap();
+    assert!(world.apply(Op::Audit).is_err());
 }

@@ -1,16 +1,14 @@
 //! Host memory, one memory object and one fake client, with swap in plain memory.
 
-use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 
 use super::client::{Event, FakeClient, Log, Page};
 use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn, SwapSlot};
 use crate::export_rmap::Registration;
-use crate::host_mm::swap::SwapBackend;
+use crate::host_mm::swap::{MemorySwap, SwapBackend};
 use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject};
-use crate::sync::lock;
 
 /// Frames of the smallest host memory.
 pub(super) const FRAMES: u64 = MIN_HOST_MEMORY_BYTES / PAGE_SIZE_U64;
@@ -34,37 +32,32 @@ pub(super) fn gfn(number: u64) -> Gfn {
     Gfn::new(number)
 }
 
-/// Swap in a map, which logs its writes.
-pub(super) struct MemorySwap {
-    pages: Mutex<HashMap<u32, Page>>,
-    slots: u32,
+/// Swap in memory, which logs its writes.
+pub(super) struct LoggedSwap {
+    swap: MemorySwap,
     log: Arc<Log>,
 }
 
-impl MemorySwap {
+impl LoggedSwap {
     pub(super) fn new(slots: u32, log: &Arc<Log>) -> Self {
-        Self { pages: Mutex::default(), slots, log: log.clone() }
+        Self { swap: MemorySwap::new(slots), log: log.clone() }
     }
 }
 
-impl SwapBackend for MemorySwap {
+impl SwapBackend for LoggedSwap {
     fn read(&self, slot: SwapSlot, page: &mut Page) -> io::Result<()> {
-        let pages = lock(&self.pages);
-        *page = pages.get(&slot.as_u32()).copied().unwrap_or([0; PAGE_SIZE]);
-        Ok(())
+        self.swap.read(slot, page)
     }
 
     fn write(&self, first: SwapSlot, pages: &[u8]) -> io::Result<()> {
-        for (number, page) in (first.as_u32()..).zip(pages.chunks_exact(PAGE_SIZE)) {
-            let slot = SwapSlot::new(number).unwrap();
-            self.log.push(Event::SwapWritten(slot));
-            lock(&self.pages).insert(number, page.try_into().unwrap());
+        for (number, _) in (first.as_u32()..).zip(pages.chunks_exact(PAGE_SIZE)) {
+            self.log.push(Event::SwapWritten(SwapSlot::new(number).unwrap()));
         }
-        Ok(())
+        self.swap.write(first, pages)
     }
 
     fn slots(&self) -> u32 {
-        self.slots
+        self.swap.slots()
     }
 }
 
@@ -83,7 +76,7 @@ impl Rig {
     }
 
     pub(super) fn with_slots(config: HostMmConfig, pages: u64, slots: u32) -> Self {
-        Self::with_backend(config, pages, |log| Box::new(MemorySwap::new(slots, log)))
+        Self::with_backend(config, pages, |log| Box::new(LoggedSwap::new(slots, log)))
     }
 
     pub(super) fn with_backend(

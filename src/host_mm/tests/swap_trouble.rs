@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use std::{io, num::NonZeroU64};
 
 use super::client::{Log, Page};
-use super::rig::{FRAMES, MemorySwap, Rig, config, gfn, page};
+use super::rig::{FRAMES, LoggedSwap, Rig, config, gfn, page};
 use crate::addr::SwapSlot;
 use crate::host_mm::swap::{CorruptingBackend, FailingBackend, SwapBackend, SwapError};
 use crate::host_mm::{HostMmConfig, MmError};
 
 /// A back end that fails with an errno as long as one is set.
 struct Switchable {
-    inner: MemorySwap,
+    inner: LoggedSwap,
     errno: Arc<AtomicI32>,
     attempts: Arc<AtomicU64>,
 }
@@ -54,7 +54,7 @@ fn switchable(pages: u64) -> (Rig, Switch) {
     let attempts: Arc<AtomicU64> = Arc::default();
     let switch = Switch { errno: errno.clone(), attempts: attempts.clone() };
     let backend = |log: &Arc<Log>| -> Box<dyn SwapBackend> {
-        Box::new(Switchable { inner: MemorySwap::new(10_000, log), errno, attempts })
+        Box::new(Switchable { inner: LoggedSwap::new(10_000, log), errno, attempts })
     };
     (Rig::with_backend(config(), pages, backend), switch)
 }
@@ -223,7 +223,7 @@ fn what_leaves_without_a_write_is_enough_when_swap_fails() {
 fn torn_writes_of_a_dying_disk_never_pass_for_content() {
     let good_calls = 20;
     let rig = Rig::with_backend(config(), 64, |log| {
-        let inner = MemorySwap::new(1000, log);
+        let inner = LoggedSwap::new(1000, log);
         Box::new(FailingBackend::new(inner, good_calls, libc::EIO))
     });
     for number in 0..32 {
@@ -247,7 +247,7 @@ fn torn_writes_of_a_dying_disk_never_pass_for_content() {
 #[test]
 fn a_corrupt_page_is_found_on_read_and_not_handed_out() {
     let rig = Rig::with_backend(config(), 8, |log| {
-        let inner = MemorySwap::new(1000, log);
+        let inner = LoggedSwap::new(1000, log);
         Box::new(CorruptingBackend::new(inner, NonZeroU64::MIN))
     });
     rig.host_write(gfn(5), &page(1));

@@ -1,11 +1,10 @@
 //! A processor in software, at CPL3 on the shadow tables, with a TLB that only a flush empties.
 
-use std::collections::HashMap;
-use std::fs::File;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::machine::{ACCESSED, ADDRESS, DIRTY, Machine, NO_EXECUTE, PRESENT, USER, WRITABLE};
+use super::tlb::Tlb;
 use crate::addr::{Gpa, Gva, PAGE_SIZE_U64, Pfn};
 use crate::export_rmap::{
     ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, RevokeError,
@@ -13,9 +12,6 @@ use crate::export_rmap::{
 use crate::shadow_mmu::walk::table_index;
 use crate::shadow_mmu::{Access, FaultOutcome, PagingContext, Root};
 use crate::sync::lock;
-
-/// Leaf SPTEs by page of guest-virtual address.
-pub(crate) type Tlb = HashMap<u64, u64>;
 
 /// What became of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +71,18 @@ impl Cpu {
         access: Access,
         store: Option<u64>,
     ) -> Done {
+        self.access_and_obey(machine, gva, access, store, |_| {})
+    }
+
+    /// As [`access`](Self::access); after each fault the TLB is to `obey` what the fault revoked.
+    pub(crate) fn access_and_obey(
+        &mut self,
+        machine: &Machine,
+        gva: Gva,
+        access: Access,
+        store: Option<u64>,
+        mut obey: impl FnMut(&mut Tlb),
+    ) -> Done {
         self.faults = 0;
         loop {
             {
@@ -92,19 +100,15 @@ impl Cpu {
             }
             self.faults += 1;
             assert!(self.faults < 10_000, "{access:?} at {gva} faults without end");
-            match machine.shadow.fault(&self.context, self.root, gva, access).unwrap() {
+            let outcome = machine.shadow.fault(&self.context, self.root, gva, access).unwrap();
+            obey(&mut lock(&self.tlb));
+            match outcome {
                 FaultOutcome::Fixed => {}
                 FaultOutcome::GuestFault { error_code } => return Done::Fault(error_code),
                 FaultOutcome::OutsideRam { gpa } => return Done::Outside(gpa),
                 FaultOutcome::NeedsRecycle => return Done::NeedsRecycle,
             }
         }
-    }
-
-    /// Drops from the TLB what the kernel has taken out of KVM's mappings since it was used: a
-    /// KVM would have been told. To be called before the next access.
-    pub(crate) fn obey_revocations(&self, machine: &Machine, pagemap: &File) {
-        lock(&self.tlb).retain(|_, spte| machine.is_mapped_for_kvm(*spte, pagemap));
     }
 }
 

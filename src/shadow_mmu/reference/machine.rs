@@ -5,15 +5,18 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+use vm_memory::{MmapRegion, VolatileMemory};
 
+use super::memory::{self, Memory, used_frames};
 use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE_U64, Pfn};
-use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, SwapConfig};
-use crate::shadow_mmu::PagingContext;
-use crate::shadow_mmu::{
-    LoadRoot, MachineLayout, Root, ShadowConfig, ShadowMmu, TableMemory, walk::table_index,
+use crate::export_rmap::Owner;
+use crate::host_mm::{
+    GuestView, HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, SwapConfig,
 };
-use crate::sys::memory::create_memfd;
+use crate::shadow_mmu::{
+    LoadRoot, MachineLayout, PagingContext, Root, ShadowConfig, ShadowMmu, TableMemory,
+    walk::table_index,
+};
 
 pub(crate) const PRESENT: u64 = 1 << 0;
 pub(crate) const WRITABLE: u64 = 1 << 1;
@@ -46,10 +49,9 @@ pub(crate) struct Machine {
     table_bytes: u64,
 }
 
-/// The smallest host memory, with all checks on.
+/// The smallest host memory, with all checks on, where each page has a frame of its own.
 pub(crate) fn config() -> HostMmConfig {
     let swap = SwapConfig { path: None, dir: None, bytes: 64 << 20 };
-    // The reference follows pages by their frames' owners, and a shared page of zeros has none.
     HostMmConfig {
         check_evictions: true,
         swap,
@@ -58,16 +60,29 @@ pub(crate) fn config() -> HostMmConfig {
     }
 }
 
-fn memory(bytes: u64) -> Arc<MmapRegion> {
-    Arc::new(MmapRegion::new(usize::try_from(bytes).unwrap()).unwrap())
-}
-
 impl Machine {
+    /// On memory of its own, with swap in a file.
     pub(crate) fn new(config: HostMmConfig, shadow_pages: u32) -> Self {
         let mm = HostMm::new(config).unwrap();
+        let view = mm.map_guest_view().unwrap();
+        Self::assemble(mm, view, memory::tables(shadow_pages), memory::window(), shadow_pages)
+    }
+
+    /// On memory that outlives it, with swap in memory, too.
+    pub(crate) fn on(memory: &Memory, config: HostMmConfig, shadow_pages: u32) -> Self {
+        let mm = HostMm::on_memory(config, &memory.frames).unwrap();
+        let (tables, window) = (memory.tables.clone(), memory.window.clone());
+        Self::assemble(mm, memory.frames.guest_view(), tables, window, shadow_pages)
+    }
+
+    fn assemble(
+        mm: Arc<HostMm>,
+        view: GuestView,
+        tables: Arc<MmapRegion>,
+        window: Arc<MmapRegion>,
+        shadow_pages: u32,
+    ) -> Self {
         let object = mm.create_object(RAM_BYTES).unwrap();
-        let table_bytes = u64::from(shadow_pages) * PAGE_SIZE_U64;
-        let tables = memory(table_bytes);
         let config = ShadowConfig {
             machine: MachineLayout {
                 tables_base: TABLES_BASE,
@@ -81,16 +96,13 @@ impl Machine {
             zap_to_age: true,
         };
         let table_memory = TableMemory::new(tables.clone(), 0, shadow_pages).unwrap();
-        let view = mm.map_guest_view().unwrap();
         let shadow = ShadowMmu::new(config, object, table_memory, view).unwrap();
-        let file = create_memfd("window", WINDOW_BYTES).unwrap();
-        let bytes = usize::try_from(WINDOW_BYTES).unwrap();
-        let window = Arc::new(MmapRegion::from_file(FileOffset::new(file, 0), bytes).unwrap());
         shadow.set_window(window.clone());
+        let table_bytes = u64::from(shadow_pages) * PAGE_SIZE_U64;
         Self { shadow, mm, tables, window, table_bytes }
     }
 
-    pub(crate) fn object(&self) -> &MemoryObject {
+    pub(crate) fn object(&self) -> &Arc<MemoryObject> {
         self.shadow.object()
     }
 
@@ -128,28 +140,53 @@ impl Machine {
         self.spte(root, gva).map_or(0, |entry| entry.load(Ordering::Acquire))
     }
 
-    /// The guest page that an SPTE leads to.
-    pub(crate) fn target(&self, spte: u64) -> Gfn {
+    /// The frame that an SPTE leads to; `None` for the window.
+    pub(crate) fn spte_frame(spte: u64) -> Option<Pfn> {
+        let offset = Self::frame_offset(spte)?;
+        Some(Pfn::new(u32::try_from(offset / PAGE_SIZE_U64).unwrap()))
+    }
+
+    /// Whether the page of the guest is where the SPTE leads, by what the memory object itself says
+    /// of the page: of several that share a frame, each is.
+    pub(crate) fn leads_to(&self, spte: u64, gfn: Gfn) -> bool {
+        let Some(pfn) = Self::spte_frame(spte) else {
+            let page = ((spte & ADDRESS) - WINDOW_BASE) / PAGE_SIZE_U64;
+            return gfn == Gfn::new(WINDOW_GFN.as_u64() + page);
+        };
+        if self.frame(gfn) != Some(pfn) {
+            return false;
+        }
+        let owner = self.mm.last_owner(pfn).expect("a frame");
+        let mine = Owner { object: self.object().number(), gfn };
+        assert!(owner.is_shared() || owner == mine, "{gfn} is in frame {pfn} of {owner:?}");
+        true
+    }
+
+    /// Whether the SPTE leads to a frame that nobody may write.
+    pub(crate) fn is_shared(&self, spte: u64) -> bool {
+        let owner = Self::spte_frame(spte).and_then(|pfn| self.mm.last_owner(pfn));
+        owner.is_some_and(Owner::is_shared)
+    }
+
+    /// The mapping behind an SPTE, and the offset of its page there.
+    fn behind(&self, spte: u64) -> (&MmapRegion, u64) {
         let address = spte & ADDRESS;
         match address.checked_sub(FRAMES_BASE) {
-            Some(offset) => {
-                let pfn = Pfn::new(u32::try_from(offset / PAGE_SIZE_U64).unwrap());
-                let owner = self.mm.last_owner(pfn).expect("a frame");
-                owner.gfn
-            }
-            None => Gfn::new(WINDOW_GFN.as_u64() + (address - WINDOW_BASE) / PAGE_SIZE_U64),
+            Some(offset) => (self.shadow.guest_view().region(), offset),
+            None => (&self.window, address - WINDOW_BASE),
         }
+    }
+
+    /// Where the page behind this SPTE is mapped in this process.
+    pub(crate) fn host_address(&self, spte: u64) -> usize {
+        let (region, offset) = self.behind(spte);
+        region.as_ptr().addr() + usize::try_from(offset).unwrap()
     }
 
     /// Whether the kernel has not taken the page behind this SPTE out of KVM's mapping since it
     /// was used.
     pub(crate) fn is_mapped_for_kvm(&self, spte: u64, pagemap: &File) -> bool {
-        let address = spte & ADDRESS;
-        let (region, offset) = match address.checked_sub(FRAMES_BASE) {
-            Some(offset) => (self.shadow.guest_view().region(), offset),
-            None => (&self.window, address - WINDOW_BASE),
-        };
-        let page = (region.as_ptr().addr() as u64 + offset) / PAGE_SIZE_U64;
+        let page = self.host_address(spte) as u64 / PAGE_SIZE_U64;
         let mut entry = [0; 8];
         pagemap.read_exact_at(&mut entry, page * 8).unwrap();
         // Bit 63: the page is present in this mapping.
@@ -202,8 +239,9 @@ impl Machine {
         }
     }
 
-    pub(crate) fn all_frames(&self) -> Vec<Pfn> {
-        (0..self.mm.frame_count()).map(Pfn::new).collect()
+    /// The frames that ever held a page.
+    pub(crate) fn used_frames(&self) -> Vec<Pfn> {
+        used_frames(&self.mm)
     }
 
     /// Invariants I3 and I4, and what the host side's own checks found.
@@ -212,7 +250,7 @@ impl Machine {
         let differences = self.shadow.check_reverse_map();
         assert!(differences.is_empty(), "{differences:#?}");
         let table = self.mm.frame_table();
-        for pfn in self.all_frames() {
+        for pfn in self.used_frames() {
             let exported = table.get(pfn).unwrap().is_exported();
             assert_eq!(exported, !table.rmap_entries(pfn).is_empty(), "I4: frame {pfn}");
         }

@@ -5,7 +5,11 @@
 #![cfg_attr(not(test), allow(dead_code, reason = "the directed tests use more of it"))]
 
 pub(crate) mod cpu;
+mod host;
 pub(crate) mod machine;
+pub(crate) mod memory;
 pub(crate) mod model;
+mod other;
 pub(crate) mod rig;
 pub(crate) mod step;
+mod tlb;

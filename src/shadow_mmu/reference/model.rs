@@ -1,8 +1,10 @@
 //! The guest's paging as the manuals have it, done naively: a walk over a map of words, and all
 //! the versions of the tables that a processor may still have in its TLB.
+//!
+//! Each word has its history, so a version costs no more than what it changed, and a walk of many
+//! versions is done once for all of those between two changes of what it went through.
 
-use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::machine::{
     ACCESSED, ADDRESS, DIRTY, NO_EXECUTE, PAGE_SIZE_BIT, PHYS_BITS, PRESENT, RAM_BYTES, WRITABLE,
@@ -10,8 +12,35 @@ use super::machine::{
 use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE_U64};
 use crate::shadow_mmu::{Access, PagingContext};
 
-/// Guest memory: 64-bit words by guest-physical address, 0 where there is none.
-pub(crate) type Words = BTreeMap<u64, u64>;
+/// Number of a version of guest memory.
+type Version = u32;
+
+/// The values of a word, each with the first version that has it; before the first it is 0.
+#[derive(Debug, Default)]
+struct History(Vec<(Version, u64)>);
+
+impl History {
+    fn now(&self) -> u64 {
+        self.0.last().map_or(0, |&(_, value)| value)
+    }
+
+    /// The value in a version, and the version at which the next one begins.
+    fn at(&self, version: Version) -> (u64, Version) {
+        let next = self.0.iter().rposition(|&(since, _)| since <= version).map_or(0, |at| at + 1);
+        let value = if next == 0 { 0 } else { self.0[next - 1].1 };
+        (value, self.0.get(next).map_or(Version::MAX, |&(since, _)| since))
+    }
+
+    fn set(&mut self, version: Version, value: u64) {
+        match self.0.last_mut() {
+            Some(last) if last.0 == version => last.1 = value,
+            _ => self.0.push((version, value)),
+        }
+    }
+}
+
+/// What a page holds: words by offset, without those that are 0.
+pub(crate) type PageWords = Vec<(u64, u64)>;
 
 /// A translation that exists, whatever may be done with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,10 +54,16 @@ pub(crate) struct Leaf {
     /// Bytes of the guest page.
     pub(crate) size: u64,
     /// Addresses of the entries that the walk used, the leaf's last.
-    pub(crate) entries: Vec<u64>,
+    entries: [u64; 4],
+    depth: usize,
 }
 
 impl Leaf {
+    /// Addresses of the entries that the walk used, the leaf's last.
+    pub(crate) fn entries(&self) -> &[u64] {
+        &self.entries[..self.depth]
+    }
+
     pub(crate) fn gfn(&self) -> Gfn {
         Gpa::new(self.gpa).gfn()
     }
@@ -52,8 +87,8 @@ fn access_bits(context: &PagingContext, access: Access) -> u32 {
 }
 
 /// The translation, or the error code.
-pub(crate) fn walk(
-    words: &Words,
+fn walk(
+    mut read: impl FnMut(u64) -> u64,
     context: &PagingContext,
     gva: Gva,
     access: Access,
@@ -62,17 +97,17 @@ pub(crate) fn walk(
     let mut table = context.cr3.as_u64() & ADDRESS;
     let (mut writable, mut executable) = (true, true);
     let mut accessed = true;
-    let mut entries = Vec::new();
-    for shift in [39, 30, 21, 12] {
+    let mut entries = [0; 4];
+    for (level, shift) in [39, 30, 21, 12].into_iter().enumerate() {
         if table >= RAM_BYTES {
             return Err(bits | 0b1001);
         }
         let at = table + (gva.as_u64() >> shift & 511) * 8;
-        let entry = words.get(&at).copied().unwrap_or(0);
+        let entry = read(at);
         if entry & PRESENT == 0 {
             return Err(bits);
         }
-        entries.push(at);
+        entries[level] = at;
         let large = shift != 12 && entry & PAGE_SIZE_BIT != 0;
         let size = 1u64 << shift;
         let mut reserved = ADDRESS & !((1 << PHYS_BITS) - 1);
@@ -101,6 +136,7 @@ pub(crate) fn walk(
                 accessed,
                 size,
                 entries,
+                depth: level + 1,
             };
             return if leaf.allows(access) { Ok(leaf) } else { Err(bits | 0b0001) };
         }
@@ -114,58 +150,104 @@ pub(crate) fn walk(
 struct Flush {
     cr3: u64,
     /// Versions before this one are gone ...
-    version: usize,
+    version: Version,
     /// ... for the guest page of this address; for all if there is none.
     gva: Option<Gva>,
 }
 
 /// Guest memory now and in all versions that translations may still come from.
 pub(crate) struct Model {
-    versions: Vec<Rc<Words>>,
+    words: BTreeMap<u64, History>,
+    /// The oldest version that counts, and the current one.
+    oldest: Version,
+    version: Version,
     flushes: Vec<Flush>,
+    /// Guest frames written since the dirty log took them.
+    pub(crate) written: BTreeSet<u64>,
     pub(crate) context: PagingContext,
 }
 
 impl Model {
     pub(crate) fn new(context: PagingContext) -> Self {
-        Self { versions: vec![Rc::default()], flushes: Vec::new(), context }
+        Self {
+            words: BTreeMap::new(),
+            oldest: 0,
+            version: 0,
+            flushes: Vec::new(),
+            written: BTreeSet::new(),
+            context,
+        }
     }
 
-    pub(crate) fn now(&self) -> &Words {
-        &self.versions[self.versions.len() - 1]
+    /// All words that were ever written, in ascending order, and what they are now.
+    pub(crate) fn words(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.words.iter().map(|(&gpa, history)| (gpa, history.now()))
     }
 
     pub(crate) fn read(&self, gpa: u64) -> u64 {
-        self.now().get(&gpa).copied().unwrap_or(0)
+        self.words.get(&gpa).map_or(0, History::now)
+    }
+
+    /// The walk for reading, without any effect.
+    pub(crate) fn walk(&self, gva: Gva, access: Access) -> Result<Leaf, u32> {
+        walk(|gpa| self.read(gpa), &self.context, gva, access)
+    }
+
+    fn set(&mut self, gpa: u64, value: u64) {
+        self.words.entry(gpa).or_default().set(self.version, value);
+        self.written.insert(gpa / PAGE_SIZE_U64);
     }
 
     /// A store by the guest. Any word may be an entry of some table.
     pub(crate) fn write(&mut self, gpa: u64, value: u64) {
-        if (self.read(gpa) | value) & PRESENT == 0 {
-            // Maps nothing before or after, whatever it is used for.
-            let current = self.versions.last_mut().expect("there is one");
-            Rc::make_mut(current).insert(gpa, value);
+        // What maps nothing before or after, whatever it is used for, makes no version.
+        if (self.read(gpa) | value) & PRESENT != 0 {
+            self.version += 1;
+        }
+        self.set(gpa, value);
+    }
+
+    /// What a page holds.
+    pub(crate) fn page(&self, gfn: Gfn) -> PageWords {
+        let first = gfn.base().as_u64();
+        let words = self.words.range(first..first + PAGE_SIZE_U64);
+        let all = words.map(|(&gpa, history)| (gpa - first, history.now()));
+        all.filter(|&(_, value)| value != 0).collect()
+    }
+
+    /// The host gives a page other content, in one step.
+    pub(crate) fn replace_page(&mut self, gfn: Gfn, content: &[(u64, u64)]) {
+        let old = self.page(gfn);
+        if old == content {
             return;
         }
-        let mut next = Words::clone(self.now());
-        next.insert(gpa, value);
-        self.versions.push(Rc::new(next));
+        self.version += 1;
+        let first = gfn.base().as_u64();
+        for (offset, _) in old {
+            self.set(first + offset, 0);
+        }
+        for &(offset, value) in content {
+            self.set(first + offset, value);
+        }
     }
 
     /// What a walk does for the access: the translation, with accessed and dirty bits set as
     /// Intel SDM vol. 3, 4.8 says, or the error code, with no bit set.
     pub(crate) fn access(&mut self, gva: Gva, access: Access) -> Result<Leaf, u32> {
-        let leaf = walk(self.now(), &self.context, gva, access)?;
-        let current = self.versions.last_mut().expect("there is one");
-        let words = Rc::make_mut(current);
-        for &at in &leaf.entries {
-            *words.entry(at).or_default() |= ACCESSED;
-        }
-        if access == Access::Write {
-            *words.entry(leaf.entries[leaf.entries.len() - 1]).or_default() |= DIRTY;
+        let leaf = self.walk(gva, access)?;
+        let last = leaf.entries().len() - 1;
+        for (number, &at) in leaf.entries().iter().enumerate() {
+            let mut marks = ACCESSED;
+            if access == Access::Write && number == last {
+                marks |= DIRTY;
+            }
+            let entry = self.read(at);
+            if entry & marks != marks {
+                self.set(at, entry | marks);
+            }
         }
         // Entries may be shared between levels.
-        walk(self.now(), &self.context, gva, access)
+        self.walk(gva, access)
     }
 
     pub(crate) fn invlpg(&mut self, gva: Gva) {
@@ -178,28 +260,41 @@ impl Model {
 
     /// Every translation is made anew from now on.
     pub(crate) fn forget_versions(&mut self) {
-        self.versions.drain(..self.versions.len() - 1);
+        self.oldest = self.version;
         self.flushes.clear();
     }
 
     fn flush(&mut self, gva: Option<Gva>) {
-        let (cr3, version) = (self.context.cr3.as_u64(), self.versions.len() - 1);
+        let (cr3, version) = (self.context.cr3.as_u64(), self.version);
         self.flushes.push(Flush { cr3, version, gva });
     }
 
     /// Every translation for reading that a TLB may hold for the address, the current one last.
     pub(crate) fn allowed(&self, gva: Gva) -> Vec<Leaf> {
-        self.versions
-            .iter()
-            .enumerate()
-            .filter_map(|(version, words)| {
-                let leaf = walk(words, &self.context, gva, Access::Read).ok()?;
-                (!self.is_flushed(version, &leaf, gva)).then_some(leaf)
-            })
-            .collect()
+        let mut leaves = Vec::new();
+        let mut version = self.oldest;
+        while version <= self.version {
+            let mut until = self.version + 1;
+            let read = |gpa| {
+                let (value, next) = match self.words.get(&gpa) {
+                    Some(history) => history.at(version),
+                    None => (0, Version::MAX),
+                };
+                until = until.min(next);
+                value
+            };
+            // The last of the versions in which the walk is the same is flushed last.
+            if let Ok(leaf) = walk(read, &self.context, gva, Access::Read)
+                && !self.is_flushed(until - 1, &leaf, gva)
+            {
+                leaves.push(leaf);
+            }
+            version = until;
+        }
+        leaves
     }
 
-    fn is_flushed(&self, version: usize, leaf: &Leaf, gva: Gva) -> bool {
+    fn is_flushed(&self, version: Version, leaf: &Leaf, gva: Gva) -> bool {
         self.flushes.iter().any(|flush| {
             let same_page = |flushed: Gva| {
                 let size = leaf.size.max(PAGE_SIZE_U64);

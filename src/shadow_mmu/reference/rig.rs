@@ -1,7 +1,7 @@
 //! A guest on the shadow MMU and the same guest in the model, step by step. A difference panics:
 //! this is for tests and fuzzing.
 
-use std::fs::File;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::cpu::{Cpu, Done};
@@ -9,31 +9,49 @@ use super::machine::{
     ACCESSED, ADDRESS, DIRTY, Machine, NO_EXECUTE, PAGE_SIZE_BIT, PRESENT, RAM_BYTES, WINDOW_BYTES,
     WINDOW_GFN, WRITABLE, gva,
 };
-use super::model::{Leaf, Model, walk};
+use super::memory::{Memory, used_frames};
+use super::model::{Leaf, Model};
+use super::other::Other;
 use super::step::{At, Change, ROOTS, Step, Then, beside};
+use super::tlb::{Revocations, Tlb};
 use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE_U64};
-use crate::export_rmap::{FlushReason, PageFlags};
-use crate::host_mm::HostMmConfig;
+use crate::export_rmap::{FlushReason, LockedPage, PageFlags};
+use crate::host_mm::{DirtyLog, HostMm, HostMmConfig};
 use crate::shadow_mmu::{Access, GuestAccessError, LoadRoot, PagingContext};
 
 /// See the module's documentation.
 pub(crate) struct Rig {
-    machine: Machine,
+    pub(crate) machine: Machine,
     cpu: Cpu,
-    model: Model,
-    pagemap: File,
+    pub(super) model: Model,
+    revocations: Revocations,
     last: Gva,
+    pub(super) other: Other,
+    pub(super) log: Option<DirtyLog>,
 }
 
 impl Rig {
-    /// A guest on the smallest host memory. Few `shadow_pages` make recycling frequent.
+    /// A guest on the smallest host memory, all of it the kernel's. Few `shadow_pages` make recycling
+    /// frequent.
     pub(crate) fn new(config: HostMmConfig, shadow_pages: u32) -> Self {
-        let machine = Machine::new(config, shadow_pages);
+        Self::with(Machine::new(config, shadow_pages), Revocations::by_kernel())
+    }
+
+    /// A guest on memory that is there already, without system calls: what the kernel would be asked
+    /// to unmap is taken as unmapped. To be ended with [`finish_on`](Self::finish_on).
+    pub(crate) fn on(memory: &Memory, config: HostMmConfig, shadow_pages: u32) -> Self {
+        Self::with(Machine::on(memory, config, shadow_pages), Revocations::recorded())
+    }
+
+    fn with(machine: Machine, revocations: Revocations) -> Self {
         let cpu = Cpu::new(&machine, ROOTS[0]);
         let model = Model::new(cpu.context);
-        let pagemap = File::open("/proc/self/pagemap").unwrap();
-        let mut rig = Self { machine, cpu, model, pagemap, last: gva([0; 4]) };
+        let other = Other::new(&machine.mm);
+        let last = gva([0; 4]);
+        let mut rig = Self { machine, cpu, model, revocations, last, other, log: None };
         rig.map_something();
+        // No processor has seen anything else.
+        rig.model.forget_versions();
         rig
     }
 
@@ -73,10 +91,10 @@ impl Rig {
     }
 
     fn edit_path(&mut self, depth: usize, change: Change) {
-        let Ok(leaf) = walk(self.model.now(), &self.model.context, self.last, Access::Read) else {
+        let Ok(leaf) = self.model.walk(self.last, Access::Read) else {
             return;
         };
-        let at = leaf.entries[depth.min(leaf.entries.len() - 1)];
+        let at = leaf.entries()[depth.min(leaf.entries().len() - 1)];
         let entry = match change {
             Change::To(entry) => entry,
             Change::Address(address) => self.model.read(at) & !ADDRESS | address,
@@ -159,8 +177,8 @@ impl Rig {
             }
             Step::Evict(gfn) => machine.evict(Gfn::new(gfn)),
             Step::Clean(gfn) => machine.clean(Gfn::new(gfn)),
-            Step::EvictAll => drop(machine.mm.evict_frames(&machine.all_frames()).unwrap()),
-            Step::CleanAll => drop(machine.mm.clean_frames(&machine.all_frames()).unwrap()),
+            Step::EvictAll => drop(machine.mm.evict_frames(&machine.used_frames()).unwrap()),
+            Step::CleanAll => drop(machine.mm.clean_frames(&machine.used_frames()).unwrap()),
             Step::Age(gfn) => {
                 if let Some(page) = machine.object().try_lock_resident(Gfn::new(gfn)) {
                     machine.mm.notifiers().age_page(&page);
@@ -168,40 +186,52 @@ impl Rig {
                 }
             }
             Step::Recycle => self.recycle(),
+            Step::Host(step) => self.run_host(step),
         }
-        self.cpu.obey_revocations(&self.machine, &self.pagemap);
+        self.revocations.obey(&self.machine, &mut self.cpu.tlb());
     }
 
     /// The end: all of guest memory, then that nothing is left behind.
     pub(crate) fn finish(self) {
-        self.compare_memory(true);
-        let mm = self.machine.mm.clone();
-        drop(self);
+        let mm = self.take_apart();
         assert_eq!(mm.violations().1, 0, "nothing is exported in the end");
-        assert_eq!(mm.stats().frames_in_use, 0);
+        // What pages of zeros were shared stay, until somebody wants their frames.
+        mm.evict_frames(&used_frames(&mm)).unwrap();
+        let stats = mm.stats();
+        assert_eq!((stats.frames_in_use, stats.swap_slots_used), (0, 0));
+    }
+
+    /// As [`finish`](Self::finish), for a guest on this memory, which can take the next one then.
+    pub(crate) fn finish_on(self, memory: &Memory) {
+        memory.reset(self.take_apart());
+    }
+
+    fn take_apart(self) -> Arc<HostMm> {
+        self.compare_memory(true);
+        self.other.compare();
+        self.machine.mm.clone()
+    }
+
+    fn access_and_obey(&mut self, at: Gva, access: Access, store: Option<u64>) -> Done {
+        let Self { machine, cpu, revocations, .. } = self;
+        let obey = |tlb: &mut Tlb| revocations.obey(machine, tlb);
+        // What the same step did before may have taken pages away.
+        obey(&mut cpu.tlb());
+        cpu.access_and_obey(machine, at, access, store, obey)
     }
 
     /// An access by the processor.
     fn access(&mut self, at: Gva, access: Access, value: u64) {
         let store = (access == Access::Write).then_some(value);
-        let mut done = self.cpu.access(&self.machine, at, access, store);
+        let mut done = self.access_and_obey(at, access, store);
         if self.cpu.faults == 0 {
-            let gfn = self.machine.target(self.cpu.used);
-            let gpa = gfn.base().as_u64() + at.page_offset() as u64;
-            let allowed = self.model.allowed(at);
-            let fits = |leaf: &Leaf| {
-                let written = access != Access::Write || leaf.dirty;
-                leaf.gfn() == gfn && leaf.allows(access) && leaf.accessed && written
-            };
-            assert!(allowed.iter().any(fits), "{access:?} at {at} used {gfn}, not {allowed:?}");
-            assert_eq!(done, Done::Value(self.model.read(gpa)));
-            store.into_iter().for_each(|value| self.model.write(gpa, value));
+            self.check_used_translation(at, access, done, store);
             return;
         }
         let expected = self.model.access(at, access);
         if done == Done::NeedsRecycle {
             self.recycle();
-            done = self.cpu.access(&self.machine, at, access, store);
+            done = self.access_and_obey(at, access, store);
         }
         match expected {
             Err(code) => assert_eq!(done, Done::Fault(code)),
@@ -209,12 +239,38 @@ impl Rig {
                 assert_eq!(done, Done::Outside(Gpa::new(leaf.gpa)));
             }
             Ok(leaf) => {
-                assert_eq!(self.machine.target(self.cpu.used), leaf.gfn());
+                let gfn = leaf.gfn();
+                assert!(self.machine.leads_to(self.cpu.used, gfn), "{at} used another than {gfn}");
                 assert_eq!(done, Done::Value(self.model.read(leaf.gpa)));
-                store.into_iter().for_each(|value| self.model.write(leaf.gpa, value));
+                self.note_store(leaf.gpa, store);
             }
         }
         assert_eq!(self.cpu.faults, 1, "one fault is enough");
+    }
+
+    /// An access without a fault used some translation that a TLB may hold.
+    fn check_used_translation(&mut self, at: Gva, access: Access, done: Done, store: Option<u64>) {
+        let used = self.cpu.used;
+        let allowed = self.model.allowed(at);
+        let fits = |leaf: &&Leaf| {
+            let written = access != Access::Write || leaf.dirty;
+            let suits = leaf.allows(access) && leaf.accessed && written;
+            suits && self.machine.leads_to(used, leaf.gfn())
+        };
+        // Where several do, they share the frame, and only one if it is written.
+        let leaf = allowed.iter().find(fits);
+        let leaf = leaf.unwrap_or_else(|| panic!("{access:?} at {at} used {used:x}: {allowed:?}"));
+        assert_eq!(done, Done::Value(self.model.read(leaf.gpa)));
+        if store.is_some() {
+            assert!(!self.machine.is_shared(used), "{at}: a shared frame was written");
+        }
+        self.note_store(leaf.gpa, store);
+    }
+
+    fn note_store(&mut self, gpa: u64, store: Option<u64>) {
+        if let Some(value) = store {
+            self.model.write(gpa, value);
+        }
     }
 
     /// An access by the emulator, which has no TLB.
@@ -256,9 +312,11 @@ impl Rig {
             self.audit_spte(at, spte);
             let cached = tlb.get(&(at.as_u64() / PAGE_SIZE_U64)).copied().unwrap_or(0);
             self.audit_spte(at, cached);
-            if cached & DIRTY != 0 && self.machine.target(cached) < WINDOW_GFN {
+            if cached & DIRTY != 0
+                && let Some(pfn) = Machine::spte_frame(cached)
+            {
                 // The processor writes without asking: then somebody must know.
-                let page = self.machine.object().try_lock_resident(self.machine.target(cached));
+                let page = self.machine.mm.frame_table().try_lock(pfn);
                 let noted = page.is_some_and(|page| page.flags().contains(PageFlags::DIRTY));
                 assert!(spte & DIRTY != 0 || noted, "{at}: written, unknown to the host");
             }
@@ -267,42 +325,51 @@ impl Rig {
     }
 
     /// An SPTE, in the tables or in a TLB, grants no more than the guest's tables did at some
-    /// moment since it flushed the address.
+    /// moment since it flushed the address, on the frame in which the page is now; and nobody may
+    /// write a shared frame.
     fn audit_spte(&self, at: Gva, spte: u64) {
         if spte & PRESENT == 0 {
             return;
         }
-        let gfn = self.machine.target(spte);
         let allowed = self.model.allowed(at);
         let some = |suits: &dyn Fn(&Leaf) -> bool| {
-            allowed.iter().any(|leaf| leaf.gfn() == gfn && suits(leaf))
+            allowed.iter().any(|leaf| suits(leaf) && self.machine.leads_to(spte, leaf.gfn()))
         };
-        assert!(some(&|leaf| leaf.accessed), "{at} -> {gfn}: stale, allowed {allowed:?}");
+        assert!(some(&|leaf| leaf.accessed), "{at}: {spte:x} is stale, allowed {allowed:?}");
         if spte & WRITABLE != 0 {
             let suits = |leaf: &Leaf| leaf.writable && leaf.dirty;
-            assert!(some(&suits), "{at} -> {gfn}: writable, allowed {allowed:?}");
+            assert!(some(&suits), "{at}: {spte:x} is writable, allowed {allowed:?}");
+            assert!(!self.machine.is_shared(spte), "{at}: {spte:x} is writable and shared");
         }
         if spte & NO_EXECUTE == 0 {
-            assert!(some(&|leaf| leaf.executable), "{at} -> {gfn}: executable");
+            assert!(some(&|leaf| leaf.executable), "{at}: {spte:x} is executable");
         }
-        let somewhere = self.machine.frame(gfn).is_some() || gfn >= WINDOW_GFN;
-        assert!(somewhere, "{at} -> {gfn}: not in a frame");
     }
 
     /// Guest memory, accessed and dirty bits included: what is in frames, or all of it.
     fn compare_memory(&self, all: bool) {
         let object = self.machine.object();
-        for (&gpa, &expected) in self.model.now() {
+        let mut at: Option<(Gfn, Option<LockedPage<'_>>)> = None;
+        for (gpa, expected) in self.model.words() {
             let gpa = Gpa::new(gpa);
-            let found = match object.try_lock_resident(gpa.gfn()) {
-                Some(page) => {
-                    let word = object.word(&page, gpa.page_offset()).unwrap();
-                    word.load(Ordering::Relaxed)
+            let gfn = gpa.gfn();
+            if at.as_ref().is_none_or(|&(last, _)| last != gfn) {
+                // The lock of the page before goes first: reclaim may want it.
+                drop(at.take());
+                let page = match object.try_lock_resident(gfn) {
+                    None if all && gfn < WINDOW_GFN => Some(object.lock_page(gfn).unwrap()),
+                    page => page,
+                };
+                at = Some((gfn, page));
+            }
+            let found = match &at {
+                Some((_, Some(page))) => {
+                    object.word(page, gpa.page_offset()).unwrap().load(Ordering::Relaxed)
                 }
-                None if all || gpa.gfn() >= WINDOW_GFN => self.machine.read_word(gpa.as_u64()),
-                None => continue,
+                _ if gfn >= WINDOW_GFN => self.machine.read_word(gpa.as_u64()),
+                _ => continue,
             };
-            assert_eq!(found, expected, "guest-physical {}", gpa);
+            assert_eq!(found, expected, "guest-physical {gpa}");
         }
     }
 }

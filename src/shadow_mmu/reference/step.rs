@@ -56,4 +56,38 @@ pub(crate) enum Step {
     CleanAll,
     Age(u64),
     Recycle,
+    Host(HostStep),
+}
+
+/// What else the host does to memory. Pages are those of the guest, and of a second object that the
+/// guest does not map; only the last six change what either holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum HostStep {
+    Migrate(u64),
+    /// Merge two pages of the guest.
+    Merge(u64, u64),
+    /// Merge a page with the same one of the other object.
+    MergeWithOther(u64),
+    /// Merge with the page of zeros.
+    MergeZero(u64),
+    /// So many frames, by the clock.
+    Reclaim(u64),
+    /// The other object's copy is evicted.
+    EvictOther(u64),
+    StartLog,
+    /// So many pages from the first.
+    TakeLog(u64, u64),
+    /// The other object's page is compared, all of it.
+    ReadOther(u64),
+    /// Pages are moved to others with the same content; what the other object gets of it is a copy.
+    RemapToCopies(u64, u64, u64),
+    /// The other object goes, and a clone of the guest's takes its place.
+    Clone,
+    /// The other object goes, and one of zeros takes its place.
+    Renew,
+    /// A word of the other object, by page and index.
+    WriteOther(u64, usize, u64),
+    Free(u64),
+    /// So many pages of the guest from the first change places with the other's.
+    Exchange(u64, u64, u64),
 }

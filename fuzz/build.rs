@@ -1,0 +1,7 @@
+//! Lets the targets that bring their own hooks (`src/untraced.rs`) be linked with libFuzzer's: the
+//! first definition of a symbol, which is the binary's, is taken.
+
+fn main() {
+    println!("cargo:rustc-link-arg-bin=shadow_mmu=-Wl,-z,muldefs");
+    println!("cargo:rerun-if-changed=build.rs");
+}
