@@ -161,3 +161,23 @@ fn a_report_that_cannot_be_written_is_refused_before_the_run() {
     let refused = try_stress(&["--json", "/no/such/folder/report.json"]).map(|_| ()).unwrap_err();
     assert_says(&refused, &["--json", "/no/such/folder"]);
 }
+
+#[test]
+#[cfg(feature = "export-notifier")]
+fn a_socket_for_peers_must_be_free_and_faults_of_peers_need_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let refusal = |words: &[&str]| try_stress(words).map(drop).unwrap_err();
+    let free = try_stress(&["--export-socket", &path("free"), "--peer-limit", "50"]).unwrap();
+    assert_eq!(free.peers.unwrap().limit, Duration::from_millis(50));
+    assert!(!folder.path().join("free").exists(), "nothing is made before the run");
+    std::fs::write(path("file"), "").unwrap();
+    assert_says(&refusal(&["--export-socket", &path("file")]), &["not a socket", "another place"]);
+    let socket = std::os::unix::net::UnixListener::bind(path("taken")).unwrap();
+    assert_says(&refusal(&["--export-socket", &path("taken")]), &["another process serves this"]);
+    drop(socket);
+    try_stress(&["--export-socket", &path("taken")]).expect("a stale socket is no hindrance");
+    assert!(folder.path().join("taken").exists(), "and stays until the run");
+    assert_says(&refusal(&["--inject", "peer-hang@5"]), &["peer-hang@5+", "--export-socket"]);
+    assert_says(&try_boot(&["--inject", "peer-kill"]).map(drop).unwrap_err(), &["boot serves no"]);
+}

@@ -1,7 +1,7 @@
 //! A VM with its host memory, made from a validated configuration, and its figures at a moment.
 
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::config::{MachineConfig, UsageError};
 use crate::addr::{Gfn, PAGE_SIZE_U64};
@@ -14,15 +14,27 @@ use crate::vmm::{GuestCounters, VcpuCounts, Vm, VmError, VmObserver};
 pub(crate) struct Machine {
     pub(crate) mm: Arc<HostMm>,
     pub(crate) vm: Vm,
+    watch: Arc<GuestWatch>,
 }
 
-/// Limits sabotage to the pages that the guest's oracle watches, once the guest has named them:
-/// what is found is then a page, not a guest kernel that fell over itself.
-struct SabotageLimit(Arc<HostMm>);
+/// Told of the pages that the guest's oracle watches: their number from the first.
+type OnWatched = Box<dyn Fn(Gfn, u64) + Send + Sync>;
 
-impl VmObserver for SabotageLimit {
+/// Hears from the guest which pages its oracle watches.
+///
+/// Sabotage is limited to them: what is found is then a page, not a guest kernel that fell over
+/// itself.
+struct GuestWatch {
+    mm: Arc<HostMm>,
+    on_watched: OnceLock<OnWatched>,
+}
+
+impl VmObserver for GuestWatch {
     fn phase(&self, _phase: u64, first: Gfn, count: u64) {
-        self.0.limit_sabotage(first, count);
+        self.mm.limit_sabotage(first, count);
+        if let Some(on_watched) = self.on_watched.get() {
+            on_watched(first, count);
+        }
     }
 }
 
@@ -37,13 +49,18 @@ impl Machine {
     ) -> anyhow::Result<Self> {
         let mm = HostMm::new(config.host.clone()).map_err(from_mm)?;
         let mut vm_config = config.vm.clone();
-        if config.host.sabotage.is_some() {
-            mm.limit_sabotage(Gfn::new(0), 0);
-            vm_config.observer = Some(Arc::new(SabotageLimit(mm.clone())));
-        }
+        mm.limit_sabotage(Gfn::new(0), 0);
+        let watch = Arc::new(GuestWatch { mm: mm.clone(), on_watched: OnceLock::new() });
+        vm_config.observer = Some(watch.clone());
         let vm = Vm::new_assuming(config.assume_host, &vm_config, &mm, console).map_err(from_vm)?;
         mm.start_background_reclaim().map_err(from_mm)?;
-        Ok(Self { mm, vm })
+        Ok(Self { mm, vm, watch })
+    }
+
+    /// Calls `on_watched` with the pages that the guest's oracle watches, when the guest says so. Only
+    /// the first call counts.
+    pub(crate) fn on_watched(&self, on_watched: impl Fn(Gfn, u64) + Send + Sync + 'static) {
+        let _ = self.watch.on_watched.set(Box::new(on_watched));
     }
 
     /// What has happened so far.

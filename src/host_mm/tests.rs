@@ -11,6 +11,8 @@ mod content;
 #[cfg(feature = "export-notifier")]
 mod dirty_log;
 #[cfg(feature = "export-notifier")]
+mod lending;
+#[cfg(feature = "export-notifier")]
 mod model;
 #[cfg(feature = "export-notifier")]
 mod protocol;

@@ -5,6 +5,7 @@
 //! once more, powered off when asked, and no check found anything.
 
 mod course;
+mod peers;
 mod progress;
 mod sources;
 mod storm;
@@ -17,6 +18,7 @@ use super::{EXIT_FAILURE, args, injected};
 use crate::sys::signal::StopNotice;
 
 pub(crate) use course::{Course, Detection};
+pub(crate) use peers::PeersReport;
 pub(crate) use storm::StormCount;
 
 /// Runs the stress test and returns the exit code.
@@ -40,8 +42,10 @@ pub(crate) fn run(config: StressConfig) -> anyhow::Result<u8> {
     if let Some(line) = injected::announcement(&config.machine.host.inject) {
         output::note(line);
     }
+    let peers = peers::Peers::start(config.peers.as_ref(), &machine)?;
     let course = course::run(&mut machine, &config, stop)?;
-    let report = Report::new(&config, &machine, &course, &tail.lines());
+    let peers = peers.map(|peers| peers.conclude(&machine.mm.stats()));
+    let report = Report::new(&config, &machine, &course, peers, &tail.lines());
     // No vCPU runs any more; frames and swap go back before anything is written.
     drop(machine);
     output::print(report::table::render(&report));

@@ -191,6 +191,7 @@ impl ExportNotifier for Client {
         page.table().rmap_visit(page.pfn(), id, |location| {
             let spte = &self.sptes[usize::try_from(location).unwrap()];
             let old = match kind {
+                Invalidation::Recall => return Retain::Keep,
                 Invalidation::Unmap | Invalidation::Replace(_) => spte.swap(0, Ordering::AcqRel),
                 Invalidation::Clean => spte.fetch_and(!(WRITABLE | DIRTY), Ordering::AcqRel),
             };

@@ -10,8 +10,8 @@ use vm_memory::{Bytes, VolatileMemory};
 use crate::addr::{Gfn, PAGE_SIZE, Pfn, SwapSlot};
 use crate::export_rmap::lock_rank::{self, Held, Rank};
 use crate::export_rmap::{
-    ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Retain, RevokeError,
-    RmapEntry,
+    ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, PageFlags, Retain,
+    RevokeError, RmapEntry,
 };
 use crate::host_mm::{GuestView, MemoryObject, MmError};
 use crate::sync::lock;
@@ -169,7 +169,8 @@ impl FakeClient {
             } else {
                 self.object.lock_page(gfn)?
             };
-            let writable = if page.owner().is_shared() { 0 } else { WRITABLE };
+            let read_only = page.owner().is_shared() || page.flags().contains(PageFlags::LENT);
+            let writable = if read_only { 0 } else { WRITABLE };
             let token = page.sequence();
             let (table, pfn) = (self.object.host_mm().frame_table(), page.pfn());
             // Nobody can be in the middle of taking a frame whose page lock is ours.
@@ -228,6 +229,10 @@ impl FakeClient {
 
 impl ExportNotifier for FakeClient {
     fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
+        if kind == Invalidation::Recall {
+            // It has mappings and no copies.
+            return Harvest::default();
+        }
         let _mmu = self.lock_mmu();
         let mut harvest = Harvest::default();
         let id = *self.id.get().unwrap();
@@ -242,7 +247,7 @@ impl ExportNotifier for FakeClient {
                 Invalidation::Unmap | Invalidation::Replace(_) => {
                     (spte.swap(0, Ordering::AcqRel), Retain::Drop)
                 }
-                Invalidation::Clean => {
+                Invalidation::Clean | Invalidation::Recall => {
                     (spte.fetch_and(!(WRITABLE | DIRTY), Ordering::AcqRel), Retain::Keep)
                 }
             };

@@ -298,7 +298,7 @@ fn a_mapping_whose_page_was_invalidated_meanwhile_is_not_installed() {
         let place = mmu.spte_place(&mut state, cpu.root, at(0), Pte::empty()).unwrap();
         let spte = (Pte::PRESENT | Pte::USER).at(0x1000);
         let installed =
-            mmu.install_new(&state, place, spte, Target::Frame { token, shared: false });
+            mmu.install_new(&state, place, spte, Target::Frame { token, read_only: false });
         drop(state);
         assert!(matches!(installed, Installed::Retry));
         assert_eq!(machine.spte_value(cpu.root, at(0)), 0);
