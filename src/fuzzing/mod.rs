@@ -9,6 +9,7 @@
 mod boot;
 mod emulator;
 mod memory_log;
+mod peer_protocol;
 #[cfg(test)]
 mod replay;
 #[cfg(feature = "export-notifier")]
@@ -27,6 +28,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "boot", run: boot::run },
     Target { name: "emulator", run: emulator::run },
+    Target { name: "peer_protocol", run: peer_protocol::run },
     #[cfg(feature = "export-notifier")]
     Target { name: "shadow_mmu", run: shadow_mmu::run },
 ];

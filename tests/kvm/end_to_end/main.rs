@@ -15,6 +15,7 @@ mod ends;
 mod inject;
 mod kernel;
 mod mended;
+mod peers;
 mod stress;
 mod swap;
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         inject::trials(),
         kernel::trials(),
         mended::trials(),
+        peers::trials(),
         stress::trials(),
         swap::trials(),
     ];
