@@ -1,4 +1,4 @@
-//! Fuzz targets: what a guest or a file can do to Gnomon, as functions of a string of bytes.
+//! Fuzz targets: what a guest, a file or a peer can do to Gnomon, as functions of a string of bytes.
 //!
 //! Guarantee: a target panics exactly when the code under it breaks a promise; any input is valid,
 //! and the same input does the same in every run. `fuzz/` runs the targets under a coverage-guided

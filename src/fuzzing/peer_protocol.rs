@@ -99,7 +99,7 @@ impl Case {
     fn hear(&mut self, said: &[u8]) -> bool {
         self.book.receive(said);
         loop {
-            match self.book.next() {
+            match self.book.hear() {
                 Err(fault) => {
                     assert!(!fault.to_string().is_empty());
                     return false;
@@ -231,7 +231,7 @@ impl Case {
             self.book.sent_bytes(sent);
             left -= sent;
         }
-        while let Some(reply) = self.reader.next().expect("a message of the server's own") {
+        while let Some(reply) = self.reader.take().expect("a message of the server's own") {
             match reply {
                 Reply::Hello { .. } | Reply::Info { .. } => panic!("{reply:?} of the book"),
                 Reply::Mapped { slot, gfn, .. } => assert!(slot < SLOTS && gfn.as_u64() < PAGES),

@@ -178,7 +178,7 @@ impl Book {
     ///
     /// # Errors
     /// [`Fault`]: the peer is to be cut off.
-    pub fn next(&mut self) -> Result<Option<Event>, Fault> {
+    pub fn hear(&mut self) -> Result<Option<Event>, Fault> {
         let Some(head) = self.inbox.first_chunk::<MESSAGE_BYTES>() else {
             return Ok(None);
         };
@@ -204,8 +204,9 @@ impl Book {
                 Event::Released(range)
             }
             Request::Ack { sequence } => {
-                let is_next = |batch: &mut Batch| batch.sequence == sequence;
-                let batch = self.in_flight.pop_front_if(is_next);
+                let oldest = self.in_flight.front();
+                let is_its_turn = oldest.is_some_and(|batch| batch.sequence == sequence);
+                let batch = if is_its_turn { self.in_flight.pop_front() } else { None };
                 Event::Acked(batch.ok_or(Fault::OutOfTurn(sequence))?)
             }
             Request::Bye => {

@@ -16,12 +16,12 @@ fn said(book: &mut Book) -> Vec<Reply> {
         reader.push(&bytes);
         book.sent_bytes(bytes.len());
     }
-    std::iter::from_fn(|| reader.next().unwrap()).collect()
+    std::iter::from_fn(|| reader.take().unwrap()).collect()
 }
 
 fn hear(book: &mut Book, request: Request) -> Result<Option<Event>, Fault> {
     book.receive(&request.bytes());
-    book.next()
+    book.hear()
 }
 
 /// A book with pages 0 and 1 in slots 0 and 1, of two frames.

@@ -350,7 +350,7 @@ impl ReplyReader {
     ///
     /// # Errors
     /// [`NotAMessage`]; nothing after that can be understood.
-    pub fn next(&mut self) -> Result<Option<Reply>, NotAMessage> {
+    pub fn take(&mut self) -> Result<Option<Reply>, NotAMessage> {
         let Some(head) = self.0.first_chunk::<MESSAGE_BYTES>() else {
             return Ok(None);
         };

@@ -80,7 +80,7 @@ proptest! {
         let mut found = Vec::new();
         for piece in bytes.chunks(cut) {
             reader.push(piece);
-            while let Some(reply) = reader.next().unwrap() {
+            while let Some(reply) = reader.take().unwrap() {
                 found.push(reply);
             }
         }
@@ -94,7 +94,7 @@ proptest! {
         let mut reader = ReplyReader::default();
         reader.push(&bytes);
         let mut again = Vec::new();
-        while let Ok(Some(reply)) = reader.next() {
+        while let Ok(Some(reply)) = reader.take() {
             reply.write(&mut again);
         }
         prop_assert_eq!(&again[..], &bytes[..again.len()]);
@@ -116,9 +116,9 @@ fn what_cannot_be_is_no_message() {
         let mut bytes = hello.clone();
         bytes[at] ^= 1;
         reader.push(&bytes);
-        assert!(reader.next().is_err(), "magic, version and page size are these alone");
+        assert!(reader.take().is_err(), "magic, version and page size are these alone");
     }
     let mut reader = ReplyReader::default();
     reader.push(&Fields { kind: 5, count: u32::MAX, words: [1, 0, 0] }.bytes());
-    assert!(reader.next().is_err(), "not waited for");
+    assert!(reader.take().is_err(), "not waited for");
 }

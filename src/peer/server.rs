@@ -216,7 +216,7 @@ impl PeerServer {
     }
 
     /// Serves the peer at the other end of a connection.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "export-notifier"))]
     pub(super) fn hand_over(&self, stream: UnixStream) {
         self.shared.admit(stream);
     }

@@ -267,7 +267,7 @@ impl Session {
         }
         state.book.receive(bytes);
         loop {
-            let event = match state.book.next() {
+            let event = match state.book.hear() {
                 Ok(Some(event)) => event,
                 Ok(None) => return,
                 Err(fault) => return self.cut_off(state, Closing::Malformed, Some(fault)),

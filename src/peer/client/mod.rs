@@ -146,7 +146,7 @@ impl Client {
         }
         let mut reader = ReplyReader::default();
         reader.push(&hello[..count]);
-        let (slots, objects) = match reader.next() {
+        let (slots, objects) = match reader.take() {
             Ok(Some(Reply::Hello { slots, objects, .. })) => (slots, objects),
             Ok(Some(Reply::Closed { why })) => return Err(ClientError::Refused(why)),
             _ => return Err(ClientError::NotAServer),
@@ -221,7 +221,7 @@ impl Client {
             }
             Err(error) => return Err(failed("read the socket")(error)),
         }
-        while let Some(reply) = self.reader.next()? {
+        while let Some(reply) = self.reader.take()? {
             if let Some(why) = self.hear(reply)? {
                 return Ok(Some(why));
             }

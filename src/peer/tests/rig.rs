@@ -143,7 +143,7 @@ impl RawPeer {
         let (count, file) = socket::receive_with_file(&socket, &mut hello).unwrap();
         let mut reader = ReplyReader::default();
         reader.push(&hello[..count]);
-        let Some(Reply::Hello { slots, .. }) = reader.next().unwrap() else { panic!("no hello") };
+        let Some(Reply::Hello { slots, .. }) = reader.take().unwrap() else { panic!("no hello") };
         let bytes = slots as usize * PAGE_SIZE;
         let region = MmapRegion::from_file(FileOffset::new(file.unwrap(), 0), bytes).unwrap();
         let mut peer = Self { socket, reader, region };
@@ -158,7 +158,7 @@ impl RawPeer {
     /// The next message; `None` at the end of the connection.
     pub(super) fn hear(&mut self) -> Option<Reply> {
         loop {
-            if let Some(reply) = self.reader.next().unwrap() {
+            if let Some(reply) = self.reader.take().unwrap() {
                 return Some(reply);
             }
             let mut bytes = [0; 4096];
