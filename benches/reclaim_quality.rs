@@ -85,6 +85,8 @@ impl ExportNotifier for Client {
                 Invalidation::Unmap | Invalidation::Replace(_) => {
                     (spte.swap(0, Ordering::AcqRel), Retain::Drop)
                 }
+                // Nothing is lent here.
+                Invalidation::Recall => return Retain::Keep,
                 Invalidation::Clean => (spte.fetch_and(!DIRTY, Ordering::AcqRel), Retain::Keep),
             };
             harvest.dirty |= old & DIRTY != 0;

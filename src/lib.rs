@@ -18,6 +18,11 @@ pub mod fuzzing;
 pub mod host_mm;
 pub mod iotlb;
 #[cfg(not(any(loom, shuttle)))]
+#[path = "../guest/src/page_format.rs"]
+pub mod page_format;
+#[cfg(not(any(loom, shuttle)))]
+pub mod peer;
+#[cfg(not(any(loom, shuttle)))]
 pub mod shadow_mmu;
 pub mod sync;
 #[cfg(not(any(loom, shuttle)))]

@@ -140,7 +140,7 @@ fn reports_that_cannot_be_written() {
 
 #[test]
 fn options_and_commands_that_do_not_exist() {
-    assert_refused(&[], &["boot, stress, doctor"]);
+    assert_refused(&[], &["boot, stress, peer, doctor"]);
     assert_refused(&["dance"], &["dance"]);
     assert_refused(&["boot", "--memroy", "1G"], &["--memroy", "--memory"]);
     assert_refused(&["boot", "--memory"], &["--memory <SIZE> needs a value"]);

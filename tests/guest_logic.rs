@@ -19,6 +19,7 @@ macro_rules! guest_module {
 }
 
 guest_module!(abi, "../guest/src/abi.rs");
+guest_module!(page_format, "../guest/src/page_format.rs");
 guest_module!(options, "../guest/src/options.rs");
 guest_module!(oracle, "../guest/src/oracle.rs");
 guest_module!(permute, "../guest/src/permute.rs");

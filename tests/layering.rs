@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 /// Lowest first; layers of one line may use each other.
 const LAYERS: &[&[&str]] = &[
-    &["abi", "addr", "sync", "sys"],
+    &["abi", "addr", "page_format", "sync", "sys"],
     &["export_rmap"],
     &["host_mm"],
-    &["shadow_mmu"],
+    &["peer", "shadow_mmu"],
     &["iotlb"],
     &["vmm"],
     &["cli"],

@@ -20,6 +20,7 @@ mod machine;
 mod memory;
 mod options;
 mod oracle;
+mod page_format;
 mod pages;
 mod paging;
 mod permute;

@@ -5,28 +5,16 @@
 //! the page only serve to say *what* went wrong (another page's content, an older content of this
 //! page, a damaged content), and let a reader without the ledger check a page.
 //!
-//! | word | content |
-//! |---|---|
-//! | 0 | page number (guest frame number) in bits 39..0, magic number of the seed above |
-//! | 1 | version: 1 for the first write, as in the ledger |
-//! | 2 | checksum: wrapping sum of words 3 to 511, plus the seed's magic number |
-//! | 3..511 | body: first pseudo-random words, then one word repeated (see `entropy_percent`) |
-//! | 511 | a number that the page's owner chose, such as the next page of a chase |
+//! [`page_format`](crate::page_format) says where in the page what is.
 //!
 //! A page that was never written is all zeros and has version 0.
 
 use crate::abi::Violation;
+use crate::page_format::NUMBER_BITS;
+pub use crate::page_format::{BODY, LINK, WORDS};
 use crate::rng::mix;
 
-/// Words in a page.
-pub const WORDS: usize = 512;
-/// First word of the body.
-pub const BODY: usize = 3;
-/// The word that holds [`PageId::link`].
-pub const LINK: usize = WORDS - 1;
-
 const STEP: u64 = 0xd134_2543_de82_ef95;
-const NUMBER_BITS: u32 = 40;
 
 /// What the content of a page depends on, besides its version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

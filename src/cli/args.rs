@@ -11,7 +11,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::inject::{self, parse_injection};
 use super::values::{
-    Size, parse_duration, parse_percent, parse_rate, parse_seed, parse_vcpus, parse_vms,
+    Size, parse_duration, parse_limit, parse_pages, parse_percent, parse_rate, parse_seed,
+    parse_vcpus, parse_vms,
 };
 use crate::host_mm::{Injection, ReclaimPolicy, Sabotage};
 use crate::vmm::HostKind;
@@ -32,6 +33,8 @@ pub(crate) enum Command {
     Boot(BootArgs),
     /// Run the test guest under a storm of invalidations and check every access
     Stress(StressArgs),
+    /// Map pages of a guest that another process stresses, and check what comes
+    Peer(PeerArgs),
     /// Say what this machine offers and what is missing
     Doctor(DoctorArgs),
 }
@@ -138,8 +141,36 @@ pub(crate) struct StressArgs {
     /// Which pages are evicted first
     #[arg(long, value_name = "NAME", value_enum, default_value = "clock")]
     pub(crate) policy: PolicyName,
+    /// Lend pages of the guest to other processes (gnomon peer) that connect to this socket
+    #[arg(long, value_name = "PATH")]
+    pub(crate) export_socket: Option<PathBuf>,
+    /// Time in which a peer must give up a page, or is cut off, in milliseconds
+    #[arg(long, value_name = "MS", allow_negative_numbers = true, default_value = "1000", value_parser = parse_limit)]
+    pub(crate) peer_limit: Duration,
     #[command(flatten)]
     pub(crate) host: HostArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PeerArgs {
+    /// The socket of gnomon stress --export-socket
+    #[arg(value_name = "PATH")]
+    pub(crate) socket: PathBuf,
+    /// How long to stay, if the run does not end before (500ms, 30s, 2m, 1h)
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true, default_value = "10s", value_parser = parse_duration)]
+    pub(crate) duration: Duration,
+    /// Most pages held at a time
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value = "256", value_parser = parse_pages)]
+    pub(crate) pages: usize,
+    /// Time after which a page is given up, on average, in milliseconds
+    #[arg(long, value_name = "MS", allow_negative_numbers = true, default_value = "100", value_parser = parse_limit)]
+    pub(crate) hold_ms: Duration,
+    /// Seed of the random choices [default: a new one, which is told]
+    #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = parse_seed)]
+    pub(crate) seed: Option<u64>,
+    /// Answer nothing any more after so many invalidations: a bad peer, to see it cut off
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) hang_after: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -310,7 +341,7 @@ pub(crate) fn complaint(error: &clap::Error) -> Option<String> {
             }
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
-            "no command given; use one of boot, stress, doctor".to_owned()
+            "no command given; use one of boot, stress, peer, doctor".to_owned()
         }
         _ => first_paragraphs(&error.render().to_string()),
     };
@@ -435,7 +466,7 @@ mod tests {
             (&["boot", "--memory"], "--memory <SIZE> needs a value"),
             (&["stress", "--sabotage"], "skip-flush"),
             (&["dance"], "dance"),
-            (&[], "boot, stress, doctor"),
+            (&[], "boot, stress, peer, doctor"),
             (&["boot", "surplus"], "surplus"),
             (&["boot", "--vcpus", "1", "--vcpus", "2"], "--vcpus"),
         ] {

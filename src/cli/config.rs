@@ -19,10 +19,10 @@ use super::limits::{self, HostLimits};
 use super::report::json;
 use super::values::{Size, size};
 use crate::abi;
-use crate::export_rmap::ClientId;
 use crate::host_mm::{
     HostMmConfig, InjectionPlan, MIN_HOST_MEMORY_BYTES, ReclaimPolicy, SwapConfig,
 };
+use crate::peer::server::check_path;
 use crate::vmm::boot::{MAX_IMAGE_BYTES, TEST_GUEST};
 use crate::vmm::{HostKind, VmConfig};
 
@@ -75,10 +75,19 @@ pub(crate) struct StressConfig {
     pub(crate) sabotage: Option<SabotageName>,
     pub(crate) fail_fast: bool,
     pub(crate) policy: PolicyName,
+    pub(crate) peers: Option<PeersConfig>,
+}
+
+/// Where other processes get pages of the guest.
+#[derive(Clone, Debug)]
+pub(crate) struct PeersConfig {
+    pub(crate) socket: PathBuf,
+    pub(crate) limit: Duration,
 }
 
 /// Resolves `gnomon boot`.
 pub(crate) fn boot(args: &BootArgs, limits: &HostLimits) -> Result<MachineConfig, UsageError> {
+    refuse_peer_faults(&args.host, "boot serves no peers: use stress --export-socket")?;
     let (kernel, default_cmdline) = match &args.kernel {
         None => (Cow::Borrowed(TEST_GUEST), "mode=boot"),
         Some(path) => (Cow::Owned(read_kernel(path)?), ""),
@@ -137,11 +146,9 @@ pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressCon
         sabotage: args.sabotage,
         fail_fast: args.fail_fast || args.sabotage.is_some(),
         policy: args.policy,
+        peers: peers(args)?,
     })
 }
-
-/// Most clones of a run: each is an export client, and there are so many of them.
-const MAX_CLONES: u64 = ClientId::MAX as u64 - 64;
 
 fn check_churn(args: &StressArgs) -> Result<(), UsageError> {
     if args.sabotage == Some(SabotageName::SkipCloneProtect) && args.churn.is_none() {
@@ -149,20 +156,30 @@ fn check_churn(args: &StressArgs) -> Result<(), UsageError> {
             "--sabotage skip-clone-protect shows when a VM at work is cloned: add --vms 2 --churn 1s"
         );
     }
-    let Some(churn) = args.churn else {
-        return Ok(());
-    };
-    if args.vms < 2 {
+    if args.churn.is_some() && args.vms < 2 {
         refuse!("--churn wants another VM to clone when one is ended: add --vms 2");
     }
-    let clones = args.duration.as_nanos() / churn.as_nanos().max(1);
-    if clones > u128::from(MAX_CLONES) {
-        refuse!(
-            "--churn {churn:?} makes {clones} clones in {:?}, more than the {MAX_CLONES} that one run can have: choose a longer time",
-            args.duration
-        );
-    }
     Ok(())
+}
+
+fn peers(args: &StressArgs) -> Result<Option<PeersConfig>, UsageError> {
+    let Some(socket) = args.export_socket.clone() else {
+        refuse_peer_faults(&args.host, "without --export-socket there are no peers: give it, too")?;
+        return Ok(None);
+    };
+    if cfg!(not(feature = "export-notifier")) {
+        refuse!("--export-socket needs a gnomon that was built with export-notifier");
+    }
+    check_path(&socket).map_err(|error| UsageError(format!("--export-socket {error}")))?;
+    Ok(Some(PeersConfig { socket, limit: args.peer_limit }))
+}
+
+/// Refuses faults of peers where there are none.
+fn refuse_peer_faults(host: &HostArgs, why: &str) -> Result<(), UsageError> {
+    match host.inject.iter().find(|item| item.fault.concerns_peers()) {
+        Some(item) => refuse!("--inject {item}: {why}"),
+        None => Ok(()),
+    }
 }
 
 /// The part of the machine that has other defaults for each command.
@@ -379,7 +396,7 @@ fn invalidations(list: &[Invalidate]) -> Result<Vec<Invalidate>, UsageError> {
 }
 
 /// A seed that differs from run to run, short enough to type.
-fn new_seed() -> u64 {
+pub(crate) fn new_seed() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mixed = now.as_nanos() ^ (u128::from(std::process::id()) << 20);
     u64::try_from(mixed % 1_000_000_007).unwrap_or(1)

@@ -179,12 +179,30 @@ fn several_vms_have_swap_for_all_of_them() {
 }
 
 #[test]
-fn churn_wants_another_vm_and_time() {
+fn churn_wants_another_vm() {
     let refused = |words: &[&str]| try_stress(words).map(|_| ()).unwrap_err();
     assert_says(&refused(&["--churn", "1s"]), &["add --vms 2"]);
-    let often = ["--vms", "2", "--churn", "1ms", "--duration", "1m"];
-    assert_says(&refused(&often), &["60000 clones", "choose a longer time"]);
     let sabotage = ["--vms", "2", "--sabotage", "skip-clone-protect"];
     assert_says(&refused(&sabotage), &["add --vms 2 --churn 1s"]);
     assert!(try_stress(&[&sabotage[..], &["--churn", "1s"]].concat()).is_ok());
+}
+
+#[test]
+#[cfg(feature = "export-notifier")]
+fn a_socket_for_peers_must_be_free_and_faults_of_peers_need_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let refusal = |words: &[&str]| try_stress(words).map(drop).unwrap_err();
+    let free = try_stress(&["--export-socket", &path("free"), "--peer-limit", "50"]).unwrap();
+    assert_eq!(free.peers.unwrap().limit, Duration::from_millis(50));
+    assert!(!folder.path().join("free").exists(), "nothing is made before the run");
+    std::fs::write(path("file"), "").unwrap();
+    assert_says(&refusal(&["--export-socket", &path("file")]), &["not a socket", "another place"]);
+    let socket = std::os::unix::net::UnixListener::bind(path("taken")).unwrap();
+    assert_says(&refusal(&["--export-socket", &path("taken")]), &["another process serves this"]);
+    drop(socket);
+    try_stress(&["--export-socket", &path("taken")]).expect("a stale socket is no hindrance");
+    assert!(folder.path().join("taken").exists(), "and stays until the run");
+    assert_says(&refusal(&["--inject", "peer-hang@5"]), &["peer-hang@5+", "--export-socket"]);
+    assert_says(&try_boot(&["--inject", "peer-kill"]).map(drop).unwrap_err(), &["boot serves no"]);
 }

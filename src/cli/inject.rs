@@ -13,7 +13,7 @@ use crate::host_mm::{HostFault, Injection, When};
 /// Every item, as it is written.
 macro_rules! items {
     () => {
-        "swap-write=ERRNO@WHEN, swap-read=ERRNO@WHEN, swap-full[@N], short-write@WHEN, slow-notifier=MS[@WHEN], slow-device=MS[@WHEN], frame-enomem=P, eintr[=P]"
+        "swap-write=ERRNO@WHEN, swap-read=ERRNO@WHEN, swap-full[@N], short-write@WHEN, slow-notifier=MS[@WHEN], slow-device=MS[@WHEN], frame-enomem=P, eintr[=P], peer-hang[@N], peer-kill[@N]"
     };
 }
 
@@ -65,6 +65,11 @@ pub(crate) enum InjectError {
         "{fault} takes 1 to {MAX_SLOWNESS_MS} milliseconds and which calls take so long, such as {fault}=5@0.01"
     )]
     Slowness { fault: &'static str },
+    /// Not the number of an invalidation.
+    #[error(
+        "{fault} takes the number of the invalidation at which it strikes, such as {fault}@100"
+    )]
+    Peer { fault: String },
     /// A value where none belongs.
     #[error("{fault} takes no value: leave out \"={value}\"")]
     NoValue { fault: &'static str, value: String },
@@ -110,6 +115,20 @@ pub(crate) fn parse_injection(text: &str) -> Result<Injection, InjectError> {
             (HostFault::Eintr, When::Chance(DEFAULT_EINTR))
         }
         "eintr" => (HostFault::Eintr, only_chance("eintr", value, when)?),
+        "peer-hang" => {
+            no_value("peer-hang", value)?;
+            (
+                HostFault::PeerHang,
+                peer_from(name, when)?.map_or(When::ALWAYS, |first| {
+                    // One that hangs does not recover.
+                    When::Every { first, step: NonZeroU64::MIN }
+                }),
+            )
+        }
+        "peer-kill" => {
+            no_value("peer-kill", value)?;
+            (HostFault::PeerKill, When::Once(peer_from(name, when)?.unwrap_or(NonZeroU64::MIN)))
+        }
         _ => return Err(InjectError::Unknown),
     };
     Ok(Injection { fault, when })
@@ -150,6 +169,13 @@ fn full_from(text: Option<&str>) -> Result<When, InjectError> {
     };
     let first = first.ok_or(InjectError::FullFrom)?;
     Ok(When::Every { first, step: NonZeroU64::MIN })
+}
+
+/// The invalidation at which a peer goes wrong; `None` if it is not said.
+fn peer_from(fault: &str, text: Option<&str>) -> Result<Option<NonZeroU64>, InjectError> {
+    let Some(text) = text else { return Ok(None) };
+    let text = if fault == "peer-hang" { text.strip_suffix('+').unwrap_or(text) } else { text };
+    number(text).map(Some).ok_or_else(|| InjectError::Peer { fault: fault.to_owned() })
 }
 
 fn only_chance(
@@ -205,6 +231,8 @@ mod tests {
             "slow-device=1@3/7",
             "frame-enomem=0.01",
             "eintr=0.25",
+            "peer-hang@7+",
+            "peer-kill@7",
         ] {
             assert_eq!(parsed(text).to_string(), text);
         }
@@ -216,6 +244,9 @@ mod tests {
         assert_eq!(parsed("swap-full@9"), parsed("swap-full@9+"), "full stays full");
         assert_eq!(parsed("slow-notifier=5"), parsed("slow-notifier=5@1+"));
         assert_eq!(parsed("eintr").when, When::Chance(DEFAULT_EINTR));
+        assert_eq!(parsed("peer-hang@9"), parsed("peer-hang@9+"), "it does not recover");
+        assert_eq!(parsed("peer-hang"), parsed("peer-hang@1+"));
+        assert_eq!(parsed("peer-kill"), parsed("peer-kill@1"));
     }
 
     #[test]
@@ -223,7 +254,7 @@ mod tests {
         for (text, parts) in [
             ("", &["no such fault", "swap-write=ERRNO@WHEN", "eintr[=P]"][..]),
             ("swap-rite=EIO@1", &["no such fault", "swap-full[@N]"]),
-            ("peer-hang", &["no such fault"]),
+            ("peer-hung", &["no such fault"]),
             ("swap-write@1", &["swap-write takes the error", "EIO, ENOSPC, ENOMEM"]),
             ("swap-write=EBADF@1", &["swap-write takes the error", "such as swap-write=EIO@5"]),
             ("swap-read=eio@1", &["swap-read takes the error"]),
@@ -251,6 +282,10 @@ mod tests {
             ("frame-enomem=nan", &["probability"]),
             ("frame-enomem=0.1@5", &["frame-enomem takes a probability"]),
             ("eintr=2", &["eintr takes a probability"]),
+            ("peer-hang=1", &["peer-hang takes no value"]),
+            ("peer-hang@0", &["such as peer-hang@100"]),
+            ("peer-kill@0.5", &["such as peer-kill@100"]),
+            ("peer-kill@5+", &["such as peer-kill@100"]),
         ] {
             let said = parse_injection(text).unwrap_err().to_string();
             assert!(!said.contains('\n'), "{said}");

@@ -45,6 +45,8 @@ pub(crate) struct Item {
     pub(crate) struck: u64,
     #[serde(skip)]
     pub(crate) kind: &'static str,
+    #[serde(skip)]
+    pub(crate) advice: &'static str,
 }
 
 /// The guest's pages by where they are.
@@ -119,6 +121,10 @@ impl From<&InjectionCount> for Item {
             calls: count.calls,
             struck: count.struck,
             kind: count.item.fault.calls(),
+            advice: match count.item.fault.concerns_peers() {
+                true => "let gnomon peer stay for longer, or have it hold more pages",
+                false => "run longer with more memory than host memory",
+            },
         }
     }
 }
@@ -136,10 +142,11 @@ impl Item {
 
     fn complaint(&self) -> String {
         format!(
-            "--inject {} never struck: there were {} {}; let it strike earlier, or run longer with more memory than host memory",
+            "--inject {} never struck: there were {} {}; let it strike earlier, or {}",
             self.item,
             human_count(self.calls),
-            self.kind
+            self.kind,
+            self.advice
         )
     }
 }

@@ -1,8 +1,8 @@
 //! VMs with their host memory, made from a validated configuration, and their figures at a moment.
 
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::config::{MachineConfig, UsageError};
 use super::fleet::{Done, Fleet};
@@ -18,7 +18,11 @@ use crate::vmm::{DmaStats, GuestCounters, VcpuCounts, Vm, VmError, VmObserver};
 pub(crate) struct Machine {
     pub(crate) mm: Arc<HostMm>,
     pub(crate) fleet: Fleet,
+    phases: Arc<Phases>,
 }
+
+/// Told of the pages that the guest's oracle watches: their number from the first.
+type OnWatched = Box<dyn Fn(Gfn, u64) + Send + Sync>;
 
 /// What is to be known of a guest's phases.
 pub(crate) struct Phases {
@@ -26,6 +30,7 @@ pub(crate) struct Phases {
     /// named them: what is found is then a page, not a guest kernel that fell over itself.
     sabotaged: Option<Arc<HostMm>>,
     is_working: AtomicBool,
+    on_watched: OnceLock<OnWatched>,
 }
 
 impl Phases {
@@ -34,7 +39,7 @@ impl Phases {
         if let Some(mm) = &sabotaged {
             mm.limit_sabotage(Gfn::new(0), 0);
         }
-        Self { sabotaged, is_working: AtomicBool::new(false) }
+        Self { sabotaged, is_working: AtomicBool::new(false), on_watched: OnceLock::new() }
     }
 
     /// Whether the guest has begun to work.
@@ -48,6 +53,9 @@ impl VmObserver for Phases {
     fn phase(&self, phase: u64, first: Gfn, count: u64) {
         if let Some(mm) = &self.sabotaged {
             mm.limit_sabotage(first, count);
+        }
+        if let Some(on_watched) = self.on_watched.get() {
+            on_watched(first, count);
         }
         if phase == abi::PHASE_RUN {
             self.is_working.store(true, Ordering::Relaxed);
@@ -70,7 +78,13 @@ impl Machine {
         vm_config.observer = Some(phases.clone());
         let vm = Vm::new_assuming(config.assume_host, &vm_config, &mm, console).map_err(from_vm)?;
         mm.start_background_reclaim().map_err(from_mm)?;
-        Ok(Self { mm, fleet: Fleet::new(vm, phases) })
+        Ok(Self { mm, fleet: Fleet::new(vm, phases.clone()), phases })
+    }
+
+    /// Calls `on_watched` with the pages that the guests' oracles watch, when a guest says so. Only
+    /// the first call counts.
+    pub(crate) fn on_watched(&self, on_watched: impl Fn(Gfn, u64) + Send + Sync + 'static) {
+        let _ = self.phases.on_watched.set(Box::new(on_watched));
     }
 
     /// What has happened so far, in all VMs together.

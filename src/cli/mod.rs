@@ -17,6 +17,7 @@ mod injected;
 mod limits;
 mod machine;
 mod output;
+mod peer;
 mod report;
 mod stress;
 mod values;
@@ -69,6 +70,7 @@ fn execute(command: Command) -> u8 {
         Command::Stress(args) => config::stress(&args, &HostLimits::probe())
             .map_err(anyhow::Error::from)
             .and_then(stress::run),
+        Command::Peer(args) => peer::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match result {

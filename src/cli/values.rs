@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::abi;
 use crate::addr::PAGE_SIZE_U64;
+use crate::peer::server::DEFAULT_SLOTS;
 
 const NOT_A_SIZE: &str =
     "a size is a whole number of bytes with an optional K, M, G or T behind it, such as 256M";
@@ -74,6 +75,12 @@ pub(crate) enum ValueError {
     /// Not a percentage.
     #[error("a percentage is a whole number from 0 to 100")]
     BadPercent,
+    /// Not a time in milliseconds.
+    #[error("give 1 to {MAX_LIMIT_MS} milliseconds, such as 1000")]
+    BadLimit,
+    /// Not a number of pages that a peer may hold.
+    #[error("a peer holds 1 to {DEFAULT_SLOTS} pages")]
+    BadPages,
 }
 
 /// Most VMs at a time; each has threads for its vCPUs and a mapping of all frames.
@@ -184,6 +191,23 @@ pub(crate) fn parse_rate(text: &str) -> Result<u32, ValueError> {
         },
         _ => Err(ValueError::NotARate),
     }
+}
+
+/// Longest time, in milliseconds, of the options that take some.
+const MAX_LIMIT_MS: u64 = 60_000;
+
+/// Parses a time in milliseconds.
+pub(crate) fn parse_limit(text: &str) -> Result<Duration, ValueError> {
+    match text.parse() {
+        Ok(ms) if (1..=MAX_LIMIT_MS).contains(&ms) => Ok(Duration::from_millis(ms)),
+        _ => Err(ValueError::BadLimit),
+    }
+}
+
+/// Parses a number of pages that a peer may hold.
+pub(crate) fn parse_pages(text: &str) -> Result<usize, ValueError> {
+    let most = DEFAULT_SLOTS as usize;
+    text.parse().ok().filter(|pages| (1..=most).contains(pages)).ok_or(ValueError::BadPages)
 }
 
 /// Parses a number of vCPUs; how many this host allows is another matter.
@@ -347,6 +371,12 @@ mod tests {
 
     #[test]
     fn vcpus_are_bounded_by_the_contract_with_the_guest() {
+        assert_eq!(parse_limit("1000"), Ok(Duration::from_secs(1)));
+        assert_eq!(parse_pages("1024"), Ok(1024));
+        for text in ["0", "60001", "-1", "", "1s"] {
+            assert_eq!(parse_limit(text), Err(ValueError::BadLimit), "{text}");
+            assert_eq!(parse_pages(text), Err(ValueError::BadPages), "{text}");
+        }
         assert_eq!(parse_vcpus("1"), Ok(1));
         assert_eq!(parse_vcpus("1023"), Ok(1023));
         for text in ["0", "1024", "-1", "", "two", "99999999999999999999"] {

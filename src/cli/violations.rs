@@ -30,6 +30,8 @@ pub(crate) enum Check {
     ReverseMap,
     /// The watch over memory in use.
     Budget,
+    /// What is left of peers that are gone.
+    Peer,
     /// The count of injected faults: one never struck.
     Injection,
     /// The run itself: the VM failed, or did not end as it should.
@@ -45,6 +47,7 @@ impl fmt::Display for Check {
             Self::SwapChecksum => "the checksums of swap",
             Self::ReverseMap => "the check of the reverse map",
             Self::Budget => "the watch over the budget",
+            Self::Peer => "the look for what peers left behind",
             Self::Injection => "the count of injected faults",
             Self::Run => "the end of the run",
         })

@@ -31,6 +31,9 @@ bitflags! {
         /// Written since the dirty log took the page last. Set with `DIRTY` where that says that
         /// somebody wrote, but not cleared by writing the page back.
         const WRITTEN = 1 << 8;
+        /// Copies are out: export clients hold copies of the page, not mappings. Nobody may write it
+        /// before they were recalled; all mappings of it are read-only.
+        const LENT = 1 << 9;
     }
 }
 

@@ -29,6 +29,9 @@ pub enum Invalidation {
     /// gives up its mappings of it, and may give up more of the frame; those of other memory objects
     /// may stay.
     Replace(Owner),
+    /// Somebody is about to write the page: clients that hold copies of it give them up. Mappings
+    /// stay as they are; they are read-only while a copy is out.
+    Recall,
 }
 
 /// What an invalidation found in the mappings that it changed.
@@ -56,6 +59,9 @@ pub enum FlushReason {
     /// Accessed bits were cleared: they must be set again at the next use. Nothing is wrong if an
     /// old translation lives on.
     Aged,
+    /// Copies were recalled ([`Invalidation::Recall`]): nobody may use them once `flush` returns.
+    /// Mappings were not touched.
+    Recalled,
 }
 
 /// A client could not revoke translations; the frames must not be used for anything else.
@@ -83,7 +89,7 @@ pub trait ExportNotifier: Send + Sync {
     fn age_page(&self, page: &LockedPage<'_>) -> bool;
 
     /// Revokes every cached translation of these frames that the mappings no longer allow. The
-    /// frames' page locks are held if the reason is [`FlushReason::Invalidated`].
+    /// frames' page locks are held unless the reason is [`FlushReason::Aged`].
     ///
     /// # Errors
     /// If the kernel refuses; the frames must then stay with their pages.

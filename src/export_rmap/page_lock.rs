@@ -149,6 +149,13 @@ impl<'a> LockedPage<'a> {
         self.frame().owner()
     }
 
+    /// Whether nobody may map the page writable as it is: several guest pages share it, or copies of
+    /// it are out.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.owner().is_shared() || self.flags().contains(PageFlags::LENT)
+    }
+
     /// Gives the frame to a page.
     pub fn set_owner(&self, owner: Owner) {
         self.frame().set_owner(owner);

@@ -22,9 +22,9 @@ use crate::export_rmap::frame_table::FrameTable;
 use crate::export_rmap::page_lock::LockedPage;
 use crate::sync::Ordering;
 
-/// The count has the upper 23 bits of the flags word: 8 million invalidations of one frame during
+/// The count has the upper 22 bits of the flags word: 4 million invalidations of one frame during
 /// one fault would be needed to fool it.
-const COUNT_SHIFT: u32 = 9;
+const COUNT_SHIFT: u32 = 10;
 const COUNT_ONE: u32 = 1 << COUNT_SHIFT;
 
 /// What the count of a frame was when a fault found its page there.

@@ -1,4 +1,4 @@
-//! Fuzz targets: what a guest or a file can do to Gnomon, as functions of a string of bytes.
+//! Fuzz targets: what a guest, a file or a peer can do to Gnomon, as functions of a string of bytes.
 //!
 //! Guarantee: a target panics exactly when the code under it breaks a promise; any input is valid,
 //! and the same input does the same in every run. `fuzz/` runs the targets under a coverage-guided
@@ -9,6 +9,7 @@
 mod boot;
 mod emulator;
 mod memory_log;
+mod peer_protocol;
 #[cfg(test)]
 mod replay;
 #[cfg(feature = "export-notifier")]
@@ -27,6 +28,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "boot", run: boot::run },
     Target { name: "emulator", run: emulator::run },
+    Target { name: "peer_protocol", run: peer_protocol::run },
     #[cfg(feature = "export-notifier")]
     Target { name: "shadow_mmu", run: shadow_mmu::run },
 ];

@@ -54,6 +54,11 @@ fn the_corpus_of_emulator_finds_nothing() {
 }
 
 #[test]
+fn the_corpus_of_peer_protocol_finds_nothing() {
+    replay("peer_protocol");
+}
+
+#[test]
 #[cfg(feature = "export-notifier")]
 fn the_corpus_of_shadow_mmu_finds_nothing() {
     replay("shadow_mmu");

@@ -125,7 +125,7 @@ impl HostMm {
                 None => std::thread::yield_now(),
             }
         };
-        page.clear_flags(PageFlags::BY_WRITE);
+        page.clear_flags(PageFlags::BY_WRITE | PageFlags::LENT);
         page.set_uses(0);
         page.set_slot(None);
         page.set_owner(owner);

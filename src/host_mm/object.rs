@@ -241,12 +241,15 @@ impl MemoryObject {
         self.mm.fault_in(&self.pages, gfn, Intent::Read)
     }
 
-    /// As [`lock_page`](Self::lock_page), but this object's own: what was shared is copied first.
+    /// As [`lock_page`](Self::lock_page), but this object's own: what was shared is copied first,
+    /// and copies that are [lent](Self::lend_pages) are recalled.
     ///
     /// # Errors
-    /// As [`lock_page`](Self::lock_page), and if clients could not give the shared page up.
+    /// As [`lock_page`](Self::lock_page), and if clients could not give the page up.
     pub fn lock_page_for_write(&self, gfn: Gfn) -> Result<LockedPage<'_>, MmError> {
-        self.mm.fault_in(&self.pages, gfn, Intent::Write)
+        let page = self.mm.fault_in(&self.pages, gfn, Intent::Write)?;
+        self.mm.recall(&page)?;
+        Ok(page)
     }
 
     /// The page's frame, locked, if it is in one and nobody holds its lock: never waits, brings

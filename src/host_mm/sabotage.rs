@@ -32,6 +32,10 @@ pub enum Sabotage {
     SkipIotlbWait,
     /// Every so many pages, one bit of a page in swap flips.
     SwapCorrupt,
+    /// A page is written while copies of it are out.
+    SkipRecall,
+    /// A peer's copies are not taken from it when it has given them up.
+    SkipPunch,
 }
 
 /// The guest frames to whose pages the sabotage applies.

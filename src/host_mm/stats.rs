@@ -78,6 +78,10 @@ counters! {
     pages_freed,
     /// Pages whose places were exchanged with others'.
     remaps,
+    /// Copies of pages lent to clients.
+    lent,
+    /// Pages whose copies were recalled because somebody wrote.
+    recalls,
     /// Evictions given up because swap could not be written.
     failed_evictions,
 }

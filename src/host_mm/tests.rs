@@ -13,6 +13,8 @@ mod dirty_log;
 #[cfg(feature = "export-notifier")]
 mod history;
 #[cfg(feature = "export-notifier")]
+mod lending;
+#[cfg(feature = "export-notifier")]
 mod model;
 #[cfg(feature = "export-notifier")]
 mod protocol;

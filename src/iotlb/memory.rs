@@ -172,7 +172,7 @@ impl Unit {
                 DeviceAccess::Read => self.object.lock_page(gfn)?,
                 DeviceAccess::Write => self.object.lock_page_for_write(gfn)?,
             };
-            let (token, writable) = (page.sequence(), !page.owner().is_shared());
+            let (token, writable) = (page.sequence(), !page.is_read_only());
             drop(page);
             let table = self.mm.frame_table();
             if let Some(in_flight) = self.slots.install(table, gfn, token, writable, access) {
@@ -213,7 +213,8 @@ impl ExportNotifier for Unit {
 
     fn flush(&self, frames: &[Pfn], reason: FlushReason) -> Result<(), RevokeError> {
         // Each access sets the accessed state anew: nothing is cached that aging would have to drop.
-        if reason == FlushReason::Aged {
+        // And entries are no copies.
+        if matches!(reason, FlushReason::Aged | FlushReason::Recalled) {
             return Ok(());
         }
         if self.mm.config().sabotage == Some(Sabotage::SkipIotlbWait) {

@@ -257,6 +257,10 @@ impl Slots {
         let Some(client) = self.client() else {
             return harvest;
         };
+        // Entries are no copies.
+        if kind == Invalidation::Recall {
+            return harvest;
+        }
         let mut locked = self.lock();
         let state = &mut *locked.state;
         page.table().rmap_visit(page.pfn(), client, |location| {
@@ -271,7 +275,7 @@ impl Slots {
             harvest = harvest.or(Harvest { dirty: slot.dirty, accessed: slot.accessed });
             (slot.dirty, slot.accessed, slot.writable) = (false, false, false);
             match kind {
-                Invalidation::Clean => {
+                Invalidation::Clean | Invalidation::Recall => {
                     state.stats.write_protected += 1;
                     Retain::Keep
                 }

@@ -35,15 +35,18 @@ impl Mmu {
 impl ExportNotifier for Mmu {
     fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
         let mut harvest = Harvest::default();
-        if matches!(kind, Invalidation::Replace(owner) if owner.object != self.object.number()) {
-            return harvest;
+        match kind {
+            Invalidation::Replace(owner) if owner.object != self.object.number() => return harvest,
+            // SPTEs are no copies.
+            Invalidation::Recall => return harvest,
+            _ => {}
         }
         let visited = self.visit_sptes(page, |entry| {
             // One atomic step: a bit that hardware sets is either in `old`, or not set at all.
             let old = match kind {
                 // SPTEs do not tell which of the guest's pages they map.
                 Invalidation::Unmap | Invalidation::Replace(_) => entry.swap(0, Ordering::AcqRel),
-                Invalidation::Clean => {
+                Invalidation::Clean | Invalidation::Recall => {
                     entry.fetch_and(!(Pte::WRITABLE | Pte::DIRTY).bits(), Ordering::AcqRel)
                 }
             };
@@ -54,12 +57,12 @@ impl ExportNotifier for Mmu {
             });
             match kind {
                 Invalidation::Unmap | Invalidation::Replace(_) => Retain::Drop,
-                Invalidation::Clean => Retain::Keep,
+                Invalidation::Clean | Invalidation::Recall => Retain::Keep,
             }
         });
         let counter = match kind {
             Invalidation::Unmap | Invalidation::Replace(_) => &self.counters.invalidated,
-            Invalidation::Clean => &self.counters.write_protected,
+            Invalidation::Clean | Invalidation::Recall => &self.counters.write_protected,
         };
         Counters::add(counter, visited);
         harvest
@@ -76,11 +79,11 @@ impl ExportNotifier for Mmu {
     }
 
     fn flush(&self, frames: &[Pfn], reason: FlushReason) -> Result<(), RevokeError> {
-        if reason == FlushReason::Aged {
-            if !self.config.zap_to_age {
-                return Ok(());
-            }
-            Counters::add(&self.counters.aged_zaps, frames.len() as u64);
+        match reason {
+            FlushReason::Recalled => return Ok(()),
+            FlushReason::Aged if !self.config.zap_to_age => return Ok(()),
+            FlushReason::Aged => Counters::add(&self.counters.aged_zaps, frames.len() as u64),
+            FlushReason::Invalidated => {}
         }
         self.guest_view.revoke(frames)
     }

@@ -45,10 +45,11 @@ pub enum FaultOutcome {
 /// What an SPTE is to point to.
 #[derive(Clone, Copy)]
 pub(super) enum Target {
-    /// A frame, which several guest pages may share: then it must not be written.
+    /// A frame. Its page must not be written while several guest pages share it, or while copies
+    /// of it are out.
     Frame {
         token: SequenceToken,
-        shared: bool,
+        read_only: bool,
     },
     Window(u64),
 }
@@ -74,7 +75,7 @@ pub(super) struct Install<'a> {
 impl Target {
     /// The frame of a locked page.
     pub(super) fn of(page: &LockedPage<'_>) -> Self {
-        Self::Frame { token: page.sequence(), shared: page.owner().is_shared() }
+        Self::Frame { token: page.sequence(), read_only: page.is_read_only() }
     }
 }
 
@@ -189,15 +190,15 @@ impl Mmu {
 
     pub(super) fn new_spte(&self, install: &Install<'_>) -> Pte {
         let Translation { writable, executable, dirty, origin, .. } = *install.translation;
-        let (address, shared) = match install.target {
-            Target::Frame { token, shared } => {
-                (self.config.machine.frame_address(token.pfn()), shared)
+        let (address, read_only) = match install.target {
+            Target::Frame { token, read_only } => {
+                (self.config.machine.frame_address(token.pfn()), read_only)
             }
             Target::Window(address) => (address, false),
         };
         let mut spte = (Pte::PRESENT | Pte::USER | Pte::ACCESSED | origin).at(address);
         // Read-only while the guest's own entry is clean, so that its first write is seen.
-        spte.set(Pte::WRITABLE, writable && dirty && !shared);
+        spte.set(Pte::WRITABLE, writable && dirty && !read_only);
         spte.set(Pte::DIRTY, install.access == Access::Write);
         spte.set(Pte::NO_EXECUTE, !executable);
         spte

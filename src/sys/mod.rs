@@ -13,4 +13,5 @@ pub mod memory;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod recording;
 pub mod signal;
+pub mod socket;
 pub mod uffd;

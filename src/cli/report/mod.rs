@@ -11,7 +11,7 @@ use super::args::{Invalidate, PolicyName, SabotageName, Workload};
 use super::config::StressConfig;
 use super::injected::Injected;
 use super::machine::Machine;
-use super::stress::{Course, Detection, StormCount};
+use super::stress::{Course, Detection, PeersReport, StormCount};
 use super::violations::{self, Check, Violation, Violations};
 use crate::host_mm::MmStats;
 use crate::iotlb::IotlbStats;
@@ -52,6 +52,8 @@ pub(crate) struct Report {
     pub(crate) iotlb: IotlbStats,
     pub(crate) fault_latency: LatencyReports,
     pub(crate) memory: MemoryReport,
+    /// Other processes that held pages; `None` without `--export-socket`.
+    pub(crate) peers: Option<PeersReport>,
     /// What came of `--inject`; `None` without it.
     pub(crate) injected: Option<Injected>,
     pub(crate) violations: Violations,
@@ -156,13 +158,14 @@ impl Report {
         config: &StressConfig,
         machine: &mut Machine,
         course: &Course,
+        peers: Option<PeersReport>,
         console: &[String],
     ) -> Self {
         let figures = machine.figures();
         let injected = Injected::conclude(machine);
         // They are kept until here because their pages were looked for.
         let has_ended = machine.retire_all();
-        let mut violations = all_violations(machine, course, injected.as_ref());
+        let mut violations = all_violations(machine, course, peers.as_ref(), injected.as_ref());
         if has_ended && config.sabotage.is_none() && config.machine.host.inject.items.is_empty() {
             let left = violations::left_behind(machine);
             violations.add(Check::ReverseMap, left, 0);
@@ -194,6 +197,7 @@ impl Report {
                 peak_frame_bytes: figures.peak_frame_bytes(),
                 peak_resident_bytes: course.peak_resident_bytes,
             },
+            peers,
             injected,
             violations,
             detection: course.detection.or(late),
@@ -209,7 +213,12 @@ impl Report {
     }
 }
 
-fn all_violations(machine: &Machine, course: &Course, injected: Option<&Injected>) -> Violations {
+fn all_violations(
+    machine: &Machine,
+    course: &Course,
+    peers: Option<&PeersReport>,
+    injected: Option<&Injected>,
+) -> Violations {
     let mut all = violations::collect(machine, course.peak_resident_bytes);
     if let Some(bad_end) = &course.bad_end {
         all.add_one(bad_end.clone());
@@ -218,6 +227,9 @@ fn all_violations(machine: &Machine, course: &Course, injected: Option<&Injected
         if let Some(broken) = &storm.broken {
             all.add_one(Violation::of_run(format!("the {} storm failed: {broken}", storm.kind)));
         }
+    }
+    if let Some(peers) = peers {
+        all.add(Check::Peer, peers.leftovers.iter().cloned(), 0);
     }
     if let Some(injected) = injected {
         injected.add_violations(&mut all, course.signal.is_some());
@@ -319,7 +331,7 @@ impl LatencyReports {
 }
 
 impl LatencyReport {
-    fn new(histogram: &Histogram<u64>) -> Self {
+    pub(crate) fn new(histogram: &Histogram<u64>) -> Self {
         Self {
             count: histogram.len(),
             p50_ns: histogram.value_at_quantile(0.5),

@@ -5,8 +5,9 @@ use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use super::{LatencyReport, Report, Verdict};
 use crate::cli::args::name_of;
 use crate::cli::output::printable;
-use crate::cli::stress::PopulationCount;
+use crate::cli::stress::{PeersReport, PopulationCount};
 use crate::cli::values::{human_bytes, human_count, human_nanos, size};
+use crate::peer::PeerStats;
 
 /// One line below the header, nothing else.
 const STYLE: TableStyle =
@@ -19,6 +20,7 @@ pub(crate) fn render(report: &Report) -> String {
     let mut parts = vec![headline(report), figures(report)];
     parts.extend(latencies(report));
     parts.extend(vms(report));
+    parts.extend(report.peers.as_ref().map(|peers| self::peers(report, peers)));
     parts.push(memory(report));
     parts.extend(report.injected.as_ref().map(|injected| injected.lines().join("\n")));
     parts.extend(violations(report));
@@ -40,7 +42,7 @@ fn headline(report: &Report) -> String {
     )
 }
 
-fn table(header: &[&str]) -> Table {
+pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(STYLE);
     table.set_header(header);
@@ -188,6 +190,32 @@ fn vms(report: &Report) -> Option<String> {
         human_count(all.pages_merged_across)
     ));
     Some(parts.join("\n"))
+}
+
+fn peers(report: &Report, peers: &PeersReport) -> String {
+    let PeerStats { served, refused, cut_off, lent, unmapped, invalidated, sent, acknowledged } =
+        peers.stats;
+    let mut table = table(&["peers", "total", "per second"]);
+    for (name, count) in [
+        ("peers served", served),
+        ("connections refused", refused),
+        ("peers cut off", cut_off),
+        ("pages lent to peers", lent),
+        ("pages given back by peers", unmapped),
+        ("pages recalled for a write", peers.recalls),
+        ("pages taken from peers", invalidated),
+        ("invalidations sent to peers", sent),
+        ("invalidations acknowledged", acknowledged),
+    ] {
+        let rate = if report.seconds > 0.0 { count as f64 / report.seconds } else { 0.0 };
+        table.add_row([name.to_owned(), human_count(count), format!("{rate:.0}")]);
+    }
+    let table = table.trim_fmt();
+    let Some(LatencyReport { p50_ns, p99_ns, max_ns, .. }) = peers.latency else {
+        return table;
+    };
+    let [p50, p99, max] = [p50_ns, p99_ns, max_ns].map(human_nanos);
+    format!("{table}\npeers gave pages up within {p50} (p50), {p99} (p99), {max} (max)")
 }
 
 fn memory(report: &Report) -> String {

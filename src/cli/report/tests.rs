@@ -63,6 +63,7 @@ pub(crate) fn report() -> Report {
             peak_frame_bytes: 128 << 20,
             peak_resident_bytes: 64 << 20,
         },
+        peers: None,
         injected: None,
         violations: Violations::default(),
         detection: None,
@@ -146,7 +147,13 @@ fn sabotage_is_caught_or_not() {
 fn injected_faults_are_counted_in_both_forms() {
     let mut report = report();
     let injected = Injected {
-        items: vec![Item { item: "eintr=0.5".into(), calls: 2000, struck: 1001, kind: "calls" }],
+        items: vec![Item {
+            item: "eintr=0.5".into(),
+            calls: 2000,
+            struck: 1001,
+            kind: "calls",
+            advice: "",
+        }],
         pages: Pages { in_frames: 3, in_swap: 4, lost: 0 },
         ..Injected::default()
     };

@@ -5,6 +5,7 @@
 //! once more, powered off when asked, and no check found anything.
 
 mod course;
+mod peers;
 mod population;
 mod progress;
 mod sources;
@@ -18,6 +19,7 @@ use super::{EXIT_FAILURE, args, injected};
 use crate::sys::signal::StopNotice;
 
 pub(crate) use course::{Course, Detection};
+pub(crate) use peers::PeersReport;
 pub(crate) use population::PopulationCount;
 pub(crate) use storm::StormCount;
 
@@ -42,8 +44,10 @@ pub(crate) fn run(config: StressConfig) -> anyhow::Result<u8> {
     if let Some(line) = injected::announcement(&config.machine.host.inject) {
         output::note(line);
     }
+    let peers = peers::Peers::start(config.peers.as_ref(), &machine)?;
     let course = course::run(&mut machine, &config, stop)?;
-    let report = Report::new(&config, &mut machine, &course, &tail.lines());
+    let peers = peers.map(|peers| peers.conclude(&machine.mm.stats()));
+    let report = Report::new(&config, &mut machine, &course, peers, &tail.lines());
     // No vCPU runs any more; frames and swap go back before anything is written.
     drop(machine);
     output::print(report::table::render(&report));

@@ -15,7 +15,7 @@ use crate::addr::Pfn;
 use crate::export_rmap::models::host::Host;
 use crate::export_rmap::{
     ClientId, ExportNotifier, FlushReason, FrameTable, Harvest, Invalidation, LockedPage,
-    Registration, Retain, RevokeError, RmapEntry, SequenceToken,
+    PageFlags, Registration, Retain, RevokeError, RmapEntry, SequenceToken,
 };
 use crate::sync::{Arc, AtomicU32, Mutex, Ordering, lock};
 
@@ -130,11 +130,19 @@ impl Client {
     }
 
     fn try_fault(&self, host: &Host, page: usize, write: bool) -> bool {
-        let token = host.lock_page(page).sequence();
-        self.install(&host.table, page, write, token)
+        let locked = host.lock_page(page);
+        if write {
+            host.recall(&locked);
+        }
+        let is_lent = locked.flags().contains(PageFlags::LENT);
+        let token = locked.sequence();
+        drop(locked);
+        let rights = if is_lent { 0 } else { WRITABLE };
+        self.install_with(&host.table, page, write, token, rights)
     }
 
     /// The second half of a fault; `false` if it must start over.
+    #[cfg(loom)]
     pub(super) fn install(
         &self,
         table: &FrameTable,
@@ -142,9 +150,20 @@ impl Client {
         write: bool,
         token: SequenceToken,
     ) -> bool {
+        self.install_with(table, page, write, token, WRITABLE)
+    }
+
+    fn install_with(
+        &self,
+        table: &FrameTable,
+        page: usize,
+        write: bool,
+        token: SequenceToken,
+        rights: u32,
+    ) -> bool {
         let number = u32::try_from(token.pfn().index()).unwrap();
         let marks = ACCESSED | if write { DIRTY } else { 0 };
-        let new = (number << FRAME_SHIFT) | PRESENT | WRITABLE | marks;
+        let new = (number << FRAME_SHIFT) | PRESENT | rights | marks;
         let _mmu = lock(&self.mmu);
         let spte = &self.sptes[page];
         if spte.load(Ordering::Acquire) & PRESENT != 0 {
@@ -191,6 +210,7 @@ impl ExportNotifier for Client {
         page.table().rmap_visit(page.pfn(), id, |location| {
             let spte = &self.sptes[usize::try_from(location).unwrap()];
             let old = match kind {
+                Invalidation::Recall => return Retain::Keep,
                 Invalidation::Unmap | Invalidation::Replace(_) => spte.swap(0, Ordering::AcqRel),
                 Invalidation::Clean => spte.fetch_and(!(WRITABLE | DIRTY), Ordering::AcqRel),
             };
@@ -198,7 +218,7 @@ impl ExportNotifier for Client {
                 harvest.or(Harvest { dirty: old & DIRTY != 0, accessed: old & ACCESSED != 0 });
             match kind {
                 Invalidation::Unmap | Invalidation::Replace(_) => Retain::Drop,
-                Invalidation::Clean => Retain::Keep,
+                Invalidation::Clean | Invalidation::Recall => Retain::Keep,
             }
         });
         harvest
@@ -209,8 +229,11 @@ impl ExportNotifier for Client {
         false
     }
 
-    fn flush(&self, frames: &[Pfn], _reason: FlushReason) -> Result<(), RevokeError> {
+    fn flush(&self, frames: &[Pfn], reason: FlushReason) -> Result<(), RevokeError> {
         self.check_registered();
+        if reason == FlushReason::Recalled {
+            return Ok(());
+        }
         for entry in lock(&self.tlb).iter_mut() {
             if *entry & PRESENT != 0 && frames.contains(&frame(*entry)) {
                 *entry = 0;

@@ -6,6 +6,7 @@
 //! | [`Host::lock_page`] | `HostMm::fault_in`, `bring_in` |
 //! | [`Host::evict`] | `DetachedBatch::detach`, `revoke`, `Revoked::release` |
 //! | [`Host::clean`] | `HostMm::clean_frames` |
+//! | [`Host::lend`], [`Host::recall`] | `MemoryObject::lend_pages`, `lock_page_for_write` |
 //! | [`Host::discard`] | `HostMm::discard_page`, `revoke_for_good` |
 //! | `places` | the memory object's entries |
 //! | `memory`, `copies` | frames and swap slots: some words a page instead of 4 KiB |
@@ -93,7 +94,7 @@ impl Host {
             return None;
         };
         let locked = self.table.lock(pfn);
-        locked.clear_flags(PageFlags::DIRTY);
+        locked.clear_flags(PageFlags::DIRTY | PageFlags::LENT);
         locked.set_owner(Owner { object: 0, gfn: Gfn::new(page as u64) });
         locked.set_flags(PageFlags::IN_USE);
         let here = u32::try_from(pfn.index()).unwrap() + 1;
@@ -176,6 +177,30 @@ impl Host {
                 self.check_clean(locked, *page);
             }
         }
+    }
+
+    /// Lends the page: read-only everywhere, flushed, and then copied, all under the page lock.
+    #[cfg(loom)]
+    pub(super) fn lend(&self, page: usize, borrow: impl FnOnce(&LockedPage<'_>, u32)) {
+        let pages = [(self.lock_page(page), page)];
+        if !pages[0].0.flags().contains(PageFlags::LENT) {
+            self.detach(&pages, Invalidation::Clean);
+            self.flush(&pages);
+        }
+        let [(locked, _)] = pages;
+        locked.set_flags(PageFlags::LENT);
+        borrow(&locked, self.word(locked.pfn(), 0).load(Ordering::Relaxed));
+    }
+
+    /// Ends all copies of a page that is about to be written.
+    pub(super) fn recall(&self, locked: &LockedPage<'_>) {
+        if !locked.flags().contains(PageFlags::LENT) {
+            return;
+        }
+        locked.begin_invalidation();
+        self.notifiers.invalidate_page(locked, Invalidation::Recall);
+        self.notifiers.flush(&[locked.pfn()], FlushReason::Recalled).unwrap();
+        locked.clear_flags(PageFlags::LENT);
     }
 
     /// Forgets the page in a frame. Without clients there is nothing to flush.

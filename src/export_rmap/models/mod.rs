@@ -19,6 +19,8 @@ pub(crate) mod host;
 mod dirty;
 #[cfg(loom)]
 mod fault;
+#[cfg(loom)]
+mod lending;
 #[cfg(shuttle)]
 mod machine;
 #[cfg(loom)]

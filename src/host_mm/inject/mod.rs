@@ -12,6 +12,7 @@
 mod device;
 mod interrupt;
 mod notifier;
+mod peer;
 mod swap;
 mod trigger;
 
@@ -25,6 +26,7 @@ use nix::errno::Errno;
 use crate::host_mm::HostMm;
 use trigger::Trigger;
 
+pub use peer::PeerFault;
 pub(in crate::host_mm) use swap::{InjectingBackend, InjectingFile};
 pub use trigger::When;
 
@@ -47,6 +49,10 @@ pub enum HostFault {
     FrameEnomem,
     /// Signals come during a system call of swap or of a flush, and it returns `EINTR`.
     Eintr,
+    /// A peer does not answer an invalidation.
+    PeerHang,
+    /// A peer goes away instead of answering an invalidation.
+    PeerKill,
 }
 
 impl HostFault {
@@ -62,6 +68,7 @@ impl HostFault {
             Self::SlowDevice(_) => "accesses of devices",
             Self::FrameEnomem => "allocations of frames",
             Self::Eintr => "system calls of swap and flushes",
+            Self::PeerHang | Self::PeerKill => "invalidations sent to peers",
         }
     }
 }
@@ -102,6 +109,8 @@ impl fmt::Display for Name {
             HostFault::SlowDevice(time) => write!(f, "slow-device={}", time.as_millis()),
             HostFault::FrameEnomem => f.write_str("frame-enomem"),
             HostFault::Eintr => f.write_str("eintr"),
+            HostFault::PeerHang => f.write_str("peer-hang"),
+            HostFault::PeerKill => f.write_str("peer-kill"),
         }
     }
 }

@@ -31,11 +31,27 @@ pub(in crate::host_mm) struct Candidate<'a> {
 }
 
 /// Pages that a walk over a memory object invalidates with one flush.
-const BATCH: usize = 64;
+pub(in crate::host_mm) const BATCH: usize = 64;
+
+/// Locks a frame for a batch of locked pages. A page lock that somebody else holds is waited for with
+/// empty hands: after `empty` has let go of the batch.
+pub(in crate::host_mm) fn lock_beside_batch<'a>(
+    mm: &'a HostMm,
+    pfn: Pfn,
+    empty: impl FnOnce() -> Result<(), MmError>,
+) -> Result<LockedPage<'a>, MmError> {
+    match mm.table.try_lock(pfn) {
+        Some(page) => Ok(page),
+        None => {
+            empty()?;
+            Ok(mm.table.lock(pfn))
+        }
+    }
+}
 
 /// Puts the page of `object` that is in frame `pfn` into the batch, locked; `false` if it is not
 /// there any more. `invalidate` empties the batch: when it is full, and before a page lock that
-/// somebody else holds is waited for, since that is done with empty hands.
+/// somebody else holds is waited for.
 pub(in crate::host_mm) fn add_to_batch<'a>(
     mm: &'a HostMm,
     object: &'a ObjectPages,
@@ -44,13 +60,7 @@ pub(in crate::host_mm) fn add_to_batch<'a>(
     batch: &mut Vec<Candidate<'a>>,
     mut invalidate: impl FnMut(&mut Vec<Candidate<'a>>) -> Result<(), MmError>,
 ) -> Result<bool, MmError> {
-    let page = match mm.table.try_lock(pfn) {
-        Some(page) => page,
-        None => {
-            invalidate(batch)?;
-            mm.table.lock(pfn)
-        }
-    };
+    let page = lock_beside_batch(mm, pfn, || invalidate(batch))?;
     // The page may have left before the lock was ours.
     if object.touched_entry(gfn).map(Entry::load) != Some(Place::Frame(pfn)) {
         return Ok(false);
@@ -69,6 +79,7 @@ struct Detached<'a>(Candidate<'a>);
 #[must_use = "detached pages are still in use until they are revoked"]
 pub(in crate::host_mm) struct DetachedBatch<'a> {
     mm: &'a HostMm,
+    kind: Invalidation,
     pages: Vec<Detached<'a>>,
 }
 
@@ -97,7 +108,7 @@ impl<'a> DetachedBatch<'a> {
                 Some(Detached(candidate))
             })
             .collect();
-        Self { mm, pages }
+        Self { mm, kind, pages }
     }
 
     /// One flush for all of them.
@@ -112,6 +123,10 @@ impl<'a> DetachedBatch<'a> {
             .map(|page| page.0.page.pfn())
             .collect();
         self.mm.notifiers.flush(&frames, FlushReason::Invalidated)?;
+        if self.kind == Invalidation::Unmap {
+            // Copies are gone as mappings are. Not before the flush: if that fails, they may not be.
+            self.pages.iter().for_each(|page| page.0.page.clear_flags(PageFlags::LENT));
+        }
         Ok(self.into_revoked())
     }
 

@@ -18,7 +18,9 @@ use crate::host_mm::{HostMm, MmError, stats::Counters};
 use crate::sync::lock;
 
 use clock::Hand;
-pub(super) use evict::{Candidate, DetachedBatch, Revoked, add_to_batch, is_zero};
+pub(super) use evict::{
+    BATCH, Candidate, DetachedBatch, Revoked, add_to_batch, is_zero, lock_beside_batch,
+};
 
 /// Frames that a fault without a free frame asks for: enough to amortise the flush.
 const DIRECT_TARGET: usize = 32;

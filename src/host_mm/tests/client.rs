@@ -187,7 +187,8 @@ impl FakeClient {
             } else {
                 self.object.lock_page(gfn)?
             };
-            let writable = if page.owner().is_shared() { 0 } else { WRITABLE };
+            let read_only = page.is_read_only();
+            let writable = if read_only { 0 } else { WRITABLE };
             let token = page.sequence();
             let (table, pfn) = (self.object.host_mm().frame_table(), page.pfn());
             // Nobody can be in the middle of taking a frame whose page lock is ours.
@@ -250,6 +251,10 @@ impl FakeClient {
 
 impl ExportNotifier for FakeClient {
     fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
+        if kind == Invalidation::Recall {
+            // It has mappings and no copies.
+            return Harvest::default();
+        }
         let _mmu = self.lock_mmu();
         let mut harvest = Harvest::default();
         let id = *self.id.get().unwrap();
@@ -264,7 +269,7 @@ impl ExportNotifier for FakeClient {
                 Invalidation::Unmap | Invalidation::Replace(_) => {
                     (spte.swap(0, Ordering::AcqRel), Retain::Drop)
                 }
-                Invalidation::Clean => {
+                Invalidation::Clean | Invalidation::Recall => {
                     (spte.fetch_and(!(WRITABLE | DIRTY), Ordering::AcqRel), Retain::Keep)
                 }
             };

@@ -302,7 +302,7 @@ fn a_mapping_whose_page_was_invalidated_meanwhile_is_not_installed() {
             gva: at(0),
             access: Access::Read,
             translation: &translation,
-            target: Target::Frame { token, shared: false },
+            target: Target::Frame { token, read_only: false },
             flushes,
         });
         assert!(matches!(installed, Ok(Installed::Retry)));

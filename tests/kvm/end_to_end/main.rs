@@ -16,6 +16,7 @@ mod ends;
 mod inject;
 mod kernel;
 mod mended;
+mod peers;
 mod stress;
 mod swap;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         inject::trials(),
         kernel::trials(),
         mended::trials(),
+        peers::trials(),
         stress::trials(),
         swap::trials(),
     ];

@@ -1,0 +1,98 @@
+//! A page that is lent as a copy against a guest that writes it.
+
+use crate::addr::Pfn;
+use crate::export_rmap::models::client::Client;
+use crate::export_rmap::models::host::Host;
+use crate::export_rmap::models::{check_bounded, thread};
+use crate::export_rmap::{
+    ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Retain, RevokeError,
+    RmapEntry,
+};
+use crate::sync::{Arc, Mutex, Ordering, lock};
+
+const PAGE: usize = 0;
+const VALUE: u32 = 7;
+
+/// Holds a copy of the page, and the frame that it came from. Stands in for `peer::session::Session`,
+/// whose flush waits until the peer has given up what was dropped.
+#[derive(Default)]
+struct Borrower {
+    id: std::sync::OnceLock<ClientId>,
+    copy: Mutex<Option<(Pfn, u32)>>,
+}
+
+impl Borrower {
+    fn entry(&self) -> RmapEntry {
+        RmapEntry::new(*self.id.get().unwrap(), 0)
+    }
+}
+
+impl ExportNotifier for Borrower {
+    fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
+        if kind != Invalidation::Clean {
+            let mut copy = lock(&self.copy);
+            page.table().rmap_visit(page.pfn(), *self.id.get().unwrap(), |_| Retain::Drop);
+            *copy = None;
+        }
+        Harvest::default()
+    }
+
+    fn age_page(&self, _page: &LockedPage<'_>) -> bool {
+        false
+    }
+
+    fn flush(&self, _frames: &[Pfn], _reason: FlushReason) -> Result<(), RevokeError> {
+        Ok(())
+    }
+}
+
+/// Whatever the guest has done before: `mapped` says that it may have the right to write already.
+fn lend_against_a_write(mapped: bool) {
+    let host = Arc::new(Host::new(1, 1));
+    let borrower = Arc::new(Borrower::default());
+    let registration = host.notifiers.register(borrower.clone()).unwrap();
+    borrower.id.set(registration.id()).unwrap();
+    let (client, _registration) = Client::register(&host, 1, 0);
+    if mapped {
+        client.fault(&host, PAGE, true);
+    }
+    let guest = thread::spawn({
+        let (host, client) = (host.clone(), client.clone());
+        move || {
+            if !mapped {
+                client.fault(&host, PAGE, false);
+            }
+            while client.touch(&host, PAGE, Some(VALUE)).is_none() {
+                client.fault(&host, PAGE, true);
+            }
+        }
+    });
+    host.lend(PAGE, |page, content| {
+        let mut copy = lock(&borrower.copy);
+        page.table().rmap_add(page.pfn(), borrower.entry());
+        *copy = Some((page.pfn(), content));
+    });
+    // While it is held, nobody takes the copy away, so nobody may write.
+    let copy = lock(&borrower.copy);
+    if let Some((pfn, content)) = *copy {
+        let now = host.word(pfn, 0).load(Ordering::Relaxed);
+        assert_eq!(now, content, "the page was written while a copy of it was out");
+    }
+    drop(copy);
+    guest.join().unwrap();
+    if let Some((pfn, content)) = *lock(&borrower.copy) {
+        assert_eq!(content, VALUE, "the copy is older than a completed write");
+        host.table.rmap_remove(pfn, borrower.entry());
+    }
+    host.check_books(&[&client]);
+}
+
+#[test]
+fn a_page_is_not_written_while_a_copy_is_out() {
+    check_bounded(|| lend_against_a_write(false));
+}
+
+#[test]
+fn the_right_to_write_goes_before_the_copy_is_made() {
+    check_bounded(|| lend_against_a_write(true));
+}

@@ -1,0 +1,369 @@
+//! The peer's side: maps pages of a guest that another process runs, and checks what it gets.
+//!
+//! Guarantee: it ends when its time is over or the server closes the connection, and answers each
+//! invalidation before it does anything else.
+
+mod slots;
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use vm_memory::{FileOffset, MmapRegion};
+
+use crate::addr::{Gfn, PAGE_SIZE};
+use crate::peer::protocol::{
+    Closing, MAX_NAMED_SLOTS, MAX_REQUESTS, MESSAGE_BYTES, NotAMessage, Reply, ReplyReader, Request,
+};
+use crate::sys::socket;
+use slots::Slots;
+pub use slots::{Findings, TORN_LIMIT};
+
+/// Longest sleep between looks at what is held.
+const TICK: Duration = Duration::from_millis(5);
+/// Time for the server to say hello.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
+/// Time for the server to take leave.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(30);
+/// Most pages that are asked for with one request.
+const RUN: u32 = 8;
+/// Held pages that are read again at each look.
+const READS: u32 = 4;
+
+/// What a peer does.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientConfig {
+    /// How long.
+    pub duration: Duration,
+    /// Most pages held or asked for at a time.
+    pub pages: usize,
+    /// Time after which a page is given up, on average, if nobody asks for it before.
+    pub hold: Duration,
+    /// Of the random choices.
+    pub seed: u64,
+    /// Answer nothing any more from this invalidation on, but keep the mapping: a bad peer.
+    pub hang_after: Option<u64>,
+}
+
+/// How a peer fared.
+#[derive(Clone, Debug)]
+pub struct ClientReport {
+    /// Time from hello to the end.
+    pub elapsed: Duration,
+    /// What it did and found.
+    pub findings: Findings,
+    /// Why the server closed the connection; `None` if the peer left.
+    pub closed: Option<Closing>,
+}
+
+/// A peer that could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody is there.
+    #[error("{}: cannot connect: {source}; start gnomon stress with --export-socket and this path first", .path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The server does not want this peer.
+    #[error("the server does not serve this peer: {0}")]
+    Refused(Closing),
+    /// Something else is at the other end.
+    #[error("what is at the other end is no server of guest pages of this version")]
+    NotAServer,
+    /// The server says something that is no message.
+    #[error("the server broke the protocol: {0}")]
+    Garbled(#[from] NotAMessage),
+    /// The server is gone without a word.
+    #[error("the server is gone: the connection ended without a word")]
+    Vanished,
+    /// The socket or the file failed.
+    #[error("cannot {what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> ClientError {
+    move |source| ClientError::Io { what, source }
+}
+
+/// A memory object as the server tells of it.
+#[derive(Clone, Copy, Debug)]
+struct Object {
+    pages: u64,
+    watched: Gfn,
+    watched_count: u64,
+}
+
+/// A connected peer.
+pub struct Client {
+    socket: UnixStream,
+    reader: ReplyReader,
+    slots: Slots,
+    objects: Vec<Option<Object>>,
+    unanswered: Vec<(u32, u32)>,
+    random: StdRng,
+    config: ClientConfig,
+    heard: u64,
+    is_hanging: bool,
+    is_leaving: bool,
+}
+
+impl Client {
+    /// Connects and waits for the server's hello.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn connect(path: &Path, config: ClientConfig) -> Result<Self, ClientError> {
+        let socket = UnixStream::connect(path)
+            .map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
+        Self::on(socket, config)
+    }
+
+    /// As [`connect`](Self::connect), on a socket that is connected.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn on(socket: UnixStream, config: ClientConfig) -> Result<Self, ClientError> {
+        socket.set_read_timeout(Some(HELLO_LIMIT)).map_err(failed("set up the socket"))?;
+        let mut hello = [0; MESSAGE_BYTES];
+        let received = socket::receive_with_file(&socket, &mut hello);
+        let (count, file) = received.map_err(failed("receive the server's hello"))?;
+        if count == 0 {
+            return Err(ClientError::Vanished);
+        }
+        let mut reader = ReplyReader::default();
+        reader.push(&hello[..count]);
+        let (slots, objects) = match reader.take() {
+            Ok(Some(Reply::Hello { slots, objects, .. })) => (slots, objects),
+            Ok(Some(Reply::Closed { why })) => return Err(ClientError::Refused(why)),
+            _ => return Err(ClientError::NotAServer),
+        };
+        let is_sane = (1..=MAX_NAMED_SLOTS).contains(&(slots as usize)) && objects <= 4096;
+        let file = file.filter(|_| is_sane).ok_or(ClientError::NotAServer)?;
+        let region = map(file, slots)?;
+        socket.set_nonblocking(true).map_err(failed("set up the socket"))?;
+        Ok(Self {
+            socket,
+            reader,
+            slots: Slots::new(slots, region),
+            objects: vec![None; objects as usize],
+            unanswered: Vec::new(),
+            random: StdRng::seed_from_u64(config.seed),
+            config,
+            heard: 0,
+            is_hanging: false,
+            is_leaving: false,
+        })
+    }
+
+    /// Works until its time is over, the server closes the connection, or `is_over` says so.
+    ///
+    /// # Errors
+    /// [`ClientError`]; what was found until then is lost.
+    pub fn run(mut self, is_over: impl Fn() -> bool) -> Result<ClientReport, ClientError> {
+        let begun = Instant::now();
+        let mut closed = None;
+        while closed.is_none() {
+            if !self.is_hanging && (begun.elapsed() >= self.config.duration || is_over()) {
+                self.leave()?;
+                break;
+            }
+            closed = self.turn()?;
+        }
+        if closed.is_some() {
+            self.slots.closed();
+        }
+        let elapsed = begun.elapsed();
+        Ok(ClientReport { elapsed, findings: self.slots.findings, closed })
+    }
+
+    /// Says good-bye and waits until the server has taken everything back.
+    fn leave(&mut self) -> Result<(), ClientError> {
+        self.send(Request::Bye)?;
+        self.is_leaving = true;
+        let begun = Instant::now();
+        while begun.elapsed() < GOODBYE_LIMIT {
+            if self.turn()?.is_some() {
+                self.slots.closed();
+                return Ok(());
+            }
+        }
+        Err(ClientError::Vanished)
+    }
+
+    /// Listens, then acts.
+    fn turn(&mut self) -> Result<Option<Closing>, ClientError> {
+        let mut watched = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
+        // An interrupted poll is as good as one that returned.
+        let _ = poll(&mut watched, timeout);
+        let mut bytes = [0; 4096];
+        match (&self.socket).read(&mut bytes) {
+            Ok(0) => return Err(ClientError::Vanished),
+            Ok(count) => self.reader.push(&bytes[..count]),
+            Err(error)
+                if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+                return Err(ClientError::Vanished);
+            }
+            Err(error) => return Err(failed("read the socket")(error)),
+        }
+        while let Some(reply) = self.reader.take()? {
+            if let Some(why) = self.hear(reply)? {
+                return Ok(Some(why));
+            }
+        }
+        if !self.is_hanging && !self.is_leaving {
+            self.act()?;
+        }
+        Ok(None)
+    }
+
+    fn hear(&mut self, reply: Reply) -> Result<Option<Closing>, ClientError> {
+        match reply {
+            Reply::Closed { why } => return Ok(Some(why)),
+            _ if self.is_hanging || self.is_leaving => {}
+            Reply::Hello { .. } => return Err(ClientError::NotAServer),
+            Reply::Info { object, pages, watched, watched_count } => {
+                if let Some(known) = self.objects.get_mut(object as usize) {
+                    *known = Some(Object { pages, watched, watched_count });
+                }
+            }
+            Reply::Mapped { slot, object, gfn } => {
+                let is_watched = self.objects.get(object as usize).copied().flatten();
+                let is_watched = is_watched.is_some_and(|object| {
+                    let from_first = gfn.as_u64().checked_sub(object.watched.as_u64());
+                    from_first.is_some_and(|offset| offset < object.watched_count)
+                });
+                let hold = self.config.hold.mul_f64(self.random.random_range(0.5..1.5));
+                self.slots.mapped(slot, (object, gfn), is_watched, hold);
+                self.answered(slot);
+            }
+            Reply::Refused { slot, gfn, .. } => {
+                self.slots.refused(slot, gfn);
+                self.answered(slot);
+            }
+            Reply::Invalidate { sequence, slots } => {
+                self.heard += 1;
+                if self.config.hang_after.is_some_and(|after| self.heard > after) {
+                    self.is_hanging = true;
+                    return Ok(None);
+                }
+                self.slots.invalidated(sequence, &slots);
+                self.send(Request::Ack { sequence })?;
+                self.slots.findings.acknowledged += 1;
+            }
+            Reply::Freed { sequence } => self.slots.freed(sequence),
+            Reply::Unmapped { slot } => self.slots.unmapped(slot),
+        }
+        Ok(None)
+    }
+
+    /// A slot of a request has its answer.
+    fn answered(&mut self, slot: u32) {
+        let of_slot = |(first, count): &(u32, u32)| (*first..*first + *count).contains(&slot);
+        if let Some(at) = self.unanswered.iter().position(of_slot) {
+            let (first, count) = self.unanswered.swap_remove(at);
+            // Answers come in any order: what is left is one request, or two that count as such.
+            for rest in [(first, slot - first), (slot + 1, first + count - slot - 1)] {
+                if rest.1 > 0 {
+                    self.unanswered.push(rest);
+                }
+            }
+        }
+    }
+
+    /// Gives up what is behind its time, reads some of what is held, and asks for more.
+    fn act(&mut self) -> Result<(), ClientError> {
+        for slot in self.slots.expire(Instant::now()) {
+            self.send(Request::Unmap { slot, count: 1 })?;
+        }
+        for _ in 0..READS {
+            if let Some((slot, ..)) = self.slots.any_held(&mut self.random) {
+                self.slots.verify(slot);
+            }
+        }
+        // The last ones are left to requests that were answered in part.
+        while self.unanswered.len() < MAX_REQUESTS / 2 {
+            let most = self.random.random_range(1..=RUN);
+            let Some((slot, count)) = self.slots.free_run(self.config.pages, most) else {
+                return Ok(());
+            };
+            let Some((object, first, count)) = self.choose(count) else {
+                return Ok(());
+            };
+            for at in 0..count {
+                self.slots.asked(slot + at, object, Gfn::new(first.as_u64() + u64::from(at)));
+            }
+            self.unanswered.push((slot, count));
+            self.send(Request::Map { object, first, count, slot })?;
+        }
+        Ok(())
+    }
+
+    /// Pages to ask for: often one that is held already, otherwise any that the oracle watches.
+    fn choose(&mut self, count: u32) -> Option<(u32, Gfn, u32)> {
+        if self.random.random_bool(0.25)
+            && let Some((_, object, gfn)) = self.slots.any_held(&mut self.random)
+        {
+            return Some((object, gfn, 1));
+        }
+        let watched: Vec<(u32, Object)> = (0..)
+            .zip(&self.objects)
+            .filter_map(|(number, object)| Some((number, (*object)?)))
+            .filter(|(_, object)| object.watched_count > 0)
+            .collect();
+        if watched.is_empty() {
+            return None;
+        }
+        let (number, object) = watched[self.random.random_range(0..watched.len())];
+        let offset = self.random.random_range(0..object.watched_count);
+        let first = object.watched.as_u64().checked_add(offset)?;
+        let inside = object.pages.checked_sub(first)?.min(object.watched_count - offset);
+        let count = count.min(u32::try_from(inside).unwrap_or(u32::MAX));
+        (count > 0).then_some((number, Gfn::new(first), count))
+    }
+
+    /// Sends a message; waits for room, for what is waited for is little.
+    fn send(&self, request: Request) -> Result<(), ClientError> {
+        let mut bytes = &request.bytes()[..];
+        while !bytes.is_empty() {
+            match (&self.socket).write(bytes) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let mut watched = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
+                    let _ = poll(&mut watched, PollTimeout::from(100u16));
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // Closed: what the server said before tells why.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+                Err(error) => return Err(failed("write to the socket")(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Maps the file that pages are lent in.
+fn map(file: File, slots: u32) -> Result<MmapRegion, ClientError> {
+    let bytes = slots as usize * PAGE_SIZE;
+    let long_enough = file.metadata().is_ok_and(|metadata| metadata.len() >= bytes as u64);
+    if !long_enough {
+        return Err(ClientError::NotAServer);
+    }
+    MmapRegion::from_file(FileOffset::new(file, 0), bytes)
+        .map_err(|error| failed("map the file of lent pages")(io::Error::other(error)))
+}

@@ -1,0 +1,402 @@
+//! The socket that peers connect to, and the peers that have.
+//!
+//! Guarantee: only processes of this user (and of root) are served, at most [`MAX_PEERS`] at a time;
+//! they may come and go at any time. [`PeerServer::stop`] returns when every copy was taken back,
+//! every client is unregistered and every thread has ended.
+
+use std::io::{ErrorKind, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::addr::{Gfn, PAGE_SIZE, Pfn};
+use crate::export_rmap::ClientId;
+use crate::host_mm::{HostMm, MemoryObject};
+use crate::peer::protocol::{Closing, MAX_NAMED_SLOTS, Reply};
+use crate::peer::session::{Common, Session};
+use crate::peer::tally::{PeerStats, Tally};
+use crate::sync::{Arc, Mutex, lock};
+use crate::sys::socket;
+
+/// Peers served at a time.
+pub const MAX_PEERS: usize = 16;
+/// Slots of a peer, unless it is said.
+pub const DEFAULT_SLOTS: u32 = 1024;
+
+/// The socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// There is something else.
+    #[error("{}: there is something that is not a socket; name another place", .0.display())]
+    NotASocket(PathBuf),
+    /// Somebody answers there.
+    #[error("{}: another process serves this socket; name another place", .0.display())]
+    InUse(PathBuf),
+    /// It cannot be made.
+    #[error("{}: cannot make a socket: {source}; name another place", .path.display())]
+    Bind {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// No thread or descriptor is left.
+    #[error("cannot serve peers: {0}")]
+    Host(std::io::Error),
+}
+
+/// How peers are served.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerConfig {
+    /// Pages that one peer may hold at a time, at most 65,536.
+    pub slots: u32,
+    /// Time in which a peer must acknowledge an invalidation.
+    pub limit: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self { slots: DEFAULT_SLOTS, limit: Duration::from_secs(1) }
+    }
+}
+
+/// Told of each peer that was cut off, in a sentence.
+pub type OnCutOff = Box<dyn Fn(&str) + Send + Sync>;
+
+struct Shared {
+    common: Arc<Common>,
+    sessions: Mutex<Sessions>,
+    on_cut_off: OnCutOff,
+    is_over: AtomicBool,
+    /// Interrupts the poll of the thread that accepts.
+    wake: EventFd,
+}
+
+/// Who is connected, and what everybody is told at first.
+#[derive(Default)]
+struct Sessions {
+    live: Vec<Arc<Session>>,
+    threads: Vec<JoinHandle<()>>,
+    /// Of each memory object, in order.
+    infos: Vec<Reply>,
+    /// All clients that ever were.
+    clients: Vec<ClientId>,
+    next_number: u64,
+}
+
+/// Serves peers until it is stopped or dropped.
+pub struct PeerServer {
+    shared: Arc<Shared>,
+    acceptor: Mutex<Option<JoinHandle<()>>>,
+    socket: Mutex<Option<SocketFile>>,
+}
+
+/// A socket in the file system; removed when dropped, unless something else is there by then.
+struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_some_and(|found| found == self.identity) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = path.symlink_metadata().ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+/// What is at the path of a socket that is to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Nothing,
+    /// A socket that nobody listens on: its process has died.
+    Stale,
+}
+
+fn look(path: &Path) -> Result<Found, ServeError> {
+    let Ok(metadata) = path.symlink_metadata() else {
+        return Ok(Found::Nothing);
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(ServeError::NotASocket(path.to_owned()));
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(Found::Stale),
+        _ => Err(ServeError::InUse(path.to_owned())),
+    }
+}
+
+/// Whether a socket can be made there, as far as can be known without making one.
+///
+/// # Errors
+/// [`ServeError`].
+pub fn check_path(path: &Path) -> Result<(), ServeError> {
+    look(path).map(drop)
+}
+
+fn bind(path: &Path) -> Result<(UnixListener, SocketFile), ServeError> {
+    if look(path)? == Found::Stale {
+        // Whoever was faster has made a socket of his own there: then the bind fails.
+        let _ = std::fs::remove_file(path);
+    }
+    let refused = |source| ServeError::Bind { path: path.to_owned(), source };
+    let listener = socket::bind_private(path).map_err(refused)?;
+    let identity = identity(path).ok_or_else(|| refused(ErrorKind::NotFound.into()))?;
+    Ok((listener, SocketFile { path: path.to_owned(), identity }))
+}
+
+impl PeerServer {
+    /// Serves pages of these memory objects, all of the same host memory, to peers that connect to
+    /// a new socket at `path`.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub fn start(
+        path: &Path,
+        mm: &Arc<HostMm>,
+        objects: Vec<Arc<MemoryObject>>,
+        config: ServerConfig,
+        on_cut_off: OnCutOff,
+    ) -> Result<Self, ServeError> {
+        let (listener, socket) = bind(path)?;
+        let server = Self::without_socket(mm, objects, config, on_cut_off)?;
+        *lock(&server.socket) = Some(socket);
+        let shared = server.shared.clone();
+        let acceptor = std::thread::Builder::new().name("peers".to_owned());
+        let acceptor = acceptor.spawn(move || accept(&shared, &listener));
+        *lock(&server.acceptor) = Some(acceptor.map_err(ServeError::Host)?);
+        Ok(server)
+    }
+
+    /// A server that peers are handed to.
+    pub(super) fn without_socket(
+        mm: &Arc<HostMm>,
+        objects: Vec<Arc<MemoryObject>>,
+        config: ServerConfig,
+        on_cut_off: OnCutOff,
+    ) -> Result<Self, ServeError> {
+        let info = |(number, object): (u32, &Arc<MemoryObject>)| Reply::Info {
+            object: number,
+            pages: object.bytes() / PAGE_SIZE as u64,
+            watched: Gfn::new(0),
+            watched_count: 0,
+        };
+        let infos = (0..).zip(&objects).map(info).collect();
+        let most = u32::try_from(MAX_NAMED_SLOTS).unwrap_or(u32::MAX);
+        let common = Common {
+            mm: mm.clone(),
+            objects,
+            slots: config.slots.min(most),
+            limit: config.limit,
+            tally: Tally::default(),
+        };
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let wake = EventFd::from_value_and_flags(0, flags);
+        let shared = Shared {
+            common: Arc::new(common),
+            sessions: Mutex::new(Sessions { infos, ..Sessions::default() }),
+            on_cut_off,
+            is_over: AtomicBool::new(false),
+            wake: wake.map_err(|error| ServeError::Host(error.into()))?,
+        };
+        Ok(Self { shared: Arc::new(shared), acceptor: Mutex::default(), socket: Mutex::default() })
+    }
+
+    /// Serves the peer at the other end of a connection.
+    #[cfg(all(test, feature = "export-notifier"))]
+    pub(super) fn hand_over(&self, stream: UnixStream) {
+        self.shared.admit(stream);
+    }
+
+    /// Tells all peers, those to come too, which pages of an object the guest's oracle watches.
+    pub fn watch(&self, object: u32, first: Gfn, count: u64) {
+        let mut sessions = lock(&self.shared.sessions);
+        let Some(Reply::Info { watched, watched_count, .. }) =
+            sessions.infos.get_mut(object as usize)
+        else {
+            return;
+        };
+        if (*watched, *watched_count) == (first, count) {
+            return;
+        }
+        (*watched, *watched_count) = (first, count);
+        let info = sessions.infos[object as usize].clone();
+        sessions.live.iter().for_each(|session| session.say(&info));
+    }
+
+    /// What has happened so far.
+    #[must_use]
+    pub fn stats(&self) -> PeerStats {
+        self.shared.common.tally.stats()
+    }
+
+    /// Nanoseconds from an invalidation to its acknowledgement and the end of its copies; `None`
+    /// without any.
+    #[must_use]
+    pub fn latency(&self) -> Option<Histogram<u64>> {
+        self.shared.common.tally.latency()
+    }
+
+    /// Takes everything back from all peers, and serves none any more.
+    pub fn stop(&self) {
+        // Relaxed: the wake-up comes after it.
+        self.shared.is_over.store(true, Ordering::Relaxed);
+        let _ = self.shared.wake.write(1);
+        let acceptor = lock(&self.acceptor).take();
+        if let Some(acceptor) = acceptor {
+            let _ = acceptor.join();
+        }
+        drop(lock(&self.socket).take());
+        let (live, threads) = {
+            let mut sessions = lock(&self.shared.sessions);
+            (std::mem::take(&mut sessions.live), std::mem::take(&mut sessions.threads))
+        };
+        live.iter().for_each(|session| session.close(Closing::EndOfRun));
+        for thread in threads {
+            let _ = thread.join();
+        }
+    }
+
+    /// Mappings that are still in the reverse map of frames though their peer is gone, a sentence
+    /// each. Call it once the server has stopped.
+    #[must_use]
+    pub fn leftovers(&self) -> Vec<String> {
+        let clients = lock(&self.shared.sessions).clients.clone();
+        let table = self.shared.common.mm.frame_table();
+        let frames = (0..table.len()).map(Pfn::new);
+        let of_peers = frames.flat_map(|pfn| {
+            let entries = table.rmap_entries(pfn).into_iter();
+            entries.filter(|entry| clients.contains(&entry.client())).map(move |entry| (pfn, entry))
+        });
+        let sentence = |(pfn, entry): (Pfn, crate::export_rmap::RmapEntry)| {
+            let client = entry.client().as_u16();
+            let slot = entry.location();
+            format!(
+                "I3: frame {pfn} is exported to slot {slot} of peer client {client}, which is gone"
+            )
+        };
+        of_peers.map(sentence).collect()
+    }
+}
+
+impl Drop for PeerServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Lets peers in until the server is over.
+fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
+    // So that a peer that hangs up before it is accepted is not waited for.
+    if listener.set_nonblocking(true).is_err() {
+        return;
+    }
+    while !shared.is_over.load(Ordering::Relaxed) {
+        let mut watched = [
+            PollFd::new(listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(shared.wake.as_fd(), PollFlags::POLLIN),
+        ];
+        let _ = poll(&mut watched, PollTimeout::NONE);
+        match listener.accept() {
+            Ok((stream, _)) => shared.admit(stream),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            // Out of descriptors, say: it may pass.
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+impl Shared {
+    /// Serves a peer, or tells it why not.
+    fn admit(self: &Arc<Self>, stream: UnixStream) {
+        let mine = nix::unistd::geteuid().as_raw();
+        let is_ours = socket::peer_uid(&stream).is_ok_and(|uid| uid == mine || uid == 0);
+        if !is_ours {
+            return self.refuse(&stream, Closing::OtherUser);
+        }
+        let mut sessions = lock(&self.sessions);
+        sessions.forget_ended();
+        if sessions.live.len() == MAX_PEERS {
+            return self.refuse(&stream, Closing::TooMany);
+        }
+        let Ok(spare) = stream.try_clone() else {
+            return self.refuse(&stream, Closing::Trouble);
+        };
+        sessions.next_number += 1;
+        let number = sessions.next_number;
+        let Ok(session) = Session::new(self.common.clone(), number, stream) else {
+            return self.refuse(&spare, Closing::Trouble);
+        };
+        // From here on everything that is invalidated reaches it; it has nothing yet.
+        let Ok(registration) = self.common.mm.register_client(session.clone()) else {
+            return self.refuse(&spare, Closing::TooMany);
+        };
+        let client = registration.id();
+        session.set_client(client);
+        // Before anything is served: what it asks for is answered after.
+        if session.greet().is_err() {
+            session.close(Closing::HungUp);
+        }
+        sessions.infos.iter().for_each(|info| session.say(info));
+        let (shared, served) = (self.clone(), session.clone());
+        let thread = std::thread::Builder::new().name(format!("peer-{number}")).spawn(move || {
+            served.serve();
+            served.settle();
+            shared.common.mm.notifiers().unregister(registration);
+            shared.tell(&served);
+        });
+        let Ok(thread) = thread else {
+            // The registration went with the closure. The client stays on the list, without pages.
+            session.close(Closing::Trouble);
+            return;
+        };
+        sessions.clients.push(client);
+        sessions.live.push(session);
+        sessions.threads.push(thread);
+        self.common.tally.served();
+    }
+
+    fn refuse(&self, mut stream: &UnixStream, why: Closing) {
+        self.common.tally.refused();
+        let mut bytes = Vec::new();
+        Reply::Closed { why }.write(&mut bytes);
+        // Nothing is in the socket's buffer; a peer that is gone need not be told.
+        let _ = stream.write_all(&bytes);
+    }
+
+    fn tell(&self, session: &Session) {
+        if let Some(end) = session.end()
+            && !matches!(end.why, Closing::EndOfRun | Closing::Left)
+        {
+            let fault = end.fault.map(|fault| format!(": {fault}")).unwrap_or_default();
+            (self.on_cut_off)(&format!("peer {} was cut off: {}{fault}", session.number, end.why));
+        }
+    }
+}
+
+impl Sessions {
+    fn forget_ended(&mut self) {
+        self.live.retain(|session| session.end().is_none());
+        let (ended, threads) = std::mem::take(&mut self.threads)
+            .into_iter()
+            .partition(|thread: &JoinHandle<()>| thread.is_finished());
+        self.threads = threads;
+        let ended: Vec<JoinHandle<()>> = ended;
+        for thread in ended {
+            let _ = thread.join();
+        }
+    }
+}
