@@ -173,7 +173,11 @@ mod tests {
     fn content(object: usize, gfn: Gfn) -> [u8; PAGE_SIZE] {
         let mut page = [0; PAGE_SIZE];
         let number = gfn.as_u64().to_le_bytes()[0];
-        page[..3].copy_from_slice(&[1, number, if number % 2 == 0 { 9 } else { [5, 6][object] }]);
+        page[..3].copy_from_slice(&[
+            1,
+            number,
+            if number.is_multiple_of(2) { 9 } else { [5, 6][object] },
+        ]);
         page
     }
 
