@@ -158,3 +158,56 @@ fn remap(objects: Arc<Objects>, spare: Arc<MemoryObject>) -> Box<Source> {
         Ok(done)
     })
 }
+
+// Without the notifier nothing can be merged, shared or remapped.
+#[cfg(all(test, feature = "export-notifier"))]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+    use crate::host_mm::HostMmConfig;
+
+    const PAGES: u64 = 64;
+
+    /// The same in both objects for even pages, of its own in each for odd ones.
+    fn content(object: usize, gfn: Gfn) -> [u8; PAGE_SIZE] {
+        let mut page = [0; PAGE_SIZE];
+        let number = gfn.as_u64().to_le_bytes()[0];
+        page[..3].copy_from_slice(&[
+            1,
+            number,
+            if number.is_multiple_of(2) { 9 } else { [5, 6][object] },
+        ]);
+        page
+    }
+
+    #[test]
+    fn no_source_changes_what_any_of_several_guests_finds() {
+        let mm = HostMm::new(HostMmConfig::new(4 << 20)).unwrap();
+        let objects = Arc::new(Objects::default());
+        let live = [(); 2].map(|()| mm.create_object(PAGES * PAGE_SIZE_U64).unwrap());
+        let every = || (0..2).flat_map(|index| (0..PAGES).map(move |raw| (index, Gfn::new(raw))));
+        live.iter().for_each(|object| objects.add(object));
+        for (index, gfn) in every() {
+            live[index].write(gfn.base(), &content(index, gfn)).unwrap();
+        }
+        let mut random = StdRng::seed_from_u64(1);
+        let frames: Vec<Pfn> = (0..mm.frame_count()).map(Pfn::new).collect();
+        use Invalidate::{Clean, Cow, Merge, Migrate, Reclaim, Remap, Zero};
+        for kind in [Merge, Cow, Remap, Zero, Migrate, Clean, Reclaim, Merge] {
+            let work = source(kind, &mm, &objects).unwrap().unwrap();
+            let mut done = 0;
+            for some in frames.chunks(32) {
+                done += work(some, &mut random).unwrap();
+            }
+            assert!(done > 0 || kind == Zero, "{kind:?}");
+            for (index, gfn) in every() {
+                let mut found = [0; PAGE_SIZE];
+                live[index].read(gfn.base(), &mut found).unwrap();
+                assert!(found == content(index, gfn), "{kind:?}: page {gfn} of object {index}");
+            }
+        }
+        // Of both objects: equal pages only, or the content would not be right.
+        assert!(objects.merged_across.load(Ordering::Relaxed) > 0);
+    }
+}
