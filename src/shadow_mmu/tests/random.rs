@@ -173,7 +173,8 @@ proptest! {
 /// Everything that a guest may leave is noticed when its memory is to go to the next one.
 #[test]
 fn memory_of_a_guest_that_is_not_gone_is_not_given_to_the_next() {
-    let leaves: [(bool, fn(&Machine)); 3] = [
+    type Leave = fn(&Machine);
+    let leaves: [(bool, Leave); 3] = [
         (true, |_| {}),
         (false, |machine| std::mem::forget(machine.object().clone())),
         (false, |machine| std::mem::forget(machine.mm.clone())),
