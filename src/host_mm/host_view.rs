@@ -54,7 +54,7 @@ impl HostView {
         &self.memfd
     }
 
-    #[cfg(any(test, feature = "fuzzing"))]
+    #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
     pub(super) fn region(&self) -> &MmapRegion {
         &self.region
     }

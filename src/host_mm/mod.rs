@@ -19,7 +19,7 @@ mod commons;
 mod dirty_log;
 mod error;
 mod fault;
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
 mod frame_memory;
 mod frames;
 mod free;
@@ -49,7 +49,7 @@ use crate::sync::Snapshot;
 pub use audit::Audit;
 pub use dirty_log::DirtyLog;
 pub use error::MmError;
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
 pub(crate) use frame_memory::FrameMemory;
 pub use frames::MIN_HOST_MEMORY_BYTES;
 pub use guest_view::GuestView;
@@ -166,7 +166,7 @@ impl HostMm {
 
     /// As [`new`](Self::new), on memory for the frames that is there already and that no other
     /// `HostMm` is using, with swap in memory.
-    #[cfg(any(test, feature = "fuzzing"))]
+    #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
     pub(crate) fn on_memory(
         config: HostMmConfig,
         memory: &FrameMemory,

@@ -17,7 +17,7 @@ use nix::unistd::{Whence, lseek};
 use vm_memory::{MmapRegion, VolatileMemory};
 
 use crate::addr::PAGE_SIZE;
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
 use crate::sys::recording;
 
 /// Ranges handed to the kernel in one vectored call. The kernel's limit is 1024; 512 keeps the
@@ -309,7 +309,7 @@ fn vectored(
     this_process: &OwnedFd,
     ranges: &[(usize, usize)],
 ) -> Result<usize, Errno> {
-    #[cfg(any(test, feature = "fuzzing"))]
+    #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
     {
         let base = region.as_ptr().addr();
         if ranges.iter().all(|&(offset, len)| recording::note(base + offset, len)) {
@@ -344,7 +344,7 @@ fn advise(region: &MmapRegion, offset: usize, len: usize, advice: i32) -> io::Re
     if len == 0 {
         return Ok(());
     }
-    #[cfg(any(test, feature = "fuzzing"))]
+    #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
     if advice == libc::MADV_DONTNEED && recording::note(region.as_ptr().addr() + offset, len) {
         return Ok(());
     }

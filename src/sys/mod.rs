@@ -10,7 +10,7 @@
 )]
 
 pub mod memory;
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
 pub(crate) mod recording;
 pub mod signal;
 pub mod socket;

@@ -193,7 +193,7 @@ impl HostMm {
 
     /// Evicts pages that are not in use, as a fault without a free frame does, until so many frames
     /// were freed or there is nothing left to evict: for tests. Returns the number of frames freed.
-    #[cfg(any(test, feature = "fuzzing"))]
+    #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
     pub(crate) fn reclaim_frames(&self, frames: usize) -> Result<usize, MmError> {
         let reclaimed = self.reclaim(frames);
         reclaimed.error.map_or(Ok(reclaimed.frames), Err)
