@@ -276,3 +276,28 @@ fn each_generation_of_a_vm_makes_its_own_choices() {
         assert!(!generations[..number].contains(one), "generation {number}");
     }
 }
+
+/// What other processes can tell of a page without the ledger (`gnomon peer`).
+#[test]
+fn a_reader_without_the_ledger_knows_whole_pages_and_those_of_others() {
+    use gnomon::addr::Gfn;
+    use gnomon::peer::verify::{Page, Verifier, Wrong};
+
+    let oracle = Oracle::new(7, 50);
+    let mut verifier = Verifier::default();
+    let here = Gfn::new(ID.gfn);
+    assert_eq!(verifier.check(here, &[0; WORDS]), Ok(Page::Zero));
+    let page = written(&oracle, ID, 3);
+    assert_eq!(verifier.check(here, &page), Ok(Page::Whole));
+    for word in 1..WORDS {
+        let mut torn = page;
+        torn[word] ^= 1 << (word % 64);
+        // The version is not in the checksum.
+        let expected = if word == 1 { Page::Whole } else { Page::Torn };
+        assert_eq!(verifier.check(here, &torn), Ok(expected), "word {word}");
+    }
+    let elsewhere = verifier.check(Gfn::new(ID.gfn + 1), &page);
+    assert_eq!(elsewhere, Err(Wrong::Number { found: ID.gfn }));
+    let of_another_guest = written(&Oracle::new(8, 50), ID, 3);
+    assert!(matches!(verifier.check(here, &of_another_guest), Err(Wrong::Magic { .. })));
+}

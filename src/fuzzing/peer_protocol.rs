@@ -36,6 +36,8 @@ struct Case {
     batches: Vec<(u64, Vec<u32>)>,
     sequence: u64,
     reader: ReplyReader,
+    /// What was sent to the book and not acted on.
+    inbox: Vec<u8>,
     now: Instant,
 }
 
@@ -48,6 +50,7 @@ pub(super) fn run(data: &[u8]) {
         batches: Vec::new(),
         sequence: 0,
         reader: ReplyReader::default(),
+        inbox: Vec::new(),
         now: Instant::now(),
     };
     while !bytes.is_empty() {
@@ -98,8 +101,14 @@ impl Case {
     /// `false` once the peer is cut off, or has left.
     fn hear(&mut self, said: &[u8]) -> bool {
         self.book.receive(said);
+        self.inbox.extend_from_slice(said);
         loop {
-            match self.book.hear() {
+            let event = self.book.hear();
+            let request = match event {
+                Ok(Some(_)) => self.request(),
+                _ => None,
+            };
+            match event {
                 Err(fault) => {
                     assert!(!fault.to_string().is_empty());
                     return false;
@@ -108,9 +117,19 @@ impl Case {
                 Ok(Some(Event::Left)) => return false,
                 Ok(Some(Event::Asked)) => self.asked(),
                 Ok(Some(Event::Released(slots))) => self.release(slots),
-                Ok(Some(Event::Acked(batch))) => self.acknowledge(&batch),
+                Ok(Some(Event::Acked(batch))) => {
+                    assert_eq!(request, Some(Request::Ack { sequence: batch.sequence }));
+                    self.acknowledge(&batch);
+                }
             }
         }
+    }
+
+    /// The message that the book has just acted on.
+    fn request(&mut self) -> Option<Request> {
+        let head = *self.inbox.first_chunk::<MESSAGE_BYTES>()?;
+        self.inbox.drain(..MESSAGE_BYTES);
+        Request::parse(&head).ok()
     }
 
     /// The book has taken a request in, or refused it: which of the two, the replies tell.
