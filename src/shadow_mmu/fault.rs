@@ -181,6 +181,12 @@ impl Mmu {
             return Ok(self.upgrade(place, new, install));
         }
         if old.is_present() {
+            // A fault that was overtaken would zap what the one that overtook it has installed.
+            if let Target::Frame { token, .. } = install.target
+                && self.must_retry(install, token)
+            {
+                return Ok(Installed::Retry);
+            }
             // The guest mapped another page here and faulted before it flushed: a processor drops
             // the old translation on a fault.
             self.zap(std::iter::once(place))?;

@@ -20,11 +20,12 @@ use std::time::{Duration, Instant};
 
 use crate::sys::memory::copy_touched;
 
+use super::assemble::Contents;
 use super::error::VmError;
 use super::hypercall::VmObserver;
 use super::kvm::KvmDevice;
 use super::machine::{ControlBlock, map_shared, window_bytes};
-use super::vm::{Contents, Vm};
+use super::vm::Vm;
 
 /// The next clone's generation. 0 is for VMs that booted.
 static NEXT_GENERATION: AtomicU64 = AtomicU64::new(1);

@@ -9,6 +9,7 @@
 //! state, the `gate` keeps all vCPUs out while shadow pages are recycled, the `roster` knows
 //! who runs, and `vm` puts it all together, also from a VM that runs (`clone`).
 
+mod assemble;
 pub mod boot;
 mod clone;
 pub mod cpu;

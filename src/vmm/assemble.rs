@@ -1,0 +1,310 @@
+//! How a VM is made from its parts, at its boot or as a clone.
+
+use std::io::Write;
+use std::sync::{Arc, OnceLock};
+
+use kvm_ioctls::VcpuFd;
+use vm_memory::MmapRegion;
+
+use crate::abi;
+use crate::addr::{Gpa, PAGE_SIZE_U64};
+use crate::host_mm::{HostMm, MemoryObject};
+use crate::iotlb::Iotlb;
+use crate::shadow_mmu::{ShadowConfig, ShadowMmu, TableMemory};
+use crate::sync::Mutex;
+
+use super::boot::{self, Image};
+use super::cpu::{Features, GuestCpu, gpr};
+use super::devices::PortBus;
+use super::devices::dma::DmaDevice;
+use super::error::VmError;
+use super::gate::Gate;
+use super::host_kind::{HostKind, HostTraits};
+use super::hypercall::{Reports, VmObserver};
+use super::kick::{Kick, Kicker};
+use super::kvm::{self, KvmDevice, KvmError, KvmVm};
+use super::machine::{
+    ControlBlock, FRAMES_SLOT, MachinePlan, TABLES_SLOT, WINDOW_SLOT, map_pinned, map_shared,
+    window_bytes,
+};
+use super::monitor::{self, MonitorLayout, MonitorStack};
+use super::real;
+use super::roster::{Roster, StartRequest};
+use super::shared::Shared;
+use super::stale;
+use super::stats::{FaultLatency, LiveCounts};
+use super::vcpu::Vcpu;
+use super::vm::{MIN_MEMORY_BYTES, Vm, VmConfig};
+
+/// Shadow pages that one vCPU needs to get past any single instruction, with room to spare.
+const MIN_SHADOW_PAGES_PER_VCPU: u32 = 32;
+/// Pages that the DMA device has translations of at a time.
+const IOTLB_ENTRIES: usize = 64;
+
+/// What a VM and its clones have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) memory_bytes: u64,
+    pub(super) vcpus: usize,
+    shadow_pages: Option<u32>,
+    kind: HostKind,
+}
+
+/// What a VM begins with: its content, and who is told.
+pub(super) struct Contents {
+    pub(super) object: Arc<MemoryObject>,
+    pub(super) window: Arc<MmapRegion>,
+    pub(super) control: ControlBlock,
+    /// What its serial port prints to.
+    pub(super) console: Box<dyn Write + Send>,
+    pub(super) observer: Option<Arc<dyn VmObserver>>,
+    /// How each vCPU begins, by index.
+    pub(super) starts: Vec<Option<StartRequest>>,
+}
+
+/// What the parts of a VM are made from.
+struct Parts {
+    monitor: MonitorLayout,
+    plan: MachinePlan,
+    tables: Arc<MmapRegion>,
+    shadow: Arc<ShadowMmu>,
+    iotlb: Arc<Iotlb>,
+    kvm: KvmVm,
+}
+
+impl Vm {
+    /// Makes a VM, loads its kernel, and leaves it ready to start. Its memory comes from `mm`;
+    /// its serial port prints to `console`.
+    ///
+    /// # Errors
+    /// [`VmError`]: KVM is not usable, the configuration or the kernel is refused, or the host
+    /// lacks memory.
+    pub fn new(
+        config: &VmConfig,
+        mm: &Arc<HostMm>,
+        console: Box<dyn Write + Send>,
+    ) -> Result<Self, VmError> {
+        Self::new_assuming(None, config, mm, console)
+    }
+
+    /// [`Vm::new`] on a host that is taken for one of the given kind; `None` to probe it.
+    /// [`HostKind::Shadow`] is right on every host. [`HostKind::Tdp`] where it does not fit costs
+    /// good choices in reclaim: pages in use look unused.
+    ///
+    /// # Errors
+    /// As [`Vm::new`].
+    pub fn new_assuming(
+        kind: Option<HostKind>,
+        config: &VmConfig,
+        mm: &Arc<HostMm>,
+        console: Box<dyn Write + Send>,
+    ) -> Result<Self, VmError> {
+        let kind = host_kind(kind)?;
+        check_memory(config.memory_bytes)?;
+        let image = Image::parse(&config.kernel, config.memory_bytes)?;
+        let device = KvmDevice::open()?;
+        check_vcpus(config.vcpus, &device)?;
+        let features = kvm::features(&device.guest_cpuid()?)?;
+
+        let object = mm.create_object(config.memory_bytes)?;
+        boot::load(&object, &image, config.cmdline.as_bytes())?;
+        let shape = Shape {
+            memory_bytes: config.memory_bytes,
+            vcpus: config.vcpus,
+            shadow_pages: config.shadow_pages,
+            kind,
+        };
+        let window = map_shared("pinned window", window_bytes(shape.memory_bytes))?;
+        let mut boot = GuestCpu::at_boot(Gpa::new(abi::BOOT_PML4_GPA), features);
+        boot.rip = image.entry();
+        boot.gpr[gpr::RSI] = abi::BOOT_PARAMS_GPA;
+        let mut starts = vec![None; shape.vcpus];
+        starts[0] = Some(StartRequest { cpu: boot, real: None });
+        let contents = Contents {
+            object,
+            control: ControlBlock::new(window.clone(), shape.vcpus, shape.memory_bytes),
+            window,
+            console,
+            observer: config.observer.clone(),
+            starts,
+        };
+        Self::assemble(shape, &device, contents)
+    }
+
+    /// Makes a VM around its contents.
+    pub(super) fn assemble(
+        shape: Shape,
+        device: &KvmDevice,
+        contents: Contents,
+    ) -> Result<Self, VmError> {
+        let cpuid = device.guest_cpuid()?;
+        let features = kvm::features(&cpuid)?;
+        let parts = build_parts(shape, device, features, &contents)?;
+        let mut fds = Vec::with_capacity(shape.vcpus);
+        let mut kickers = Vec::with_capacity(shape.vcpus);
+        for index in 0..shape.vcpus {
+            let mut fd = parts.kvm.create_vcpu(index, &cpuid)?;
+            real::prepare(&mut fd, &cpuid, &parts.monitor)?;
+            kickers.push(Arc::new(kicker(&fd)?));
+            fds.push(fd);
+        }
+
+        let Contents { object, window, control, console, observer, starts } = contents;
+        let tables = parts.tables.clone();
+        let shared = Arc::new(share(shape, parts, control, console, observer, &kickers));
+        let tripwire = stale::watch(object.host_mm(), &shared, &kickers)?;
+        // What a vCPU is before its start does not matter.
+        let idle = GuestCpu::at_boot(Gpa::new(abi::BOOT_PML4_GPA), features);
+        let vcpus = fds
+            .into_iter()
+            .enumerate()
+            .map(|(index, fd)| {
+                let stack = MonitorStack::new(&shared.monitor, tables.clone(), index);
+                Vcpu::new(index, fd, shared.clone(), stack, idle.clone())
+            })
+            .collect();
+        Ok(Self {
+            shared,
+            object,
+            shape,
+            window,
+            kickers,
+            vcpus,
+            starts,
+            threads: Vec::new(),
+            birth: None,
+            device: None,
+            _tripwire: tripwire,
+        })
+    }
+}
+
+fn check_memory(bytes: u64) -> Result<(), VmError> {
+    let (min, max) = (MIN_MEMORY_BYTES, abi::MAX_MEMORY_BYTES);
+    if bytes.is_multiple_of(PAGE_SIZE_U64) && (min..=max).contains(&bytes) {
+        return Ok(());
+    }
+    Err(VmError::MemorySize { bytes, min, max })
+}
+
+fn check_vcpus(vcpus: usize, device: &KvmDevice) -> Result<(), VmError> {
+    let max = device.max_vcpus().min(abi::MAX_VCPUS);
+    if (1..=max).contains(&vcpus) {
+        return Ok(());
+    }
+    Err(VmError::VcpuCount { vcpus, max })
+}
+
+/// What kind of KVM this host has, as far as it matters to a VM.
+fn host_kind(assumed: Option<HostKind>) -> Result<HostKind, VmError> {
+    match HostTraits::of_this_host() {
+        Some(HostTraits { zap_revokes: false, .. }) => Err(VmError::ZapWithoutEffect),
+        observed => {
+            let observed = observed.as_ref().map(HostTraits::kind);
+            Ok(assumed.or(observed).unwrap_or(HostKind::Shadow))
+        }
+    }
+}
+
+/// Shadow pages for a VM that does not say: some, and then leaf tables for four times its RAM or
+/// for an eighth of the frames, each far from all others, whichever is less. They come on top of
+/// host memory, so a large guest in few frames must not have many.
+fn default_shadow_pages(memory_bytes: u64, frames: u32, min: u32) -> u32 {
+    let leaf_tables = u32::try_from(memory_bytes >> 21).unwrap_or(u32::MAX);
+    leaf_tables.saturating_mul(4).min(frames / 8).saturating_add(1024).saturating_add(min)
+}
+
+fn shadow_pages(shape: Shape, frames: u32) -> Result<u32, VmError> {
+    let vcpus = shape.vcpus;
+    let min = u32::try_from(vcpus).unwrap_or(u32::MAX).saturating_mul(MIN_SHADOW_PAGES_PER_VCPU);
+    match shape.shadow_pages {
+        None => Ok(default_shadow_pages(shape.memory_bytes, frames, min)),
+        Some(pages) if pages >= min => Ok(pages),
+        Some(pages) => Err(VmError::ShadowPages { pages, vcpus, min }),
+    }
+}
+
+/// Maps the slots, writes the monitor, makes the shadow MMU and the KVM VM.
+fn build_parts(
+    shape: Shape,
+    device: &KvmDevice,
+    features: Features,
+    contents: &Contents,
+) -> Result<Parts, VmError> {
+    let Contents { object, window, .. } = contents;
+    let mm = object.host_mm();
+    let shadow_pages = shadow_pages(shape, mm.frame_count())?;
+    let monitor = MonitorLayout::new(shape.vcpus);
+    let view = mm.map_guest_view()?;
+    let frames = view.region().clone();
+    let frames_bytes = frames.size() as u64;
+    let plan = MachinePlan::new(
+        &monitor,
+        shadow_pages,
+        shape.memory_bytes,
+        frames_bytes,
+        features.phys_bits,
+    )?;
+
+    let tables = map_pinned("monitor and shadow tables", plan.tables_bytes)?;
+    let monitor_pml4e =
+        monitor::install(&monitor, &tables, plan.tables_slot_base).map_err(|error| {
+            VmError::Map { what: "monitor", bytes: monitor.bytes(), reason: error.to_string() }
+        })?;
+    let shadow_config = ShadowConfig {
+        machine: plan.layout(&monitor),
+        monitor_pml4e,
+        phys_bits: features.phys_bits,
+        zap_to_age: shape.kind.zap_to_age(),
+    };
+    let monitor_bytes = usize::try_from(monitor.bytes()).unwrap_or(usize::MAX);
+    let table_memory = TableMemory::new(tables.clone(), monitor_bytes, shadow_pages)?;
+    let shadow = Arc::new(ShadowMmu::new(shadow_config, object.clone(), table_memory, view)?);
+    shadow.set_window(window.clone());
+    let iotlb = Arc::new(Iotlb::new(object.clone(), IOTLB_ENTRIES)?);
+
+    let kvm = device.create_vm()?;
+    kvm.add_region(TABLES_SLOT, plan.tables_slot_base, &tables)?;
+    kvm.add_region(WINDOW_SLOT, plan.window_base, window)?;
+    kvm.add_region(FRAMES_SLOT, plan.frames_base, &frames)?;
+    Ok(Parts { monitor, plan, tables, shadow, iotlb, kvm })
+}
+
+fn kicker(fd: &VcpuFd) -> Result<Kicker, VmError> {
+    use std::os::fd::{AsRawFd, BorrowedFd};
+    // SAFETY: the descriptor is open as long as `fd` is, which is borrowed for longer than this.
+    #[allow(unsafe_code)]
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
+    Ok(Kicker::new(borrowed)
+        .map_err(|source| KvmError::Request { request: "mmap of kvm_run", source })?)
+}
+
+fn share(
+    shape: Shape,
+    parts: Parts,
+    control: ControlBlock,
+    console: Box<dyn Write + Send>,
+    observer: Option<Arc<dyn VmObserver>>,
+    kickers: &[Arc<Kicker>],
+) -> Shared {
+    let Parts { monitor, plan, tables: _, shadow, iotlb, kvm } = parts;
+    let kicks = kickers.iter().map(|kicker| kicker.clone() as Arc<dyn Kick>).collect();
+    Shared {
+        kvm,
+        shadow,
+        monitor,
+        control,
+        bus: PortBus::new(console, Arc::new(DmaDevice::new(iotlb.clone()))),
+        iotlb,
+        gate: Gate::new(kicks),
+        roster: Roster::new(shape.vcpus),
+        reports: Reports::default(),
+        observer,
+        counts: (0..shape.vcpus).map(|_| LiveCounts::default()).collect(),
+        latency: Mutex::new(FaultLatency::default()),
+        first_entry: OnceLock::new(),
+        memory_bytes: shape.memory_bytes,
+        window_bytes: plan.window_bytes,
+        vcpus: shape.vcpus,
+    }
+}
