@@ -111,7 +111,8 @@ fn injected_faults() {
             );
         };
         refused("gremlin", &["--inject", "no such fault", "swap-write=ERRNO@WHEN", "eintr[=P]"]);
-        refused("peer-hang", &["no such fault"]);
+        refused("peer-hang@0", &["such as peer-hang@100"]);
+        assert_refused(&[command, "--inject", "peer-kill"], &["peer-kill@1", "--export-socket"]);
         refused("swap-write=EPERM@1", &["EIO, ENOSPC, ENOMEM"]);
         refused("swap-read=EIO", &["@N the N-th", "@N/M"]);
         refused("swap-full@0", &["swap-full@100"]);
