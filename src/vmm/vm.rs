@@ -38,10 +38,10 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct VmConfig {
     /// Guest RAM in bytes, from guest-physical 0; a multiple of 4096 from [`MIN_MEMORY_BYTES`]
-    /// to [`abi::MAX_MEMORY_BYTES`].
+    /// to [`crate::abi::MAX_MEMORY_BYTES`].
     pub memory_bytes: u64,
     /// Number of vCPUs; the first starts at the kernel's entry point, the others wait for
-    /// [`abi::HC_START_VCPU`].
+    /// [`crate::abi::HC_START_VCPU`].
     pub vcpus: usize,
     /// The kernel: a static 64-bit ELF executable.
     pub kernel: Cow<'static, [u8]>,
