@@ -233,8 +233,9 @@ impl NotifierList {
         self.entries.store(entries);
         drop(writers);
         // A walker may still hold the old snapshot: it is stopped, or waited for, at the entry.
+        let id = registration.id();
         registration.entry.close();
-        lock(&self.writers).give_back(registration.id().as_u16());
+        lock(&self.writers).give_back(id.as_u16());
     }
 
     /// `export_notifier(function, args…)`: calls `call` with each registered notifier.

@@ -21,13 +21,18 @@ impl Mmu {
         let Some(&client) = self.client.get() else {
             return 0;
         };
-        let _state = self.lock();
-        let mut visited = 0;
+        let mut state = self.lock();
+        let (mut visited, mut dropped) = (0, false);
         page.table().rmap_visit(page.pfn(), client, |location| {
             let place = SptePlace::of_location(location);
             visited += 1;
-            visit(self.tables.entry(place.page, place.index))
+            let retain = visit(self.tables.entry(place.page, place.index));
+            dropped |= retain == Retain::Drop;
+            retain
         });
+        if dropped {
+            state.unflushed.insert(page.pfn());
+        }
         visited
     }
 }
@@ -85,6 +90,13 @@ impl ExportNotifier for Mmu {
             FlushReason::Aged => Counters::add(&self.counters.aged_zaps, frames.len() as u64),
             FlushReason::Invalidated => {}
         }
-        self.guest_view.revoke(frames)
+        self.guest_view.revoke(frames)?;
+        if reason == FlushReason::Invalidated {
+            let unflushed = &mut self.lock().unflushed;
+            for pfn in frames {
+                unflushed.remove(pfn);
+            }
+        }
+        Ok(())
     }
 }

@@ -189,7 +189,7 @@ impl Mmu {
             }
             // The guest mapped another page here and faulted before it flushed: a processor drops
             // the old translation on a fault.
-            self.zap(std::iter::once(place))?;
+            self.zap(&mut state, std::iter::once(place))?;
         }
         Ok(self.install_new(&state, place, new, install))
     }

@@ -1,6 +1,6 @@
 //! Shadow roots and pages: which guest CR3 has which tables, and what a guest flush removes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use crate::addr::{Gva, Pfn};
@@ -81,6 +81,8 @@ pub(super) struct State {
     /// Counts recyclings; a [`Root`] of an older one is void.
     epoch: u64,
     pub(super) streams: Streams,
+    /// Frames of which the host has cleared SPTEs and which it has not flushed yet.
+    pub(super) unflushed: HashSet<Pfn>,
 }
 
 /// Where an SPTE is, packed as the reverse map's location.
@@ -116,6 +118,7 @@ impl State {
             next_page: 0,
             epoch: 0,
             streams: Streams::default(),
+            unflushed: HashSet::new(),
         }
     }
 
@@ -219,7 +222,14 @@ impl Mmu {
     /// Clears SPTEs for reasons of the guest's, with the MMU lock held: clear, flush, and only then
     /// out of the reverse map. As long as a processor may use an old translation, the frame is
     /// exported, and whoever wants to take it must ask us and so wait for the MMU lock.
-    pub(super) fn zap(&self, places: impl Iterator<Item = SptePlace>) -> Result<(), RevokeError> {
+    ///
+    /// The flush includes what the host has cleared and not flushed yet: an SPTE that is no longer
+    /// there may still be in a TLB, and the guest has just been promised that it is not.
+    pub(super) fn zap(
+        &self,
+        state: &mut State,
+        places: impl Iterator<Item = SptePlace>,
+    ) -> Result<(), RevokeError> {
         let mut zapped: Vec<(SptePlace, Pte)> = Vec::new();
         for place in places {
             let entry = self.tables.entry(place.page, place.index);
@@ -235,7 +245,7 @@ impl Mmu {
             }
             zapped.push((place, old));
         }
-        if let Err(error) = self.revoke(zapped.iter().map(|&(_, old)| old)) {
+        if let Err(error) = self.revoke(zapped.iter().map(|&(_, old)| old), &state.unflushed) {
             // Back to what processors may still use, and what the reverse map says.
             for (place, old) in zapped {
                 let entry = self.tables.entry(place.page, place.index);
@@ -243,6 +253,7 @@ impl Mmu {
             }
             return Err(error);
         }
+        state.unflushed.clear();
         Counters::add(&self.counters.guest_flushed, zapped.len() as u64);
         for (place, old) in zapped {
             if let (Some(pfn), Some(entry)) = (self.frame_of(old), self.rmap_entry(place)) {
@@ -253,9 +264,13 @@ impl Mmu {
     }
 
     /// Makes every processor drop what it made of these SPTEs: frames, and the window's pages in
-    /// one piece from the first to the last.
-    fn revoke(&self, sptes: impl Iterator<Item = Pte>) -> Result<(), RevokeError> {
-        let mut frames = Vec::new();
+    /// one piece from the first to the last. And all that it has of the frames in `unflushed`.
+    fn revoke(
+        &self,
+        sptes: impl Iterator<Item = Pte>,
+        unflushed: &HashSet<Pfn>,
+    ) -> Result<(), RevokeError> {
+        let mut frames: Vec<Pfn> = unflushed.iter().copied().collect();
         let mut window: Option<(u64, u64)> = None;
         for spte in sptes {
             if let Some(pfn) = self.frame_of(spte) {
@@ -374,7 +389,8 @@ impl ShadowMmu {
         if let Some(tables) = state.root_mut(root) {
             tables.flushes += 1;
         }
-        mmu.zap(state.find(root, gva).into_iter())
+        let place = state.find(root, gva);
+        mmu.zap(&mut state, place.into_iter())
     }
 
     /// Takes all shadow pages back. Every [`Root`] is void after it.
@@ -441,5 +457,5 @@ fn flush(
         pages.push(leaf.page);
     }
     let places = |page| mmu.tables.used(page).map(move |(index, _)| SptePlace { page, index });
-    mmu.zap(pages.into_iter().flat_map(places))
+    mmu.zap(state, pages.into_iter().flat_map(places))
 }

@@ -2,9 +2,14 @@
 
 use std::fs::File;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
 
-use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE_U64};
-use crate::export_rmap::FlushReason;
+use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
+use crate::export_rmap::{
+    ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, RevokeError,
+};
 use crate::host_mm::{HostMmConfig, Sabotage};
 use crate::shadow_mmu::PagingContext;
 use crate::shadow_mmu::fault::{Install, Installed, Target};
@@ -15,6 +20,8 @@ use crate::shadow_mmu::reference::machine::{
 };
 use crate::shadow_mmu::walk::{Access, Walk};
 use crate::shadow_mmu::{FaultOutcome, LoadRoot};
+use crate::sync::lock;
+use crate::sys::recording::Recording;
 
 const ROOT: u64 = 1;
 /// Where the tests' leaf table is.
@@ -384,4 +391,63 @@ fn vcpus_that_differ_in_what_sptes_depend_on_share_no_root() {
     let executable = PagingContext { nxe: false, ..cpu.context };
     assert_ne!(machine.load_root(&unprotected), cpu.root);
     assert_ne!(machine.load_root(&executable), cpu.root);
+}
+
+/// A client that stops the host between the clearing of SPTEs, which comes before, and the flush.
+struct BeforeTheFlush {
+    reached: Mutex<mpsc::Sender<()>>,
+    go_on: Mutex<mpsc::Receiver<()>>,
+}
+
+impl ExportNotifier for BeforeTheFlush {
+    fn invalidate_page(&self, _page: &LockedPage<'_>, _kind: Invalidation) -> Harvest {
+        lock(&self.reached).send(()).unwrap();
+        lock(&self.go_on).recv_timeout(Duration::from_secs(60)).unwrap();
+        Harvest::default()
+    }
+
+    fn age_page(&self, _page: &LockedPage<'_>) -> bool {
+        false
+    }
+
+    fn flush(&self, _frames: &[Pfn], _reason: FlushReason) -> Result<(), RevokeError> {
+        Ok(())
+    }
+}
+
+/// The SPTE is gone, but a processor may still use it until the host has flushed. A guest that
+/// flushes in between must not be told that it is done before it is.
+#[test]
+fn a_guests_flush_includes_what_the_host_has_cleared_and_not_flushed_yet() {
+    for by_cr3 in [false, true] {
+        let (machine, mut cpu) = machine();
+        let gfn = Gfn::new(DATA);
+        let (reached, is_reached) = mpsc::channel();
+        let (go, go_on) = mpsc::channel();
+        let client = BeforeTheFlush { reached: Mutex::new(reached), go_on: Mutex::new(go_on) };
+        let registration = machine.mm.notifiers().register(Arc::new(client)).unwrap();
+        assert_eq!(cpu.write(&machine, at(0), 7), Done::Value(0));
+        let view = machine.shadow.guest_view().region().as_ptr().addr();
+        let frame = view + machine.frame(gfn).unwrap().index() * PAGE_SIZE;
+        let mut is_flushed = || {
+            let recording = Recording::start();
+            if by_cr3 {
+                cpu.load_cr3(&machine, ROOT);
+            } else {
+                machine.shadow.invlpg(cpu.root, at(0)).unwrap();
+            }
+            recording.take().iter().any(|gone| gone.contains(&frame))
+        };
+        thread::scope(|scope| {
+            let evicting = scope.spawn(|| machine.evict(gfn));
+            is_reached.recv_timeout(Duration::from_secs(60)).unwrap();
+            assert!(is_flushed(), "the SPTE is gone, and its frame is flushed all the same");
+            assert!(!is_flushed(), "once");
+            go.send(()).unwrap();
+            evicting.join().unwrap();
+        });
+        assert!(!is_flushed(), "and not after the host has done it");
+        machine.mm.notifiers().unregister(registration);
+        machine.assert_sound();
+    }
 }
