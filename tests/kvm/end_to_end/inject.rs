@@ -21,6 +21,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         kvm_trial("inject_short_writes", short_writes),
         kvm_trial("inject_interrupted_calls", interrupted_calls),
         kvm_trial("inject_a_slow_notifier", a_slow_notifier),
+        kvm_trial("inject_late_flushes_beside_the_guests_own", late_flushes_beside_the_guests_own),
         kvm_trial("inject_a_slow_device", a_slow_device),
         kvm_trial("inject_failing_frame_allocations", failing_frame_allocations),
         kvm_trial("inject_everything_that_can_be_survived", everything_that_can_be_survived),
@@ -136,6 +137,17 @@ fn interrupted_calls() {
 
 fn a_slow_notifier() {
     assert_eq!(survived("slow-notifier=20@0.002").len(), 1);
+}
+
+/// Between the clearing of SPTEs and their flush, the guest changes its page tables and flushes for
+/// itself: from then on nothing of the old translations may be left, the host's flush or not.
+fn late_flushes_beside_the_guests_own() {
+    let invalidations = "reclaim,clean,migrate,merge,cow,remap";
+    let arguments = ["--duration", "8s", "--workload", "paging", "--invalidate", invalidations];
+    let (finished, report) = stress("slow-notifier=2@0.2", &arguments);
+    assert!(finished.with_code(0).stdout.contains("PASSED"), "{report:#}");
+    assert_eq!(number(&report, "/violations/total"), 0);
+    assert!(number(&report, "/guest/paging_ops") > 100, "{report:#}");
 }
 
 fn a_slow_device() {
