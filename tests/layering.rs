@@ -9,7 +9,7 @@ const LAYERS: &[&[&str]] = &[
     &["abi", "addr", "sync", "sys"],
     &["export_rmap"],
     &["host_mm"],
-    &["shadow_mmu"],
+    &["shadow_mmu", "direct_mmu"],
     &["vmm"],
     &["cli"],
     &["fuzzing"],

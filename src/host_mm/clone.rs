@@ -33,6 +33,7 @@ impl MemoryObject {
         pages: impl Iterator<Item = Gfn>,
     ) -> Result<Arc<MemoryObject>, MmError> {
         require_notifier("to clone a guest's memory")?;
+        self.mm.require_any_frame("to clone a guest's memory")?;
         let clone = self.mm.create_object(self.bytes())?;
         let mut batch = Vec::new();
         for gfn in pages {

@@ -74,6 +74,7 @@ impl MemoryObject {
         content: Content,
     ) -> Result<(), MmError> {
         require_notifier("to remap pages")?;
+        self.mm.require_any_frame("to remap pages")?;
         if count > MAX_REMAP_PAGES {
             let why = format!("{count} pages are more than {MAX_REMAP_PAGES}");
             return Err(MmError::OutOfFrames { gfn: first, why });

@@ -24,6 +24,10 @@ pub enum Sabotage {
     SetFirst,
     /// Frames are given to new pages before the flush.
     EarlyReuse,
+    /// Direct paging: a page that is cleaned or evicted stays writable.
+    SkipWriteProtect,
+    /// Direct paging: that somebody removed a range of the window is not heeded.
+    DropEvent,
     /// Every so many pages, one bit of a page in swap flips.
     SwapCorrupt,
 }

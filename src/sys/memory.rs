@@ -12,6 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::{Whence, lseek};
 use vm_memory::MmapRegion;
 
 use crate::addr::PAGE_SIZE;
@@ -59,6 +60,20 @@ pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
             Err(Errno::EINTR) => {}
             other => return Ok(other?),
         }
+    }
+}
+
+/// Whether there is nothing behind the file at byte `offset`: a hole, or past its end.
+///
+/// # Errors
+///
+/// `EINVAL` for an offset beyond `i64`; otherwise as `lseek`.
+pub fn is_hole(file: &File, offset: u64) -> io::Result<bool> {
+    let offset = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+    match lseek(file, offset, Whence::SeekData) {
+        Ok(data) => Ok(data != offset),
+        Err(Errno::ENXIO) => Ok(true),
+        Err(errno) => Err(errno.into()),
     }
 }
 

@@ -9,6 +9,9 @@
     reason = "the wrappers of raw system calls; each block argues why its call is sound"
 )]
 
+#[cfg(test)]
+pub(crate) mod foreign;
 pub mod memory;
 pub mod signal;
 pub mod uffd;
+pub mod uffd_window;
