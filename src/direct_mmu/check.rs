@@ -60,7 +60,9 @@ impl Mmu {
             return None;
         }
         let protected = kernel & PAGEMAP_PROTECTED != 0;
-        if !state.contains(State::MAPPED) && !(protected && frame.is_in_use()) {
+        // Taken back, not punched: the page could not be written out.
+        let readable_still = protected && frame.is_in_use();
+        if !(state.contains(State::MAPPED) || readable_still) {
             return Some(format!(
                 "I3: guest frame {page:#x} is mapped by the kernel, but {state:?} in the table"
             ));

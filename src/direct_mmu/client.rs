@@ -29,10 +29,14 @@ impl Mmu {
             match shard.window.write_protect(offset_of(pages.start), bytes, true) {
                 // Nobody reads events any more, and nobody uses the window.
                 Err(InstallError::Changing) if self.is_ending() => return Ok(()),
+                // Over soon: the reader waits for nobody. A process that removes parts of the window
+                // all the time slows this down.
                 Err(InstallError::Changing) => std::thread::yield_now(),
                 // A part of the window is gone: the rest, one by one.
                 Err(InstallError::NotRegistered) if pages.end - pages.start > 1 => {
-                    return pages.clone().try_for_each(|page| self.protect(shard, &(page..page + 1)));
+                    return pages
+                        .clone()
+                        .try_for_each(|page| self.protect(shard, &(page..page + 1)));
                 }
                 Err(InstallError::NotRegistered) => return Ok(()),
                 other => return other,
@@ -82,10 +86,7 @@ impl ExportNotifier for Mmu {
             page.table().rmap_visit(page.pfn(), client, |_| Retain::Drop);
             Counters::add(&self.counters.invalidated, 1);
         }
-        Harvest {
-            dirty: old.contains(State::WRITABLE),
-            accessed: old.contains(State::ACCESSED),
-        }
+        Harvest { dirty: old.contains(State::WRITABLE), accessed: old.contains(State::ACCESSED) }
     }
 
     fn age_page(&self, page: &LockedPage<'_>) -> bool {

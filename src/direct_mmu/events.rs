@@ -17,7 +17,7 @@ impl Mmu {
         shard.window.read(&mut events)?;
         for event in &events {
             if let WindowEvent::Removed { offset, len } = *event {
-                self.note_removed(shard, &mut noted, pages_of(shard, offset, len));
+                self.note_removed(shard, &mut noted, pages_of(offset, len));
             }
         }
         drop(noted);
@@ -41,10 +41,10 @@ impl Mmu {
             }
             WindowEvent::Removed { .. } => {}
             WindowEvent::Unmapped { offset, len } => {
-                shard.hand_over(Job::Lose(pages_of(shard, offset, len), "unmapped"));
+                shard.hand_over(Job::Lose(pages_of(offset, len), "unmapped"));
             }
             WindowEvent::Moved { offset, len } => {
-                shard.hand_over(Job::Lose(pages_of(shard, offset, len), "moved"));
+                shard.hand_over(Job::Lose(pages_of(offset, len), "moved"));
             }
             WindowEvent::Stray { address } => self.fail(&DirectError::Stray { address }),
         }
@@ -52,10 +52,6 @@ impl Mmu {
     }
 }
 
-/// The shard's pages among these bytes: an event may be about more than the window.
-fn pages_of(shard: &Shard, offset: usize, len: usize) -> Range<u64> {
-    let first = (offset / PAGE_SIZE) as u64;
-    let end = (offset.saturating_add(len) / PAGE_SIZE) as u64;
-    let start = first.clamp(shard.pages.start, shard.pages.end);
-    start..end.clamp(start, shard.pages.end)
+fn pages_of(offset: usize, len: usize) -> Range<u64> {
+    (offset / PAGE_SIZE) as u64..((offset + len) / PAGE_SIZE) as u64
 }

@@ -78,7 +78,12 @@ impl Mmu {
         let pages = 1 + around.len();
         // Before the kernel has it, in the books: those who look do not take this lock.
         self.table.set(page, rights);
-        let installed = shard.window.install(offset_of(page), pages * PAGE_SIZE, !writable);
+        let map = |pages| shard.window.install(offset_of(page), pages * PAGE_SIZE, !writable);
+        let installed = match map(pages) {
+            // A neighbour may be, which is none of this fault's business.
+            Err(InstallError::NotRegistered) if pages > 1 => map(1),
+            other => other,
+        };
         let done = installed.map_or(0, |bytes| bytes / PAGE_SIZE);
         for neighbour in &around[done.saturating_sub(1).min(around.len())..] {
             self.remove_entry(neighbour.page);

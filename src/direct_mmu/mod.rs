@@ -204,8 +204,12 @@ impl DirectMmu {
         // No fault has been read yet, so no call needs the number earlier.
         let _ = mmu.client.set(registration.id());
         // From here on dropping it ends what was begun.
-        let mut this =
-            Self { mmu, readers: Vec::new(), workers: Vec::new(), registration: Some(registration) };
+        let mut this = Self {
+            mmu,
+            readers: Vec::new(),
+            workers: Vec::new(),
+            registration: Some(registration),
+        };
         for shard in 0..this.mmu.shards.len() {
             this.workers.push(this.spawn("gnomon-page-in", shard, Mmu::work)?);
             this.readers.push(this.spawn("gnomon-faults", shard, Mmu::read_faults)?);
@@ -238,9 +242,11 @@ impl DirectMmu {
         &self.mmu.view
     }
 
-    /// What has happened so far.
+    /// What has happened so far: all of it, to those whose faults were resolved.
     #[must_use]
     pub fn stats(&self) -> DirectStats {
+        // An install wakes before it counts, and holds the lock until it has.
+        self.mmu.shards.iter().for_each(|shard| drop(shard.lock()));
         self.mmu.counters.snapshot()
     }
 

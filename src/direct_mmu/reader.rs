@@ -49,6 +49,10 @@ impl Mmu {
             // Whoever waits must not wait for ever: neither for a page nor for an event to be read.
             let _ = shard.window.unregister();
             self.fail(&DirectError::Events { source: error });
+            while !shard.is_reader_stopped() {
+                let _ = shard.window.read(&mut Vec::new());
+                std::thread::sleep(PARKED_TIME);
+            }
         }
     }
 
@@ -95,8 +99,7 @@ impl Mmu {
                 Installed::Done => return Outcome::Done,
                 Installed::Retry => {}
                 Installed::Deferred(Deferral::Removal) => break,
-                Installed::Deferred(Deferral::Zap)
-                | Installed::Refused(InstallError::Changing) => {
+                Installed::Deferred(Deferral::Zap) | Installed::Refused(InstallError::Changing) => {
                     Counters::add(&self.counters.parked, 1);
                     return Outcome::Parked;
                 }

@@ -131,10 +131,12 @@ impl Shard {
         }
     }
 
-    /// Waits until no removal that was noted before is left.
+    /// Waits until no removal whose call has returned is left to do.
     pub(super) fn settle(&self) {
-        // An event whose call has returned was read, and the lock is held until it is noted.
-        while !self.lock().removals.is_empty() && !self.is_worker_stopped() {
+        // Its event was read, and the lock is held until it is noted: as a removal, or as a part of a
+        // zap until that knows better.
+        let is_left = |noted: &Noted| noted.zap.is_some() || !noted.removals.is_empty();
+        while is_left(&self.lock()) && !self.is_worker_stopped() {
             std::thread::yield_now();
         }
     }

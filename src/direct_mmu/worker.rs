@@ -39,8 +39,9 @@ impl Mmu {
                     return shard.hand_over(Job::Fault(fault));
                 }
                 // The reader is about to read the event that this waits for.
-                Installed::Deferred(Deferral::Zap)
-                | Installed::Refused(InstallError::Changing) => std::thread::yield_now(),
+                Installed::Deferred(Deferral::Zap) | Installed::Refused(InstallError::Changing) => {
+                    std::thread::yield_now()
+                }
                 Installed::Refused(error) => return self.fail_install(fault, error),
             }
         }

@@ -4,9 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::addr::{Gfn, PAGE_SIZE_U64, Pfn};
-use crate::host_mm::{
-    HostFault, HostMm, MmError, MmViolation, Placement, ViolationKind, pages,
-};
+use crate::host_mm::{HostFault, HostMm, MmError, MmViolation, Placement, ViolationKind, pages};
 use crate::sync::lock;
 
 /// Least host memory: each vCPU needs a handful of pages resident at once to complete one

@@ -151,9 +151,10 @@ impl Window {
             return Err(UffdError::SetUp(Errno::EINVAL));
         }
         let mode = RegisterMode::MISSING | RegisterMode::MINOR | RegisterMode::WRITE_PROTECT;
-        window.uffd.register_with_mode(address, bytes, mode).map_err(|reason| {
-            UffdError::Register { address: address.addr(), bytes, reason }
-        })?;
+        window
+            .uffd
+            .register_with_mode(address, bytes, mode)
+            .map_err(|reason| UffdError::Register { address: address.addr(), bytes, reason })?;
         Ok(window)
     }
 
@@ -192,6 +193,14 @@ impl Window {
         let offset = |address: *mut libc::c_void| {
             address.addr().wrapping_sub(self.region.as_ptr().addr()) & !(PAGE_SIZE - 1)
         };
+        // An event may be about more than the window.
+        let part = |start: *mut libc::c_void, end: usize| {
+            let base = self.region.as_ptr().addr();
+            let inside = |address: usize| {
+                address.saturating_sub(base).clamp(self.range.start, self.range.end)
+            };
+            (inside(start.addr()), inside(end) - inside(start.addr()).min(inside(end)))
+        };
         Ok(match event {
             Event::Pagefault { addr, .. } if !self.range.contains(&offset(*addr)) => {
                 WindowEvent::Stray { address: addr.addr() }
@@ -201,16 +210,17 @@ impl Window {
                 write: *rw == ReadWrite::Write,
                 protected: *kind == FaultKind::WriteProtected,
             },
-            Event::Remove { start, end } => WindowEvent::Removed {
-                offset: offset(*start),
-                len: end.addr().wrapping_sub(start.addr()),
-            },
-            Event::Unmap { start, end } => WindowEvent::Unmapped {
-                offset: offset(*start),
-                len: end.addr().wrapping_sub(start.addr()),
-            },
+            Event::Remove { start, end } => {
+                let (offset, len) = part(*start, end.addr());
+                WindowEvent::Removed { offset, len }
+            }
+            Event::Unmap { start, end } => {
+                let (offset, len) = part(*start, end.addr());
+                WindowEvent::Unmapped { offset, len }
+            }
             Event::Remap { from, len, .. } => {
-                WindowEvent::Moved { offset: offset(*from), len: *len }
+                let (offset, len) = part(*from, from.addr().saturating_add(*len));
+                WindowEvent::Moved { offset, len }
             }
             Event::Fork { .. } => return Err(UffdError::UnexpectedEvent(format!("{event:?}"))),
         })

@@ -23,7 +23,8 @@ impl Ledger {
     fn access(&self, rig: &Rig, rng: &mut StdRng, removes: bool) -> bool {
         let number = rng.random_range(0..self.0.len() as u64);
         let mut version = lock(&self.0[usize::try_from(number).unwrap()]);
-        let content = |version: u64| if version == 0 { page(0) } else { page(number << 24 | version) };
+        let content =
+            |version: u64| if version == 0 { page(0) } else { page(number << 24 | version) };
         let expected = content(*version);
         let host_side = rng.random_ratio(1, 8);
         let (gpa, mut found) = (Gfn::new(number).base(), [0; PAGE_SIZE]);

@@ -103,7 +103,8 @@ fn write_overtaken_by_an_eviction(rig: &Rig, gate: &Arc<Gate>) -> bool {
     rig.object.write(Gfn::new(5).base(), &page(3)).unwrap();
     rig.object.withdraw_mappings(Gfn::new(5), 1).unwrap();
     thread::scope(|scope| {
-        let (overtaken, go_on) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (overtaken, go_on) =
+            (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         *lock(&rig.mmu.mmu.overtaking) = Some(Box::new({
             let (overtaken, go_on) = (overtaken.clone(), go_on.clone());
             move || {

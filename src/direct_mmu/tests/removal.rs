@@ -118,7 +118,8 @@ fn a_zap_beside_removals_of_the_same_range_tells_them_apart() {
 
 #[test]
 fn an_event_that_comes_twice_during_a_zap_is_a_removal_once() {
-    let mut noted = Noted { zap: Some(crate::direct_mmu::zap::OwnZap::new(&(10..14))), ..Noted::default() };
+    let mut noted =
+        Noted { zap: Some(crate::direct_mmu::zap::OwnZap::new(&(10..14))), ..Noted::default() };
     assert!(noted.note_removed(10..14).is_empty());
     assert_eq!(noted.deferral(12), Some(Deferral::Zap));
     assert_eq!(noted.note_removed(12..16), [14..16]);

@@ -113,6 +113,8 @@ fn the_end_lets_everybody_go() {
         let remover = thread::spawn(move || {
             while !stopped.load(Ordering::SeqCst) {
                 crate::sys::foreign::remove(&region, 8 * PAGE_SIZE, 8 * PAGE_SIZE).unwrap();
+                // Else hardly a change of the page tables would come in between.
+                thread::sleep(Duration::from_micros(200));
             }
         });
         eventually(|| rig.mmu.stats().removed > 0);
