@@ -10,6 +10,7 @@
 )]
 
 #[cfg(test)]
+#[cfg_attr(not(feature = "export-notifier"), allow(dead_code))]
 pub(crate) mod foreign;
 pub mod memory;
 pub mod signal;
