@@ -28,10 +28,10 @@
 //!
 //! - **Evicting and cleaning remove nothing.** They write-protect, which raises no event, and the end
 //!   of the mapping is the punch, which raises none either. Both happen with page locks held.
-//! - **Ageing** is the only `MADV_DONTNEED` ([`zap`]). It is done by reclaim, with page locks held.
-//! - **Events are read by one thread for each part of the window, and it never waits** ([`reader`]):
+//! - **Ageing** is the only `MADV_DONTNEED` (`zap.rs`). It is done by reclaim, with page locks held.
+//! - **Events are read by one thread for each part of the window, and it never waits** (`reader.rs`):
 //!   it takes page locks only if they are free, frames only if there are any, and the MMU lock, whose
-//!   holders wait for nothing. A fault for which that is not enough is another thread's ([`worker`]),
+//!   holders wait for nothing. A fault for which that is not enough is another thread's (`worker.rs`),
 //!   which may wait for page locks, reclaim for itself, and age: the reader goes on meanwhile.
 //! - A change that the kernel refuses since an event is unread (`EAGAIN`) is tried again by those who
 //!   are not the reader, and set aside by the reader until it has read the event.
