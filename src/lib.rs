@@ -10,6 +10,8 @@ pub mod abi;
 pub mod addr;
 #[cfg(not(any(loom, shuttle)))]
 pub mod cli;
+#[cfg(not(any(loom, shuttle)))]
+pub mod direct_mmu;
 pub mod export_rmap;
 #[cfg(all(any(test, feature = "fuzzing"), not(any(loom, shuttle))))]
 #[doc(hidden)]

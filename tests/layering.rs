@@ -9,7 +9,7 @@ const LAYERS: &[&[&str]] = &[
     &["abi", "addr", "page_format", "sync", "sys"],
     &["export_rmap"],
     &["host_mm"],
-    &["peer", "shadow_mmu"],
+    &["direct_mmu", "peer", "shadow_mmu"],
     &["iotlb"],
     &["vmm"],
     &["cli"],

@@ -56,6 +56,7 @@ impl MemoryObject {
         pages: impl Iterator<Item = Gfn>,
     ) -> Result<(), MmError> {
         require_notifier("to clone a guest's memory")?;
+        self.mm.require_any_frame("to clone a guest's memory")?;
         let mut batch = Vec::new();
         let mut stand_in = None;
         for gfn in pages {

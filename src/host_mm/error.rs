@@ -76,6 +76,16 @@ pub enum MmError {
         /// What was asked for.
         what: &'static str,
     },
+    /// With [`Placement::Identity`](crate::host_mm::Placement::Identity), what would need another
+    /// frame for the same guest page, or one frame for several.
+    #[error(
+        "{what} needs frames that any page may be in, but here each guest page has a frame of its \
+         own: use a host memory of placement `anywhere`"
+    )]
+    FixedFrames {
+        /// What was asked for.
+        what: &'static str,
+    },
     /// More shared pages than there are numbers for.
     #[error("no more shared pages: all numbers are used up")]
     TooManyShared,

@@ -18,6 +18,13 @@ const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 /// to take back: each vCPU can have at most one such fault.
 const SETTLE_ROUNDS: u32 = 64;
 
+/// Whether a fault may wait: for a page lock, or for a frame to be freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    Yes,
+    No,
+}
+
 /// What a page is wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Intent {
@@ -45,7 +52,9 @@ impl HostMm {
                 (Place::Frame(pfn), _) => {
                     let page = self.table.lock(pfn);
                     // The page may have left, and the frame been reused, before the lock was ours.
-                    (entry.load() == place).then_some(page)
+                    let page = (entry.load() == place).then_some(page);
+                    page.as_ref().map_or(Ok(()), |page| self.settle_hole(page))?;
+                    page
                 }
                 (Place::Shared(shared), Intent::Read) => self.fault_in_shared(entry, shared)?,
                 (Place::Shared(shared), Intent::Write) => {
@@ -57,12 +66,36 @@ impl HostMm {
                 }
                 (Place::Absent | Place::Swap(_), _) => {
                     let frame = self.allocate_frame(gfn)?;
-                    self.bring_in(object, gfn, entry, place, frame)?
+                    self.bring_in(object, gfn, entry, place, frame, Wait::Yes)?
                 }
             };
             if let Some(page) = found {
                 return Ok(page);
             }
+        }
+    }
+
+    /// As [`fault_in`](Self::fault_in), but neither waits for a page lock nor for a frame; `None`
+    /// where that would be needed. Reads swap if it must.
+    pub(super) fn try_fault_in(
+        &self,
+        object: &ObjectPages,
+        gfn: Gfn,
+    ) -> Result<Option<LockedPage<'_>>, MmError> {
+        let Some(entry) = object.entry(gfn) else { return Ok(None) };
+        let place = entry.load();
+        match place {
+            Place::Frame(_) => {
+                let page = self.try_lock_resident(object, gfn);
+                page.as_ref().map_or(Ok(()), |page| self.settle_hole(page))?;
+                Ok(page)
+            }
+            Place::Shared(_) => Ok(None),
+            Place::Absent if self.shares_zero() => Ok(None),
+            Place::Absent | Place::Swap(_) => match self.take_free_frame(Some(gfn)) {
+                Some(frame) => self.bring_in(object, gfn, entry, place, frame, Wait::No),
+                None => Ok(None),
+            },
         }
     }
 
@@ -84,7 +117,7 @@ impl HostMm {
     /// A free frame, by direct reclaim if there is none.
     pub(super) fn allocate_frame(&self, gfn: Gfn) -> Result<FreeFrame<'_>, MmError> {
         loop {
-            if let Some(frame) = self.take_free_frame() {
+            if let Some(frame) = self.take_free_frame(Some(gfn)) {
                 return Ok(frame);
             }
             self.reclaim_directly(gfn)?;
@@ -99,8 +132,22 @@ impl HostMm {
         entry: &Entry,
         place: Place,
         frame: FreeFrame<'_>,
+        wait: Wait,
     ) -> Result<Option<LockedPage<'_>>, MmError> {
-        let page = self.prepare(&frame, object.owner(gfn));
+        let page = if self.is_identity() {
+            // Another fault on the page may be filling this very frame, or somebody may just be
+            // taking the page out of it.
+            let pfn = frame.pfn();
+            let locked = match wait {
+                Wait::Yes => Some(self.table.lock(pfn)),
+                Wait::No => self.table.try_lock(pfn),
+            };
+            let Some(page) = locked.filter(|_| entry.load() == place) else { return Ok(None) };
+            page
+        } else {
+            self.lock_free_frame(&frame)
+        };
+        Self::claim(&page, object.owner(gfn));
         if !entry.replace(place, Place::Frame(frame.pfn()), &page) {
             page.clear_flags(PageFlags::IN_USE);
             return Ok(None);
@@ -109,6 +156,10 @@ impl HostMm {
             entry.store(place, &page);
             page.clear_flags(PageFlags::IN_USE);
             page.set_slot(None);
+            if self.give_memory_back(&page).is_err() {
+                // It is taken up for good, and so is its unit of the ration.
+                frame.into_use();
+            }
             return Err(error);
         }
         frame.into_use();
@@ -117,20 +168,28 @@ impl HostMm {
 
     /// Locks a free frame and makes it the owner's, without content.
     pub(super) fn prepare(&self, frame: &FreeFrame<'_>, owner: Owner) -> LockedPage<'_> {
+        let page = self.lock_free_frame(frame);
+        Self::claim(&page, owner);
+        page
+    }
+
+    fn lock_free_frame(&self, frame: &FreeFrame<'_>) -> LockedPage<'_> {
         // Only a thread that lost sight of an older page of this frame can hold the lock, and it
         // waits for nothing. So no wait that the order of page locks would have to allow.
-        let page = loop {
+        loop {
             match self.table.try_lock(frame.pfn()) {
-                Some(page) => break page,
+                Some(page) => return page,
                 None => std::thread::yield_now(),
             }
-        };
+        }
+    }
+
+    fn claim(page: &LockedPage<'_>, owner: Owner) {
         page.clear_flags(PageFlags::BY_WRITE | PageFlags::LENT);
         page.set_uses(0);
         page.set_slot(None);
         page.set_owner(owner);
         page.set_flags(PageFlags::IN_USE | PageFlags::FRESH);
-        page
     }
 
     fn fill(
@@ -187,7 +246,7 @@ impl HostMm {
     /// As [`discard_page`](Self::discard_page), for a page whose frame is locked.
     pub(super) fn discard_locked(&self, page: &LockedPage<'_>, entry: &Entry) {
         page.begin_invalidation();
-        let revoked = self.revoke_for_good(page);
+        let revoked = self.revoke_for_good(page) && self.give_memory_back(page).is_ok();
         entry.store(Place::Absent, page);
         self.free_copy(page);
         page.clear_flags(PageFlags::IN_USE | PageFlags::BY_WRITE);

@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::addr::{PAGE_SIZE_U64, Pfn};
-use crate::host_mm::{HostFault, HostMm, MmError, MmViolation, ViolationKind, pages};
+use crate::addr::{Gfn, PAGE_SIZE_U64, Pfn};
+use crate::host_mm::{HostFault, HostMm, MmError, MmViolation, Placement, ViolationKind, pages};
 use crate::sync::lock;
 
 /// Least host memory: each vCPU needs a handful of pages resident at once to complete one
@@ -28,25 +28,42 @@ pub(super) fn count(bytes: u64) -> Result<u32, MmError> {
     u32::try_from(pages(bytes)).map_err(|_| bad("has too many frames".to_owned()))
 }
 
-/// Frames that hold no page.
+/// Frames that hold no page, up to as many as may be in use at a time.
 #[derive(Debug)]
 pub(super) struct FreeList {
-    frames: Mutex<Vec<Pfn>>,
+    stock: Stock,
     len: AtomicU32,
+    /// Frames that may be in use at a time.
+    pub(super) rationed: u32,
     /// Background reclaim starts below this many free frames ...
     pub(super) low: u32,
     /// ... and goes on until there are this many.
     pub(super) high: u32,
 }
 
+/// What a free frame is taken from.
+#[derive(Debug)]
+enum Stock {
+    /// Any frame will do for any page: these are free.
+    Any(Mutex<Vec<Pfn>>),
+    /// Each page has its own: only their number is rationed.
+    Own,
+}
+
 impl FreeList {
-    pub(super) fn new(frames: u32) -> Self {
+    pub(super) fn new(frames: u32, placement: Placement) -> Self {
         // 1/64 and 1/32 of all frames, at least two and four reclaim batches but never the lot.
         let low = (frames / 64).max(64).min(frames / 8);
         Self {
-            // Low numbers first: a small guest stays within few pages of the frame table.
-            frames: Mutex::new((0..frames).rev().map(Pfn::new).collect()),
+            stock: match placement {
+                // Low numbers first: a small guest stays within few pages of the frame table.
+                Placement::Anywhere => {
+                    Stock::Any(Mutex::new((0..frames).rev().map(Pfn::new).collect()))
+                }
+                Placement::Identity { .. } => Stock::Own,
+            },
             len: AtomicU32::new(frames),
+            rationed: frames,
             low,
             high: low * 2,
         }
@@ -57,17 +74,36 @@ impl FreeList {
         self.len.load(Ordering::Relaxed)
     }
 
-    fn pop(&self) -> Option<Pfn> {
-        let mut frames = lock(&self.frames);
-        let pfn = frames.pop();
-        self.len.store(length(&frames), Ordering::Relaxed);
-        pfn
+    /// A frame for a page; where pages have frames of their own, none without a page.
+    fn pop(&self, page: Option<Gfn>) -> Option<Pfn> {
+        match &self.stock {
+            Stock::Any(frames) => {
+                let mut frames = lock(frames);
+                let pfn = frames.pop();
+                self.len.store(length(&frames), Ordering::Relaxed);
+                pfn
+            }
+            Stock::Own => {
+                let pfn = u32::try_from(page?.as_u64()).ok().map(Pfn::new)?;
+                let one_less = |len: u32| len.checked_sub(1);
+                // AcqRel: the memory that a unit stands for was given back before the unit was.
+                let taken = self.len.fetch_update(Ordering::AcqRel, Ordering::Relaxed, one_less);
+                taken.ok().map(|_| pfn)
+            }
+        }
     }
 
     fn push(&self, pfn: Pfn) {
-        let mut frames = lock(&self.frames);
-        frames.push(pfn);
-        self.len.store(length(&frames), Ordering::Relaxed);
+        match &self.stock {
+            Stock::Any(frames) => {
+                let mut frames = lock(frames);
+                frames.push(pfn);
+                self.len.store(length(&frames), Ordering::Relaxed);
+            }
+            Stock::Own => {
+                self.len.fetch_add(1, Ordering::AcqRel);
+            }
+        }
     }
 }
 
@@ -77,6 +113,9 @@ fn length(frames: &[Pfn]) -> u32 {
 }
 
 /// A frame that holds no page and that only this value stands for. Dropping it gives it back.
+///
+/// Where each page has a frame of its own, it is a unit of the ration for that frame, and two faults
+/// on one page may each have one: the frame's page lock says whose goes into use.
 #[must_use]
 pub(super) struct FreeFrame<'a> {
     mm: &'a HostMm,
@@ -104,6 +143,7 @@ impl<'a> FreeFrame<'a> {
 impl Drop for FreeFrame<'_> {
     fn drop(&mut self) {
         if self.mm.config.paranoid
+            && !self.mm.is_identity()
             && self.mm.view.punch(self.pfn).is_err()
             && let Some(owner) = self.mm.last_owner(self.pfn)
         {
@@ -123,13 +163,14 @@ impl HostMm {
     }
 
     /// Takes a frame from the free list, waking background reclaim below the low watermark.
-    pub(super) fn take_free_frame(&self) -> Option<FreeFrame<'_>> {
+    /// `page` is who it is for, where that is known.
+    pub(super) fn take_free_frame(&self, page: Option<Gfn>) -> Option<FreeFrame<'_>> {
         if self.injector.as_ref().is_some_and(|one| one.strikes(HostFault::FrameEnomem)) {
             return None;
         }
-        let pfn = self.free.pop()?;
+        let pfn = self.free.pop(page)?;
         let free = self.free.len();
-        let in_use = u64::from(self.table.len() - free.min(self.table.len()));
+        let in_use = u64::from(self.free.rationed.saturating_sub(free));
         self.counters.peak_frames_in_use.fetch_max(in_use, Ordering::Relaxed);
         if free < self.free.low {
             self.reclaimer.wake();

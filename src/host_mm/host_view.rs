@@ -74,6 +74,12 @@ impl HostView {
             .map_err(|source| MmError::Host { what: "to punch a frame out of the memfd", source })
     }
 
+    /// Whether a frame takes up no memory.
+    pub(super) fn is_hole(&self, pfn: Pfn) -> Result<bool, MmError> {
+        memory::is_hole(&self.memfd, pfn.byte_offset())
+            .map_err(|source| MmError::Host { what: "to look for a hole in the memfd", source })
+    }
+
     /// Copies bytes out of a page. `offset + buf.len()` must not exceed the page.
     pub(crate) fn read(
         &self,

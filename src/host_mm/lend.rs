@@ -50,6 +50,8 @@ impl MemoryObject {
         mut borrow: impl FnMut(Gfn, &LockedPage<'_>, &[u8; PAGE_SIZE]),
     ) -> Result<(), MmError> {
         require_notifier("to lend pages")?;
+        // A window of direct paging cannot map a page read-only on every kernel.
+        self.mm.require_any_frame("to lend pages")?;
         let mut batch = Vec::new();
         for &gfn in pages {
             self.lend_page(gfn, &mut batch, &mut borrow)?;

@@ -30,6 +30,7 @@ impl HostMm {
     /// If clients cannot give up their rights; then the pages stay as they were.
     pub fn merge_frames(&self, one: Pfn, two: Pfn) -> Result<Merged, MmError> {
         require_notifier("to merge pages")?;
+        self.require_any_frame("to merge pages")?;
         let objects = self.objects.load();
         let mut pages: Vec<Candidate<'_>> = self.candidates(&objects, &[one, two]).collect();
         // The one that stays first: a shared one, if there is one.
@@ -56,6 +57,7 @@ impl HostMm {
     /// As [`merge_frames`](Self::merge_frames).
     pub fn merge_zero_frame(&self, pfn: Pfn) -> Result<Merged, MmError> {
         require_notifier("to merge pages")?;
+        self.require_any_frame("to merge pages")?;
         if !self.shares_zero() {
             return Ok(Merged::No);
         }

@@ -17,9 +17,10 @@ impl HostMm {
     /// If clients cannot give the pages up; they stay where they are.
     pub fn migrate_frames(&self, frames: &[Pfn]) -> Result<usize, MmError> {
         require_notifier("to migrate pages")?;
+        self.require_any_frame("to migrate pages")?;
         let mut free: Vec<FreeFrame<'_>> = Vec::new();
         while free.len() < frames.len() && self.has_spare_frames() {
-            let Some(frame) = self.take_free_frame() else { break };
+            let Some(frame) = self.take_free_frame(None) else { break };
             free.push(frame);
         }
         let objects = self.objects.load();

@@ -30,6 +30,7 @@ mod lend;
 mod merge;
 mod migrate;
 mod object;
+mod placement;
 mod policy;
 pub mod reclaim;
 mod remap;
@@ -40,9 +41,10 @@ pub mod swap;
 mod tripwire;
 mod violations;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use crate::addr::{PAGE_SIZE_U64, Pfn};
+use crate::addr::{Gfn, PAGE_SIZE_U64, Pfn};
 use crate::export_rmap::{FrameTable, NotifierList, Numbers};
 use crate::sync::Snapshot;
 
@@ -56,6 +58,7 @@ pub use guest_view::GuestView;
 pub use inject::{HostFault, Injection, InjectionCount, InjectionPlan, PeerFault, When};
 pub use merge::Merged;
 pub use object::MemoryObject;
+pub use placement::Placement;
 pub use policy::ReclaimPolicy;
 pub use remap::MAX_REMAP_PAGES;
 pub use sabotage::Sabotage;
@@ -68,7 +71,7 @@ use commons::{COMMONS, Commons};
 use frames::FreeList;
 use host_view::HostView;
 use inject::Injector;
-use object::ObjectPages;
+use object::{ObjectPages, Place};
 use reclaim::Reclaimer;
 use sabotage::SabotageRange;
 use stats::Counters;
@@ -78,8 +81,10 @@ use violations::Violations;
 /// How much memory to ration, and how.
 #[derive(Clone, Debug)]
 pub struct HostMmConfig {
-    /// Bytes of frames; a multiple of 4096, at least [`MIN_HOST_MEMORY_BYTES`].
+    /// Bytes of frames in use at a time; a multiple of 4096, at least [`MIN_HOST_MEMORY_BYTES`].
     pub host_memory_bytes: u64,
+    /// Which frame a page may be in.
+    pub placement: Placement,
     /// Where evicted pages go.
     pub swap: SwapConfig,
     /// Which pages are evicted first.
@@ -103,6 +108,7 @@ impl HostMmConfig {
     pub fn new(host_memory_bytes: u64) -> Self {
         Self {
             host_memory_bytes,
+            placement: Placement::Anywhere,
             swap: SwapConfig { path: None, dir: None, bytes: 1 << 30 },
             policy: ReclaimPolicy::Clock,
             paranoid: false,
@@ -130,6 +136,8 @@ pub struct HostMm {
     counters: Counters,
     violations: Violations,
     sabotage_range: SabotageRange,
+    /// See [`HostMm::expect_holes`].
+    holes_expected: AtomicBool,
     injector: Option<Arc<Injector>>,
 }
 
@@ -180,8 +188,9 @@ impl HostMm {
     }
 
     fn frames_of(config: &HostMmConfig) -> Result<(u32, HostView), MmError> {
-        let frames = frames::count(config.host_memory_bytes)?;
-        Ok((frames, HostView::new(config.host_memory_bytes)?))
+        frames::count(config.host_memory_bytes)?;
+        let (bytes, frames) = config.placement.extent(config.host_memory_bytes)?;
+        Ok((frames, HostView::new(bytes)?))
     }
 
     fn assemble(
@@ -191,11 +200,13 @@ impl HostMm {
         swap: SwapSpace,
         injector: Option<Arc<Injector>>,
     ) -> Result<Arc<Self>, MmError> {
+        // The ration; identity placement has a frame for each page beside it.
+        let rationed = u32::try_from(pages(config.host_memory_bytes)).unwrap_or(u32::MAX);
         let commons = Commons::new();
         Ok(Arc::new(Self {
             table: FrameTable::new(frames),
             view,
-            free: FreeList::new(frames),
+            free: FreeList::new(rationed, config.placement),
             swap,
             objects: Snapshot::new(vec![commons.pages.clone()]),
             commons,
@@ -205,6 +216,7 @@ impl HostMm {
             counters: Counters::default(),
             violations: Violations::default(),
             sabotage_range: SabotageRange::default(),
+            holes_expected: AtomicBool::new(false),
             injector,
             config,
         }))
@@ -240,7 +252,7 @@ impl HostMm {
     #[must_use]
     pub fn stats(&self) -> MmStats {
         self.counters.snapshot(
-            u64::from(self.table.len()),
+            u64::from(self.free.rationed),
             u64::from(self.free.len()),
             u64::from(self.swap.used()),
         )
@@ -253,7 +265,7 @@ impl HostMm {
         self.violations.snapshot()
     }
 
-    /// Number of frames.
+    /// Number of frames in the table.
     #[must_use]
     pub fn frame_count(&self) -> u32 {
         self.table.len()

@@ -14,7 +14,7 @@ use crate::export_rmap::{LockedPage, Owner, PageFlags};
 use crate::host_mm::commons::SharedPage;
 use crate::host_mm::dirty_log::DirtyBits;
 use crate::host_mm::fault::Intent;
-use crate::host_mm::{HostMm, MmError, pages};
+use crate::host_mm::{HostMm, MmError, Placement, pages};
 use crate::sync::lock;
 
 /// Where a page is.
@@ -183,12 +183,22 @@ impl HostMm {
     /// A memory object of `memory_bytes` zero bytes. It takes up nothing until touched.
     ///
     /// # Errors
-    /// [`MmError::TooManyObjects`] if there are 65,535 of them.
+    /// [`MmError::TooManyObjects`] if there are 65,535 of them; [`MmError::FixedFrames`] for a second
+    /// one, or one that is too large, with [`Placement::Identity`].
     pub fn create_object(
         self: &Arc<Self>,
         memory_bytes: u64,
     ) -> Result<Arc<MemoryObject>, MmError> {
         let mut numbers = lock(&self.object_numbers);
+        if let Placement::Identity { guest_bytes } = self.config.placement {
+            // Beside the commons.
+            if self.objects.load().len() > 1 {
+                self.require_any_frame("to have a second memory object")?;
+            }
+            if memory_bytes > guest_bytes {
+                self.require_any_frame("to have a memory object larger than the memfd")?;
+            }
+        }
         let number = numbers.take().ok_or(MmError::TooManyObjects)?;
         let pages = Arc::new(ObjectPages::new(number, memory_bytes));
         let mut objects = self.objects.load().to_vec();
@@ -257,6 +267,15 @@ impl MemoryObject {
     #[must_use]
     pub fn try_lock_resident(&self, gfn: Gfn) -> Option<LockedPage<'_>> {
         self.mm.try_lock_resident(&self.pages, gfn)
+    }
+
+    /// As [`lock_page_for_write`](Self::lock_page_for_write), but `None` where a page lock or a free
+    /// frame would have to be waited for, or a shared page be copied. Reads swap if it must.
+    ///
+    /// # Errors
+    /// When swap cannot be read.
+    pub fn try_lock_page(&self, gfn: Gfn) -> Result<Option<LockedPage<'_>>, MmError> {
+        self.mm.try_fault_in(&self.pages, gfn)
     }
 
     /// Whether the page is in swap at this moment. A hint: it may move at any time.

@@ -73,6 +73,7 @@ impl MemoryObject {
         content: Content,
     ) -> Result<(), MmError> {
         require_notifier("to remap pages")?;
+        self.mm.require_any_frame("to remap pages")?;
         if count > MAX_REMAP_PAGES {
             let why = format!("{count} of them are more than {MAX_REMAP_PAGES} at once");
             return Err(MmError::BadRemap { why });

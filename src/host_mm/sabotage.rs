@@ -30,6 +30,10 @@ pub enum Sabotage {
     /// An IOTLB's flush does not wait for accesses in flight (which dawdle, so that there is often
     /// one).
     SkipIotlbWait,
+    /// Direct paging: a page that is cleaned or evicted stays writable.
+    SkipWriteProtect,
+    /// Direct paging: that somebody removed a range of the window is not heeded.
+    DropEvent,
     /// Every so many pages, one bit of a page in swap flips.
     SwapCorrupt,
     /// A page is written while copies of it are out.

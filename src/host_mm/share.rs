@@ -36,7 +36,7 @@ impl HostMm {
     /// Whether untouched pages that are read get a shared page of zeros. Not without the notifier:
     /// nobody could be told when the page is written.
     pub(super) fn shares_zero(&self) -> bool {
-        self.config.share_zero && cfg!(feature = "export-notifier")
+        self.config.share_zero && !self.is_identity() && cfg!(feature = "export-notifier")
     }
 
     /// Makes a private page, which nobody can write, a shared one that its guest page alone names.

@@ -68,6 +68,20 @@ pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
+/// Whether there is nothing behind the file at byte `offset`: a hole, or past its end.
+///
+/// # Errors
+///
+/// `EINVAL` for an offset beyond `i64`; otherwise as `lseek`.
+pub fn is_hole(file: &File, offset: u64) -> io::Result<bool> {
+    let offset = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+    match lseek(file, offset, Whence::SeekData) {
+        Ok(data) => Ok(data != offset),
+        Err(Errno::ENXIO) => Ok(true),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Bytes of memory (or disk) that a file takes up, holes not counted.
 ///
 /// # Errors

@@ -9,9 +9,13 @@
     reason = "the wrappers of raw system calls; each block argues why its call is sound"
 )]
 
+#[cfg(test)]
+#[cfg_attr(not(feature = "export-notifier"), allow(dead_code))]
+pub(crate) mod foreign;
 pub mod memory;
 #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
 pub(crate) mod recording;
 pub mod signal;
 pub mod socket;
 pub mod uffd;
+pub mod uffd_window;

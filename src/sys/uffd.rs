@@ -149,7 +149,7 @@ pub fn uffd_features() -> Result<Features, UffdError> {
 }
 
 /// Opens a userfaultfd that handles faults from kernel mode too (KVM's are).
-fn open_for_kernel_faults() -> Result<OwnedFd, UffdError> {
+pub(super) fn open_for_kernel_faults() -> Result<OwnedFd, UffdError> {
     // Rights on the device are given per user or group, so it goes first.
     let device = match open_by_device() {
         Ok(descriptor) => return Ok(descriptor),
@@ -182,7 +182,7 @@ fn open_by_call(extra_flags: c_int) -> Result<OwnedFd, Errno> {
 }
 
 /// `UFFDIO_API`: enables `wanted` and returns what the kernel offers.
-fn negotiate(descriptor: &OwnedFd, wanted: Features) -> Result<Features, UffdError> {
+pub(super) fn negotiate(descriptor: &OwnedFd, wanted: Features) -> Result<Features, UffdError> {
     let mut api = abi::uffdio_api { api: abi::UFFD_API, features: wanted.bits(), ioctls: 0 };
     // SAFETY: the ioctl reads and writes one uffdio_api, which `api` is, valid for the call.
     let result =

@@ -184,6 +184,7 @@ impl<'a> Revoked<'a> {
         let entry = self.entry()?;
         self.log_written();
         let page = &self.0.page;
+        mm.give_memory_back(page)?;
         entry.store(place, page);
         page.clear_flags(PageFlags::IN_USE | PageFlags::BY_WRITE | PageFlags::FRESH);
         page.set_slot(None);
@@ -194,6 +195,7 @@ impl<'a> Revoked<'a> {
     /// Moves the page out of its frame: to swap if its copy there is missing or old.
     fn release(self, mm: &'a HostMm) -> Result<FreeFrame<'a>, MmError> {
         let page = &self.0.page;
+        mm.settle_hole(page)?;
         let slot = if page.flags().contains(PageFlags::DIRTY) {
             mm.write_out(page)?
         } else {

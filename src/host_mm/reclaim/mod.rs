@@ -176,7 +176,7 @@ impl HostMm {
         }
         Err(error.unwrap_or(MmError::OutOfFrames {
             gfn,
-            why: format!("all {} frames are in use and none can be evicted", self.table.len()),
+            why: format!("all {} frames are in use and none can be evicted", self.free.rationed),
         }))
     }
 

@@ -1,0 +1,77 @@
+//! Invariant I3 for a window: the reverse map, the table and the kernel's page tables agree.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use crate::addr::{PAGE_SIZE, Pfn};
+use crate::direct_mmu::table::State;
+use crate::direct_mmu::{DirectMmu, Mmu};
+
+/// Bits of an entry of `/proc/self/pagemap` (admin-guide/mm/pagemap.rst).
+const PAGEMAP_PRESENT: u64 = 1 << 63;
+const PAGEMAP_PROTECTED: u64 = 1 << 57;
+/// Differences told at most.
+const MOST: usize = 16;
+
+impl DirectMmu {
+    /// Compares the reverse map with the table, and both with what the kernel says it maps. Returns
+    /// one sentence for each difference, at most 16. Nothing may be under way meanwhile.
+    ///
+    /// # Errors
+    /// If `/proc/self/pagemap` cannot be read.
+    pub fn check_reverse_map(&self) -> io::Result<Vec<String>> {
+        let mmu = &*self.mmu;
+        let pagemap = File::open("/proc/self/pagemap")?;
+        let mut differences = Vec::new();
+        for page in 0..mmu.table.pages() {
+            if let Some(difference) = mmu.difference(page, mmu.kernel_entry(&pagemap, page)?) {
+                differences.push(difference);
+            }
+            if differences.len() == MOST {
+                break;
+            }
+        }
+        Ok(differences)
+    }
+}
+
+impl Mmu {
+    fn kernel_entry(&self, pagemap: &File, page: u64) -> io::Result<u64> {
+        let first = (self.view.region().as_ptr().addr() / PAGE_SIZE) as u64;
+        let mut entry = [0; size_of::<u64>()];
+        let at = (first + page) * entry.len() as u64;
+        pagemap.read_exact_at(&mut entry, at)?;
+        Ok(u64::from_ne_bytes(entry))
+    }
+
+    fn difference(&self, page: u64, kernel: u64) -> Option<String> {
+        let state = self.table.get(page);
+        let pfn = u32::try_from(page).map(Pfn::new).ok()?;
+        let frame = self.mm.frame_table().get(pfn)?;
+        let entries = self.mm.frame_table().rmap_entries(pfn);
+        let listed = entries.iter().filter(|&&entry| Some(entry) == self.entry(page)).count();
+        if listed != usize::from(state.contains(State::MAPPED)) {
+            return Some(format!(
+                "I3: guest frame {page:#x} is {state:?}, but its reverse map lists {listed} of it"
+            ));
+        }
+        if kernel & PAGEMAP_PRESENT == 0 {
+            return None;
+        }
+        let protected = kernel & PAGEMAP_PROTECTED != 0;
+        // Taken back, not punched: the page could not be written out.
+        let readable_still = protected && frame.is_in_use();
+        if !(state.contains(State::MAPPED) || readable_still) {
+            return Some(format!(
+                "I3: guest frame {page:#x} is mapped by the kernel, but {state:?} in the table"
+            ));
+        }
+        if !protected && !state.contains(State::WRITABLE) {
+            return Some(format!(
+                "I6: guest frame {page:#x} can be written, but is {state:?} in the table"
+            ));
+        }
+        None
+    }
+}

@@ -1,0 +1,38 @@
+//! What another part of the process may do to a mapping that is not its own: for tests.
+
+use std::io;
+
+use nix::errno::Errno;
+use vm_memory::MmapRegion;
+
+/// `madvise(MADV_REMOVE)`: the range's content goes.
+pub(crate) fn remove(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()> {
+    assert!(offset + len <= region.size());
+    // SAFETY: the range lies in the region, a shared mapping of a memfd whose content others change
+    // at any time: accesses to it are volatile.
+    let result = unsafe {
+        libc::madvise(region.as_ptr().wrapping_add(offset).cast(), len, libc::MADV_REMOVE)
+    };
+    Ok(Errno::result(result).map(drop)?)
+}
+
+/// Maps inaccessible memory over the range, which ends the mapping that was there.
+pub(crate) fn unmap(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()> {
+    assert!(offset + len <= region.size());
+    let address = region.as_ptr().wrapping_add(offset).cast();
+    let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: the range lies in the region, so it goes away with it; the test that asked for this
+    // does not touch it any more.
+    let mapped = unsafe { libc::mmap(address, len, libc::PROT_NONE, flags, -1, 0) };
+    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Moves the range's mapping somewhere else; the old range stays reserved.
+pub(crate) fn move_away(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()> {
+    assert!(offset + len <= region.size());
+    let address = region.as_ptr().wrapping_add(offset).cast();
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
+    // SAFETY: as for `unmap`; the new mapping is leaked.
+    let moved = unsafe { libc::mremap(address, len, len, flags) };
+    if moved == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,186 @@
+//! These run where the process may handle kernel-mode faults; elsewhere the refusal itself is
+//! checked.
+
+use std::thread;
+use std::time::Instant;
+
+use vm_memory::{Bytes, FileOffset, VolatileMemory};
+
+use super::*;
+use crate::sys::foreign;
+use crate::sys::memory::create_memfd;
+
+const PAGES: usize = 8;
+
+/// A window, and the host's own mapping of the same file; `None`, after checking the reason, where
+/// that is not permitted.
+fn opened() -> Option<(MmapRegion, Arc<MmapRegion>, Arc<Window>)> {
+    let bytes = PAGES * PAGE_SIZE;
+    let file = create_memfd("gnomon-test", bytes as u64).unwrap();
+    let host = file.try_clone().unwrap();
+    let host = MmapRegion::from_file(FileOffset::new(host, 0), bytes).unwrap();
+    let region = Arc::new(MmapRegion::from_file(FileOffset::new(file, 0), bytes).unwrap());
+    match Window::open(region.clone(), 0..bytes, Features::all()) {
+        Ok(window) => Some((host, region, Arc::new(window))),
+        Err(error @ UffdError::NotPermitted { .. }) => {
+            assert!(error.to_string().contains("CAP_SYS_PTRACE"), "{error}");
+            assert!(!nix::unistd::geteuid().is_root(), "root is permitted: {error}");
+            eprintln!("skipped: {error}");
+            None
+        }
+        Err(error @ UffdError::MissingFeatures { .. }) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn next(window: &Window) -> WindowEvent {
+    let begin = Instant::now();
+    let mut events = Vec::new();
+    while events.is_empty() && begin.elapsed() < Duration::from_secs(20) {
+        window.wait(Some(Duration::from_millis(20))).unwrap();
+        window.read(&mut events).unwrap();
+    }
+    assert_eq!(events.len(), 1);
+    events[0]
+}
+
+fn fill(host: &MmapRegion, page: usize) {
+    host.as_volatile_slice().write_obj(page as u64 + 1, page * PAGE_SIZE).unwrap();
+}
+
+#[test]
+fn a_page_is_missing_then_minor_then_protected_and_the_errnos_have_names() {
+    let Some((host, region, window)) = opened() else { return };
+    let touch = |write: bool| {
+        let region = region.clone();
+        thread::spawn(move || {
+            let slice = region.as_volatile_slice();
+            if write {
+                slice.write_obj(9_u64, PAGE_SIZE).unwrap();
+            }
+            slice.read_obj::<u64>(PAGE_SIZE).unwrap()
+        })
+    };
+    let reader = touch(false);
+    let fault = |write, protected| WindowEvent::Fault { offset: PAGE_SIZE, write, protected };
+    assert_eq!(next(&window), fault(false, false));
+    assert_eq!(window.install(PAGE_SIZE, PAGE_SIZE, false), Err(InstallError::NoPage));
+    fill(&host, 1);
+    let protects = window.protects_at_install();
+    assert_eq!(window.install(PAGE_SIZE, PAGE_SIZE, protects), Ok(PAGE_SIZE));
+    assert_eq!(reader.join().unwrap(), 2);
+    assert_eq!(window.install(PAGE_SIZE, PAGE_SIZE, false), Err(InstallError::Mapped));
+    if !protects {
+        window.write_protect(PAGE_SIZE, PAGE_SIZE, true).unwrap();
+    }
+    let writer = touch(true);
+    assert_eq!(next(&window), fault(true, true));
+    window.write_protect(PAGE_SIZE, PAGE_SIZE, false).unwrap();
+    assert_eq!(writer.join().unwrap(), 9);
+    window.write_protect(PAGE_SIZE, PAGE_SIZE, true).unwrap();
+    let writer = touch(true);
+    assert_eq!(next(&window), fault(true, true));
+    window.unregister().unwrap();
+    assert_eq!(writer.join().unwrap(), 9, "nobody waits for a range that was given up");
+    assert_eq!(window.install(0, PAGE_SIZE, false), Err(InstallError::NotRegistered));
+}
+
+#[test]
+fn a_run_is_mapped_up_to_the_first_page_that_cannot_be() {
+    let Some((host, _region, window)) = opened() else { return };
+    [0, 1, 2, 4].iter().for_each(|&page| fill(&host, page));
+    assert_eq!(window.install(0, 5 * PAGE_SIZE, false), Ok(3 * PAGE_SIZE));
+    assert_eq!(window.install(4 * PAGE_SIZE, PAGE_SIZE, true), Ok(PAGE_SIZE));
+    let out = PAGES * PAGE_SIZE;
+    for (offset, len) in [(1, PAGE_SIZE), (out, PAGE_SIZE), (0, out + PAGE_SIZE), (usize::MAX, 1)] {
+        let refused = Err(InstallError::Refused(Errno::EINVAL));
+        assert_eq!(window.install(offset, len, false).map(drop), refused);
+        assert_eq!(window.write_protect(offset, len, true), refused);
+        assert_eq!(window.wake(offset, len), refused);
+    }
+}
+
+#[test]
+fn nothing_is_installed_while_a_removal_is_unread() {
+    let Some((host, region, window)) = opened() else { return };
+    [0, 1].iter().for_each(|&page| fill(&host, page));
+    let remover = thread::spawn({
+        let region = region.clone();
+        move || foreign::remove(&region, PAGE_SIZE, PAGE_SIZE).unwrap()
+    });
+    assert!(window.wait(Some(Duration::from_secs(20))).unwrap());
+    assert_eq!(window.install(0, PAGE_SIZE, false), Err(InstallError::Changing));
+    assert_eq!(window.write_protect(0, PAGE_SIZE, true), Err(InstallError::Changing));
+    assert!(!remover.is_finished());
+    assert_eq!(next(&window), WindowEvent::Removed { offset: PAGE_SIZE, len: PAGE_SIZE });
+    remover.join().unwrap();
+    assert_eq!(window.install(0, PAGE_SIZE, false), Ok(PAGE_SIZE));
+    assert_eq!(window.install(PAGE_SIZE, PAGE_SIZE, false), Err(InstallError::NoPage));
+}
+
+/// The kernel hands out a fault first, whatever came before it.
+#[test]
+fn a_fault_is_read_before_a_removal_that_came_first() {
+    let Some((_host, region, window)) = opened() else { return };
+    let remover = thread::spawn({
+        let region = region.clone();
+        move || foreign::remove(&region, 0, PAGE_SIZE).unwrap()
+    });
+    assert!(window.wait(Some(Duration::from_secs(20))).unwrap());
+    let toucher = thread::spawn({
+        let region = region.clone();
+        move || region.as_volatile_slice().read_obj::<u8>(0).unwrap()
+    });
+    let mut events = Vec::new();
+    let begin = Instant::now();
+    // Not read until both are there: the toucher sleeps in its fault by then.
+    while thread_state(&toucher) != Some('S') && begin.elapsed() < Duration::from_secs(20) {
+        thread::yield_now();
+    }
+    window.read(&mut events).unwrap();
+    assert_eq!(
+        events,
+        [
+            WindowEvent::Fault { offset: 0, write: false, protected: false },
+            WindowEvent::Removed { offset: 0, len: PAGE_SIZE }
+        ]
+    );
+    window.unregister().unwrap();
+    assert_eq!((remover.join().unwrap(), toucher.join().unwrap()), ((), 0));
+}
+
+/// Whether some thread of this process sleeps in a fault; tests cannot name a thread of std's.
+fn thread_state<T>(toucher: &thread::JoinHandle<T>) -> Option<char> {
+    if toucher.is_finished() {
+        return None;
+    }
+    let in_fault = std::fs::read_dir("/proc/self/task").ok()?.flatten().any(|task| {
+        std::fs::read_to_string(task.path().join("wchan"))
+            .is_ok_and(|wchan| wchan.contains("handle_userfault"))
+    });
+    // Without wchan: long enough for any machine, and a failure if it is not.
+    if !in_fault {
+        thread::sleep(Duration::from_millis(50));
+    }
+    Some('S')
+}
+
+#[test]
+fn an_interrupt_ends_one_wait() {
+    let Some((_host, _region, window)) = opened() else { return };
+    window.interrupt().unwrap();
+    assert!(!window.wait(None).unwrap());
+    assert!(!window.wait(Some(Duration::from_millis(1))).unwrap());
+}
+
+#[test]
+fn a_kernel_that_lacks_a_feature_is_refused_with_its_name() {
+    let Some((_host, region, window)) = opened() else { return };
+    window.unregister().unwrap();
+    let mask = Features::all().difference(Features::MINOR_SHMEM);
+    let refused = Window::open(region, 0..PAGE_SIZE, mask).unwrap_err();
+    assert!(refused.to_string().contains("MINOR_SHMEM"), "{refused}");
+}
