@@ -1,4 +1,4 @@
-//! Where in a page that the [oracle](crate::oracle) writes what is, for those who read pages without
+//! Where in a page that the oracle (`oracle.rs`) writes what is, for those who read pages without
 //! the ledger.
 //!
 //! This file is compiled into both the hypervisor and the test guest, so it uses nothing but `core`.

@@ -186,10 +186,17 @@ impl Commons {
         true
     }
 
-    /// Counts one more guest page that is about to name a shared page. Only while the shared page's
-    /// lock is held, or another guest page that names it is kept from leaving.
-    pub(super) fn reserve(&self, shared: SharedPage) {
-        lock(&self.names).add(shared);
+    /// Counts one more guest page that is about to name a shared page; `false` if nobody names it any
+    /// more. Its last user may just have left, or the page in its frame may be one of zeros that a
+    /// late fault left behind: then the number will be another page's.
+    #[must_use]
+    pub(super) fn reserve(&self, shared: SharedPage) -> bool {
+        let mut names = lock(&self.names);
+        let is_named = names.is_named(shared);
+        if is_named {
+            names.add(shared);
+        }
+        is_named
     }
 
     /// Points `entry` away from a shared page; whether it was the last to name it.
@@ -238,6 +245,10 @@ pub(super) enum Left {
 }
 
 impl Names {
+    fn is_named(&self, shared: SharedPage) -> bool {
+        shared.is_zero() || self.users[shared.0 as usize] > 0
+    }
+
     fn add(&mut self, shared: SharedPage) {
         if !shared.is_zero() {
             self.users[shared.0 as usize] += 1;

@@ -77,7 +77,9 @@ impl HostMm {
     fn join_shared(&self, page: Revoked<'_>, shared: SharedPage) -> Result<Merged, MmError> {
         let pages = vec![page.into_candidate()];
         for revoked in DetachedBatch::detach(self, pages, Invalidation::Unmap).revoke()? {
-            self.commons.reserve(shared);
+            if !self.commons.reserve(shared) {
+                return Ok(Merged::No);
+            }
             self.free_copy(revoked.page());
             drop(revoked.vacate(self, Place::Shared(shared))?);
             Counters::add(&self.counters.merges, 1);

@@ -331,12 +331,21 @@ impl Slots {
         }
     }
 
-    /// The location of each live entry, and its frame.
-    pub(super) fn live_entries(&self) -> Vec<(u64, Pfn)> {
+    /// Compares the reverse map with the live entries, while the host may go on to invalidate: it
+    /// changes both in one step under the lock.
+    pub(super) fn differences(&self, table: &FrameTable) -> Vec<String> {
+        let Some(client) = self.client() else {
+            return Vec::new();
+        };
         let locked = self.lock();
-        let slots = (0..).zip(&locked.state.slots);
-        slots.filter(|(_, slot)| slot.life == Life::Live).map(|(at, slot)| (at, slot.pfn)).collect()
+        table.client_differences(client, "IOTLB entries", live(&locked.state.slots))
     }
+}
+
+/// The location of each live entry, and its frame.
+fn live(slots: &[Slot]) -> impl Iterator<Item = (u64, Pfn)> {
+    let slots = (0..).zip(slots);
+    slots.filter(|(_, slot)| slot.life == Life::Live).map(|(at, slot)| (at, slot.pfn))
 }
 
 fn slot_at(slots: &mut [Slot], location: u64) -> Option<&mut Slot> {

@@ -54,6 +54,24 @@ fn ranges_cross_pages_and_end_with_memory() {
     assert!(iotlb.check_reverse_map().is_empty());
 }
 
+/// The device has stopped, the host has not: the check finds no difference in the middle of a change.
+#[test]
+fn the_books_can_be_checked_while_the_host_takes_frames() {
+    let mm = host(None);
+    let object = object(&mm, ENTRIES as u64);
+    let iotlb = Iotlb::new(object, ENTRIES).unwrap();
+    let frames = all_frames(&mm);
+    for _ in 0..200 {
+        iotlb.write(Gpa::new(0), &bytes(1, ENTRIES * PAGE_SIZE)).unwrap();
+        std::thread::scope(|scope| {
+            let evicting = scope.spawn(|| mm.evict_frames(&frames).unwrap());
+            while !evicting.is_finished() {
+                assert_eq!(iotlb.check_reverse_map(), Vec::<String>::new());
+            }
+        });
+    }
+}
+
 #[test]
 fn what_was_written_outlives_every_way_of_taking_the_frame() {
     let mm = host(None);

@@ -5,6 +5,7 @@ use super::client::Event;
 use super::rig::{Rig, config, gfn, page};
 use crate::addr::PAGE_SIZE;
 use crate::export_rmap::{FlushReason, Invalidation, Owner};
+use crate::host_mm::fault::Intent;
 use crate::host_mm::{HostMmConfig, Merged};
 
 const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
@@ -238,6 +239,35 @@ fn without_shared_zeros_each_page_has_a_frame() {
         assert!(rig.client.read(0, gfn(number)).unwrap() == ZEROS);
     }
     assert_eq!(rig.mm.stats().frames_in_use, 20);
+}
+
+/// A fault that was overtaken by the end of a shared page leaves a page of zeros under its number. That
+/// number will be given to another page, so nobody may join it.
+#[test]
+fn a_number_that_nobody_names_is_not_merged_with() {
+    let rig = Rig::new(config(), 8);
+    rig.host_write(gfn(0), &page(0));
+    drop(rig.object.copy_on_write_clone().unwrap());
+    rig.client.write(0, gfn(0), &page(100)).unwrap();
+    let mm = &*rig.mm;
+    assert_eq!(mm.shared_pages(), 0, "its last user has it");
+    let late = |number| mm.fault_in(&mm.commons.pages, gfn(number), Intent::Write).unwrap();
+    // The first number after those of the pages of zeros.
+    let left_behind = late(16).pfn();
+
+    rig.host_write(gfn(1), &ZEROS);
+    let joining = rig.frame(gfn(1)).unwrap();
+    assert_eq!(mm.merge_frames(left_behind, joining).unwrap(), Merged::No);
+
+    // Once that page is gone, the number is given again.
+    mm.evict_frames(&[left_behind]).unwrap();
+    rig.host_write(gfn(2), &page(2));
+    let _clone = rig.object.share_pages([gfn(2)].into_iter()).unwrap();
+    let given_again = late(16).pfn();
+    assert_eq!(rig.frame(gfn(2)), Some(given_again));
+    assert!(rig.host_read(gfn(1)) == ZEROS);
+    assert!(rig.client.read(0, gfn(2)).unwrap() == page(2));
+    rig.assert_sound();
 }
 
 #[test]
