@@ -10,6 +10,7 @@ pub mod abi;
 pub mod addr;
 #[cfg(not(any(loom, shuttle)))]
 pub mod cli;
+mod counters;
 pub mod export_rmap;
 #[cfg(all(any(test, feature = "fuzzing"), not(any(loom, shuttle))))]
 #[doc(hidden)]
