@@ -10,6 +10,7 @@ pub mod abi;
 pub mod addr;
 #[cfg(not(any(loom, shuttle)))]
 pub mod cli;
+mod counters;
 #[cfg(not(any(loom, shuttle)))]
 pub mod direct_mmu;
 pub mod export_rmap;

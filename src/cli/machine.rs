@@ -92,9 +92,7 @@ impl Machine {
         let Done { guest, vcpus, shadow, dma, iotlb } = self.fleet.done();
         Figures { guest, vcpus, shadow, dma, iotlb, host: self.mm.stats() }
     }
-}
 
-impl Machine {
     /// Lets go of every VM; false if one has not ended.
     pub(crate) fn retire_all(&mut self) -> bool {
         while self.fleet.members.first().is_some_and(|member| member.outcome.is_some()) {

@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use crate::addr::{Gfn, Pfn};
 use crate::direct_mmu::shard::{LockedShard, Shard};
-use crate::direct_mmu::stats::Counters;
 use crate::direct_mmu::table::State;
 use crate::direct_mmu::zap::runs;
 use crate::direct_mmu::{Mmu, offset_of};
@@ -55,7 +54,7 @@ impl Mmu {
             let own = pages.iter().copied().filter(|page| shard.pages.contains(page));
             for run in runs(own) {
                 self.protect(shard, &run)?;
-                Counters::add(&self.counters.write_protected, run.end - run.start);
+                self.counters.write_protected.add(run.end - run.start);
                 for page in run {
                     self.table.clear(page, State::PROTECT_DUE);
                 }
@@ -86,7 +85,7 @@ impl ExportNotifier for Mmu {
             && gone.contains(State::MAPPED)
         {
             page.table().rmap_visit(page.pfn(), client, |_| Retain::Drop);
-            Counters::add(&self.counters.invalidated, 1);
+            self.counters.invalidated.add(1);
         }
         Harvest { dirty: old.contains(State::WRITABLE), accessed: old.contains(State::ACCESSED) }
     }

@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 
 use crate::addr::{Gfn, PAGE_SIZE};
 use crate::direct_mmu::shard::{Deferral, LockedShard, Shard};
-use crate::direct_mmu::stats::Counters;
 use crate::direct_mmu::table::State;
 use crate::direct_mmu::{Mmu, offset_of};
 use crate::export_rmap::{LockedPage, PageFlags, RmapEntry, SequenceToken};
@@ -63,7 +62,7 @@ impl Mmu {
             return Installed::Deferred(deferral);
         }
         let Some(fresh) = self.add_entry(&wanted) else {
-            Counters::add(&self.counters.retries, 1);
+            self.counters.retries.add(1);
             return Installed::Retry;
         };
         let writable = wanted.writable
@@ -90,15 +89,15 @@ impl Mmu {
         }
         for neighbour in around.iter().take(done.saturating_sub(1)) {
             self.table.set(neighbour.page, rights);
-            Counters::add(&self.counters.fault_around, 1);
+            self.counters.fault_around.add(1);
         }
         match installed {
             Ok(_) => {
-                Counters::add(&self.counters.installs, 1);
+                self.counters.installs.add(1);
                 Installed::Done
             }
             Err(InstallError::Mapped) => {
-                Counters::add(&self.counters.already_mapped, 1);
+                self.counters.already_mapped.add(1);
                 self.upgrade(shard, &noted, page, writable)
             }
             Err(error) => {
@@ -123,7 +122,7 @@ impl Mmu {
         self.table.set(page, rights(writable));
         let offset = offset_of(page);
         let result = if writable {
-            Counters::add(&self.counters.upgrades, 1);
+            self.counters.upgrades.add(1);
             shard.window.write_protect(offset, PAGE_SIZE, false)
         } else {
             shard.window.wake(offset, PAGE_SIZE)

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use crate::direct_mmu::install::Installed;
 use crate::direct_mmu::shard::{Deferral, Fault, Job, Shard};
-use crate::direct_mmu::stats::Counters;
 use crate::direct_mmu::{DirectError, Mmu};
 use crate::sys::uffd::UffdError;
 use crate::sys::uffd_window::InstallError;
@@ -64,7 +63,7 @@ impl Mmu {
             // Asked first, so that nobody who wants the MMU lock finds it held by a look at nothing.
             if shard.window.wait(Some(Duration::ZERO))? {
                 let faults = self.read_events(shard)?;
-                Counters::add(&self.counters.faults, faults.len() as u64);
+                self.counters.faults.add(faults.len() as u64);
                 parked.extend(faults);
                 parked.retain(|&fault| self.resolve_now(shard, fault) == Outcome::Parked);
                 patience.note();
@@ -100,7 +99,7 @@ impl Mmu {
                 Installed::Retry => {}
                 Installed::Deferred(Deferral::Removal) => break,
                 Installed::Deferred(Deferral::Zap) | Installed::Refused(InstallError::Changing) => {
-                    Counters::add(&self.counters.parked, 1);
+                    self.counters.parked.add(1);
                     return Outcome::Parked;
                 }
                 Installed::Refused(error) => {
@@ -109,7 +108,7 @@ impl Mmu {
                 }
             }
         }
-        Counters::add(&self.counters.handed_over, 1);
+        self.counters.handed_over.add(1);
         shard.hand_over(Job::Fault(fault));
         Outcome::Done
     }

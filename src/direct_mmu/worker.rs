@@ -7,7 +7,6 @@ use std::ops::Range;
 use crate::addr::Gfn;
 use crate::direct_mmu::install::Installed;
 use crate::direct_mmu::shard::{Deferral, Fault, Job, Shard};
-use crate::direct_mmu::stats::Counters;
 use crate::direct_mmu::{DirectError, Mmu};
 use crate::sys::uffd_window::InstallError;
 
@@ -51,7 +50,7 @@ impl Mmu {
     fn remove(&self, shard: &Shard, pages: &Range<u64>) {
         let (first, count) = (Gfn::new(pages.start), pages.end - pages.start);
         match self.object.free_pages(first, count) {
-            Ok(_) => Counters::add(&self.counters.removed, count),
+            Ok(_) => self.counters.removed.add(count),
             Err(source) => self.fail(&DirectError::Remove { first, count, source }),
         }
         let mut noted = shard.lock();

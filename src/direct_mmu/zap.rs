@@ -12,7 +12,6 @@ use std::ops::Range;
 use crate::addr::Pfn;
 use crate::direct_mmu::Mmu;
 use crate::direct_mmu::shard::{Job, Noted, Shard};
-use crate::direct_mmu::stats::Counters;
 use crate::export_rmap::RevokeError;
 use crate::sync::lock;
 
@@ -107,7 +106,7 @@ impl Mmu {
         if self.ending.load(Ordering::Acquire) {
             return Ok(());
         }
-        Counters::add(&self.counters.aged_zaps, 1);
+        self.counters.aged_zaps.add(1);
         shard.lock().zap = Some(OwnZap::new(&pages));
         // Frames have the numbers of their pages, 32 bits each.
         let frames: Vec<Pfn> =

@@ -23,6 +23,8 @@ pub(crate) mod models;
 pub mod notifier;
 mod numbers;
 pub mod page_lock;
+#[cfg(all(test, not(any(loom, shuttle)), feature = "export-notifier"))]
+pub(crate) mod pausing_client;
 pub mod rmap;
 pub mod sequence;
 

@@ -40,6 +40,7 @@ impl HostMm {
     #[must_use]
     pub fn mappings_of(&self, client: ClientId) -> u64 {
         let frames = (0..self.frame_count()).map(Pfn::new);
+        let frames = frames.filter(|&pfn| !self.table.is_rmap_empty(pfn));
         let entries = frames.flat_map(|pfn| self.table.rmap_entries(pfn));
         entries.filter(|entry| entry.client() == client).count() as u64
     }

@@ -257,10 +257,12 @@ impl Slots {
         let Some(client) = self.client() else {
             return harvest;
         };
-        // Entries are no copies.
-        if kind == Invalidation::Recall {
-            return harvest;
-        }
+        let keep = match kind {
+            Invalidation::Unmap | Invalidation::Replace(_) => false,
+            Invalidation::Clean => true,
+            // Entries are no copies.
+            Invalidation::Recall => return harvest,
+        };
         let mut locked = self.lock();
         let state = &mut *locked.state;
         page.table().rmap_visit(page.pfn(), client, |location| {
@@ -274,16 +276,13 @@ impl Slots {
             }
             harvest = harvest.or(Harvest { dirty: slot.dirty, accessed: slot.accessed });
             (slot.dirty, slot.accessed, slot.writable) = (false, false, false);
-            match kind {
-                Invalidation::Clean | Invalidation::Recall => {
-                    state.stats.write_protected += 1;
-                    Retain::Keep
-                }
-                Invalidation::Unmap | Invalidation::Replace(_) => {
-                    slot.life = if slot.users() == 0 { Life::Free } else { Life::Dead };
-                    state.stats.invalidated += 1;
-                    Retain::Drop
-                }
+            if keep {
+                state.stats.write_protected += 1;
+                Retain::Keep
+            } else {
+                slot.life = if slot.users() == 0 { Life::Free } else { Life::Dead };
+                state.stats.invalidated += 1;
+                Retain::Drop
             }
         });
         harvest

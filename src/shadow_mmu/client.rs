@@ -40,36 +40,32 @@ impl Mmu {
 impl ExportNotifier for Mmu {
     fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
         let mut harvest = Harvest::default();
-        match kind {
-            Invalidation::Replace(owner) if owner.object != self.object.number() => return harvest,
+        // SPTEs do not tell which of the guest's pages they map.
+        let keep = match kind {
+            Invalidation::Unmap => false,
+            Invalidation::Replace(owner) if owner.object == self.object.number() => false,
+            Invalidation::Replace(_) => return harvest,
+            Invalidation::Clean => true,
             // SPTEs are no copies.
             Invalidation::Recall => return harvest,
-            _ => {}
-        }
+        };
         let visited = self.visit_sptes(page, |entry| {
             // One atomic step: a bit that hardware sets is either in `old`, or not set at all.
-            let old = match kind {
-                // SPTEs do not tell which of the guest's pages they map.
-                Invalidation::Unmap | Invalidation::Replace(_) => entry.swap(0, Ordering::AcqRel),
-                Invalidation::Clean | Invalidation::Recall => {
-                    entry.fetch_and(!(Pte::WRITABLE | Pte::DIRTY).bits(), Ordering::AcqRel)
-                }
+            let old = if keep {
+                entry.fetch_and(!(Pte::WRITABLE | Pte::DIRTY).bits(), Ordering::AcqRel)
+            } else {
+                entry.swap(0, Ordering::AcqRel)
             };
             let old = Pte::of(old);
             harvest = harvest.or(Harvest {
                 dirty: old.contains(Pte::DIRTY),
                 accessed: old.contains(Pte::ACCESSED),
             });
-            match kind {
-                Invalidation::Unmap | Invalidation::Replace(_) => Retain::Drop,
-                Invalidation::Clean | Invalidation::Recall => Retain::Keep,
-            }
+            if keep { Retain::Keep } else { Retain::Drop }
         });
-        let counter = match kind {
-            Invalidation::Unmap | Invalidation::Replace(_) => &self.counters.invalidated,
-            Invalidation::Clean | Invalidation::Recall => &self.counters.write_protected,
-        };
-        Counters::add(counter, visited);
+        let Counters { write_protected, invalidated, .. } = &self.counters;
+        let counter = if keep { write_protected } else { invalidated };
+        counter.add(visited);
         harvest
     }
 
@@ -87,7 +83,7 @@ impl ExportNotifier for Mmu {
         match reason {
             FlushReason::Recalled => return Ok(()),
             FlushReason::Aged if !self.config.zap_to_age => return Ok(()),
-            FlushReason::Aged => Counters::add(&self.counters.aged_zaps, frames.len() as u64),
+            FlushReason::Aged => self.counters.aged_zaps.add(frames.len() as u64),
             FlushReason::Invalidated => {}
         }
         self.guest_view.revoke(frames)?;

@@ -16,7 +16,6 @@ use crate::export_rmap::{LockedPage, SequenceToken};
 use crate::host_mm::{MmError, Sabotage};
 use crate::shadow_mmu::roots::{FlushCount, Root, SptePlace, State};
 use crate::shadow_mmu::spte::Pte;
-use crate::shadow_mmu::stats::Counters;
 use crate::shadow_mmu::walk::{Access, PagingContext, Translation, Walk};
 use crate::shadow_mmu::{Mmu, ShadowMmu};
 
@@ -118,7 +117,7 @@ impl Mmu {
             let translation = match self.walk(context, gva, access)? {
                 Walk::Mapped(translation) => translation,
                 Walk::Fault(error_code) => {
-                    Counters::add(&self.counters.guest_faults, 1);
+                    self.counters.guest_faults.add(1);
                     return Ok(FaultOutcome::GuestFault { error_code });
                 }
                 Walk::Contended(_) => return Ok(FaultOutcome::Fixed),
@@ -141,7 +140,7 @@ impl Mmu {
                     return Ok(FaultOutcome::Fixed);
                 }
                 Installed::Full => return Ok(FaultOutcome::NeedsRecycle),
-                Installed::Retry => Counters::add(&self.counters.retries, 1),
+                Installed::Retry => self.counters.retries.add(1),
             }
         }
         Ok(FaultOutcome::Fixed)
@@ -234,7 +233,7 @@ impl Mmu {
         }
         // Release: what hardware finds through the entry was written before.
         self.tables.entry(place.page, place.index).store(new.bits(), Ordering::Release);
-        Counters::add(&self.counters.installs, 1);
+        self.counters.installs.add(1);
         Installed::Done
     }
 
@@ -253,7 +252,7 @@ impl Mmu {
         if !new.contains(Pte::NO_EXECUTE) {
             entry.fetch_and(!Pte::NO_EXECUTE.bits(), Ordering::AcqRel);
         }
-        Counters::add(&self.counters.upgrades, 1);
+        self.counters.upgrades.add(1);
         Installed::Done
     }
 

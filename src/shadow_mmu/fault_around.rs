@@ -14,7 +14,6 @@ use crate::host_mm::MmError;
 use crate::shadow_mmu::Mmu;
 use crate::shadow_mmu::fault::{Install, Installed, Target};
 use crate::shadow_mmu::spte::Pte;
-use crate::shadow_mmu::stats::Counters;
 use crate::shadow_mmu::tables::ENTRIES;
 use crate::shadow_mmu::walk::{Access, PagingContext, Translation};
 
@@ -57,7 +56,7 @@ impl Mmu {
                 // Not `& !ACCESSED`: that would drop the bits without a name, the address.
                 spte.remove(Pte::ACCESSED);
                 if self.install_new(&state, place, spte, &install) == Installed::Done {
-                    Counters::add(&self.counters.fault_around, 1);
+                    self.counters.fault_around.add(1);
                 }
             }
         }
@@ -127,7 +126,7 @@ impl Mmu {
             return Ok(None);
         }
         let page = self.object.lock_page(gfn)?;
-        Counters::add(&self.counters.read_ahead, 1);
+        self.counters.read_ahead.add(1);
         Ok(Some(page))
     }
 }

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use crate::addr::{Gva, Pfn};
 use crate::export_rmap::{RevokeError, RmapEntry};
 use crate::shadow_mmu::spte::{ADDRESS_MASK, Pte};
-use crate::shadow_mmu::stats::Counters;
 use crate::shadow_mmu::streams::Streams;
 use crate::shadow_mmu::tables::{ENTRIES, PageIndex};
 use crate::shadow_mmu::walk::{PagingContext, table_index};
@@ -254,7 +253,7 @@ impl Mmu {
             return Err(error);
         }
         state.unflushed.clear();
-        Counters::add(&self.counters.guest_flushed, zapped.len() as u64);
+        self.counters.guest_flushed.add(zapped.len() as u64);
         for (place, old) in zapped {
             if let (Some(pfn), Some(entry)) = (self.frame_of(old), self.rmap_entry(place)) {
                 self.mm.frame_table().rmap_remove(pfn, entry);
@@ -400,7 +399,7 @@ impl ShadowMmu {
     /// and added a memslot again, which makes KVM drop all it knows.
     pub fn recycle(&self) {
         self.mmu.forget_everything();
-        Counters::add(&self.mmu.counters.recycles, 1);
+        self.mmu.counters.recycles.add(1);
     }
 
     /// An address that still has an SPTE pointing to the frame, whatever the reverse map says.

@@ -64,7 +64,7 @@ impl Vcpu {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
             Err(error) => Exit::Failed(io_error(error)),
         };
-        self.counts(|counts| counts.exits.bump());
+        self.counts(|counts| counts.exits.add(1));
         match exit {
             Exit::OutByte(port, byte) => match u8::try_from(port) {
                 Ok(vector) if self.is_in_monitor() => self.exception(vector),
@@ -124,7 +124,7 @@ impl Vcpu {
     // Port accesses that the I/O bitmap lets through.
 
     fn guest_out(&mut self, port: u16, bytes: &[u8]) -> Result<Next, VmError> {
-        self.counts(|counts| counts.port_exits.bump());
+        self.counts(|counts| counts.port_exits.add(1));
         self.guard.reset();
         let (element, width) = self.port_element()?;
         for chunk in bytes.chunks_exact(element) {
@@ -149,7 +149,7 @@ impl Vcpu {
     }
 
     fn guest_in(&mut self, port: u16, bytes: usize) -> Result<Next, VmError> {
-        self.counts(|counts| counts.port_exits.bump());
+        self.counts(|counts| counts.port_exits.add(1));
         self.guard.reset();
         let (element, width) = self.port_element()?;
         let mut answer = Vec::with_capacity(bytes);
@@ -179,7 +179,7 @@ impl Vcpu {
     }
 
     fn hypercall(&self, registers: &[u64; 16]) -> HypercallResult {
-        self.counts(|counts| counts.hypercalls.bump());
+        self.counts(|counts| counts.hypercalls.add(1));
         hypercall(&self.shared, self.index, &self.cpu, registers)
     }
 
@@ -236,9 +236,9 @@ impl Vcpu {
                 self.recycles = 0;
                 self.latency.record(access, begin.elapsed());
                 self.counts(|counts| match access {
-                    Access::Read => counts.read_faults.bump(),
-                    Access::Write => counts.write_faults.bump(),
-                    Access::Execute => counts.execute_faults.bump(),
+                    Access::Read => counts.read_faults.add(1),
+                    Access::Write => counts.write_faults.add(1),
+                    Access::Execute => counts.execute_faults.add(1),
                 });
                 match self.guard.fixed(frame.rip, gva, access) {
                     Ok(()) => Ok(Next::Resume),
@@ -292,7 +292,7 @@ impl Vcpu {
             emulate(&mut self.cpu, self.shared.shadow.as_ref(), low_u32(frame.error_code));
         let next = match emulated {
             Ok(done) => {
-                self.counts(|counts| counts.emulated.bump());
+                self.counts(|counts| counts.emulated.add(1));
                 let next = self.carry_out(done.effect)?;
                 if done.single_step && matches!(next, Next::Resume | Next::Recycle) {
                     self.inject(Exception::plain(vector::DB))?;
@@ -320,9 +320,9 @@ impl Vcpu {
         match inject(&mut self.cpu, self.shared.shadow.as_ref(), exception) {
             Ok(delivered) => {
                 self.counts(|counts| {
-                    counts.injected.bump();
+                    counts.injected.add(1);
                     if delivered == vector::PF {
-                        counts.guest_page_faults.bump();
+                        counts.guest_page_faults.add(1);
                     }
                 });
                 Ok(())

@@ -1,62 +1,36 @@
 //! What a VM counts, live and at its end.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
 use crate::shadow_mmu::Access;
 
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What the VMM counted for one vCPU, or for all of a VM.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct VcpuCounts {
-            $($(#[$doc])* pub $name: u64,)*
-        }
-
-        impl VcpuCounts {
-            /// Adds another vCPU's counts.
-            pub fn add(&mut self, other: &Self) {
-                $(self.$name = self.$name.saturating_add(other.$name);)*
-            }
-        }
-
-        /// The live side: one writer, any readers.
-        #[derive(Default)]
-        pub(super) struct LiveCounts {
-            $(pub(super) $name: Counter,)*
-        }
-
-        impl LiveCounts {
-            pub(super) fn read(&self) -> VcpuCounts {
-                VcpuCounts { $($name: self.$name.0.load(Ordering::Relaxed),)* }
-            }
-        }
-    };
-}
-
-counters! {
-    /// Returns from `KVM_RUN`.
-    exits,
-    /// Shadow faults on reads that were fixed.
-    read_faults,
-    /// Shadow faults on writes that were fixed.
-    write_faults,
-    /// Shadow faults on instruction fetches that were fixed.
-    execute_faults,
-    /// Exceptions delivered to the guest, its own page faults among them.
-    injected,
-    /// Page faults among [`Self::injected`].
-    guest_page_faults,
-    /// Privileged instructions emulated.
-    emulated,
-    /// Accesses to ports that came as direct exits, hypercalls among them.
-    port_exits,
-    /// Hypercalls.
-    hypercalls,
-    /// Times this vCPU had all others paused to recycle the shadow pages.
-    recycles,
+crate::counters::counters! {
+    /// What the VMM counted for one vCPU, or for all of a VM.
+    pub struct VcpuCounts {
+        /// Returns from `KVM_RUN`.
+        exits,
+        /// Shadow faults on reads that were fixed.
+        read_faults,
+        /// Shadow faults on writes that were fixed.
+        write_faults,
+        /// Shadow faults on instruction fetches that were fixed.
+        execute_faults,
+        /// Exceptions delivered to the guest, its own page faults among them.
+        injected,
+        /// Page faults among [`Self::injected`].
+        guest_page_faults,
+        /// Privileged instructions emulated.
+        emulated,
+        /// Accesses to ports that came as direct exits, hypercalls among them.
+        port_exits,
+        /// Hypercalls.
+        hypercalls,
+        /// Times this vCPU had all others paused to recycle the shadow pages.
+        recycles,
+    }
+    live pub(super) struct LiveCounts;
 }
 
 impl VcpuCounts {
@@ -64,17 +38,6 @@ impl VcpuCounts {
     #[must_use]
     pub fn faults(&self) -> u64 {
         self.read_faults.saturating_add(self.write_faults).saturating_add(self.execute_faults)
-    }
-}
-
-/// A counter with a single writer.
-#[derive(Default)]
-pub(super) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(super) fn bump(&self) {
-        // One writer: no read-modify-write is needed. Relaxed: a statistic orders nothing.
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 }
 
@@ -170,10 +133,10 @@ mod tests {
     #[test]
     fn counts_add_up() {
         let live = LiveCounts::default();
-        live.read_faults.bump();
-        live.execute_faults.bump();
-        let mut total = live.read();
-        total.add(&live.read());
+        live.read_faults.add(1);
+        live.execute_faults.add(1);
+        let mut total = live.snapshot();
+        total.add(&live.snapshot());
         assert_eq!(total.faults(), 4);
         assert_eq!(total.exits, 0);
     }

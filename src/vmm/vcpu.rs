@@ -267,7 +267,7 @@ impl Vcpu {
         });
         match paused {
             Paused::Done(flushed) => {
-                self.counts(|counts| counts.recycles.bump());
+                self.counts(|counts| counts.recycles.add(1));
                 Ok(flushed?)
             }
             Paused::AlreadyDone | Paused::Stopping => Ok(()),

@@ -216,7 +216,7 @@ impl Vm {
     /// What the VMM counted so far, by vCPU.
     #[must_use]
     pub fn vcpu_counts(&self) -> Vec<VcpuCounts> {
-        self.shared.counts.iter().map(LiveCounts::read).collect()
+        self.shared.counts.iter().map(LiveCounts::snapshot).collect()
     }
 
     /// What the VMM counted so far, all vCPUs together.

@@ -9,9 +9,7 @@ use std::time::Duration;
 use super::client::Page;
 use super::rig::{FRAMES, Rig, config, gfn, page};
 use crate::addr::{PAGE_SIZE, Pfn};
-use crate::export_rmap::{
-    ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, RevokeError,
-};
+use crate::export_rmap::pausing_client::PausingClient;
 use crate::host_mm::MemoryObject;
 use crate::sync::lock;
 
@@ -131,28 +129,6 @@ fn the_page_of_zeros_is_not_mapped_again_after_the_first_write() {
     assert!(read_beside_the_first_write(Fault::InstallsLate, false) == ZEROS, "before the write");
 }
 
-/// A client that sleeps in a call until it is let go.
-struct Sleeper {
-    called: Mutex<mpsc::Sender<()>>,
-    let_go: Mutex<mpsc::Receiver<()>>,
-}
-
-impl ExportNotifier for Sleeper {
-    fn invalidate_page(&self, _page: &LockedPage<'_>, _kind: Invalidation) -> Harvest {
-        lock(&self.called).send(()).unwrap();
-        lock(&self.let_go).recv_timeout(GIVE_UP).unwrap();
-        Harvest::default()
-    }
-
-    fn age_page(&self, _page: &LockedPage<'_>) -> bool {
-        false
-    }
-
-    fn flush(&self, _frames: &[Pfn], _reason: FlushReason) -> Result<(), RevokeError> {
-        Ok(())
-    }
-}
-
 /// In 2008 `page_mkclean` held a spin lock of the whole file's mappings around the call.
 #[test]
 fn a_client_that_sleeps_in_a_cleaning_holds_up_that_page_only() {
@@ -160,9 +136,7 @@ fn a_client_that_sleeps_in_a_cleaning_holds_up_that_page_only() {
     for number in 0..4 {
         rig.client.write(0, gfn(number), &page(number)).unwrap();
     }
-    let (called, is_called) = mpsc::channel();
-    let (go, let_go) = mpsc::channel();
-    let sleeper = Arc::new(Sleeper { called: Mutex::new(called), let_go: Mutex::new(let_go) });
+    let (sleeper, sleep) = PausingClient::new();
     let registration = rig.mm.notifiers().register(sleeper).unwrap();
     let faults = |numbers: [u64; 2]| {
         let (object, client) = (rig.object.clone(), rig.client.clone());
@@ -178,7 +152,7 @@ fn a_client_that_sleeps_in_a_cleaning_holds_up_that_page_only() {
     let pfn = rig.frame(gfn(0)).unwrap();
     thread::scope(|scope| {
         let cleaning = scope.spawn(|| rig.mm.clean_frames(&[pfn]));
-        is_called.recv_timeout(GIVE_UP).unwrap();
+        sleep.wait();
         // Other pages: mapped and not, an old one and one that needs a frame.
         let (thread, others) = faults([1, 5]);
         others
@@ -187,7 +161,7 @@ fn a_client_that_sleeps_in_a_cleaning_holds_up_that_page_only() {
         thread.join().unwrap();
         let (thread, same) = faults([0, 6]);
         assert!(same.recv_timeout(BRIEFLY).is_err(), "its page lock is held");
-        go.send(()).unwrap();
+        sleep.end();
         same.recv_timeout(GIVE_UP).unwrap();
         thread.join().unwrap();
         assert_eq!(cleaning.join().unwrap().unwrap(), 1);

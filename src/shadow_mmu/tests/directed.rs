@@ -2,14 +2,11 @@
 
 use std::fs::File;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
-use std::time::Duration;
 
-use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
-use crate::export_rmap::{
-    ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, RevokeError,
-};
+use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE, PAGE_SIZE_U64};
+use crate::export_rmap::FlushReason;
+use crate::export_rmap::pausing_client::PausingClient;
 use crate::host_mm::{HostMmConfig, Sabotage};
 use crate::shadow_mmu::PagingContext;
 use crate::shadow_mmu::fault::{Install, Installed, Target};
@@ -20,7 +17,6 @@ use crate::shadow_mmu::reference::machine::{
 };
 use crate::shadow_mmu::walk::{Access, Walk};
 use crate::shadow_mmu::{FaultOutcome, LoadRoot};
-use crate::sync::lock;
 use crate::sys::recording::Recording;
 
 const ROOT: u64 = 1;
@@ -393,28 +389,6 @@ fn vcpus_that_differ_in_what_sptes_depend_on_share_no_root() {
     assert_ne!(machine.load_root(&executable), cpu.root);
 }
 
-/// A client that stops the host between the clearing of SPTEs, which comes before, and the flush.
-struct BeforeTheFlush {
-    reached: Mutex<mpsc::Sender<()>>,
-    go_on: Mutex<mpsc::Receiver<()>>,
-}
-
-impl ExportNotifier for BeforeTheFlush {
-    fn invalidate_page(&self, _page: &LockedPage<'_>, _kind: Invalidation) -> Harvest {
-        lock(&self.reached).send(()).unwrap();
-        lock(&self.go_on).recv_timeout(Duration::from_secs(60)).unwrap();
-        Harvest::default()
-    }
-
-    fn age_page(&self, _page: &LockedPage<'_>) -> bool {
-        false
-    }
-
-    fn flush(&self, _frames: &[Pfn], _reason: FlushReason) -> Result<(), RevokeError> {
-        Ok(())
-    }
-}
-
 /// The SPTE is gone, but a processor may still use it until the host has flushed. A guest that
 /// flushes in between must not be told that it is done before it is.
 #[test]
@@ -422,10 +396,9 @@ fn a_guests_flush_includes_what_the_host_has_cleared_and_not_flushed_yet() {
     for by_cr3 in [false, true] {
         let (machine, mut cpu) = machine();
         let gfn = Gfn::new(DATA);
-        let (reached, is_reached) = mpsc::channel();
-        let (go, go_on) = mpsc::channel();
-        let client = BeforeTheFlush { reached: Mutex::new(reached), go_on: Mutex::new(go_on) };
-        let registration = machine.mm.notifiers().register(Arc::new(client)).unwrap();
+        // It is called after the SPTEs were cleared, and the flush comes after it.
+        let (client, before_the_flush) = PausingClient::new();
+        let registration = machine.mm.notifiers().register(client).unwrap();
         assert_eq!(cpu.write(&machine, at(0), 7), Done::Value(0));
         let view = machine.shadow.guest_view().region().as_ptr().addr();
         let frame = view + machine.frame(gfn).unwrap().index() * PAGE_SIZE;
@@ -440,10 +413,10 @@ fn a_guests_flush_includes_what_the_host_has_cleared_and_not_flushed_yet() {
         };
         thread::scope(|scope| {
             let evicting = scope.spawn(|| machine.evict(gfn));
-            is_reached.recv_timeout(Duration::from_secs(60)).unwrap();
+            before_the_flush.wait();
             assert!(is_flushed(), "the SPTE is gone, and its frame is flushed all the same");
             assert!(!is_flushed(), "once");
-            go.send(()).unwrap();
+            before_the_flush.end();
             evicting.join().unwrap();
         });
         assert!(!is_flushed(), "and not after the host has done it");

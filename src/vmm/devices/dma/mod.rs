@@ -18,34 +18,19 @@ use crate::sync::{Condvar, Mutex, MutexGuard, lock};
 pub(in crate::vmm) use command::DmaMemory;
 use command::{Engine, Served};
 
-/// What a DMA device has done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct DmaStats {
-    /// Commands carried out.
-    pub operations: u64,
-    /// Bytes that they copied, filled or summed up.
-    pub bytes: u64,
-    /// Descriptors refused.
-    pub refused: u64,
-    /// Doorbells for a descriptor that is not in RAM.
-    pub ignored_doorbells: u64,
-    /// Doorbells that waited for room in the queue.
-    pub full_queue_waits: u64,
-}
-
-impl DmaStats {
-    /// Adds what another device has done.
-    pub fn add(&mut self, other: &Self) {
-        let Self { operations, bytes, refused, ignored_doorbells, full_queue_waits } = self;
-        for (sum, more) in [
-            (operations, other.operations),
-            (bytes, other.bytes),
-            (refused, other.refused),
-            (ignored_doorbells, other.ignored_doorbells),
-            (full_queue_waits, other.full_queue_waits),
-        ] {
-            *sum = sum.saturating_add(more);
-        }
+crate::counters::counters! {
+    /// What a DMA device has done.
+    pub struct DmaStats {
+        /// Commands carried out.
+        operations,
+        /// Bytes that they copied, filled or summed up.
+        bytes,
+        /// Descriptors refused.
+        refused,
+        /// Doorbells for a descriptor that is not in RAM.
+        ignored_doorbells,
+        /// Doorbells that waited for room in the queue.
+        full_queue_waits,
     }
 }
 
