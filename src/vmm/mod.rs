@@ -27,6 +27,7 @@ mod hypercall;
 pub mod inject;
 mod kick;
 mod kvm;
+pub mod linux;
 mod machine;
 pub mod memory;
 mod monitor;
