@@ -18,6 +18,7 @@ mod devices;
 pub mod emulate;
 mod error;
 pub mod exceptions;
+mod exit_data;
 mod exits;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fake_memory;
@@ -32,6 +33,7 @@ mod machine;
 pub mod memory;
 mod monitor;
 mod offer;
+mod plain;
 mod progress;
 mod real;
 mod real_state;
