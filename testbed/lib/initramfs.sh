@@ -17,16 +17,19 @@ ensure_base_archive() {
     mkdir -p "$stage"/{bin,modules,proc,sys,tmp,root,testbed}
     cp "$(busybox_path)" "$stage/bin/busybox"
     ln -s busybox "$stage/bin/sh"
-    stage_modules "$stage/modules"
+    stage_modules "$stage/modules" "${KVM_MODULES[@]}"
     { device_archive; pack "$stage"; } >"$archive.partial"
     mv "$archive.partial" "$archive"
     rm -rf "$stage"
 }
 
+# stage_modules FOLDER MODULE...: modules of the kernel, less those that it lacks or has built in,
+# named so that their order is that of the arguments.
 stage_modules() {
     local folder=$1 release name file index=0
+    shift
     release=$(kernel_release)
-    for name in "${KVM_MODULES[@]}"; do
+    for name in "$@"; do
         file=$(module_path "$release" "$name")
         [ -n "$file" ] || continue
         index=$((index + 1))

@@ -1,6 +1,7 @@
-# Brings QEMU, a kernel and busybox from Debian's packages into the cache folder. Nothing is
-# installed, and nothing of the host's is used but apt: QEMU comes with all its libraries down to
-# the C library, from lists that are fetched for this alone. Sourced by bash.
+# Brings QEMU, a kernel, busybox and what makes and checks disks from Debian's packages into the
+# cache folder. Nothing is installed, and nothing of the host's is used but apt: programs come with
+# all their libraries down to the C library, from lists that are fetched for this alone. Sourced by
+# bash.
 # shellcheck shell=bash
 
 MIRROR=${GNOMON_TESTBED_MIRROR:-http://deb.debian.org/debian}
@@ -11,6 +12,8 @@ KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 QEMU_SUITE=trixie-backports
 QEMU_SUITES=(trixie trixie-backports)
 QEMU_PACKAGE=qemu-system-x86
+# For the disks and the kernel of guests, see lib/linux.sh. The static e2fsck runs in the inner machine.
+DISK_PACKAGES=(e2fsprogs e2fsck-static lz4)
 # Linux 6.1: old enough to lack process_madvise(MADV_DONTNEED), so that the way without it is tested.
 KERNEL_SUITE=bookworm
 KERNEL_METAPACKAGE=linux-image-cloud-amd64
@@ -18,11 +21,12 @@ KERNEL_METAPACKAGE=linux-image-cloud-amd64
 QEMU=$TOOLS_DIR/usr/bin/qemu-system-x86_64
 QEMU_LIBRARIES=$TOOLS_DIR/usr/lib/x86_64-linux-gnu
 QEMU_LOADER=$TOOLS_DIR/usr/lib64/ld-linux-x86-64.so.2
+E2FSCK=$TOOLS_DIR/usr/sbin/e2fsck.static
 
 ensure_tools() {
     if tools_complete; then return; fi
     require_apt
-    say "fetching QEMU and a kernel from Debian's packages into $CACHE_DIR"
+    say "fetching QEMU, a kernel and some tools from Debian's packages into $CACHE_DIR"
     rm -rf "$TOOLS_DIR" "$CACHE_DIR/apt"
     mkdir -p "$TOOLS_DIR"
     fetch_qemu
@@ -43,11 +47,19 @@ tools_complete() {
 missing_tool() {
     local file
     for file in "$QEMU" "$QEMU_LOADER" "$TOOLS_DIR/usr/share/qemu/linuxboot_dma.bin" \
-        "$TOOLS_DIR/usr/share/seabios/bios-256k.bin"; do
+        "$TOOLS_DIR/usr/share/seabios/bios-256k.bin" \
+        "$TOOLS_DIR/usr/sbin/mke2fs" "$E2FSCK" "$TOOLS_DIR/usr/bin/lz4"; do
         [ -e "$file" ] || { echo "there is no $file"; return; }
     done
     [ -n "$(busybox_path)" ] || { echo "there is no busybox in $TOOLS_DIR"; return; }
     [ -n "$(kernel_release)" ] || { echo "there is no kernel with the module kvm-amd in $TOOLS_DIR"; return; }
+}
+
+# tool NAME ARGUMENT...: runs a program of the unpacked packages with their libraries.
+tool() {
+    local program=$TOOLS_DIR/usr/$1
+    shift
+    "$QEMU_LOADER" --library-path "$QEMU_LIBRARIES" "$program" "$@"
 }
 
 busybox_path() {
@@ -115,8 +127,9 @@ fetch_lists() {
 
 fetch_qemu() {
     fetch_lists qemu "${QEMU_SUITES[@]}"
-    apt_of qemu apt-get -q -y --no-install-recommends --download-only -t "$QEMU_SUITE" install "$QEMU_PACKAGE" >&2 ||
-        die "apt-get cannot download $QEMU_PACKAGE of $QEMU_SUITE. Look at what it said above."
+    apt_of qemu apt-get -q -y --no-install-recommends --download-only -t "$QEMU_SUITE" install \
+        "$QEMU_PACKAGE" "${DISK_PACKAGES[@]}" >&2 ||
+        die "apt-get cannot download $QEMU_PACKAGE and ${DISK_PACKAGES[*]} of $QEMU_SUITE. Look at what it said above."
 }
 
 fetch_kernel() {
