@@ -265,7 +265,7 @@ impl PlainMachine {
 
     /// What the vCPUs counted so far, by index.
     pub(crate) fn vcpu_counts(&self) -> Vec<VcpuCounts> {
-        self.shared.counts.iter().map(LiveCounts::read).collect()
+        self.shared.counts.iter().map(LiveCounts::snapshot).collect()
     }
 
     /// Life of each vCPU by index, and whether it may be in the guest.

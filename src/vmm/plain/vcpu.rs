@@ -120,7 +120,7 @@ impl Vcpu {
     /// Runs guest code up to the next exit, and handles that.
     fn step(&mut self) -> Result<Next, VmError> {
         let exit = self.run_to_exit();
-        self.counts(|counts| counts.exits.bump());
+        self.counts(|counts| counts.exits.add(1));
         let action = match exit {
             Exit::Out(port, bytes) => return self.port_out(port, &bytes),
             Exit::In(port, bytes) => self.port_in(port, bytes),
@@ -182,7 +182,7 @@ impl Vcpu {
     }
 
     fn port_out(&mut self, port: u16, bytes: &[u8]) -> Result<Next, VmError> {
-        self.counts(|counts| counts.port_exits.bump());
+        self.counts(|counts| counts.port_exits.add(1));
         let element = self.port_element();
         for data in bytes.chunks(element) {
             let action = self.shared.bus.port_out(self.index, port, data);
@@ -195,7 +195,7 @@ impl Vcpu {
     }
 
     fn port_in(&mut self, port: u16, bytes: usize) -> Action {
-        self.counts(|counts| counts.port_exits.bump());
+        self.counts(|counts| counts.port_exits.add(1));
         let element = self.port_element();
         let mut answer = vec![0; bytes];
         for data in answer.chunks_mut(element) {
@@ -209,7 +209,7 @@ impl Vcpu {
     }
 
     fn hypercall(&mut self) -> Result<Next, VmError> {
-        self.counts(|counts| counts.hypercalls.bump());
+        self.counts(|counts| counts.hypercalls.add(1));
         let caller = Registers::of(&self.fd)?;
         let shared = Arc::clone(&self.shared);
         let start = |index, registers| shared.roster.start(index, Begin::At(Box::new(registers)));
