@@ -4,12 +4,14 @@ use std::mem::offset_of;
 use std::time::Duration;
 
 use gnomon::abi::{self, DmaDescriptor};
+use gnomon::vmm::Vm;
 use iced_x86::code_asm::*;
 use libtest_mimic::Trial;
 
 use crate::guest::{CODE, FREE, Guest, Written, power_off, report};
 use crate::machine::Machine;
 use crate::pressure::{check_stop, evict_all, finish_together, start_other};
+use crate::processors::wait_until;
 use crate::trial::kvm_trial;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -287,7 +289,8 @@ fn dma_busy_as_the_guest_is_killed() {
         a.jmp(next)
     });
     let machine = Machine { within: Duration::from_millis(500), ..Machine::default() };
-    let (ended, by_itself) = machine.run_at_most(&guest, |_| {});
+    let at_work = |vm: &Vm| wait_until(|| vm.dma_stats().operations > 0);
+    let (ended, by_itself) = machine.run_at_most(&guest, at_work);
     assert!(!by_itself, "{ended:?}");
     assert!(ended.dma.operations > 0, "{ended:?}");
 }
