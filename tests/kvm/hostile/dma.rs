@@ -1,7 +1,7 @@
 //! Guests that misuse the DMA device, and pages that go away under it.
 
 use std::mem::offset_of;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gnomon::abi::{self, DmaDescriptor};
 use gnomon::vmm::Vm;
@@ -155,15 +155,22 @@ fn dma_doorbells_without_end() {
         a.jne(next)?;
         finish_together(a)
     });
+    let guest = guest.with(DESCRIPTORS, sum.raw());
     let machine = Machine { vcpus: 2, within: Duration::from_secs(60), ..Machine::default() };
-    let ended = machine.run(&guest.with(DESCRIPTORS, sum.raw())).powered_off();
-    let rung = 2 * u64::from(ROUNDS);
-    assert_eq!(ended.dma.ignored_doorbells, rung);
-    // What was in the queue at the end is not served.
-    let served = ended.dma.operations;
-    assert!(served <= rung && served + abi::DMA_QUEUE as u64 >= rung, "{:?}", ended.dma);
-    assert!(ended.dma.full_queue_waits > 0, "{:?}", ended.dma);
-    assert_eq!(ended.unknown_port_accesses, 0);
+    let begun = Instant::now();
+    loop {
+        let ended = machine.run(&guest).powered_off();
+        let rung = 2 * u64::from(ROUNDS);
+        assert_eq!((ended.dma.ignored_doorbells, ended.unknown_port_accesses), (rung, 0));
+        // What was in the queue at the end is not served.
+        let served = ended.dma.operations;
+        assert!(served <= rung && served + abi::DMA_QUEUE as u64 >= rung, "{:?}", ended.dma);
+        // As a rule the first time: the guest is faster than the device, and never waits for it.
+        if ended.dma.full_queue_waits > 0 {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", ended.dma);
+    }
 }
 
 fn dma_descriptor_that_changes() {
