@@ -13,6 +13,9 @@ use crate::addr::{Gpa, PAGE_SIZE, Pfn};
 use crate::host_mm::{HostMmConfig, MemoryObject};
 use crate::sync::lock;
 
+/// For what must come about on any machine, however slow or busy.
+const GIVE_UP: Duration = Duration::from_secs(60);
+
 /// The version that each page has now; holding its lock, a thread is alone with the page.
 struct Ledger(Vec<Mutex<u64>>);
 
@@ -59,9 +62,15 @@ impl Ledger {
     }
 }
 
-/// Runs processors, and beside them `beside` over and over, until the time is up; returns the
-/// number of accesses that went wrong, and of all.
-fn run(rig: &Rig, pages: u64, time: Duration, beside: impl Fn(&mut StdRng) + Sync) -> (u64, u64) {
+/// Runs processors, and beside them `beside` over and over, for at least `time` and until that was
+/// `enough`, or [`GIVE_UP`]; returns the number of accesses that went wrong, and of all.
+fn run(
+    rig: &Rig,
+    pages: u64,
+    time: Duration,
+    enough: impl Fn() -> bool,
+    beside: impl Fn(&mut StdRng) + Sync,
+) -> (u64, u64) {
     let ledger = Ledger::new(pages);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -81,7 +90,8 @@ fn run(rig: &Rig, pages: u64, time: Duration, beside: impl Fn(&mut StdRng) + Syn
             .collect();
         let mut rng = StdRng::seed_from_u64(99);
         let begin = Instant::now();
-        while begin.elapsed() < time && !processors.iter().any(|thread| thread.is_finished()) {
+        let is_over = |passed| passed > GIVE_UP || passed > time && enough();
+        while !is_over(begin.elapsed()) && !processors.iter().any(|thread| thread.is_finished()) {
             beside(&mut rng);
         }
         stop.store(true, Ordering::Relaxed);
@@ -154,17 +164,10 @@ fn all_sources_of_invalidation_at_once_lose_nothing() {
         ];
         counts.iter().all(|&count| count > 20)
     };
-    let begin = Instant::now();
-    let (mut wrong, mut all) = (0, 0);
     // How long it takes to come to all of it depends on the processor, which may be emulated.
-    while all == 0 || !came_to_all() && begin.elapsed() < Duration::from_secs(60) {
-        rig.object.free_pages(gfn(0), 48).unwrap();
-        let found = run(&rig, 48, Duration::from_millis(1500), |rng| {
-            any_source(&rig, &spare, &snapshot, rng);
-        });
-        wrong += found.0;
-        all += found.1;
-    }
+    let (wrong, all) = run(&rig, 48, Duration::from_millis(1500), came_to_all, |rng| {
+        any_source(&rig, &spare, &snapshot, rng);
+    });
     assert_eq!(wrong, 0, "of {all} accesses");
     assert!(came_to_all(), "{:?}", rig.mm.stats());
     rig.assert_sound();
@@ -218,11 +221,12 @@ fn a_copy_given_out_before_the_old_mapping_is_cleared_is_noticed() {
 fn faults_evictions_and_cleanings_at_once_lose_nothing() {
     // Few pages: they all stay in frames, so that every eviction is one of ours.
     let rig = Rig::new(config(), 48);
-    let (wrong, all) = run(&rig, 48, Duration::from_millis(1500), |rng| {
+    let came_back = || rig.mm.stats().swap_ins > 100;
+    let (wrong, all) = run(&rig, 48, Duration::from_millis(1500), came_back, |rng| {
         evict_and_clean(&rig, rng);
     });
     assert_eq!(wrong, 0, "of {all} accesses");
-    assert!(all > 1000 && rig.mm.stats().swap_ins > 100, "{all}");
+    assert!(came_back(), "{:?}", rig.mm.stats());
     rig.assert_sound();
 }
 
@@ -231,13 +235,17 @@ fn direct_and_background_reclaim_at_once_lose_nothing() {
     let pages = 2 * FRAMES;
     let rig = Rig::new(config(), pages);
     rig.mm.start_background_reclaim().unwrap();
-    let (wrong, all) = run(&rig, pages, Duration::from_millis(2500), |rng| {
+    let came_to_both = || {
+        let stats = rig.mm.stats();
+        stats.background_reclaims > 0 && stats.swap_ins > 100
+    };
+    let (wrong, all) = run(&rig, pages, Duration::from_millis(2500), came_to_both, |rng| {
         evict_and_clean(&rig, rng);
         thread::sleep(Duration::from_millis(5));
     });
     assert_eq!(wrong, 0, "of {all} accesses");
     let stats = rig.mm.stats();
-    assert!(stats.background_reclaims > 0 && stats.swap_ins > 100, "{stats:?}");
+    assert!(came_to_both(), "{stats:?}");
     assert!(stats.peak_frames_in_use <= FRAMES, "I5");
     rig.assert_sound();
 }
@@ -248,11 +256,19 @@ fn the_oracle_of_these_tests_notices_a_dropped_dirty_bit() {
         HostMmConfig { sabotage: Some(crate::host_mm::Sabotage::DropDirty), ..config() },
         48,
     );
-    let (wrong, all) = run(&rig, 48, Duration::from_millis(300), |rng| {
-        evict_and_clean(&rig, rng);
-    });
+    let (begin, mut wrong, mut all) = (Instant::now(), 0, 0);
+    let is_noticed = || rig.mm.violations().1 > 0;
+    while !(wrong > 0 && is_noticed()) && begin.elapsed() < GIVE_UP {
+        // As the oracle expects them.
+        rig.object.free_pages(gfn(0), 48).unwrap();
+        let found = run(&rig, 48, Duration::from_millis(300), is_noticed, |rng| {
+            evict_and_clean(&rig, rng);
+        });
+        wrong += found.0;
+        all += found.1;
+    }
     assert!(wrong > 0, "of {all} accesses");
-    assert!(rig.mm.violations().1 > 0, "I6");
+    assert!(is_noticed(), "I6");
 }
 
 #[test]
@@ -260,17 +276,22 @@ fn background_reclaim_keeps_free_frames_between_the_watermarks() {
     let rig = Rig::new(config(), 4 * FRAMES);
     rig.mm.start_background_reclaim().unwrap();
     let free = || rig.mm.stats().frames - rig.mm.stats().frames_in_use;
+    let wait_for_frames = |count: u64| {
+        let begin = Instant::now();
+        while free() < count && begin.elapsed() < GIVE_UP {
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
     for number in 0..2 * FRAMES {
+        // A fault that found none would reclaim for itself, and might leave frames above the mark.
+        wait_for_frames(1);
         rig.client.write(0, gfn(number), &page(number)).unwrap();
     }
     // Low is 64 of 1024 frames, high 128, and it stops within a batch of 64 above.
-    let begin = Instant::now();
-    while free() < 64 && begin.elapsed() < Duration::from_secs(20) {
-        thread::sleep(Duration::from_millis(1));
-    }
+    wait_for_frames(64);
     assert!((64..192).contains(&free()), "{} free frames", free());
     let stats = rig.mm.stats();
-    assert!(stats.background_reclaims > 0, "{stats:?}");
+    assert!(stats.background_reclaims > 0 && stats.direct_reclaims == 0, "{stats:?}");
     rig.assert_sound();
 }
 
@@ -288,7 +309,7 @@ fn the_last_owner_may_be_dropped_while_reclaim_runs() {
         // list.
         let used = || (mm.stats().frames_in_use, mm.stats().swap_slots_used);
         let begin = Instant::now();
-        while used() != (0, 0) && begin.elapsed() < Duration::from_secs(20) {
+        while used() != (0, 0) && begin.elapsed() < GIVE_UP {
             thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(used(), (0, 0));

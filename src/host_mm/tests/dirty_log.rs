@@ -1,6 +1,6 @@
 //! The dirty log: no write is missed, whatever happens to the page meanwhile.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -78,16 +78,20 @@ fn a_write_is_logged_whatever_becomes_of_the_page() {
     rig.assert_sound();
 }
 
+/// How long a dropped dirty bit may take to show on the slowest machine.
+const GIVE_UP: Duration = Duration::from_secs(60);
+
 /// Live migration: pages are copied as the log names them, while processors write and the host
 /// takes pages away. Once the processors stand still, one more round makes the copy whole.
 fn live_migration(config: HostMmConfig) -> usize {
     let rig = Rig::new(config, PAGES);
     let log = DirtyLog::start(rig.object.clone()).unwrap();
+    let writes = AtomicU64::new(0);
     let mut copy = vec![[0; PAGE_SIZE]; usize::try_from(PAGES).unwrap()];
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         for processor in 0..2 {
-            let (rig, stop) = (&rig, &stop);
+            let (rig, stop, writes) = (&rig, &stop, &writes);
             scope.spawn(move || {
                 let mut rng = StdRng::seed_from_u64(processor as u64);
                 let mut version = 0;
@@ -95,12 +99,16 @@ fn live_migration(config: HostMmConfig) -> usize {
                     version += 2;
                     let number = rng.random_range(0..PAGES / 2) * 2 + processor as u64;
                     rig.client.write(processor, gfn(number), &page(version)).unwrap();
+                    writes.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
         let mut rng = StdRng::seed_from_u64(5);
         let begin = Instant::now();
-        while begin.elapsed() < Duration::from_millis(500) {
+        // A migration that nobody writes beside shows nothing.
+        let is_enough =
+            |passed| passed > Duration::from_millis(500) && writes.load(Ordering::Relaxed) > 100;
+        while !is_enough(begin.elapsed()) && begin.elapsed() < GIVE_UP {
             let frames: Vec<Pfn> = (0..8).map(|_| Pfn::new(rng.random_range(0..64))).collect();
             match rng.random_range(0..4) {
                 0 => drop(rig.mm.evict_frames(&frames).unwrap()),
@@ -113,6 +121,7 @@ fn live_migration(config: HostMmConfig) -> usize {
         stop.store(true, Ordering::Relaxed);
     });
     copy_written(&rig, &log, &mut copy);
+    assert!(writes.load(Ordering::Relaxed) > 100);
     (0..).zip(&copy).filter(|(number, copied)| rig.host_read(gfn(*number)) != **copied).count()
 }
 
@@ -130,5 +139,10 @@ fn live_migration_by_the_log_is_whole() {
 #[test]
 fn live_migration_notices_a_dropped_dirty_bit() {
     let sabotage = Some(Sabotage::DropDirty);
-    assert!(live_migration(HostMmConfig { sabotage, check_evictions: false, ..config() }) > 0);
+    let begin = Instant::now();
+    let mut differ = 0;
+    while differ == 0 && begin.elapsed() < GIVE_UP {
+        differ = live_migration(HostMmConfig { sabotage, check_evictions: false, ..config() });
+    }
+    assert!(differ > 0);
 }

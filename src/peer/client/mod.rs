@@ -183,8 +183,8 @@ impl Client {
             }
             closed = self.turn()?;
         }
-        if closed.is_some() {
-            self.slots.closed();
+        if let Some(why) = closed {
+            self.slots.closed(why);
         }
         let elapsed = begun.elapsed();
         Ok(ClientReport { elapsed, findings: self.slots.findings, closed })
@@ -196,8 +196,8 @@ impl Client {
         self.is_leaving = true;
         let begun = Instant::now();
         while begun.elapsed() < GOODBYE_LIMIT {
-            if self.turn()?.is_some() {
-                self.slots.closed();
+            if let Some(why) = self.turn()? {
+                self.slots.closed(why);
                 return Ok(());
             }
         }

@@ -1,14 +1,17 @@
 //! The slots of a peer as the peer sees them, and everything that it checks.
 //!
-//! What is checked, each exactly, without any guess about time but for the last:
+//! What is checked, each exactly, without any guess about time but for the last two:
 //!
 //! - a message about a slot fits what the peer asked for and gave up;
-//! - a held page reads the same at any time, until the peer has acknowledged that it gave it up;
+//! - a held page reads the same at any time, until the peer has acknowledged that it gave it up, or
+//!   the connection is closed;
 //! - two copies of one page that are held at the same time are the same: nobody wrote in between;
 //! - a page that the guest's oracle watches carries its own number;
 //! - a slot that was freed, and every slot once the connection is closed, is empty: what was there
 //!   is out of reach, though the peer still has its mapping;
-//! - a page that was copied in the middle of a write is asked back in [`TORN_LIMIT`].
+//! - a page that was copied in the middle of a write is asked back in [`TORN_LIMIT`];
+//! - a held slot that is found empty is the end of the connection: slots are emptied before the
+//!   message goes out that says so, which must come in [`CLOSED_LIMIT`].
 
 use std::time::{Duration, Instant};
 
@@ -19,11 +22,14 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::addr::{Gfn, PAGE_SIZE};
 use crate::page_format::WORDS;
+use crate::peer::protocol::Closing;
 use crate::peer::verify::{Page, Verifier, Words};
 
 /// Time in which the writer of a page that was caught in the middle of a write must ask for it. It
 /// goes on as soon as it has a processor.
 pub const TORN_LIMIT: Duration = Duration::from_secs(30);
+/// Time in which the server must say that it has closed the connection, once it has emptied a slot.
+const CLOSED_LIMIT: Duration = Duration::from_secs(30);
 /// Violations that are kept in words.
 const MAX_KEPT: usize = 20;
 
@@ -94,6 +100,8 @@ pub(super) struct Slots {
     slots: Vec<Slot>,
     region: MmapRegion,
     verifier: Verifier,
+    /// The first held slot that was found empty: when, and what that is unless it is the end.
+    emptied: Option<(Instant, String)>,
     pub(super) findings: Findings,
 }
 
@@ -103,6 +111,7 @@ impl Slots {
             slots: vec![Slot::Free; count as usize],
             region,
             verifier: Verifier::default(),
+            emptied: None,
             findings: Findings::default(),
         }
     }
@@ -192,26 +201,42 @@ impl Slots {
                 Err(wrong) => self.findings.violation(format!("page {gfn} {wrong}")),
             }
         }
-        self.compare_twins(object, gfn, hash);
+        self.compare_twins(slot, object, gfn, hash);
         if let Some(found) = self.get(slot) {
             *found = Slot::Held(Held { object, gfn, hash, torn, until: now + hold });
         }
     }
 
     /// Compares with the other copies of the page that are held.
-    fn compare_twins(&mut self, object: u32, gfn: Gfn, hash: u64) {
-        let Self { slots, findings, .. } = self;
-        for (at, slot) in slots.iter().enumerate() {
+    fn compare_twins(&mut self, new: u32, object: u32, gfn: Gfn, hash: u64) {
+        let mut differing = None;
+        for (at, slot) in self.slots.iter().enumerate() {
             if let Slot::Held(held) = slot
                 && (held.object, held.gfn) == (object, gfn)
             {
-                findings.twins += 1;
+                self.findings.twins += 1;
                 if held.hash != hash {
-                    findings.violation(format!(
-                        "page {gfn} of object {object} has changed while slot {at} held a copy of it"
-                    ));
+                    differing = Some(at);
                 }
             }
+        }
+        if let Some(at) = differing {
+            self.differs(
+                new,
+                format!(
+                    "page {gfn} of object {object} has changed while slot {at} held a copy of it"
+                ),
+            );
+        }
+    }
+
+    /// The slot is not what it should be. If it is empty that may be the end of the connection.
+    fn differs(&mut self, slot: u32, violation: String) {
+        // Read again: half of a page can be read before it goes, and half after.
+        if self.is_empty(slot) {
+            self.emptied.get_or_insert_with(|| (Instant::now(), violation));
+        } else {
+            self.findings.violation(violation);
         }
     }
 
@@ -222,7 +247,7 @@ impl Slots {
             self.findings.verified += 1;
             if found != held.hash {
                 let gfn = held.gfn;
-                self.findings.violation(format!("page {gfn} in slot {slot} changed while held"));
+                self.differs(slot, format!("page {gfn} in slot {slot} changed while held"));
             }
         }
     }
@@ -246,6 +271,9 @@ impl Slots {
 
     /// What is behind its time is given up: those slots are returned.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<u32> {
+        if self.emptied.as_ref().is_some_and(|(since, _)| now - *since > CLOSED_LIMIT) {
+            self.emptied_by_nobody();
+        }
         let mut given_up = Vec::new();
         for slot in 0..u32::try_from(self.slots.len()).unwrap_or(u32::MAX) {
             let Some(&mut Slot::Held(held)) = self.get(slot) else { continue };
@@ -296,8 +324,19 @@ impl Slots {
         }
     }
 
+    /// A slot was emptied, and not because the server closed the connection.
+    pub(super) fn emptied_by_nobody(&mut self) {
+        if let Some((_, violation)) = self.emptied.take() {
+            self.findings.violation(violation);
+        }
+    }
+
+    fn is_empty(&self, slot: u32) -> bool {
+        self.words(slot).iter().all(|&word| word == 0)
+    }
+
     fn check_empty(&mut self, slot: u32) {
-        if self.words(slot).iter().all(|&word| word == 0) {
+        if self.is_empty(slot) {
             self.findings.empty += 1;
         } else {
             self.findings.violation(format!("slot {slot} can still be read after it was freed"));
@@ -305,7 +344,11 @@ impl Slots {
     }
 
     /// The connection is closed: nothing may be left.
-    pub(super) fn closed(&mut self) {
+    pub(super) fn closed(&mut self, why: Closing) {
+        // What the peer's own good-bye empties is emptied after it.
+        if why == Closing::Left {
+            self.emptied_by_nobody();
+        }
         for slot in 0..u32::try_from(self.slots.len()).unwrap_or(u32::MAX) {
             self.freed_slot(slot);
         }
@@ -318,4 +361,58 @@ fn hash(words: &Words) -> u64 {
         chunk.copy_from_slice(&word.to_le_bytes());
     }
     xxh3_64(&bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// A peer that holds a page in slot 1, which is then emptied under it.
+    fn emptied() -> Slots {
+        let mut slots = Slots::new(2, MmapRegion::new(2 * PAGE_SIZE).unwrap());
+        write(&slots, &[7; PAGE_SIZE]);
+        slots.asked(1, 0, Gfn::new(5));
+        slots.mapped(1, (0, Gfn::new(5)), false, HOUR);
+        slots.verify(1);
+        write(&slots, &[0; PAGE_SIZE]);
+        slots.verify(1);
+        assert_eq!((slots.findings.verified, slots.findings.violations), (2, 0));
+        slots
+    }
+
+    fn write(slots: &Slots, page: &[u8]) {
+        slots.region.as_volatile_slice().write_slice(page, PAGE_SIZE).unwrap();
+    }
+
+    #[test]
+    fn a_slot_that_the_end_of_the_connection_emptied_is_no_violation() {
+        for why in [Closing::EndOfRun, Closing::TooSlow] {
+            let mut slots = emptied();
+            slots.closed(why);
+            assert_eq!((slots.findings.violations, slots.findings.empty), (0, 2));
+        }
+    }
+
+    #[test]
+    fn a_slot_that_is_emptied_and_no_end_follows_is_a_violation() {
+        let mut slots = emptied();
+        slots.expire(Instant::now());
+        assert_eq!(slots.findings.violations, 0);
+        slots.expire(Instant::now() + 2 * CLOSED_LIMIT);
+        assert_eq!(slots.findings.violations, 1);
+
+        let mut slots = emptied();
+        slots.closed(Closing::Left);
+        assert_eq!(slots.findings.violations, 1, "emptied before the peer said that it leaves");
+    }
+
+    #[test]
+    fn a_slot_that_holds_something_else_is_a_violation_at_once() {
+        let mut slots = emptied();
+        write(&slots, &[8; PAGE_SIZE]);
+        slots.verify(1);
+        assert_eq!(slots.findings.violations, 1);
+    }
 }

@@ -156,6 +156,13 @@ impl Running {
         kill(Pid::from_raw(pid), signal).expect("it still runs");
     }
 
+    /// Kills it, unless it has ended.
+    pub(crate) fn kill(&self) {
+        let pid = i32::try_from(self.child.id()).expect("a process number");
+        // Nobody has waited for it yet: the number is still its own.
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("our own child");
+    }
+
     /// Waits for its end.
     pub(crate) fn finish(mut self) -> Finished {
         while self.next_line().is_some() {}

@@ -342,7 +342,15 @@ fn clones_of_the_test_guest_under_storms() {
 
     let frames: Vec<Pfn> = (0..mm.frame_count()).map(Pfn::new).collect();
     let over = AtomicBool::new(false);
+    // Also when something below fails: the scope waits for the storm.
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let mut vms = std::thread::scope(|scope| {
+        let _over = Over(&over);
         scope.spawn(|| {
             let mut turns = frames.chunks(16).cycle().enumerate();
             while !over.load(Ordering::Relaxed) {
@@ -361,7 +369,6 @@ fn clones_of_the_test_guest_under_storms() {
             let newest = vms.last().expect("just made");
             eventually("a clone at work", || newest.guest_counters().verified > 500);
         }
-        over.store(true, Ordering::Relaxed);
         vms
     });
     for vm in &mut vms {

@@ -4,6 +4,8 @@
 #[path = "../common/guest.rs"]
 #[allow(dead_code, reason = "the hostile guests need more of it")]
 mod guest;
+#[path = "../common/patience.rs"]
+mod patience;
 #[path = "../common/process.rs"]
 #[allow(dead_code, reason = "shared with another suite")]
 mod process;

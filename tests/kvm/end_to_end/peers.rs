@@ -6,10 +6,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use libtest_mimic::Trial;
-use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::patience::{at_least, until_enough};
 use crate::process::{Finished, Running, Stream, run, start};
 use crate::trial::kvm_trial;
 
@@ -18,8 +18,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         kvm_trial("peers_come_and_go", peers_come_and_go),
         kvm_trial("peers_that_hang_are_cut_off", peers_that_hang_are_cut_off),
         kvm_trial("peers_that_are_killed_leave_nothing_behind", peers_that_are_killed),
-        kvm_trial("peers_inject_hang", || injected("peer-hang@20", "in time")),
-        kvm_trial("peers_inject_kill", || injected("peer-kill@20", "an injected fault dropped it")),
+        kvm_trial("peers_inject_hang", || injected("peer-hang@20", "200", "in time")),
+        kvm_trial("peers_inject_kill", || {
+            injected("peer-kill@20", PATIENT, "an injected fault dropped it");
+        }),
         kvm_trial("peers_inject_what_never_strikes", what_never_strikes),
         Trial::test("peers_without_a_server", || {
             without_a_server();
@@ -28,6 +30,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
+/// The longest limit there is, in milliseconds: no peer is cut off because the machine is busy.
+const PATIENT: &str = "60000";
 const EVERYTHING: &str = "reclaim,clean,migrate,merge,cow,zero,remap,free";
 
 /// A run that serves peers.
@@ -85,65 +89,108 @@ fn row(finished: &Finished, begin: &str) -> u64 {
     figure.replace(',', "").parse().expect("a number")
 }
 
-fn peers_come_and_go() {
-    let served = Served::start(&["--duration", "6s"]);
-    let mode = served.socket().metadata().expect("a socket").permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
-    let stays = peer(&served.socket(), &["--duration", "60s", "--seed", "1"]);
-    for seed in ["2", "3"] {
-        let visitor = peer(&served.socket(), &["--duration", "1s", "--seed", seed]);
-        let visitor = visitor.finish().with_code(0);
-        assert!(visitor.stdout.contains("PASSED after"), "{visitor:#?}");
+/// What a peer came to that was to end before the run does; the machine may be too slow for that.
+fn before_the_end(peer: Running) -> Result<Finished, String> {
+    let peer = peer.finish();
+    let too_late = peer.stderr.contains("cannot connect")
+        || peer.stderr.contains("the connection ended")
+        || peer.stdout.contains("when the run ended");
+    match too_late {
+        true => Err(format!("the run was over before the peer was: {peer:#?}")),
+        false => Ok(peer),
     }
-    let stayed = stays.finish().with_code(0);
-    assert!(stayed.stdout.contains("when the run ended: no violations"), "{stayed:#?}");
-    assert!(row(&stayed, "pages mapped") > 100, "{stayed:#?}");
-    assert!(row(&stayed, "pages invalidated") > 10, "{stayed:#?}");
-    assert!(row(&stayed, "freed slots found empty") > 10, "{stayed:#?}");
-    let (finished, report) = served.passes();
-    assert!(finished.stdout.contains("peers gave pages up within"), "{finished:#?}");
-    assert_eq!((number(&report, "/peers/served"), number(&report, "/peers/cut_off")), (3, 0));
-    assert!(number(&report, "/peers/lent") > 100, "{report:#}");
-    let sent = number(&report, "/peers/sent");
-    assert!(sent > 10 && number(&report, "/peers/acknowledged") <= sent, "{report:#}");
+}
+
+fn peers_come_and_go() {
+    until_enough(6, |duration| {
+        let served = Served::start(&["--duration", duration, "--peer-limit", PATIENT]);
+        let mode = served.socket().metadata().expect("a socket").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let stays = peer(&served.socket(), &["--duration", "1h", "--seed", "1"]);
+        let visits: Result<Vec<()>, String> = ["2", "3"]
+            .map(|seed| {
+                let visitor = peer(&served.socket(), &["--duration", "1s", "--seed", seed]);
+                let visitor = before_the_end(visitor)?.with_code(0);
+                assert!(visitor.stdout.contains("PASSED after"), "{visitor:#?}");
+                Ok(())
+            })
+            .into_iter()
+            .collect();
+        let stayed = stays.finish();
+        let (finished, report) = served.passes();
+        visits?;
+        at_least(&report, &[("/peers/served", 3), ("/peers/lent", 100), ("/peers/sent", 11)])?;
+        let stayed = stayed.with_code(0);
+        assert!(stayed.stdout.contains("when the run ended: no violations"), "{stayed:#?}");
+        let counts = ["pages mapped", "pages invalidated", "freed slots found empty"]
+            .map(|figure| row(&stayed, figure));
+        if counts[0] <= 100 || counts[1] <= 10 || counts[2] <= 10 {
+            return Err(format!("{stayed:#?}"));
+        }
+        assert!(finished.stdout.contains("peers gave pages up within"), "{finished:#?}");
+        assert_eq!((number(&report, "/peers/served"), number(&report, "/peers/cut_off")), (3, 0));
+        let sent = number(&report, "/peers/sent");
+        assert!(number(&report, "/peers/acknowledged") <= sent, "{report:#}");
+        Ok(())
+    });
 }
 
 fn peers_that_hang_are_cut_off() {
-    let served = Served::start(&["--duration", "4s", "--peer-limit", "200"]);
-    let hangs = peer(&served.socket(), &["--hang-after", "5", "--duration", "60s"]);
-    let hung = hangs.finish().with_code(1).says(&[
-        "this peer was cut off: it did not acknowledge an invalidation in time",
-        "what it had mapped was taken from it",
-    ]);
-    assert_eq!(row(&hung, "violations"), 0, "{hung:#?}");
-    let (finished, report) = served.passes();
-    finished.says(&["peer 1 was cut off: it did not acknowledge"]);
-    assert_eq!(number(&report, "/peers/cut_off"), 1);
+    until_enough(4, |duration| {
+        let served = Served::start(&["--duration", duration, "--peer-limit", "200"]);
+        let hangs = peer(&served.socket(), &["--hang-after", "5", "--duration", "1h"]);
+        let hung = before_the_end(hangs);
+        let (finished, report) = served.passes();
+        let hung = hung?.with_code(1).says(&[
+            "this peer was cut off: it did not acknowledge an invalidation in time",
+            "what it had mapped was taken from it",
+        ]);
+        assert_eq!(row(&hung, "violations"), 0, "{hung:#?}");
+        finished.says(&["peer 1 was cut off: it did not acknowledge"]);
+        assert_eq!(number(&report, "/peers/cut_off"), 1);
+        Ok(())
+    });
 }
 
 fn peers_that_are_killed() {
-    let served = Served::start(&["--duration", "4s"]);
-    for _ in 0..3 {
-        let victim = peer(&served.socket(), &["--duration", "60s"]);
-        std::thread::sleep(std::time::Duration::from_millis(700));
-        victim.signal(Signal::SIGKILL);
-        victim.finish();
-    }
-    let (finished, report) = served.passes();
-    finished.says(&["peer 3 was cut off: it hung up without a word"]);
-    assert_eq!((number(&report, "/peers/served"), number(&report, "/peers/cut_off")), (3, 3));
+    until_enough(4, |duration| {
+        let served = Served::start(&["--duration", duration, "--peer-limit", PATIENT]);
+        for _ in 0..3 {
+            let victim = peer(&served.socket(), &["--duration", "1h"]);
+            // Time to connect and to get pages, on most machines.
+            std::thread::sleep(std::time::Duration::from_millis(700));
+            victim.kill();
+            victim.finish();
+        }
+        let (finished, report) = served.passes();
+        at_least(&report, &[("/peers/cut_off", 3)])?;
+        finished.says(&["peer 3 was cut off: it hung up without a word"]);
+        assert_eq!((number(&report, "/peers/served"), number(&report, "/peers/cut_off")), (3, 3));
+        Ok(())
+    });
 }
 
-fn injected(item: &str, why: &str) {
-    let served = Served::start(&["--duration", "4s", "--peer-limit", "200", "--inject", item]);
-    let victim = peer(&served.socket(), &["--duration", "60s"]).finish().with_code(1);
-    victim.says(&["this peer was cut off: ", why]);
-    let (finished, report) = served.passes();
-    let name = report.pointer("/config/inject/0").and_then(Value::as_str).expect("an item");
-    assert!(finished.stdout.contains(&format!("injected {name}: struck ")), "{finished:#?}");
-    finished.says(&["peer 1 was cut off: ", why]);
-    assert_eq!(number(&report, "/injected/pages/lost"), 0);
-    assert_eq!(number(&report, "/violations/total"), 0);
+/// Where `limit` must not be what cuts a peer off, it is [`PATIENT`].
+fn injected(item: &str, limit: &str, why: &str) {
+    until_enough(4, |duration| {
+        let arguments = ["--duration", duration, "--peer-limit", limit, "--inject", item];
+        let served = Served::start(&arguments);
+        let victim = peer(&served.socket(), &["--duration", "1h"]);
+        let victim = before_the_end(victim);
+        let (finished, report) = served.finish();
+        if finished.stdout.contains(" never struck: ") {
+            return Err(format!("{finished:#?}"));
+        }
+        let finished = finished.with_code(0);
+        assert_eq!(report["result"], "passed", "{report:#}");
+        victim?.with_code(1).says(&["this peer was cut off: ", why]);
+        let name = report.pointer("/config/inject/0").and_then(Value::as_str).expect("an item");
+        assert!(finished.stdout.contains(&format!("injected {name}: struck ")), "{finished:#?}");
+        finished.says(&["peer 1 was cut off: ", why]);
+        assert_eq!(number(&report, "/injected/pages/lost"), 0);
+        assert_eq!(number(&report, "/violations/total"), 0);
+        Ok(())
+    });
 }
 
 fn what_never_strikes() {

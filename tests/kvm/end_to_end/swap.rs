@@ -38,7 +38,8 @@ fn swap_runs_full() {
 }
 
 fn swap_runs_full_under_stress() {
-    let arguments = ["stress", "--duration", "20s", "--swap-size", "8M"];
+    // It ends as soon as swap is full.
+    let arguments = ["stress", "--duration", "100s", "--swap-size", "8M"];
     let finished = run(&[&arguments, &SMALL[..]].concat()).with_code(1);
     assert!(finished.stdout.contains("swap is full"), "{finished:#?}");
     assert!(!finished.stdout.contains("I1/I2"), "no data was lost: {finished:#?}");
