@@ -8,6 +8,9 @@ STATUS=/testbed/linux.status
 # Seconds for one guest, from its start to its end.
 GUEST_LIMIT=240
 
+# A suite that ends early takes its guest with it.
+trap 'kill -KILL $(pidof gnomon) 2>/dev/null || true' EXIT
+
 # start_linux KERNEL TASKS OPTION...: gnomon with a guest that does the tasks of testbed/l2/init, in
 # the background; its input is the descriptor 3. The kernel is vmlinuz, a bzImage, or vmlinux, which
 # was in it and need not be unpacked by the guest.
@@ -73,7 +76,7 @@ check_disk() {
 
 # All files but the bed's own.
 all_files() {
-    find / /tmp /dev -xdev | grep -v '^/testbed/' | LC_ALL=C sort -u
+    find / /tmp /dev/shm -xdev | grep -v '^/testbed/' | LC_ALL=C sort -u
 }
 
 uptime_seconds() {
