@@ -30,4 +30,6 @@ pub mod sync;
 #[cfg(not(any(loom, shuttle)))]
 pub mod sys;
 #[cfg(not(any(loom, shuttle)))]
+pub mod virtio;
+#[cfg(not(any(loom, shuttle)))]
 pub mod vmm;

@@ -11,6 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["host_mm"],
     &["direct_mmu", "peer", "shadow_mmu"],
     &["iotlb"],
+    &["virtio"],
     &["vmm"],
     &["cli"],
     &["fuzzing"],

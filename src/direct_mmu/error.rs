@@ -2,6 +2,7 @@
 
 use crate::addr::Gfn;
 use crate::host_mm::MmError;
+use crate::host_mm::swap::SwapError;
 use crate::sys::uffd::UffdError;
 use crate::sys::uffd_window::InstallError;
 
@@ -60,4 +61,12 @@ pub enum DirectError {
         /// The address.
         address: usize,
     },
+}
+
+impl DirectError {
+    /// Whether a page came back from swap as another one than was written there.
+    #[must_use]
+    pub fn is_corruption(&self) -> bool {
+        matches!(self, Self::Page { source: MmError::Swap(SwapError::Checksum { .. }), .. })
+    }
 }

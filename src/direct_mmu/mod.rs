@@ -256,6 +256,15 @@ impl DirectMmu {
         lock(&self.mmu.failure).clone()
     }
 
+    /// Lets everybody go who waits for a page, with what the memfd holds: for the end of a guest whose
+    /// vCPUs have been told to stop, when one of them waits for a page that cannot be had.
+    pub fn let_go(&self) {
+        for shard in &self.mmu.shards {
+            // It ends with the descriptor at the latest.
+            let _ = shard.window.unregister();
+        }
+    }
+
     /// Waits until every removal of a part of the window whose call has returned is done: for those
     /// who look at the guest's memory by other ways than the window.
     pub fn settle(&self) {
@@ -274,13 +283,10 @@ impl Drop for DirectMmu {
         self.workers.drain(..).for_each(|thread| drop(thread.join()));
         mmu.shards.iter().for_each(Shard::stop_reader);
         self.readers.drain(..).for_each(|thread| drop(thread.join()));
-        for shard in &mmu.shards {
-            // It ends with the descriptor at the latest.
-            let _ = shard.window.unregister();
-        }
-        mmu.forget_everything();
+        self.let_go();
+        self.mmu.forget_everything();
         if let Some(registration) = self.registration.take() {
-            mmu.mm.notifiers().unregister(registration);
+            self.mmu.mm.notifiers().unregister(registration);
         }
     }
 }

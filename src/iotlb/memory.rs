@@ -23,6 +23,32 @@ pub struct Iotlb {
     registration: Option<Registration>,
 }
 
+/// A page that an access is in flight to: see [`Iotlb::begin`].
+pub struct PageAccess<'a> {
+    unit: &'a Unit,
+    in_flight: InFlight<'a>,
+    gfn: Gfn,
+    page: VolatileSlice<'a>,
+}
+
+impl std::fmt::Debug for PageAccess<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PageAccess").field("gfn", &self.gfn).finish_non_exhaustive()
+    }
+}
+
+impl<'a> PageAccess<'a> {
+    /// The page's bytes. They are the page's only as long as this is.
+    pub(super) fn page(&self) -> VolatileSlice<'a> {
+        self.page.clone()
+    }
+
+    /// For sabotage: an access takes its time.
+    pub(super) fn dawdle(&self) {
+        self.unit.dawdle(self.gfn);
+    }
+}
+
 /// What the notifier list and the device share.
 struct Unit {
     mm: Arc<HostMm>,
@@ -68,6 +94,15 @@ impl Iotlb {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.unit.object.bytes()
+    }
+
+    /// The bytes as (guest frame, offset in it, length); checked to be guest memory.
+    pub(super) fn split(
+        &self,
+        gpa: Gpa,
+        len: usize,
+    ) -> Result<impl Iterator<Item = (Gfn, usize, usize)> + use<>, MmError> {
+        self.unit.object.split(gpa, len)
     }
 
     /// Copies guest memory out. A page at a time: not atomic against writes of others.
@@ -121,6 +156,16 @@ impl Iotlb {
         Ok(())
     }
 
+    /// Begins an access to a page, which is in flight until the result is dropped: a flush of the page
+    /// waits for that. So be quick, wait for nothing meanwhile that somebody with a page lock may have,
+    /// and begin no other access on the same thread.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn begin(&self, gfn: Gfn, access: DeviceAccess) -> Result<PageAccess<'_>, MmError> {
+        self.unit.begin(gfn, access)
+    }
+
     /// What has happened so far.
     #[must_use]
     pub fn stats(&self) -> IotlbStats {
@@ -152,12 +197,17 @@ impl Unit {
         access: DeviceAccess,
         touch: impl FnOnce(&VolatileSlice<'_>) -> Result<(), vm_memory::VolatileMemoryError>,
     ) -> Result<(), MmError> {
+        let page = self.begin(gfn, access)?;
+        let pfn = page.in_flight.pfn();
+        touch(&page.page()).map_err(|error| MmError::View { pfn, why: error.to_string() })
+    }
+
+    fn begin(&self, gfn: Gfn, access: DeviceAccess) -> Result<PageAccess<'_>, MmError> {
         let in_flight = self.translate(gfn, access)?;
         let pfn = in_flight.pfn();
         let page = self.view.region().get_slice(pfn.index() * PAGE_SIZE, PAGE_SIZE);
-        let touched = page.and_then(|page| touch(&page));
-        drop(in_flight);
-        touched.map_err(|error| MmError::View { pfn, why: error.to_string() })
+        let page = page.map_err(|error| MmError::View { pfn, why: error.to_string() })?;
+        Ok(PageAccess { unit: self, in_flight, gfn, page })
     }
 
     fn translate(&self, gfn: Gfn, access: DeviceAccess) -> Result<InFlight<'_>, MmError> {

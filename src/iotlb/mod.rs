@@ -23,9 +23,11 @@ pub use slots::DeviceAccess;
 pub use stats::IotlbStats;
 
 #[cfg(not(any(loom, shuttle)))]
+mod guest_memory;
+#[cfg(not(any(loom, shuttle)))]
 mod memory;
 #[cfg(not(any(loom, shuttle)))]
-pub use memory::Iotlb;
+pub use memory::{Iotlb, PageAccess};
 
 #[cfg(all(test, not(any(loom, shuttle)), feature = "export-notifier"))]
 mod tests;

@@ -16,6 +16,7 @@ pub mod memory;
 #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
 pub(crate) mod recording;
 pub mod signal;
+pub mod slice;
 pub mod socket;
 pub mod uffd;
 pub mod uffd_window;

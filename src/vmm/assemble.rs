@@ -187,7 +187,7 @@ fn check_memory(bytes: u64) -> Result<(), VmError> {
     Err(VmError::MemorySize { bytes, min, max })
 }
 
-fn check_vcpus(vcpus: usize, device: &KvmDevice) -> Result<(), VmError> {
+pub(super) fn check_vcpus(vcpus: usize, device: &KvmDevice) -> Result<(), VmError> {
     let max = device.max_vcpus().min(abi::MAX_VCPUS);
     if (1..=max).contains(&vcpus) {
         return Ok(());
@@ -270,7 +270,7 @@ fn build_parts(
     Ok(Parts { monitor, plan, tables, shadow, iotlb, kvm })
 }
 
-fn kicker(fd: &VcpuFd) -> Result<Kicker, VmError> {
+pub(super) fn kicker(fd: &VcpuFd) -> Result<Kicker, VmError> {
     use std::os::fd::{AsRawFd, BorrowedFd};
     // SAFETY: the descriptor is open as long as `fd` is, which is borrowed for longer than this.
     #[allow(unsafe_code)]

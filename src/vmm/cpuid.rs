@@ -9,6 +9,8 @@ use super::cpu::Features;
 
 /// Leaf 1, ECX: MONITOR (traps at CPL 3), VMX, SMX, PDCM, PCID, x2APIC, TSC deadline.
 const LEAF1_ECX_HIDDEN: u32 = 1 << 3 | 1 << 5 | 1 << 6 | 1 << 15 | 1 << 17 | 1 << 21 | 1 << 24;
+/// Leaf 1, ECX: there is a hypervisor.
+const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX: MCE, APIC, SEP, MTRR, MCA.
 const LEAF1_EDX_HIDDEN: u32 = 1 << 7 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 14;
 /// Leaf 7, EBX: SMEP, INVPCID, SMAP.
@@ -57,6 +59,37 @@ pub(super) fn hide_unsupported(entries: &mut [kvm_cpuid_entry2]) {
 
 fn clear(entry: &mut kvm_cpuid_entry2) {
     (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
+}
+
+/// Says which processor this is, each a package with one core and one thread.
+pub(super) fn number_processor(entries: &mut [kvm_cpuid_entry2], index: usize) {
+    let id = u32::try_from(index).unwrap_or(u32::MAX);
+    for entry in entries {
+        match entry.function {
+            // Initial APIC ID, number of logical processors; HTT off: one thread a package.
+            1 => {
+                entry.ebx = entry.ebx & 0x0000_ffff | id << 24 | 1 << 16;
+                entry.edx &= !(1 << 28);
+                entry.ecx |= LEAF1_ECX_HYPERVISOR;
+            }
+            // Cache leaves: shared by one thread, one core a package.
+            4 => entry.eax &= 0x3fff,
+            // Topology: one thread, one core; x2APIC ID.
+            0xb | 0x1f => {
+                entry.eax = 0;
+                entry.ebx = u32::from(entry.index < 2);
+                entry.edx = id;
+            }
+            // AMD: core count, and the extended APIC ID.
+            0x8000_0008 => entry.ecx &= !0xf0ff,
+            0x8000_001e => {
+                entry.eax = id;
+                entry.ebx &= !0xffff;
+                entry.ebx |= id & 0xff;
+            }
+            _ => {}
+        }
+    }
 }
 
 /// The features that the emulation depends on. A processor that does not tell the width of its

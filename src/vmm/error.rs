@@ -109,6 +109,14 @@ pub enum VmError {
     /// The host's memory management failed under the guest.
     #[error("host memory: {0}")]
     Host(#[from] MmError),
+    /// A page of a guest with direct paging cannot be had.
+    #[error("direct paging: {sentence}")]
+    Paging {
+        /// What is wrong.
+        sentence: String,
+        /// Whether it is that what came back from swap is not what was written.
+        is_corruption: bool,
+    },
     /// The guest did something that ends it.
     #[error("vCPU {vcpu} at RIP {rip:#x}: {source}")]
     Guest {

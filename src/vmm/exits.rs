@@ -18,6 +18,7 @@ use super::devices::PortAction;
 use super::emulate::{Effect, PortWidth, emulate, low_u32};
 use super::error::{GuestError, VmError};
 use super::exceptions::{EXCEPTION_VECTORS, Exception, Stop, has_error_code, vector};
+use super::exit_data;
 use super::hypercall::{HypercallResult, hypercall};
 use super::inject::inject;
 use super::kvm::io_error;
@@ -75,7 +76,7 @@ impl Vcpu {
             Exit::Interrupted => Ok(Next::Reenter),
             Exit::Shutdown => Err(self.guest_error(GuestError::Shutdown)),
             Exit::InternalError => {
-                let suberror = self.internal_suberror();
+                let suberror = exit_data::internal_suberror(&mut self.fd);
                 let real = self.fd.sync_regs_mut();
                 let exit = format!(
                     "internal error {suberror} with selector {:#x} at real RIP {:#x}, RSP {:#x}, CR2 {:#x}",
@@ -88,22 +89,9 @@ impl Vcpu {
         }
     }
 
-    fn internal_suberror(&mut self) -> u32 {
-        // SAFETY: the exit reason was KVM_EXIT_INTERNAL_ERROR, which is when KVM fills this
-        // member; any bytes are a valid `u32`.
-        #[allow(unsafe_code)]
-        unsafe {
-            self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror
-        }
-    }
-
     /// Bytes of one element of the port exit at hand, and the width that this is.
     fn port_element(&mut self) -> Result<(usize, PortWidth), VmError> {
-        // SAFETY: the exit reason was KVM_EXIT_IO, which is when KVM fills this member; any bytes
-        // are a valid `u8`.
-        #[allow(unsafe_code)]
-        let size = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io.size };
-        let bytes = usize::from(size);
+        let bytes = exit_data::port_element(&mut self.fd);
         match PortWidth::from_bytes(bytes) {
             Some(width) => Ok((bytes, width)),
             None => {
@@ -157,25 +145,8 @@ impl Vcpu {
             let value = self.shared.bus.read(port, width).to_le_bytes();
             answer.extend_from_slice(&value[..element]);
         }
-        self.answer_port_read(&answer);
+        exit_data::answer_port_read(&mut self.fd, &answer);
         Ok(Next::Resume)
-    }
-
-    /// Puts the bytes of an `in` where KVM picks them up.
-    fn answer_port_read(&mut self, answer: &[u8]) {
-        let run = self.fd.get_kvm_run();
-        // SAFETY: the exit reason was KVM_EXIT_IO: KVM filled `io` with the offset and the size
-        // of its data inside the mapped `kvm_run` area, which is `size * count` bytes, and
-        // `answer` was made exactly that long or is cut to it. The area is only read by KVM, and
-        // only inside the next KVM_RUN of this thread.
-        #[allow(unsafe_code)]
-        unsafe {
-            let io = run.__bindgen_anon_1.io;
-            let length = usize::from(io.size) * usize::try_from(io.count).unwrap_or(0);
-            let start = std::ptr::from_mut(run).cast::<u8>();
-            let data = start.add(usize::try_from(io.data_offset).unwrap_or(0));
-            std::ptr::copy_nonoverlapping(answer.as_ptr(), data, answer.len().min(length));
-        }
     }
 
     fn hypercall(&self, registers: &[u64; 16]) -> HypercallResult {

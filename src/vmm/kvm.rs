@@ -9,12 +9,13 @@ use std::io;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_CAP_DISABLE_QUIRKS2, KVM_MAX_CPUID_ENTRIES, KVM_SYNC_X86_REGS,
-    KVM_SYNC_X86_SREGS, KVM_X86_QUIRK_FIX_HYPERCALL_INSN, kvm_enable_cap,
-    kvm_userspace_memory_region,
+    CpuId, KVM_API_VERSION, KVM_CAP_DISABLE_QUIRKS2, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
+    KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, KVM_X86_QUIRK_FIX_HYPERCALL_INSN, kvm_enable_cap,
+    kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::MmapRegion;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::cpu::Features;
 use crate::sync::{Mutex, lock};
@@ -146,6 +147,16 @@ impl KvmDevice {
         Ok(cpuid)
     }
 
+    /// The CPUID leaves of processor `index` for guests that have all that KVM supports.
+    pub(crate) fn plain_cpuid(&self, index: usize) -> Result<CpuId, KvmError> {
+        let mut cpuid = self
+            .kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(KvmError::request("KVM_GET_SUPPORTED_CPUID"))?;
+        super::cpuid::number_processor(cpuid.as_mut_slice(), index);
+        Ok(cpuid)
+    }
+
     /// Makes a VM. Signals may interrupt this one for long: KVM returns EINTR from it.
     pub(crate) fn create_vm(&self) -> Result<KvmVm, KvmError> {
         let mut attempt = 0;
@@ -202,6 +213,18 @@ impl KvmVm {
             self.vm.create_vcpu(index as u64).map_err(KvmError::request("KVM_CREATE_VCPU"))?;
         vcpu.set_cpuid2(cpuid).map_err(KvmError::request("KVM_SET_CPUID2"))?;
         Ok(vcpu)
+    }
+
+    /// Gives the VM interrupt controllers and a timer in the kernel; before its first vCPU.
+    pub(crate) fn create_irqchip(&self) -> Result<(), KvmError> {
+        self.vm.create_irq_chip().map_err(KvmError::request("KVM_CREATE_IRQCHIP"))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        self.vm.create_pit2(pit).map_err(KvmError::request("KVM_CREATE_PIT2"))
+    }
+
+    /// Has each write to `line` raise an edge of this interrupt; with an irqchip only.
+    pub(crate) fn attach_irqfd(&self, line: &EventFd, gsi: u32) -> Result<(), KvmError> {
+        self.vm.register_irqfd(line, gsi).map_err(KvmError::request("KVM_IRQFD"))
     }
 
     /// Adds a slot backed by all of `region`.

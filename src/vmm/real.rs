@@ -34,6 +34,11 @@ pub(super) fn prepare(
     fd.set_sync_valid_reg(SyncReg::Register);
     fd.set_sync_valid_reg(SyncReg::SystemRegister);
     confine_syscall(fd, layout)?;
+    enable_extended_state(fd, leaves)
+}
+
+/// XCR0 as the contract with the guest has it.
+pub(super) fn enable_extended_state(fd: &VcpuFd, leaves: &CpuId) -> Result<(), KvmError> {
     if !cpuid::features(leaves.as_slice()).xsave {
         return Ok(());
     }

@@ -52,7 +52,7 @@ const LOW_RAM_END: u64 = 0x9_fc00;
 const HIGH_RAM_START: u64 = 0x10_0000;
 
 /// `cmdline` with its final NUL.
-pub(super) fn terminated(cmdline: &[u8]) -> Result<Vec<u8>, BootError> {
+pub(in crate::vmm) fn terminated(cmdline: &[u8]) -> Result<Vec<u8>, BootError> {
     let max = abi::CMDLINE_BYTES - 1;
     if cmdline.len() as u64 > max {
         return Err(BootError::CmdlineTooLong { bytes: cmdline.len(), max });
@@ -65,8 +65,8 @@ pub(super) fn terminated(cmdline: &[u8]) -> Result<Vec<u8>, BootError> {
     Ok(bytes)
 }
 
-/// The memory map: `[start, end)` and type, in order.
-fn memory_map(memory_bytes: u64, window_bytes: u64) -> Vec<(u64, u64, u32)> {
+/// The memory map of a PC with so much RAM: `[start, end)` and e820 type, in order.
+pub(in crate::vmm) fn ram_map(memory_bytes: u64) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, LOW_RAM_END.min(memory_bytes), E820_RAM),
         (LOW_RAM_END, HIGH_RAM_START, E820_RESERVED),
@@ -74,6 +74,12 @@ fn memory_map(memory_bytes: u64, window_bytes: u64) -> Vec<(u64, u64, u32)> {
     if memory_bytes > HIGH_RAM_START {
         map.push((HIGH_RAM_START, memory_bytes, E820_RAM));
     }
+    map
+}
+
+/// The same, with the pinned window.
+fn memory_map(memory_bytes: u64, window_bytes: u64) -> Vec<(u64, u64, u32)> {
+    let mut map = ram_map(memory_bytes);
     map.push((abi::WINDOW_GPA, abi::WINDOW_GPA + window_bytes, E820_RESERVED));
     map
 }

@@ -163,4 +163,4 @@ fn check_overlaps(segments: &[Segment<'_>]) -> Result<(), BootError> {
 
 #[cfg(test)]
 #[path = "elf_tests.rs"]
-mod tests;
+pub(in crate::vmm) mod tests;

@@ -4,16 +4,16 @@ const RAM: u64 = 16 << 20;
 
 /// One program header of a hand-made image.
 #[derive(Clone, Copy)]
-struct Header {
-    kind: u32,
-    flags: u32,
-    offset: u64,
-    address: u64,
-    file_bytes: u64,
-    memory_bytes: u64,
+pub(in crate::vmm) struct Header {
+    pub(in crate::vmm) kind: u32,
+    pub(in crate::vmm) flags: u32,
+    pub(in crate::vmm) offset: u64,
+    pub(in crate::vmm) address: u64,
+    pub(in crate::vmm) file_bytes: u64,
+    pub(in crate::vmm) memory_bytes: u64,
 }
 
-const CODE: Header = Header {
+pub(in crate::vmm) const CODE: Header = Header {
     kind: 1,
     flags: 5,
     offset: 0x200,
@@ -21,16 +21,17 @@ const CODE: Header = Header {
     file_bytes: 0x10,
     memory_bytes: 0x1000,
 };
-const DATA: Header = Header { flags: 6, offset: 0x210, address: 0x20_0000, ..CODE };
+pub(in crate::vmm) const DATA: Header =
+    Header { flags: 6, offset: 0x210, address: 0x20_0000, ..CODE };
 
-struct Maker {
-    class: u8,
-    data: u8,
-    kind: u16,
-    machine: u16,
-    entry: u64,
-    headers: Vec<Header>,
-    bytes: usize,
+pub(in crate::vmm) struct Maker {
+    pub(in crate::vmm) class: u8,
+    pub(in crate::vmm) data: u8,
+    pub(in crate::vmm) kind: u16,
+    pub(in crate::vmm) machine: u16,
+    pub(in crate::vmm) entry: u64,
+    pub(in crate::vmm) headers: Vec<Header>,
+    pub(in crate::vmm) bytes: usize,
 }
 
 impl Default for Maker {
@@ -41,7 +42,7 @@ impl Default for Maker {
 }
 
 impl Maker {
-    fn build(&self) -> Vec<u8> {
+    pub(in crate::vmm) fn build(&self) -> Vec<u8> {
         let mut file = vec![0u8; self.bytes];
         let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &[0x7f, b'E', b'L', b'F', self.class, self.data, 1, 0]);

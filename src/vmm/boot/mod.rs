@@ -14,6 +14,13 @@ use crate::host_mm::{MemoryObject, MmError};
 
 pub use elf::{Image, MAX_IMAGE_BYTES, Segment};
 
+/// Images made by hand, for tests.
+#[cfg(test)]
+pub(super) use elf::tests;
+
+pub(super) use boot_params::{ram_map, terminated};
+pub(super) use page_tables::build as identity_map;
+
 /// The test guest that the build made: an [`Image`].
 pub static TEST_GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf"));
 

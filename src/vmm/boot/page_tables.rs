@@ -17,7 +17,7 @@ const ENTRIES: u64 = 512;
 const GIB: u64 = 1 << 30;
 
 /// The tables and where they go.
-pub(super) fn build() -> [(Gpa, [u8; PAGE_SIZE]); 3] {
+pub(in crate::vmm) fn build() -> [(Gpa, [u8; PAGE_SIZE]); 3] {
     let root = table(|index| match index {
         0 => LOW_PDPT.as_u64() | TABLE,
         1 => HIGH_PDPT.as_u64() | TABLE,

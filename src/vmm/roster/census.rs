@@ -13,7 +13,7 @@ use super::{Roster, StartRequest, State, VcpuState};
 /// What a vCPU says: how to go on from where it is.
 pub(in crate::vmm) type Account = Result<StartRequest, VmError>;
 
-impl State {
+impl<S> State<S> {
     /// Whether every vCPU that runs has given its account or is yet to begin.
     fn is_counted(&self) -> bool {
         let given = self.census.iter().flatten().map(Option::is_some);

@@ -41,9 +41,9 @@ pub(super) enum StartRefused {
     AlreadyRunning,
 }
 
-struct State {
+struct State<S> {
     vcpus: Vec<VcpuState>,
-    starts: Vec<Option<StartRequest>>,
+    starts: Vec<Option<S>>,
     outcome: Option<Outcome>,
     /// What the vCPUs have said so far, while a census is taken.
     census: Option<Vec<Option<Account>>>,
@@ -51,18 +51,18 @@ struct State {
     censuses: u64,
 }
 
-/// See the module's documentation.
-pub(super) struct Roster {
-    state: Mutex<State>,
+/// See the module's documentation. `S` is what a vCPU is told at its start.
+pub(super) struct Roster<S = StartRequest> {
+    state: Mutex<State<S>>,
     changed: Condvar,
 }
 
-impl Roster {
+impl<S> Roster<S> {
     /// `vcpus` parked vCPUs.
     pub(super) fn new(vcpus: usize) -> Self {
         let state = State {
             vcpus: vec![VcpuState::Parked; vcpus],
-            starts: vec![None; vcpus],
+            starts: (0..vcpus).map(|_| None).collect(),
             outcome: None,
             census: None,
             censuses: 0,
@@ -70,12 +70,12 @@ impl Roster {
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn wait<'a>(&self, state: MutexGuard<'a, State<S>>) -> MutexGuard<'a, State<S>> {
         self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Starts a parked vCPU.
-    pub(super) fn start(&self, vcpu: usize, request: StartRequest) -> Result<(), StartRefused> {
+    pub(super) fn start(&self, vcpu: usize, request: S) -> Result<(), StartRefused> {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         let (Some(life), Some(start)) = (state.vcpus.get_mut(vcpu), state.starts.get_mut(vcpu))
@@ -93,7 +93,7 @@ impl Roster {
     }
 
     /// A vCPU thread waits for its start; `None` when the VM is over.
-    pub(super) fn wait_for_start(&self, vcpu: usize) -> Option<StartRequest> {
+    pub(super) fn wait_for_start(&self, vcpu: usize) -> Option<S> {
         let mut state = lock(&self.state);
         loop {
             if state.outcome.is_some() {
@@ -115,6 +115,11 @@ impl Roster {
         // A census may be waiting for this one.
         self.changed.notify_all();
         !state.vcpus.contains(&VcpuState::Running)
+    }
+
+    /// Whether the VM is over.
+    pub(super) fn is_over(&self) -> bool {
+        lock(&self.state).outcome.is_some()
     }
 
     /// Sets the outcome if there is none yet.

@@ -1,0 +1,191 @@
+//! virtio-blk (VIRTIO 1.2, 5.2) over a raw disk image.
+//!
+//! What a guest is told is true: a write is acknowledged once the image has it, and, unless the
+//! driver has agreed to a write-back cache, once it is durable; a flush is acknowledged once all
+//! writes before it are durable. A flush that failed once makes all later ones fail: the host may have
+//! dropped what it could not write, and would call the next one a success.
+
+mod disk;
+mod request;
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES,
+};
+
+pub use disk::{DiskError, DiskMode};
+
+use disk::{Disk, FileDisk, SECTOR_BYTES};
+
+use super::device::{Device, read_bytes};
+use super::rings::{Request, Trouble};
+
+const DEVICE_ID: u32 = 2;
+const QUEUE_SIZE: u16 = 256;
+/// Most data descriptors of a request: the others are its header and its status.
+const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Data of a request is moved in pieces of this size.
+const BOUNCE_BYTES: usize = 128 << 10;
+
+/// Byte offsets in the configuration space, 5.2.4.
+const CONFIG_CAPACITY: usize = 0;
+const CONFIG_SEG_MAX: usize = 12;
+const CONFIG_BLK_SIZE: usize = 20;
+const CONFIG_WRITEBACK: usize = 32;
+const CONFIG_BYTES: usize = 36;
+
+/// What a disk has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct BlockStats {
+    /// Reads carried out.
+    pub reads: u64,
+    /// Bytes that they read.
+    pub bytes_read: u64,
+    /// Writes carried out.
+    pub writes: u64,
+    /// Bytes that they wrote.
+    pub bytes_written: u64,
+    /// Times that the image was made durable.
+    pub flushes: u64,
+    /// Requests that ended with an error.
+    pub errors: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    reads: AtomicU64,
+    bytes_read: AtomicU64,
+    writes: AtomicU64,
+    bytes_written: AtomicU64,
+    flushes: AtomicU64,
+    errors: AtomicU64,
+}
+
+/// A disk, as a kind of virtio device.
+pub struct Block {
+    disk: Box<dyn Disk>,
+    mode: DiskMode,
+    sectors: u64,
+    serial: [u8; VIRTIO_BLK_ID_BYTES as usize],
+    features: AtomicU64,
+    /// The driver has asked for a write-back cache.
+    is_writeback: AtomicBool,
+    /// A flush has failed.
+    is_unsound: AtomicBool,
+    bounce: Mutex<Box<[u8]>>,
+    counters: Counters,
+}
+
+impl std::fmt::Debug for Block {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Block").field("sectors", &self.sectors).finish_non_exhaustive()
+    }
+}
+
+impl Block {
+    /// A disk whose content is the raw image at `path`, locked as long as this lives. `serial` is what
+    /// the guest can ask for, cut off after 20 bytes.
+    ///
+    /// # Errors
+    /// [`DiskError`], one sentence for each thing that can be wrong with an image.
+    pub fn open(path: &Path, mode: DiskMode, serial: &str) -> Result<Self, DiskError> {
+        let (disk, bytes) = FileDisk::open(path, mode)?;
+        Ok(Self::on(Box::new(disk), bytes, mode, serial))
+    }
+
+    /// The same on a disk of another kind, of so many bytes.
+    pub(super) fn on(disk: Box<dyn Disk>, bytes: u64, mode: DiskMode, serial: &str) -> Self {
+        let mut padded = [0; VIRTIO_BLK_ID_BYTES as usize];
+        for (to, from) in padded.iter_mut().zip(serial.bytes()) {
+            *to = from;
+        }
+        Self {
+            disk,
+            mode,
+            sectors: bytes / SECTOR_BYTES,
+            serial: padded,
+            features: AtomicU64::new(0),
+            is_writeback: AtomicBool::new(false),
+            is_unsound: AtomicBool::new(false),
+            bounce: Mutex::new(vec![0; BOUNCE_BYTES].into_boxed_slice()),
+            counters: Counters::default(),
+        }
+    }
+
+    /// What it has done.
+    #[must_use]
+    pub fn stats(&self) -> BlockStats {
+        let Counters { reads, bytes_read, writes, bytes_written, flushes, errors } = &self.counters;
+        let [reads, bytes_read, writes, bytes_written, flushes, errors] =
+            [reads, bytes_read, writes, bytes_written, flushes, errors]
+                .map(|counter| counter.load(Ordering::Relaxed));
+        BlockStats { reads, bytes_read, writes, bytes_written, flushes, errors }
+    }
+
+    fn has(&self, feature: u32) -> bool {
+        self.features.load(Ordering::Relaxed) >> feature & 1 != 0
+    }
+
+    /// Whether writes need not be durable when they are acknowledged (5.2.5.1, 5.2.6.2).
+    fn is_writeback(&self) -> bool {
+        if self.has(VIRTIO_BLK_F_CONFIG_WCE) {
+            self.is_writeback.load(Ordering::Relaxed)
+        } else {
+            self.has(VIRTIO_BLK_F_FLUSH)
+        }
+    }
+}
+
+impl Device for Block {
+    fn id(&self) -> u32 {
+        DEVICE_ID
+    }
+
+    fn features(&self) -> u64 {
+        let always = 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE;
+        match self.mode {
+            DiskMode::ReadOnly => always | 1 << VIRTIO_BLK_F_RO,
+            DiskMode::ReadWrite => always | 1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_CONFIG_WCE,
+        }
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let mut space = [0; CONFIG_BYTES];
+        space[CONFIG_CAPACITY..][..8].copy_from_slice(&self.sectors.to_le_bytes());
+        space[CONFIG_SEG_MAX..][..4].copy_from_slice(&SEG_MAX.to_le_bytes());
+        let sector = u32::try_from(SECTOR_BYTES).unwrap_or(u32::MAX);
+        space[CONFIG_BLK_SIZE..][..4].copy_from_slice(&sector.to_le_bytes());
+        space[CONFIG_WRITEBACK] = self.is_writeback().into();
+        read_bytes(&space, offset, data);
+    }
+
+    fn write_config(&self, offset: u64, data: &[u8]) {
+        if offset == CONFIG_WRITEBACK as u64 && self.has(VIRTIO_BLK_F_CONFIG_WCE) {
+            let [value] = data else { return };
+            self.is_writeback.store(*value != 0, Ordering::Relaxed);
+        }
+    }
+
+    fn negotiated(&self, features: u64) {
+        self.features.store(features, Ordering::Relaxed);
+        // 5.2.5.1: without a way to flush there is no write-back cache to begin with.
+        self.is_writeback.store(self.has(VIRTIO_BLK_F_FLUSH), Ordering::Relaxed);
+    }
+
+    fn reset(&self) {
+        self.features.store(0, Ordering::Relaxed);
+        self.is_writeback.store(false, Ordering::Relaxed);
+    }
+
+    fn serve(&self, _queue: usize, request: &Request<'_>) -> Result<u32, Trouble> {
+        request::serve(self, request)
+    }
+}
