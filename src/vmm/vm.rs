@@ -58,6 +58,8 @@ pub struct VmConfig {
 pub enum Outcome {
     /// The guest powered off.
     PoweredOff,
+    /// The guest reset its machine; it is not started again.
+    Rebooted,
     /// The guest wrote to the exit port; the exit code is already that of the convention.
     GuestExit(u8),
     /// Every vCPU has halted, and nothing could have woken one.
@@ -74,7 +76,7 @@ impl Outcome {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::PoweredOff | Self::Halted => 0,
+            Self::PoweredOff | Self::Rebooted | Self::Halted => 0,
             Self::GuestExit(code) => *code,
             Self::Killed => 130,
             Self::Failed(_) => 1,
