@@ -37,6 +37,7 @@ mod progress;
 mod real;
 mod real_state;
 mod roster;
+mod services;
 mod shared;
 mod stale;
 mod stats;
