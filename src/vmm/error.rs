@@ -88,6 +88,9 @@ pub enum VmError {
         "cannot clone the VM: none of its vCPUs is running; clone one that was started and is not over"
     )]
     NotRunning,
+    /// A window shows one memory object, and each of its pages in one frame.
+    #[error("a guest with direct paging cannot be cloned: run it with --paging shadow")]
+    CloneOfWindow,
     /// A part of a VM could not be copied.
     #[error("cannot copy the {what} of the VM: {reason}")]
     Copy {
