@@ -9,7 +9,7 @@ mod console;
 mod escape;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::boot::{KILL_TIMEOUT, TICK, frames_line, swap_line};
 use super::config::UsageError;
@@ -21,9 +21,9 @@ use super::values::human_count;
 use super::violations::{self, Check, Violations};
 use super::{EXIT_FAILURE, boot, exit_code_of_signal, injected};
 use crate::direct_mmu::DirectConfig;
-use crate::host_mm::HostMm;
+use crate::host_mm::{HostMm, MemoryObject};
 use crate::sys::signal::StopNotice;
-use crate::virtio::{Block, Device};
+use crate::virtio::{Balloon, Block, Device};
 use crate::vmm::linux::{LinuxImage, LinuxVm};
 use crate::vmm::{Outcome, VmError};
 
@@ -61,7 +61,10 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
     // Disks before memory: what the user can mend is said first.
     let disks = open_disks(&config.disks)?;
     let memory = Memory(HostMm::new(config.host.clone()).map_err(from_mm)?);
-    let mut vm = make(&config, &memory.0, disks)?;
+    let object = memory.0.create_object(mm_bytes(&config)).map_err(from_mm)?;
+    let balloon = config.balloon.then(|| Arc::new(Balloon::new(object.clone())));
+    let devices = disks.into_iter().chain(balloon.clone().map(|it| it as Arc<dyn Device>));
+    let mut vm = make(&config, &object, devices.collect())?;
     memory.0.start_background_reclaim().map_err(from_mm)?;
     for warning in &config.warnings {
         output::note(warning);
@@ -86,9 +89,24 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
     let stats = memory.0.stats();
     output::note(format!("{} after {:.2} s", end.sentence(), elapsed.as_secs_f64()));
     let paging = vm.paging().stats();
-    output::note(format!("window: {paging:?}"));
+    output::note(format!(
+        "faults: {} on the window; {} pages mapped, {} made writable, {} taken away",
+        human_count(paging.faults),
+        human_count(paging.installs),
+        human_count(paging.upgrades),
+        human_count(paging.invalidated)
+    ));
     output::note(swap_line(&stats));
     output::note(frames_line(&stats, host.host_memory_bytes));
+    if let Some(balloon) = balloon {
+        let stats = balloon.stats();
+        output::note(format!(
+            "balloon: {} pages put in, {} reported free; {} given up",
+            human_count(stats.inflated),
+            human_count(stats.reported),
+            human_count(stats.given_up)
+        ));
+    }
     for count in storms.counts() {
         output::note(format!(
             "storm {}: {} pages of {} tried",
@@ -118,10 +136,9 @@ fn open_disks(disks: &[DiskArg]) -> anyhow::Result<Vec<Arc<dyn Device>>> {
 
 fn make(
     config: &LinuxConfig,
-    mm: &Arc<HostMm>,
+    object: &Arc<MemoryObject>,
     devices: Vec<Arc<dyn Device>>,
 ) -> anyhow::Result<LinuxVm> {
-    let object = mm.create_object(mm_bytes(config)).map_err(from_mm)?;
     let image = LinuxImage {
         kernel: &config.kernel,
         initrd: config.initrd.as_deref(),
@@ -130,7 +147,7 @@ fn make(
         devices: devices.len(),
     };
     let console = Box::new(StdoutConsole::new());
-    let vm = LinuxVm::new(&image, &object, DirectConfig::default(), devices, console);
+    let vm = LinuxVm::new(&image, object, DirectConfig::default(), devices, console);
     vm.map_err(|error| match error {
         VmError::Linux(error) => UsageError(format!("cannot boot Linux: {error}")).into(),
         other => from_vm(other),
