@@ -16,8 +16,8 @@ pub const NO_EXECUTE: u64 = 1 << 63;
 /// The physical address in an entry.
 pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// Flags of entries that point to tables: permissions are decided at the leaves. The leaves lack
-/// [`USER`], which the contract says makes no difference.
+/// Flags of entries that point to tables: permissions are decided at the leaves. All entries have
+/// [`USER`]: with shadow paging it makes no difference, otherwise this guest is at CPL 3.
 const TABLE_FLAGS: u64 = PRESENT | WRITE | USER | ACCESSED;
 const ENTRIES: u64 = 512;
 
@@ -80,7 +80,7 @@ impl Table {
 
 /// A leaf entry for a page.
 pub fn leaf(physical: u64, flags: u64) -> u64 {
-    physical | flags | PRESENT
+    physical | flags | USER | PRESENT
 }
 
 /// A tree of page tables.

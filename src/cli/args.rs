@@ -10,6 +10,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::inject::{self, parse_injection};
+use super::linux::DiskArg;
 use super::values::{
     Size, parse_duration, parse_limit, parse_pages, parse_percent, parse_rate, parse_seed,
     parse_vcpus, parse_vms,
@@ -72,9 +73,28 @@ pub(crate) struct BootArgs {
     /// Command line of the guest
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     pub(crate) cmdline: Option<String>,
-    /// ELF image to boot [default: the built-in test guest]
-    #[arg(long, value_name = "ELF")]
+    /// Kernel to boot: a Linux bzImage or vmlinux, or an ELF image that keeps to the guest ABI
+    /// [default: the built-in test guest]
+    #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
+    /// Linux: initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// Linux: raw image of a disk, /dev/vda and so on; with ,ro only to be read. May be given again
+    #[arg(long, value_name = "FILE[,ro]")]
+    pub(crate) disk: Vec<DiskArg>,
+    /// Linux: give the guest a balloon, by which pages that it frees leave their frames at once
+    #[arg(long)]
+    pub(crate) balloon: bool,
+    /// Linux: force invalidations of these kinds on its pages all the time [of: reclaim, clean]
+    #[arg(
+        long, value_name = "LIST", value_delimiter = ',', num_args = 0..=1, require_equals = true,
+        default_missing_value = "reclaim,clean", hide_possible_values = true
+    )]
+    pub(crate) storm: Vec<Invalidate>,
+    /// Pages a second of each kind of --storm
+    #[arg(long, value_name = "N/s", allow_negative_numbers = true, default_value = "20000/s", value_parser = parse_rate)]
+    pub(crate) storm_rate: u32,
     /// Seed of the random choices of --inject [default: a new one, which is told]
     #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = parse_seed)]
     pub(crate) seed: Option<u64>,

@@ -42,6 +42,7 @@ pub(crate) struct UsageError(pub(crate) String);
 macro_rules! refuse {
     ($($word:tt)*) => { return Err(UsageError(format!($($word)*))) };
 }
+pub(crate) use refuse;
 
 /// What every guest is run with.
 #[derive(Clone)]
@@ -175,7 +176,7 @@ fn peers(args: &StressArgs) -> Result<Option<PeersConfig>, UsageError> {
 }
 
 /// Refuses faults of peers where there are none.
-fn refuse_peer_faults(host: &HostArgs, why: &str) -> Result<(), UsageError> {
+pub(crate) fn refuse_peer_faults(host: &HostArgs, why: &str) -> Result<(), UsageError> {
     match host.inject.iter().find(|item| item.fault.concerns_peers()) {
         Some(item) => refuse!("--inject {item}: {why}"),
         None => Ok(()),
@@ -183,12 +184,12 @@ fn refuse_peer_faults(host: &HostArgs, why: &str) -> Result<(), UsageError> {
 }
 
 /// The part of the machine that has other defaults for each command.
-struct Sizes {
-    memory: Size,
-    host_memory: Size,
-    vcpus: usize,
+pub(crate) struct Sizes {
+    pub(crate) memory: Size,
+    pub(crate) host_memory: Size,
+    pub(crate) vcpus: usize,
     /// VMs that there may be at a time.
-    vms: usize,
+    pub(crate) vms: usize,
 }
 
 impl Sizes {
@@ -198,7 +199,7 @@ impl Sizes {
     }
 }
 
-fn machine(
+pub(crate) fn machine(
     sizes: &Sizes,
     host: &HostArgs,
     limits: &HostLimits,
@@ -324,7 +325,7 @@ fn warnings(sizes: &Sizes, host: &HostArgs, swap: &SwapConfig, limits: &HostLimi
     warnings
 }
 
-fn check_cmdline(cmdline: &str) -> Result<(), UsageError> {
+pub(crate) fn check_cmdline(cmdline: &str) -> Result<(), UsageError> {
     if cmdline.len() as u64 > MAX_CMDLINE_BYTES {
         refuse!("--cmdline has {} bytes: shorten it to {MAX_CMDLINE_BYTES} or less", cmdline.len());
     }
@@ -335,7 +336,12 @@ fn check_cmdline(cmdline: &str) -> Result<(), UsageError> {
 }
 
 /// Reads a kernel image, of which only the size is checked here.
-fn read_kernel(path: &Path) -> Result<Vec<u8>, UsageError> {
+pub(crate) fn read_kernel(path: &Path) -> Result<Vec<u8>, UsageError> {
+    read_file("--kernel", path, MAX_IMAGE_BYTES)
+}
+
+/// Reads the file that an option names, of at most `max` bytes.
+pub(crate) fn read_file(option: &str, path: &Path, max: u64) -> Result<Vec<u8>, UsageError> {
     let shown = path.display();
     let unreadable = |error: std::io::Error| {
         let advice = match error.kind() {
@@ -343,30 +349,30 @@ fn read_kernel(path: &Path) -> Result<Vec<u8>, UsageError> {
             std::io::ErrorKind::PermissionDenied => "give this user the right to read it",
             _ => "name another file",
         };
-        UsageError(format!("--kernel {shown} cannot be read: {error}; {advice}"))
+        UsageError(format!("{option} {shown} cannot be read: {error}; {advice}"))
     };
     // Looked at before it is opened: opening a FIFO would wait.
     let metadata = fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
-        refuse!("--kernel {shown} is not a file: name an ELF image");
+        refuse!("{option} {shown} is not a file: name another one");
     }
     let too_big = |bytes: u64| {
         UsageError(format!(
-            "--kernel {shown} has {bytes} bytes, more than the {} that an image may have: strip it",
-            size(MAX_IMAGE_BYTES)
+            "{option} {shown} has {bytes} bytes, more than the {} that it may have: name a smaller one",
+            size(max)
         ))
     };
-    if metadata.len() > MAX_IMAGE_BYTES {
+    if metadata.len() > max {
         return Err(too_big(metadata.len()));
     }
-    let mut image = Vec::new();
+    let mut contents = Vec::new();
     let file = File::open(path).map_err(unreadable)?;
     // The file may grow while it is read.
-    file.take(MAX_IMAGE_BYTES + 1).read_to_end(&mut image).map_err(unreadable)?;
-    if image.len() as u64 > MAX_IMAGE_BYTES {
-        return Err(too_big(image.len() as u64));
+    file.take(max.saturating_add(1)).read_to_end(&mut contents).map_err(unreadable)?;
+    if contents.len() as u64 > max {
+        return Err(too_big(contents.len() as u64));
     }
-    Ok(image)
+    Ok(contents)
 }
 
 fn without_repeats<T: Copy + PartialEq>(list: &[T]) -> Vec<T> {
@@ -379,7 +385,7 @@ fn without_repeats<T: Copy + PartialEq>(list: &[T]) -> Vec<T> {
     kept
 }
 
-fn invalidations(list: &[Invalidate]) -> Result<Vec<Invalidate>, UsageError> {
+pub(crate) fn invalidations(list: &[Invalidate]) -> Result<Vec<Invalidate>, UsageError> {
     let kinds = without_repeats(list);
     if !kinds.contains(&Invalidate::None) {
         return Ok(kinds);

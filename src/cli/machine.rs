@@ -130,7 +130,7 @@ impl Figures {
 }
 
 /// Whose fault it is that host memory cannot be set up.
-fn from_mm(error: MmError) -> anyhow::Error {
+pub(crate) fn from_mm(error: MmError) -> anyhow::Error {
     match &error {
         MmError::BadHostMemory { .. } => {
             UsageError(format!("--host-memory: {error}; choose another size")).into()
@@ -157,7 +157,7 @@ fn from_swap(error: &SwapOpenError) -> anyhow::Error {
 }
 
 /// Whose fault it is that a VM cannot be made.
-fn from_vm(error: VmError) -> anyhow::Error {
+pub(crate) fn from_vm(error: VmError) -> anyhow::Error {
     match error {
         VmError::Boot(boot) => UsageError(format!("cannot boot the guest: {boot}")).into(),
         VmError::MemorySize { .. } | VmError::VcpuCount { .. } | VmError::ShadowPages { .. } => {

@@ -14,6 +14,8 @@ mod peer_protocol;
 mod replay;
 #[cfg(feature = "export-notifier")]
 mod shadow_mmu;
+#[cfg(feature = "export-notifier")]
+mod virtio;
 
 /// A function that takes any bytes.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +33,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "peer_protocol", run: peer_protocol::run },
     #[cfg(feature = "export-notifier")]
     Target { name: "shadow_mmu", run: shadow_mmu::run },
+    #[cfg(feature = "export-notifier")]
+    Target { name: "virtio", run: virtio::run },
 ];
 
 /// Runs one input of the target with this name.

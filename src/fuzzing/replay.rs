@@ -64,6 +64,12 @@ fn the_corpus_of_shadow_mmu_finds_nothing() {
     replay("shadow_mmu");
 }
 
+#[test]
+#[cfg(feature = "export-notifier")]
+fn the_corpus_of_virtio_finds_nothing() {
+    replay("virtio");
+}
+
 /// The fuzzer takes the calls that revoke a page for the kernel's having done it. Here they are made,
 /// and the kernel is asked.
 #[test]

@@ -225,6 +225,7 @@ fn early_end(outcome: &Outcome) -> Violation {
 fn bad_outcome(outcome: &Outcome) -> Violation {
     match outcome {
         Outcome::PoweredOff => Violation::of_run("the guest powered off"),
+        Outcome::Rebooted => Violation::of_run("the guest reset its machine"),
         Outcome::GuestExit(code) => {
             Violation::of_run(format!("the guest gave up with exit code {code}"))
         }

@@ -9,8 +9,8 @@ const LOW_PDPT: Gpa = Gpa::new(abi::BOOT_PML4_GPA + PAGE_SIZE_U64);
 /// Page-directory-pointer table for 512 GiB to 1 TiB.
 const HIGH_PDPT: Gpa = Gpa::new(abi::BOOT_PML4_GPA + 2 * PAGE_SIZE_U64);
 
-/// Present, writable, accessed.
-const TABLE: u64 = 1 << 0 | 1 << 1 | 1 << 5;
+/// Present, writable, for CPL 3 as well, accessed.
+const TABLE: u64 = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 5;
 /// The same, dirty, and a page rather than a table.
 const LARGE_PAGE: u64 = TABLE | 1 << 6 | 1 << 7;
 const ENTRIES: u64 = 512;
@@ -51,7 +51,7 @@ mod tests {
         };
         let pdpt = entry(abi::BOOT_PML4_GPA, gva >> 39 & 511)? & !0xfff;
         let page = entry(pdpt, gva >> 30 & 511)?;
-        assert_eq!(page & 0xfff, 0xe3, "1 GiB page, writable, accessed, dirty");
+        assert_eq!(page & 0xfff, 0xe7, "1 GiB page, for all, writable, accessed, dirty");
         Some((page & !0xfff) + (gva & (GIB - 1)))
     }
 

@@ -29,6 +29,7 @@ pub(super) const CMDLINE: u64 = abi::CMDLINE_GPA;
 /// The root system description pointer, and after it the ACPI tables.
 pub(super) const ACPI: u64 = 0xe_0000;
 /// First byte that the ACPI tables may not use.
+#[cfg(test)]
 pub(super) const ACPI_END: u64 = 0xf_0000;
 /// Where kernels may be.
 pub(super) const HIGH_MEMORY: u64 = abi::KERNEL_MIN_GPA;

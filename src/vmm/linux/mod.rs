@@ -6,15 +6,18 @@
 //! from its first byte.
 
 mod acpi;
-mod cpuid;
+mod board;
 mod error;
 mod header;
 mod initrd;
 mod kernel;
 pub mod layout;
+mod line;
+mod machine;
 mod power;
 mod pvh;
 mod registers;
+mod room;
 mod zero_page;
 
 use std::ops::Range;
@@ -27,6 +30,7 @@ use crate::vmm::boot;
 
 pub use error::LinuxError;
 pub use kernel::KernelKind;
+pub use machine::{LinuxInput, LinuxVm};
 
 use kernel::{Entry, Kernel};
 
