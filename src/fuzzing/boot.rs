@@ -56,7 +56,7 @@ pub(super) fn run(data: &[u8]) {
 // The input.
 
 /// Short and of any bytes, or about as long as fits.
-fn any_cmdline(bytes: &mut Bytes<'_>) -> Vec<u8> {
+pub(super) fn any_cmdline(bytes: &mut Bytes<'_>) -> Vec<u8> {
     let choice: u8 = number(bytes);
     if choice & 0xe0 == 0xe0 {
         return vec![b'x'; 4080 + usize::from(choice & 0x1f)];
@@ -65,7 +65,7 @@ fn any_cmdline(bytes: &mut Bytes<'_>) -> Vec<u8> {
 }
 
 /// An ELF file that is nearly right.
-fn any_image(bytes: &mut Bytes<'_>, memory_bytes: u64) -> Vec<u8> {
+pub(super) fn any_image(bytes: &mut Bytes<'_>, memory_bytes: u64) -> Vec<u8> {
     let mut file = Vec::new();
     let headers = number::<u8>(bytes) % 5;
     let entry = any_address(bytes, memory_bytes);
@@ -250,7 +250,7 @@ fn check_pages(object: &MemoryObject, pages: &Pages) {
 }
 
 /// The e820 map in the zero page: in order, without overlaps, RAM only where there is some.
-fn check_memory_map(object: &MemoryObject) {
+pub(super) fn check_memory_map(object: &MemoryObject) {
     let mut page = [0; PAGE_SIZE];
     object.read(Gpa::new(abi::BOOT_PARAMS_GPA), &mut page).expect("the zero page");
     let mut last = 0;

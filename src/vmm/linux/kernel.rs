@@ -155,13 +155,13 @@ impl<'a> Kernel<'a> {
             Form::Vmlinux(image) => {
                 let staging = Staging::new(layout::HIGH_MEMORY, self.end())?;
                 let loaded = Elf::load(&staging.memory, None, &mut file, None).map_err(refused)?;
-                for segment in image.segments() {
-                    staging.copy(object, segment.start, segment.contents.len() as u64)?;
-                }
                 let entry = match loaded.pvh_boot_cap {
                     PvhBootCapability::PvhEntryPresent(GuestAddress(entry)) => self.pvh(entry)?,
                     _ => Entry::Long(image.entry()),
                 };
+                for segment in image.segments() {
+                    staging.copy(object, segment.start, segment.contents.len() as u64)?;
+                }
                 Ok(Loaded { entry, setup_header: None })
             }
         }

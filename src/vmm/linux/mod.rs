@@ -32,7 +32,8 @@ pub use error::LinuxError;
 pub use kernel::KernelKind;
 pub use machine::{LinuxInput, LinuxVm};
 
-use kernel::{Entry, Kernel};
+pub(crate) use kernel::Entry;
+use kernel::Kernel;
 
 /// What a Linux guest is booted from.
 #[derive(Clone, Copy, Debug)]
