@@ -17,6 +17,7 @@ mod injected;
 mod limits;
 mod machine;
 mod output;
+mod paging;
 mod peer;
 mod report;
 mod stress;
