@@ -13,7 +13,7 @@ use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, 
 use crate::vmm::linux::{Entry, LinuxError, LinuxImage, load};
 
 /// Pages of descriptors, PVH's structures, boot parameters, page tables, command line, ACPI tables.
-const MOST_STRUCTURES: u64 = 2 + 1 + 3 + 2 + 4;
+const MOST_STRUCTURES: u64 = 2 + 1 + 5 + 2 + 4;
 /// Bytes of a setup part of one sector.
 const SETUP_BYTES: usize = 1024;
 

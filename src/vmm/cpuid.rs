@@ -116,11 +116,6 @@ pub(super) fn features(entries: &[kvm_cpuid_entry2]) -> Features {
     }
 }
 
-/// Whether page tables can map 1 GiB at a time.
-pub(super) fn has_gib_pages(entries: &[kvm_cpuid_entry2]) -> bool {
-    entries.iter().any(|entry| entry.function == 0x8000_0001 && entry.edx & 1 << 26 != 0)
-}
-
 /// Whether AVX state can be enabled in XCR0.
 pub(super) fn has_avx(entries: &[kvm_cpuid_entry2]) -> bool {
     entries.iter().any(|entry| entry.function == 1 && entry.ecx & 1 << 28 != 0)
