@@ -17,8 +17,13 @@ struct TableRegister {
 
 /// Where every GDT has its TSS.
 pub const TSS_SELECTOR: u16 = 0x38;
-/// Bytes of a TSS without an I/O bitmap.
-pub const TSS_BYTES: usize = 104;
+/// Offset of the I/O bitmap in a TSS: where the rest ends.
+pub const IO_BITMAP: usize = 104;
+/// Bytes of a TSS with a bitmap for the ports up to the last one of this machine, and the byte of ones
+/// that ends it.
+pub const TSS_BYTES: usize = IO_BITMAP + IO_PORTS / 8 + 1;
+const IO_PORTS: usize = 0x618;
+const _: () = assert!(crate::abi::PORT_DMA as usize + 4 <= IO_PORTS);
 /// Flat segments: CPL 0's code (0x10) and data (0x18), CPL 3's data (0x2b) and code (0x33).
 pub const KERNEL_CODE: u64 = 0x00af_9b00_0000_ffff;
 pub const KERNEL_DATA: u64 = 0x00cf_9300_0000_ffff;
@@ -60,8 +65,9 @@ impl Segments {
             let at = TSS_IST1 + 8 * i;
             segments.tss[at..at + 8].copy_from_slice(&top.to_le_bytes());
         }
-        let iomap_base = (TSS_BYTES as u16).to_le_bytes();
-        segments.tss[TSS_BYTES - 2..].copy_from_slice(&iomap_base);
+        let bitmap = (IO_BITMAP as u16).to_le_bytes();
+        segments.tss[IO_BITMAP - 2..IO_BITMAP].copy_from_slice(&bitmap);
+        segments.tss[TSS_BYTES - 1] = 0xff;
 
         let base = segments.tss.as_ptr() as u64;
         let limit = TSS_BYTES as u64 - 1;

@@ -78,6 +78,11 @@ impl Table {
     }
 }
 
+/// The level of the largest pages: a processor of which the guest has CPL 0 need not have any of 1 GiB.
+fn largest_level() -> u32 {
+    if crate::ring0::is_present() { 2 } else { 3 }
+}
+
 /// A leaf entry for a page.
 pub fn leaf(physical: u64, flags: u64) -> u64 {
     physical | flags | USER | PRESENT
@@ -140,7 +145,7 @@ impl AddressSpace {
                     && (physical + done).is_multiple_of(size)
                     && bytes - done >= size
             };
-            let level = (1..=3).rev().find(|level| fits(*level)).unwrap_or(1);
+            let level = (1..=largest_level()).rev().find(|level| fits(*level)).unwrap_or(1);
             let large = if level > 1 { LARGE } else { 0 };
             self.table(ram, address + done, level)
                 .entry_for(address + done, level)

@@ -2,7 +2,8 @@
 //!
 //! Everything else runs at CPL 3 in any case: with shadow paging because nothing else is to be had,
 //! here because some hosts emulate CPL 0, slowly and in part. So this part is small and in assembly:
-//! - it enters CPL 3, with an I/O privilege level that lets ports be used there;
+//! - it enters CPL 3, with a bitmap in the TSS that lets the ports be used there (some hosts heed no
+//!   I/O privilege level);
 //! - it sends exceptions back to CPL 3, to the handlers and stacks that the guest has for them, in
 //!   the form in which the contract (`docs/guest-abi.md`) has them delivered with shadow paging;
 //! - it carries out the privileged instructions that the rest asks for. The gate is a `hlt` at an
@@ -11,7 +12,7 @@
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use crate::descriptors::{TSS_BYTES, TSS_SELECTOR};
+use crate::descriptors::{IO_BITMAP, TSS_BYTES, TSS_SELECTOR};
 
 /// What CPL 3 can ask for.
 #[derive(Clone, Copy)]
@@ -62,14 +63,14 @@ global_asm!(
         lea rax, [rip + ring0_boot_tss]
         lea rdx, [rip + ring0_boot_stack + 4096]
         mov [rax + 36], rdx
-        mov word ptr [rax + 102], {tss_bytes}
+        mov word ptr [rax + 102], {io_bitmap}
+        mov byte ptr [rax + {tss_bytes} - 1], 0xff
         mov rdx, rax
         and edx, 0xffffff
         shl rdx, 16
         or rdx, {tss_bytes} - 1
         shr rax, 24
         and eax, 0xff
-        or eax, 0
         shl rax, 56
         or rdx, rax
         mov rax, 0x890000000000
@@ -96,7 +97,7 @@ global_asm!(
         mov rax, rsp
         push 0x2b
         push rax
-        push 0x3002
+        push 2
         push 0x33
         push rdx
         iretq
@@ -185,8 +186,38 @@ global_asm!(
         add rsp, 16
         iretq
 
-    # An exception at CPL 0, or before there is a place for it: the end.
+    # An exception at CPL 0, or before there is a place for it: vector, error code, RIP and CS in
+    # hexadecimal, CR2, and the end.
     ring0_dead:
+        mov rax, cr2
+        mov [rsp + 64], rax
+        mov dx, {port_serial}
+        mov rbx, rsp
+        add rbx, 32
+    2:
+        mov rsi, [rbx]
+        mov edi, 16
+    3:
+        mov rax, rsi
+        shr rax, 60
+        add eax, 0x30
+        cmp eax, 0x3a
+        jb 4f
+        add eax, 0x27
+    4:
+        out dx, al
+        shl rsi, 4
+        sub edi, 1
+        jnz 3b
+        mov eax, 0x20
+        out dx, al
+        add rbx, 8
+        mov rax, rbx
+        sub rax, rsp
+        cmp rax, 72
+        jne 2b
+        mov eax, 10
+        out dx, al
         mov eax, {exit_exception}
         mov edx, {port_exit}
         out dx, eax
@@ -296,6 +327,7 @@ global_asm!(
     "#,
     present = sym PRESENT,
     tss_bytes = const TSS_BYTES,
+    io_bitmap = const IO_BITMAP,
     tss_selector = const TSS_SELECTOR,
     kernel_code = const crate::descriptors::KERNEL_CODE,
     kernel_data = const crate::descriptors::KERNEL_DATA,
@@ -303,6 +335,7 @@ global_asm!(
     data = const crate::descriptors::DATA,
     exit_exception = const crate::x86::EXIT_EXCEPTION,
     port_exit = const crate::abi::PORT_EXIT,
+    port_serial = const crate::abi::PORT_SERIAL,
 );
 
 static PRESENT: AtomicU32 = AtomicU32::new(0);

@@ -16,6 +16,7 @@ use super::args::{
     BootArgs, HostArgs, Invalidate, PolicyName, SabotageName, StressArgs, Workload, name_of,
 };
 use super::limits::{self, HostLimits};
+use super::paging::{self, Paging};
 use super::report::json;
 use super::values::{Size, size};
 use crate::abi;
@@ -49,6 +50,7 @@ pub(crate) use refuse;
 pub(crate) struct MachineConfig {
     pub(crate) vm: VmConfig,
     pub(crate) host: HostMmConfig,
+    pub(crate) paging: Paging,
     /// What kind of KVM to take this host's for; `None` to probe it.
     pub(crate) assume_host: Option<HostKind>,
     /// What is allowed, but may not be what was meant; a sentence each.
@@ -104,14 +106,22 @@ pub(crate) fn boot(args: &BootArgs, limits: &HostLimits) -> Result<MachineConfig
 /// One access in fifty gives its page back.
 const GUEST_FREES: &str = " free=2";
 
+/// Kinds of invalidation that want pages given back.
+const GIVEN_BACK: [Invalidate; 3] = [Invalidate::Free, Invalidate::Zero, Invalidate::Remove];
+
 /// Resolves `gnomon stress`.
 pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressConfig, UsageError> {
     let workloads = without_repeats(&args.workload);
-    let invalidations = invalidations(&args.invalidate)?;
+    let paging = Paging::resolve(args.host.paging, TEST_GUEST, args.memory.bytes());
+    let invalidations = match &args.invalidate {
+        Some(list) => invalidations(list)?,
+        None => paging.default_invalidations(),
+    };
+    paging::check(paging, args, &invalidations)?;
     let seed = args.seed.unwrap_or_else(new_seed);
     let names: Vec<String> = workloads.iter().map(|&workload| name_of(workload)).collect();
     let mut cmdline = format!("mode=stress workload={} seed={seed}", names.join(","));
-    if invalidations.iter().any(|kind| [Invalidate::Free, Invalidate::Zero].contains(kind)) {
+    if invalidations.iter().any(|kind| GIVEN_BACK.contains(kind)) {
         cmdline += GUEST_FREES;
     }
     if args.dma != 0 {
@@ -130,6 +140,9 @@ pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressCon
     machine.host.policy = ReclaimPolicy::from(args.policy);
     machine.host.sabotage = args.sabotage.map(Into::into);
     machine.host.check_evictions = true;
+    if let Paging::Direct(removal) = &mut machine.paging {
+        *removal = paging::removal(&invalidations);
+    }
     if let Some(path) = &args.json {
         json::check_writable(path).map_err(|error| UsageError(error.to_string()))?;
     }
@@ -208,11 +221,18 @@ pub(crate) fn machine(
     seed: u64,
 ) -> Result<MachineConfig, UsageError> {
     check_sizes(sizes, limits)?;
+    let memory_bytes = sizes.memory.bytes();
+    let paging = Paging::resolve(host.paging, &kernel, memory_bytes);
+    if host.paranoid && paging != Paging::Shadow {
+        refuse!(
+            "--paranoid watches frames that get other pages, and with direct paging none does: leave it out, or use --paging shadow"
+        );
+    }
     let swap = swap(sizes.all_memory(), host)?;
     let warnings = warnings(sizes, host, &swap, limits);
     Ok(MachineConfig {
         vm: VmConfig {
-            memory_bytes: sizes.memory.bytes(),
+            memory_bytes,
             vcpus: sizes.vcpus,
             kernel,
             cmdline,
@@ -221,10 +241,12 @@ pub(crate) fn machine(
         },
         host: HostMmConfig {
             swap,
+            placement: paging.placement(memory_bytes),
             paranoid: host.paranoid,
             inject: InjectionPlan { items: host.inject.clone(), seed },
             ..HostMmConfig::new(sizes.host_memory.bytes())
         },
+        paging,
         assume_host: host.assume_host.map(HostKind::from),
         warnings,
     })

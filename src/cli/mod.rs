@@ -18,6 +18,7 @@ mod limits;
 mod linux;
 mod machine;
 mod output;
+mod paging;
 mod peer;
 mod report;
 mod stress;

@@ -73,7 +73,8 @@ impl Violation {
     pub(crate) fn of_failure(error: &VmError) -> Self {
         let by = match error {
             VmError::Stale(_) => Check::Tripwire,
-            VmError::Host(MmError::Swap(SwapError::Checksum { .. })) => Check::SwapChecksum,
+            VmError::Host(MmError::Swap(SwapError::Checksum { .. }))
+            | VmError::Paging { is_corruption: true, .. } => Check::SwapChecksum,
             _ => Check::Run,
         };
         Self { by, text: error.to_string() }
@@ -160,8 +161,7 @@ pub(crate) fn of_vm(member: &Member, is_one_of_several: bool) -> Violations {
     let reports = vm.violations();
     let texts = reports.iter().map(|report| named(describe(report)));
     found.add(Check::GuestOracle, texts, vm.violation_count());
-    let mut differences = vm.shadow().check_reverse_map();
-    differences.extend(vm.iotlb().check_reverse_map());
+    let differences = vm.check_reverse_map();
     found.add(Check::ReverseMap, differences.into_iter().map(named), 0);
     found
 }

@@ -35,6 +35,13 @@ pub struct DirectStats {
 
 macro_rules! live {
     ($($name:ident),*) => {
+        impl DirectStats {
+            /// Adds what has happened in another window.
+            pub fn add(&mut self, other: &Self) {
+                $(self.$name = self.$name.saturating_add(other.$name);)*
+            }
+        }
+
         /// The live counters; relaxed, each of them right by itself.
         #[derive(Debug, Default)]
         pub(super) struct Counters {

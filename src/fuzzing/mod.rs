@@ -8,6 +8,7 @@
 
 mod boot;
 mod emulator;
+mod linux;
 mod memory_log;
 mod peer_protocol;
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "boot", run: boot::run },
     Target { name: "emulator", run: emulator::run },
+    Target { name: "linux", run: linux::run },
     Target { name: "peer_protocol", run: peer_protocol::run },
     #[cfg(feature = "export-notifier")]
     Target { name: "shadow_mmu", run: shadow_mmu::run },

@@ -54,6 +54,11 @@ fn the_corpus_of_emulator_finds_nothing() {
 }
 
 #[test]
+fn the_corpus_of_linux_finds_nothing() {
+    replay("linux");
+}
+
+#[test]
 fn the_corpus_of_peer_protocol_finds_nothing() {
     replay("peer_protocol");
 }

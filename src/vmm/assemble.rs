@@ -13,7 +13,7 @@ use crate::iotlb::Iotlb;
 use crate::shadow_mmu::{ShadowConfig, ShadowMmu, TableMemory};
 use crate::sync::Mutex;
 
-use super::boot::{self, Image};
+use super::boot::{self, BootMap, Image};
 use super::cpu::{Features, GuestCpu, gpr};
 use super::devices::PortBus;
 use super::devices::dma::DmaDevice;
@@ -108,7 +108,7 @@ impl Vm {
         let features = kvm::features(&device.guest_cpuid()?)?;
 
         let object = mm.create_object(config.memory_bytes)?;
-        boot::load(&object, &image, config.cmdline.as_bytes())?;
+        boot::load(&object, &image, config.cmdline.as_bytes(), BootMap::Everything)?;
         let shape = Shape {
             memory_bytes: config.memory_bytes,
             vcpus: config.vcpus,

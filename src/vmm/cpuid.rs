@@ -11,6 +11,8 @@ use super::cpu::Features;
 const LEAF1_ECX_HIDDEN: u32 = 1 << 3 | 1 << 5 | 1 << 6 | 1 << 15 | 1 << 17 | 1 << 21 | 1 << 24;
 /// Leaf 1, ECX: there is a hypervisor.
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
+/// Leaf 1, ECX: the TSC deadline timer.
+const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 /// Leaf 1, EDX: MCE, APIC, SEP, MTRR, MCA.
 const LEAF1_EDX_HIDDEN: u32 = 1 << 7 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 14;
 /// Leaf 7, EBX: SMEP, INVPCID, SMAP.
@@ -92,6 +94,14 @@ pub(super) fn number_processor(entries: &mut [kvm_cpuid_entry2], index: usize) {
     }
 }
 
+/// Offers the local APIC's TSC deadline timer. A guest that has it measures no timer against another,
+/// which goes wrong where the host has other work.
+pub(super) fn offer_tsc_deadline(entries: &mut [kvm_cpuid_entry2]) {
+    for entry in entries.iter_mut().filter(|entry| entry.function == 1) {
+        entry.ecx |= LEAF1_ECX_TSC_DEADLINE;
+    }
+}
+
 /// The features that the emulation depends on. A processor that does not tell the width of its
 /// physical addresses has 36 bits (Intel SDM Vol. 3, 5.1.4).
 pub(super) fn features(entries: &[kvm_cpuid_entry2]) -> Features {
@@ -104,11 +114,6 @@ pub(super) fn features(entries: &[kvm_cpuid_entry2]) -> Features {
         fsgsbase: find(7, 0).is_some_and(|entry| entry.ebx & 1 != 0),
         xsave: find(1, 0).is_some_and(|entry| entry.ecx & 1 << 26 != 0),
     }
-}
-
-/// Whether page tables can map 1 GiB at a time.
-pub(super) fn has_gib_pages(entries: &[kvm_cpuid_entry2]) -> bool {
-    entries.iter().any(|entry| entry.function == 0x8000_0001 && entry.edx & 1 << 26 != 0)
 }
 
 /// Whether AVX state can be enabled in XCR0.

@@ -16,7 +16,7 @@ use crate::host_mm::HostMm;
 use crate::iotlb::Iotlb;
 
 use super::assemble::{IOTLB_ENTRIES, check_memory};
-use super::boot::{self, Image};
+use super::boot::{self, BootMap, Image};
 use super::cpu::{GuestCpu, gpr};
 use super::devices::dma::DmaDevice;
 use super::devices::{PortAction, PortBus};
@@ -70,14 +70,13 @@ impl DirectVm {
         let device = KvmDevice::open()?;
         let cpuid = device.guest_cpuid()?;
         let features = kvm::features(&cpuid)?;
-        kvm::require_large_pages(&cpuid)?;
         let window = map_shared("pinned window", window_bytes(config.memory_bytes))?;
         let end = abi::WINDOW_GPA + window_bytes(config.memory_bytes);
         if features.phys_bits < 64 && end > 1 << features.phys_bits {
             return Err(VmError::MachineSpace { end, phys_bits: features.phys_bits });
         }
         let object = mm.create_object(config.memory_bytes)?;
-        boot::load(&object, &image, config.cmdline.as_bytes())?;
+        boot::load(&object, &image, config.cmdline.as_bytes(), BootMap::FirstGib)?;
 
         let iotlb = Arc::new(Iotlb::new(object.clone(), IOTLB_ENTRIES)?);
         let paging = Arc::new(OnceLock::new());

@@ -58,7 +58,7 @@ pub enum KvmError {
         capability: &'static str,
     },
     /// The processor lacks something.
-    #[error("guests of this KVM lack {feature}, which their paging needs")]
+    #[error("guests of this KVM lack {feature}, which shadow paging needs")]
     MissingFeature {
         /// Its name.
         feature: &'static str,
@@ -154,6 +154,10 @@ impl KvmDevice {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(KvmError::request("KVM_GET_SUPPORTED_CPUID"))?;
         super::cpuid::number_processor(cpuid.as_mut_slice(), index);
+        // KVM does not list it, since only the one who makes the irqchip knows that there is one.
+        if self.kvm.check_extension(Cap::TscDeadlineTimer) {
+            super::cpuid::offer_tsc_deadline(cpuid.as_mut_slice());
+        }
         Ok(cpuid)
     }
 
@@ -268,15 +272,6 @@ impl KvmVm {
         #[allow(unsafe_code)]
         unsafe { self.vm.set_user_memory_region(region) }
             .map_err(KvmError::request("KVM_SET_USER_MEMORY_REGION"))
-    }
-}
-
-/// That guests which use the processor's own paging have what the boot page tables are made of.
-pub(crate) fn require_large_pages(cpuid: &CpuId) -> Result<(), KvmError> {
-    if super::cpuid::has_gib_pages(cpuid.as_slice()) {
-        Ok(())
-    } else {
-        Err(KvmError::MissingFeature { feature: "pages of 1 GiB (pdpe1gb)" })
     }
 }
 

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::cli::args::{BootArgs, Invalidate, name_of};
+use crate::cli::args::{BootArgs, Invalidate, PagingMode, name_of};
 use crate::cli::config::{self, Sizes, UsageError, refuse};
 use crate::cli::limits::HostLimits;
 use crate::cli::values::size;
-use crate::host_mm::{HostMmConfig, Placement};
+use crate::host_mm::HostMmConfig;
 use crate::virtio::DiskMode;
 use crate::vmm::linux::KernelKind;
 use crate::vmm::linux::layout::{MAX_MEMORY_BYTES, MAX_VIRTIO_DEVICES};
@@ -66,8 +66,10 @@ pub(crate) fn resolve(
         }
     };
     config::refuse_peer_faults(&args.host, "boot serves no peers: use stress --export-socket")?;
-    if args.host.paranoid {
-        refuse!("--paranoid watches shadow page tables, and a Linux guest has none: leave it out");
+    if args.host.paging == PagingMode::Shadow {
+        refuse!(
+            "--paging shadow is for guests that keep to the guest ABI, and Linux does not: leave it out"
+        );
     }
     let devices = args.disk.len() + usize::from(args.balloon);
     if devices > MAX_VIRTIO_DEVICES {
@@ -95,24 +97,20 @@ pub(crate) fn resolve(
     let cmdline = args.cmdline.clone().unwrap_or_default();
     config::check_cmdline(&cmdline)?;
     let seed = args.seed.unwrap_or_else(config::new_seed);
-    let machine =
-        config::machine(&sizes, &args.host, limits, Vec::new().into(), String::new(), seed)?;
+    // With the kernel it knows that paging is direct.
+    let machine = config::machine(&sizes, &args.host, limits, kernel.into(), cmdline, seed)?;
     Ok(Some(LinuxConfig {
-        kernel,
+        kernel: machine.vm.kernel.into_owned(),
         initrd: args
             .initrd
             .as_deref()
             .map(|path| config::read_file("--initrd", path, args.memory.bytes()))
             .transpose()?,
-        cmdline,
-        vcpus: args.vcpus,
+        cmdline: machine.vm.cmdline,
+        vcpus: machine.vm.vcpus,
         disks: args.disk.clone(),
         balloon: args.balloon,
-        host: HostMmConfig {
-            placement: Placement::Identity { guest_bytes: args.memory.bytes() },
-            check_evictions: !storm.is_empty(),
-            ..machine.host
-        },
+        host: HostMmConfig { check_evictions: !storm.is_empty(), ..machine.host },
         storm,
         storm_rate: args.storm_rate,
         seed,

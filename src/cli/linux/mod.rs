@@ -16,19 +16,27 @@ use super::config::UsageError;
 use super::fleet::Objects;
 use super::machine::{from_mm, from_vm};
 use super::output::{self, StdoutConsole, printable};
+use super::paging::Paging;
 use super::stress::Storms;
 use super::values::human_count;
 use super::violations::{self, Check, Violations};
 use super::{EXIT_FAILURE, boot, exit_code_of_signal, injected};
 use crate::direct_mmu::DirectConfig;
-use crate::host_mm::{HostMm, MemoryObject};
+use crate::host_mm::{HostMm, MemoryObject, MmError};
 use crate::sys::signal::StopNotice;
 use crate::virtio::{Balloon, Block, Device};
 use crate::vmm::linux::{LinuxImage, LinuxVm};
-use crate::vmm::{Outcome, VmError};
+use crate::vmm::{Outcome, Removal, VmError};
 
 pub(crate) use config::{DiskArg, LinuxConfig, resolve};
 use console::Console;
+
+/// That of every Linux guest.
+const PAGING: Paging = Paging::Direct(Removal::Free);
+
+fn refused_memory(error: MmError) -> anyhow::Error {
+    from_mm(error, PAGING)
+}
 
 /// Host memory whose background reclaim ends with this.
 struct Memory(Arc<HostMm>);
@@ -60,12 +68,12 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
     let stop = StopNotice::install()?;
     // Disks before memory: what the user can mend is said first.
     let disks = open_disks(&config.disks)?;
-    let memory = Memory(HostMm::new(config.host.clone()).map_err(from_mm)?);
-    let object = memory.0.create_object(mm_bytes(&config)).map_err(from_mm)?;
+    let memory = Memory(HostMm::new(config.host.clone()).map_err(refused_memory)?);
+    let object = memory.0.create_object(mm_bytes(&config)).map_err(refused_memory)?;
     let balloon = config.balloon.then(|| Arc::new(Balloon::new(object.clone())));
     let devices = disks.into_iter().chain(balloon.clone().map(|it| it as Arc<dyn Device>));
     let mut vm = make(&config, &object, devices.collect())?;
-    memory.0.start_background_reclaim().map_err(from_mm)?;
+    memory.0.start_background_reclaim().map_err(refused_memory)?;
     for warning in &config.warnings {
         output::note(warning);
     }
@@ -150,7 +158,7 @@ fn make(
     let vm = LinuxVm::new(&image, object, DirectConfig::default(), devices, console);
     vm.map_err(|error| match error {
         VmError::Linux(error) => UsageError(format!("cannot boot Linux: {error}")).into(),
-        other => from_vm(other),
+        other => from_vm(other, PAGING),
     })
 }
 

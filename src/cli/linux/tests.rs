@@ -85,6 +85,8 @@ fn what_cannot_be_is_refused_with_a_sentence() {
     let moved = refused(&["--kernel", "KERNEL", "--storm=migrate"]);
     assert!(moved.contains("--storm migrate") && moved.contains("reclaim, clean"), "{moved}");
     assert!(refused(&["--kernel", "KERNEL", "--paranoid"]).contains("leave it out"));
+    let shadow = refused(&["--kernel", "KERNEL", "--paging", "shadow"]);
+    assert!(shadow.contains("--paging shadow") && shadow.contains("Linux"), "{shadow}");
     let disks = [&["--kernel", "KERNEL"][..], &["--disk", "x"].repeat(11)].concat();
     assert!(refused(&disks).contains("11 devices"));
     assert!(refused(&["--kernel", "KERNEL", "--disk", ",ro"]).contains("name a file"));

@@ -313,7 +313,7 @@ impl Watch {
         self.status = Status {
             sweeping: self.status.sweeping,
             verified: figures.guest.verified,
-            faults: figures.vcpus.faults(),
+            faults: figures.faults,
             evictions: figures.host.evictions,
             resident_bytes: resident,
             violations: found.map_or(0, |(_, count)| count),
