@@ -6,7 +6,7 @@ LINUX=/testbed/linux
 LOG=/testbed/linux.log
 STATUS=/testbed/linux.status
 # Seconds for one guest, from its start to its end.
-GUEST_LIMIT=240
+GUEST_LIMIT=450
 
 # A suite that ends early takes its guest with it.
 trap 'kill -KILL $(pidof gnomon) 2>/dev/null || true' EXIT
