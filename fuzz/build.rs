@@ -2,6 +2,8 @@
 //! first definition of a symbol, which is the binary's, is taken.
 
 fn main() {
-    println!("cargo:rustc-link-arg-bin=shadow_mmu=-Wl,-z,muldefs");
+    for target in ["shadow_mmu", "virtio"] {
+        println!("cargo:rustc-link-arg-bin={target}=-Wl,-z,muldefs");
+    }
     println!("cargo:rerun-if-changed=build.rs");
 }

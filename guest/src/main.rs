@@ -26,6 +26,7 @@ mod paging;
 mod permute;
 mod plan;
 mod probe;
+mod ring0;
 mod rng;
 mod runtime;
 mod selftest;
@@ -78,6 +79,11 @@ global_asm!(
         mov rsi, rax
         lea rsp, [rip + boot_stack_top]
         xor ebp, ebp
+        mov eax, cs
+        test al, 3
+        jnz 1f
+        call ring0_enter
+    1:
         call {main}
         ud2
 

@@ -16,8 +16,8 @@ pub const NO_EXECUTE: u64 = 1 << 63;
 /// The physical address in an entry.
 pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// Flags of entries that point to tables: permissions are decided at the leaves. The leaves lack
-/// [`USER`], which the contract says makes no difference.
+/// Flags of entries that point to tables: permissions are decided at the leaves. All entries have
+/// [`USER`]: with shadow paging it makes no difference, otherwise this guest is at CPL 3.
 const TABLE_FLAGS: u64 = PRESENT | WRITE | USER | ACCESSED;
 const ENTRIES: u64 = 512;
 
@@ -78,9 +78,14 @@ impl Table {
     }
 }
 
+/// The level of the largest pages: a processor of which the guest has CPL 0 need not have any of 1 GiB.
+fn largest_level() -> u32 {
+    if crate::ring0::is_present() { 2 } else { 3 }
+}
+
 /// A leaf entry for a page.
 pub fn leaf(physical: u64, flags: u64) -> u64 {
-    physical | flags | PRESENT
+    physical | flags | USER | PRESENT
 }
 
 /// A tree of page tables.
@@ -140,7 +145,7 @@ impl AddressSpace {
                     && (physical + done).is_multiple_of(size)
                     && bytes - done >= size
             };
-            let level = (1..=3).rev().find(|level| fits(*level)).unwrap_or(1);
+            let level = (1..=largest_level()).rev().find(|level| fits(*level)).unwrap_or(1);
             let large = if level > 1 { LARGE } else { 0 };
             self.table(ram, address + done, level)
                 .entry_for(address + done, level)

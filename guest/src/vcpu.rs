@@ -8,14 +8,14 @@ use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use crate::demand::DemandRegion;
-use crate::descriptors::Segments;
+use crate::descriptors::{GDT_REGISTER, Segments};
 use crate::exceptions::{self, Expectation, IST_STACKS};
 use crate::machine::Machine;
 use crate::memory::{FreeRam, PAGE_BYTES};
 use crate::paging::AddressSpace;
 use crate::shared::SHARED_PAGES;
 use crate::workloads::PagingBlock;
-use crate::{abi, x86};
+use crate::{abi, ring0, x86};
 
 const STACK_PAGES: u64 = 16;
 const IST_STACK_PAGES: u64 = 4;
@@ -29,6 +29,8 @@ pub struct Vcpu {
     stack_top: u64,
     ist: [u64; IST_STACKS],
     segments: UnsafeCell<Segments>,
+    /// Top of the stack of [`ring0`]; its page begins with the address of `ist`.
+    ring0_stack: u64,
     machine: AtomicPtr<Machine>,
     /// The exception that it awaits.
     pub expectation: Expectation,
@@ -54,6 +56,7 @@ impl Vcpu {
                 stack_top: stack(STACK_PAGES),
                 ist: [(); IST_STACKS].map(|()| stack(IST_STACK_PAGES)),
                 segments: UnsafeCell::new(Segments::new()),
+                ring0_stack: stack(1),
                 machine: AtomicPtr::new(ptr::null_mut()),
                 expectation: Expectation::default(),
                 demand: DemandRegion::new(ram, space, i as u32),
@@ -83,8 +86,29 @@ impl Vcpu {
         // SAFETY: this vCPU has the `Vcpu` for itself, and no use for another GS base.
         unsafe {
             x86::wrmsr(x86::MSR_GS_BASE, self.this as u64);
-            Segments::load(self.segments.get(), &self.ist);
-            exceptions::load_idt();
+            if !ring0::is_present() {
+                Segments::fill(self.segments.get(), &self.ist);
+                Segments::load(self.segments.get());
+                exceptions::load_idt();
+            } else if self.index == 0 {
+                // The others come with theirs.
+                self.fill_for_ring0();
+                Segments::load(self.segments.get());
+            }
+        }
+    }
+
+    /// Fills in the descriptors for a vCPU with a CPL 0, and where that sends exceptions.
+    ///
+    /// # Safety
+    /// The vCPU does not run yet, or is this one.
+    unsafe fn fill_for_ring0(&'static self) {
+        let ist = &raw const self.ist as u64;
+        // SAFETY: the page is this vCPU's, mapped at its physical address; the caller vouches for the
+        // descriptors.
+        unsafe {
+            ((self.ring0_stack - PAGE_BYTES) as *mut u64).write_volatile(ist);
+            Segments::fill(self.segments.get(), &[self.ring0_stack]);
         }
     }
 
@@ -101,10 +125,18 @@ global_asm!(
     secondary_entry:
         mov rsp, [rdi + {stack_top}]
         xor ebp, ebp
+        mov eax, cs
+        test al, 3
+        jnz 1f
+        lea rcx, [rdi + {gdt_register}]
+        lea rdx, [rip + 1f]
+        jmp ring0_enter_secondary
+    1:
         call {main}
         ud2
     "#,
     stack_top = const offset_of!(Vcpu, stack_top),
+    gdt_register = const offset_of!(Vcpu, segments) + GDT_REGISTER,
     main = sym secondary_main,
 );
 
@@ -128,6 +160,10 @@ pub fn start_others(machine: &'static Machine) {
     for vcpu in &machine.vcpus[1..] {
         let pointer = (&raw const *machine).cast_mut();
         vcpu.machine.store(pointer, Ordering::Release); // pairs with the Acquire in secondary_main
+        if ring0::is_present() {
+            // SAFETY: it does not run yet.
+            unsafe { vcpu.fill_for_ring0() };
+        }
         let entry = &raw const secondary_entry as u64;
         let arguments = [u64::from(vcpu.index), entry, vcpu.address()];
         // SAFETY: the entry code switches to the vCPU's own stack and runs `secondary_main` with

@@ -3,6 +3,7 @@
 use core::arch::asm;
 
 use crate::abi;
+use crate::ring0::{self, Service};
 
 /// MSR numbers that the guest uses.
 pub const MSR_PAT: u32 = 0x277;
@@ -105,14 +106,24 @@ pub fn power_off() -> ! {
 pub fn park() -> ! {
     loop {
         // SAFETY: touches nothing.
-        unsafe { asm!("hlt", options(nomem, nostack, preserves_flags)) };
+        unsafe {
+            if ring0::is_present() {
+                ring0::call(Service::Halt, 0, 0);
+            } else {
+                asm!("hlt", options(nomem, nostack, preserves_flags));
+            }
+        }
     }
 }
 
 macro_rules! control_register {
-    ($read:ident, $write:ident, $name:literal) => {
+    ($read:ident, $write:ident, $name:literal, $read_service:ident, $write_service:ident) => {
         /// Reads the control register.
         pub fn $read() -> u64 {
+            if ring0::is_present() {
+                // SAFETY: reads a register.
+                return unsafe { ring0::call(Service::$read_service, 0, 0) };
+            }
             let value;
             // SAFETY: reads a register.
             unsafe {
@@ -126,6 +137,11 @@ macro_rules! control_register {
         /// # Safety
         /// Every address that Rust code still uses keeps its meaning and its permissions.
         pub unsafe fn $write(value: u64) {
+            if ring0::is_present() {
+                // SAFETY: the caller vouches for the translations.
+                unsafe { ring0::call(Service::$write_service, value, 0) };
+                return;
+            }
             // SAFETY: the caller vouches for the translations.
             unsafe {
                 asm!(concat!("mov ", $name, ", {}"), in(reg) value, options(nostack, preserves_flags));
@@ -134,13 +150,17 @@ macro_rules! control_register {
     };
 }
 
-control_register!(cr0, write_cr0, "cr0");
-control_register!(cr2, write_cr2, "cr2");
-control_register!(cr3, write_cr3, "cr3");
-control_register!(cr4, write_cr4, "cr4");
+control_register!(cr0, write_cr0, "cr0", ReadCr0, WriteCr0);
+control_register!(cr2, write_cr2, "cr2", ReadCr2, WriteCr2);
+control_register!(cr3, write_cr3, "cr3", ReadCr3, WriteCr3);
+control_register!(cr4, write_cr4, "cr4", ReadCr4, WriteCr4);
 
 /// Reads a model-specific register that is known to exist.
 pub fn rdmsr(msr: u32) -> u64 {
+    if ring0::is_present() {
+        // SAFETY: reads a register.
+        return unsafe { ring0::call(Service::ReadMsr, msr.into(), 0) };
+    }
     let (low, high): (u32, u32);
     // SAFETY: reads a register.
     unsafe {
@@ -154,6 +174,11 @@ pub fn rdmsr(msr: u32) -> u64 {
 /// # Safety
 /// Nothing that Rust code relies on changes: translations, or the per-vCPU data behind GS.
 pub unsafe fn wrmsr(msr: u32, value: u64) {
+    if ring0::is_present() {
+        // SAFETY: the caller vouches for the effect.
+        unsafe { ring0::call(Service::WriteMsr, msr.into(), value) };
+        return;
+    }
     // SAFETY: the caller vouches for the effect.
     unsafe {
         asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, preserves_flags));
@@ -162,6 +187,11 @@ pub unsafe fn wrmsr(msr: u32, value: u64) {
 
 /// Forgets this vCPU's translation of one address.
 pub fn invlpg(address: u64) {
+    if ring0::is_present() {
+        // SAFETY: as below.
+        unsafe { ring0::call(Service::Invlpg, address, 0) };
+        return;
+    }
     // SAFETY: only drops a cached translation; what follows is what the tables say.
     unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags)) };
 }

@@ -10,6 +10,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::inject::{self, parse_injection};
+use super::linux::DiskArg;
 use super::values::{
     Size, parse_duration, parse_limit, parse_pages, parse_percent, parse_rate, parse_seed,
     parse_vcpus, parse_vms,
@@ -48,7 +49,10 @@ pub(crate) struct HostArgs {
     /// Size of swap; a sparse file [default: the memory of all guests, at least 1G]
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub(crate) swap_size: Option<Size>,
-    /// Have the kernel watch for accesses to freed frames (needs userfaultfd; slower)
+    /// How the guest's memory is mapped
+    #[arg(long, value_name = "MODE", value_enum, default_value = "auto")]
+    pub(crate) paging: PagingMode,
+    /// Have the kernel watch for accesses to freed frames (shadow paging; needs userfaultfd; slower)
     #[arg(long)]
     pub(crate) paranoid: bool,
     #[arg(long, value_name = "LIST", help = inject::HELP, value_delimiter = ',', value_parser = parse_injection)]
@@ -72,9 +76,28 @@ pub(crate) struct BootArgs {
     /// Command line of the guest
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     pub(crate) cmdline: Option<String>,
-    /// ELF image to boot [default: the built-in test guest]
-    #[arg(long, value_name = "ELF")]
+    /// Kernel to boot: a Linux bzImage or vmlinux, or an ELF image that keeps to the guest ABI
+    /// [default: the built-in test guest]
+    #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
+    /// Linux: initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// Linux: raw image of a disk, /dev/vda and so on; with ,ro only to be read. May be given again
+    #[arg(long, value_name = "FILE[,ro]")]
+    pub(crate) disk: Vec<DiskArg>,
+    /// Linux: give the guest a balloon, by which pages that it frees leave their frames at once
+    #[arg(long)]
+    pub(crate) balloon: bool,
+    /// Linux: force invalidations of these kinds on its pages all the time [of: reclaim, clean]
+    #[arg(
+        long, value_name = "LIST", value_delimiter = ',', num_args = 0..=1, require_equals = true,
+        default_missing_value = "reclaim,clean", hide_possible_values = true
+    )]
+    pub(crate) storm: Vec<Invalidate>,
+    /// Pages a second of each kind of --storm
+    #[arg(long, value_name = "N/s", allow_negative_numbers = true, default_value = "20000/s", value_parser = parse_rate)]
+    pub(crate) storm_rate: u32,
     /// Seed of the random choices of --inject [default: a new one, which is told]
     #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = parse_seed)]
     pub(crate) seed: Option<u64>,
@@ -114,15 +137,10 @@ pub(crate) struct StressArgs {
     /// Percentage of its page accesses that the DMA device makes instead
     #[arg(long, value_name = "PERCENT", allow_negative_numbers = true, default_value = "5", value_parser = parse_percent)]
     pub(crate) dma: u8,
-    /// What is forced upon its pages meanwhile
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_enum,
-        value_delimiter = ',',
-        default_value = "reclaim,clean"
-    )]
-    pub(crate) invalidate: Vec<Invalidate>,
+    /// What is forced upon its pages meanwhile [default: reclaim,clean; with direct paging
+    /// free,remove, too]
+    #[arg(long, value_name = "LIST", value_enum, value_delimiter = ',')]
+    pub(crate) invalidate: Option<Vec<Invalidate>>,
     /// Pages a second of each kind of invalidation
     #[arg(long, value_name = "N/s", allow_negative_numbers = true, default_value = "20000/s", value_parser = parse_rate)]
     pub(crate) rate: u32,
@@ -220,8 +238,21 @@ pub(crate) enum Invalidate {
     Remap,
     /// Have the guest give pages back
     Free,
+    /// Have the guest give pages back, and remove them from its window (direct paging)
+    Remove,
     /// Nothing but what memory pressure brings about
     None,
+}
+
+/// How a guest's memory is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PagingMode {
+    /// Page tables of Gnomon's own: for guests that keep to docs/guest-abi.md
+    Shadow,
+    /// A window that the kernel maps and Gnomon fills (needs userfaultfd): for any guest
+    Direct,
+    /// Shadow for guests that keep to docs/guest-abi.md, direct for others
+    Auto,
 }
 
 /// [`ReclaimPolicy`] as it is written.
@@ -272,6 +303,10 @@ pub(crate) enum SabotageName {
     SkipIotlbWait,
     /// Now and then a bit of a page in swap flips
     SwapCorrupt,
+    /// Pages stay writable while they are written out (direct paging)
+    SkipWp,
+    /// That pages of the window were removed is not heeded (direct paging)
+    DropEvent,
 }
 
 impl From<PolicyName> for ReclaimPolicy {
@@ -294,6 +329,8 @@ impl From<SabotageName> for Sabotage {
             SabotageName::SkipCloneProtect => Self::SkipCloneProtect,
             SabotageName::SkipIotlbWait => Self::SkipIotlbWait,
             SabotageName::SwapCorrupt => Self::SwapCorrupt,
+            SabotageName::SkipWp => Self::SkipWriteProtect,
+            SabotageName::DropEvent => Self::DropEvent,
         }
     }
 }
@@ -397,7 +434,7 @@ mod tests {
         assert_eq!(args.duration, Duration::from_secs(30));
         assert_eq!(args.workload.len(), 6);
         assert!(!args.workload.contains(&Workload::Hotscan));
-        assert_eq!(args.invalidate, [Invalidate::Reclaim, Invalidate::Clean]);
+        assert_eq!(args.invalidate, None);
         assert_eq!(args.policy, PolicyName::Clock);
         assert!(args.sabotage.is_none() && !args.fail_fast && args.seed.is_none());
     }
@@ -406,7 +443,7 @@ mod tests {
     fn lists_are_separated_by_commas() {
         let args = stress(&["--workload", "hotscan,seq", "--invalidate=none"]);
         assert_eq!(args.workload, [Workload::Hotscan, Workload::Seq]);
-        assert_eq!(args.invalidate, [Invalidate::None]);
+        assert_eq!(args.invalidate, Some(vec![Invalidate::None]));
     }
 
     #[test]

@@ -12,13 +12,15 @@ use super::output::{self, StdoutConsole, printable};
 use super::values::{human_bytes, human_count};
 use super::violations::{self, Violations};
 use super::{EXIT_FAILURE, exit_code_of_signal};
+use crate::addr::PAGE_SIZE_U64;
+use crate::host_mm::MmStats;
 use crate::sys::signal::StopNotice;
 use crate::vmm::Outcome;
 
 /// Time between looks for a signal.
-const TICK: Duration = Duration::from_millis(50);
+pub(crate) const TICK: Duration = Duration::from_millis(50);
 /// Time for vCPU threads to end after a kill.
-const KILL_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Violations that are shown in full.
 const SHOWN: usize = 20;
 
@@ -85,7 +87,7 @@ fn take_outcome(machine: &mut Machine) -> Option<Outcome> {
     machine.fleet.members.first_mut().and_then(|member| member.outcome.take())
 }
 
-fn how_it_ended(outcome: Option<&Outcome>, signal: Option<i32>) -> String {
+pub(crate) fn how_it_ended(outcome: Option<&Outcome>, signal: Option<i32>) -> String {
     match (outcome, signal) {
         (None, _) => {
             format!("a vCPU did not stop within {} s of being killed", KILL_TIMEOUT.as_secs())
@@ -93,6 +95,7 @@ fn how_it_ended(outcome: Option<&Outcome>, signal: Option<i32>) -> String {
         (Some(Outcome::Killed), Some(signal)) => format!("the guest was ended by signal {signal}"),
         (Some(Outcome::Killed), None) => "the guest was ended".to_owned(),
         (Some(Outcome::PoweredOff), _) => "the guest powered off".to_owned(),
+        (Some(Outcome::Rebooted), _) => "the guest rebooted, which ends it".to_owned(),
         (Some(Outcome::GuestExit(code)), _) => format!("the guest ended with exit code {code}"),
         (Some(Outcome::Halted), _) => "every vCPU halted".to_owned(),
         (Some(Outcome::Failed(error)), _) => {
@@ -124,21 +127,31 @@ fn summary(figures: &Figures, budget: u64, elapsed: Duration, end: &str) -> [Str
             count(vcpus.execute_faults),
             count(vcpus.guest_page_faults)
         ),
-        format!(
-            "swap: {} pages in, {} out; {} evictions",
-            count(host.swap_ins),
-            count(host.swap_outs),
-            count(host.evictions)
-        ),
-        format!(
-            "frames: at most {} in use, of {}",
-            human_bytes(figures.peak_frame_bytes()),
-            human_bytes(budget)
-        ),
+        swap_line(host),
+        frames_line(host, budget),
     ]
 }
 
-fn complaints(found: &Violations, lost_console_bytes: u64) -> Vec<String> {
+/// What went to swap and came back.
+pub(crate) fn swap_line(host: &MmStats) -> String {
+    format!(
+        "swap: {} pages in, {} out; {} evictions",
+        human_count(host.swap_ins),
+        human_count(host.swap_outs),
+        human_count(host.evictions)
+    )
+}
+
+/// The most memory that was in use.
+pub(crate) fn frames_line(host: &MmStats, budget: u64) -> String {
+    format!(
+        "frames: at most {} in use, of {}",
+        human_bytes(host.peak_frames_in_use.saturating_mul(PAGE_SIZE_U64)),
+        human_bytes(budget)
+    )
+}
+
+pub(crate) fn complaints(found: &Violations, lost_console_bytes: u64) -> Vec<String> {
     let mut lines = Vec::new();
     if lost_console_bytes > 0 {
         lines.push(format!(

@@ -16,6 +16,7 @@ use super::args::{
     BootArgs, HostArgs, Invalidate, PolicyName, SabotageName, StressArgs, Workload, name_of,
 };
 use super::limits::{self, HostLimits};
+use super::paging::{self, Paging};
 use super::report::json;
 use super::values::{Size, size};
 use crate::abi;
@@ -42,12 +43,14 @@ pub(crate) struct UsageError(pub(crate) String);
 macro_rules! refuse {
     ($($word:tt)*) => { return Err(UsageError(format!($($word)*))) };
 }
+pub(crate) use refuse;
 
 /// What every guest is run with.
 #[derive(Clone)]
 pub(crate) struct MachineConfig {
     pub(crate) vm: VmConfig,
     pub(crate) host: HostMmConfig,
+    pub(crate) paging: Paging,
     /// What kind of KVM to take this host's for; `None` to probe it.
     pub(crate) assume_host: Option<HostKind>,
     /// What is allowed, but may not be what was meant; a sentence each.
@@ -103,14 +106,22 @@ pub(crate) fn boot(args: &BootArgs, limits: &HostLimits) -> Result<MachineConfig
 /// One access in fifty gives its page back.
 const GUEST_FREES: &str = " free=2";
 
+/// Kinds of invalidation that want pages given back.
+const GIVEN_BACK: [Invalidate; 3] = [Invalidate::Free, Invalidate::Zero, Invalidate::Remove];
+
 /// Resolves `gnomon stress`.
 pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressConfig, UsageError> {
     let workloads = without_repeats(&args.workload);
-    let invalidations = invalidations(&args.invalidate)?;
+    let paging = Paging::resolve(args.host.paging, TEST_GUEST, args.memory.bytes());
+    let invalidations = match &args.invalidate {
+        Some(list) => invalidations(list)?,
+        None => paging.default_invalidations(),
+    };
+    paging::check(paging, args, &invalidations)?;
     let seed = args.seed.unwrap_or_else(new_seed);
     let names: Vec<String> = workloads.iter().map(|&workload| name_of(workload)).collect();
     let mut cmdline = format!("mode=stress workload={} seed={seed}", names.join(","));
-    if invalidations.iter().any(|kind| [Invalidate::Free, Invalidate::Zero].contains(kind)) {
+    if invalidations.iter().any(|kind| GIVEN_BACK.contains(kind)) {
         cmdline += GUEST_FREES;
     }
     if args.dma != 0 {
@@ -129,6 +140,9 @@ pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressCon
     machine.host.policy = ReclaimPolicy::from(args.policy);
     machine.host.sabotage = args.sabotage.map(Into::into);
     machine.host.check_evictions = true;
+    if let Paging::Direct(removal) = &mut machine.paging {
+        *removal = paging::removal(&invalidations);
+    }
     if let Some(path) = &args.json {
         json::check_writable(path).map_err(|error| UsageError(error.to_string()))?;
     }
@@ -175,7 +189,7 @@ fn peers(args: &StressArgs) -> Result<Option<PeersConfig>, UsageError> {
 }
 
 /// Refuses faults of peers where there are none.
-fn refuse_peer_faults(host: &HostArgs, why: &str) -> Result<(), UsageError> {
+pub(crate) fn refuse_peer_faults(host: &HostArgs, why: &str) -> Result<(), UsageError> {
     match host.inject.iter().find(|item| item.fault.concerns_peers()) {
         Some(item) => refuse!("--inject {item}: {why}"),
         None => Ok(()),
@@ -183,12 +197,12 @@ fn refuse_peer_faults(host: &HostArgs, why: &str) -> Result<(), UsageError> {
 }
 
 /// The part of the machine that has other defaults for each command.
-struct Sizes {
-    memory: Size,
-    host_memory: Size,
-    vcpus: usize,
+pub(crate) struct Sizes {
+    pub(crate) memory: Size,
+    pub(crate) host_memory: Size,
+    pub(crate) vcpus: usize,
     /// VMs that there may be at a time.
-    vms: usize,
+    pub(crate) vms: usize,
 }
 
 impl Sizes {
@@ -198,7 +212,7 @@ impl Sizes {
     }
 }
 
-fn machine(
+pub(crate) fn machine(
     sizes: &Sizes,
     host: &HostArgs,
     limits: &HostLimits,
@@ -207,11 +221,18 @@ fn machine(
     seed: u64,
 ) -> Result<MachineConfig, UsageError> {
     check_sizes(sizes, limits)?;
+    let memory_bytes = sizes.memory.bytes();
+    let paging = Paging::resolve(host.paging, &kernel, memory_bytes);
+    if host.paranoid && paging != Paging::Shadow {
+        refuse!(
+            "--paranoid watches frames that get other pages, and with direct paging none does: leave it out, or use --paging shadow"
+        );
+    }
     let swap = swap(sizes.all_memory(), host)?;
     let warnings = warnings(sizes, host, &swap, limits);
     Ok(MachineConfig {
         vm: VmConfig {
-            memory_bytes: sizes.memory.bytes(),
+            memory_bytes,
             vcpus: sizes.vcpus,
             kernel,
             cmdline,
@@ -220,10 +241,12 @@ fn machine(
         },
         host: HostMmConfig {
             swap,
+            placement: paging.placement(memory_bytes),
             paranoid: host.paranoid,
             inject: InjectionPlan { items: host.inject.clone(), seed },
             ..HostMmConfig::new(sizes.host_memory.bytes())
         },
+        paging,
         assume_host: host.assume_host.map(HostKind::from),
         warnings,
     })
@@ -324,7 +347,7 @@ fn warnings(sizes: &Sizes, host: &HostArgs, swap: &SwapConfig, limits: &HostLimi
     warnings
 }
 
-fn check_cmdline(cmdline: &str) -> Result<(), UsageError> {
+pub(crate) fn check_cmdline(cmdline: &str) -> Result<(), UsageError> {
     if cmdline.len() as u64 > MAX_CMDLINE_BYTES {
         refuse!("--cmdline has {} bytes: shorten it to {MAX_CMDLINE_BYTES} or less", cmdline.len());
     }
@@ -335,7 +358,12 @@ fn check_cmdline(cmdline: &str) -> Result<(), UsageError> {
 }
 
 /// Reads a kernel image, of which only the size is checked here.
-fn read_kernel(path: &Path) -> Result<Vec<u8>, UsageError> {
+pub(crate) fn read_kernel(path: &Path) -> Result<Vec<u8>, UsageError> {
+    read_file("--kernel", path, MAX_IMAGE_BYTES)
+}
+
+/// Reads the file that an option names, of at most `max` bytes.
+pub(crate) fn read_file(option: &str, path: &Path, max: u64) -> Result<Vec<u8>, UsageError> {
     let shown = path.display();
     let unreadable = |error: std::io::Error| {
         let advice = match error.kind() {
@@ -343,30 +371,30 @@ fn read_kernel(path: &Path) -> Result<Vec<u8>, UsageError> {
             std::io::ErrorKind::PermissionDenied => "give this user the right to read it",
             _ => "name another file",
         };
-        UsageError(format!("--kernel {shown} cannot be read: {error}; {advice}"))
+        UsageError(format!("{option} {shown} cannot be read: {error}; {advice}"))
     };
     // Looked at before it is opened: opening a FIFO would wait.
     let metadata = fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
-        refuse!("--kernel {shown} is not a file: name an ELF image");
+        refuse!("{option} {shown} is not a file: name another one");
     }
     let too_big = |bytes: u64| {
         UsageError(format!(
-            "--kernel {shown} has {bytes} bytes, more than the {} that an image may have: strip it",
-            size(MAX_IMAGE_BYTES)
+            "{option} {shown} has {bytes} bytes, more than the {} that it may have: name a smaller one",
+            size(max)
         ))
     };
-    if metadata.len() > MAX_IMAGE_BYTES {
+    if metadata.len() > max {
         return Err(too_big(metadata.len()));
     }
-    let mut image = Vec::new();
+    let mut contents = Vec::new();
     let file = File::open(path).map_err(unreadable)?;
     // The file may grow while it is read.
-    file.take(MAX_IMAGE_BYTES + 1).read_to_end(&mut image).map_err(unreadable)?;
-    if image.len() as u64 > MAX_IMAGE_BYTES {
-        return Err(too_big(image.len() as u64));
+    file.take(max.saturating_add(1)).read_to_end(&mut contents).map_err(unreadable)?;
+    if contents.len() as u64 > max {
+        return Err(too_big(contents.len() as u64));
     }
-    Ok(image)
+    Ok(contents)
 }
 
 fn without_repeats<T: Copy + PartialEq>(list: &[T]) -> Vec<T> {
@@ -379,7 +407,7 @@ fn without_repeats<T: Copy + PartialEq>(list: &[T]) -> Vec<T> {
     kept
 }
 
-fn invalidations(list: &[Invalidate]) -> Result<Vec<Invalidate>, UsageError> {
+pub(crate) fn invalidations(list: &[Invalidate]) -> Result<Vec<Invalidate>, UsageError> {
     let kinds = without_repeats(list);
     if !kinds.contains(&Invalidate::None) {
         return Ok(kinds);

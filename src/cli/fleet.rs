@@ -11,12 +11,13 @@ use std::time::Duration;
 use super::machine::Phases;
 use super::output::Tail;
 use super::violations::{self, Check, Violations};
+use crate::direct_mmu::DirectStats;
 use crate::host_mm::{HostMm, MemoryObject};
 use crate::iotlb::IotlbStats;
 use crate::shadow_mmu::ShadowStats;
 use crate::sync::{Mutex, lock};
 use crate::vmm::{
-    CloneFigures, DmaStats, FaultLatency, GuestCounters, Outcome, VcpuCounts, Vm, VmError,
+    AnyVm, CloneFigures, DmaStats, FaultLatency, GuestCounters, Outcome, VcpuCounts, VmError,
     VmObserver,
 };
 
@@ -37,7 +38,7 @@ pub(crate) struct Member {
     pub(crate) number: u32,
     /// The number of the one that it was cloned from.
     pub(crate) parent: Option<u32>,
-    pub(crate) vm: Vm,
+    pub(crate) vm: AnyVm,
     pub(crate) fate: Fate,
     /// How it ended, once it has.
     pub(crate) outcome: Option<Outcome>,
@@ -50,16 +51,21 @@ pub(crate) struct Member {
 pub(crate) struct Done {
     pub(crate) guest: GuestCounters,
     pub(crate) vcpus: VcpuCounts,
+    /// Page faults that were fixed.
+    pub(crate) faults: u64,
     pub(crate) shadow: ShadowStats,
+    pub(crate) direct: DirectStats,
     pub(crate) dma: DmaStats,
     pub(crate) iotlb: IotlbStats,
 }
 
 impl Done {
-    fn add(&mut self, vm: &Vm) {
+    fn add(&mut self, vm: &AnyVm) {
         self.guest.add(&vm.guest_counters());
         self.vcpus.add(&vm.counts());
-        self.shadow.add(&vm.shadow().stats());
+        self.faults = self.faults.saturating_add(vm.faults());
+        self.shadow.add(&vm.shadow_stats());
+        self.direct.add(&vm.direct_stats());
         self.dma.add(&vm.dma_stats());
         self.iotlb.add(&vm.iotlb().stats());
     }
@@ -116,7 +122,7 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     /// A fleet of one, which is told of its phases.
-    pub(crate) fn new(vm: Vm, phases: Arc<Phases>) -> Self {
+    pub(crate) fn new(vm: AnyVm, phases: Arc<Phases>) -> Self {
         let objects = Arc::new(Objects::default());
         objects.add(vm.object());
         let first = Member {
@@ -289,7 +295,7 @@ impl Member {
             parent: self.parent,
             fate: self.fate,
             guest: self.vm.guest_counters(),
-            faults: self.vm.counts().faults(),
+            faults: self.vm.faults(),
             clone: self.vm.clone_figures(),
         }
     }

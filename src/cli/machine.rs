@@ -6,13 +6,15 @@ use std::sync::{Arc, OnceLock};
 
 use super::config::{MachineConfig, UsageError};
 use super::fleet::{Done, Fleet};
+use super::paging::Paging;
 use crate::abi;
 use crate::addr::{Gfn, PAGE_SIZE_U64};
+use crate::direct_mmu::DirectStats;
 use crate::host_mm::swap::{SwapError, SwapOpenError};
 use crate::host_mm::{HostMm, MmError, MmStats};
 use crate::iotlb::IotlbStats;
 use crate::shadow_mmu::ShadowStats;
-use crate::vmm::{DmaStats, GuestCounters, VcpuCounts, Vm, VmError, VmObserver};
+use crate::vmm::{AnyVm, DirectVm, DmaStats, GuestCounters, VcpuCounts, Vm, VmError, VmObserver};
 
 /// Host memory and the VMs over it: one, ready to start, to begin with.
 pub(crate) struct Machine {
@@ -72,11 +74,20 @@ impl Machine {
         config: &MachineConfig,
         console: Box<dyn Write + Send>,
     ) -> anyhow::Result<Self> {
+        let from_mm = |error| from_mm(error, config.paging);
         let mm = HostMm::new(config.host.clone()).map_err(from_mm)?;
         let phases = Arc::new(Phases::new(&mm));
         let mut vm_config = config.vm.clone();
         vm_config.observer = Some(phases.clone());
-        let vm = Vm::new_assuming(config.assume_host, &vm_config, &mm, console).map_err(from_vm)?;
+        let vm = match config.paging {
+            Paging::Shadow => {
+                Vm::new_assuming(config.assume_host, &vm_config, &mm, console).map(AnyVm::Shadow)
+            }
+            Paging::Direct(removal) => {
+                DirectVm::new(&vm_config, removal, &mm, console).map(AnyVm::Direct)
+            }
+        };
+        let vm = vm.map_err(|error| from_vm(error, config.paging))?;
         mm.start_background_reclaim().map_err(from_mm)?;
         Ok(Self { mm, fleet: Fleet::new(vm, phases.clone()), phases })
     }
@@ -89,8 +100,8 @@ impl Machine {
 
     /// What has happened so far, in all VMs together.
     pub(crate) fn figures(&self) -> Figures {
-        let Done { guest, vcpus, shadow, dma, iotlb } = self.fleet.done();
-        Figures { guest, vcpus, shadow, dma, iotlb, host: self.mm.stats() }
+        let Done { guest, vcpus, faults, shadow, direct, dma, iotlb } = self.fleet.done();
+        Figures { guest, vcpus, faults, shadow, direct, dma, iotlb, host: self.mm.stats() }
     }
 
     /// Lets go of every VM; false if one has not ended.
@@ -114,7 +125,10 @@ impl Drop for Machine {
 pub(crate) struct Figures {
     pub(crate) guest: GuestCounters,
     pub(crate) vcpus: VcpuCounts,
+    /// Of all kinds, that were fixed.
+    pub(crate) faults: u64,
     pub(crate) shadow: ShadowStats,
+    pub(crate) direct: DirectStats,
     pub(crate) dma: DmaStats,
     pub(crate) iotlb: IotlbStats,
     pub(crate) host: MmStats,
@@ -128,13 +142,14 @@ impl Figures {
 }
 
 /// Whose fault it is that host memory cannot be set up.
-fn from_mm(error: MmError) -> anyhow::Error {
+pub(crate) fn from_mm(error: MmError, paging: Paging) -> anyhow::Error {
     match &error {
         MmError::BadHostMemory { .. } => {
             UsageError(format!("--host-memory: {error}; choose another size")).into()
         }
         MmError::Swap(SwapError::Open(open)) => from_swap(open),
-        MmError::Uffd(uffd) => anyhow::anyhow!("--paranoid: {uffd}"),
+        MmError::Uffd(uffd) if paging == Paging::Shadow => anyhow::anyhow!("--paranoid: {uffd}"),
+        MmError::Uffd(uffd) => anyhow::anyhow!("--paging direct: {uffd}"),
         _ => error.into(),
     }
 }
@@ -155,7 +170,7 @@ fn from_swap(error: &SwapOpenError) -> anyhow::Error {
 }
 
 /// Whose fault it is that a VM cannot be made.
-fn from_vm(error: VmError) -> anyhow::Error {
+pub(crate) fn from_vm(error: VmError, paging: Paging) -> anyhow::Error {
     match error {
         VmError::Boot(boot) => UsageError(format!("cannot boot the guest: {boot}")).into(),
         VmError::MemorySize { .. } | VmError::VcpuCount { .. } | VmError::ShadowPages { .. } => {
@@ -164,7 +179,7 @@ fn from_vm(error: VmError) -> anyhow::Error {
         VmError::MachineSpace { .. } => {
             UsageError(format!("{error}; choose less --memory or --host-memory")).into()
         }
-        VmError::Host(host) => from_mm(host),
+        VmError::Host(host) => from_mm(host, paging),
         VmError::Kvm(kvm) => anyhow::anyhow!("{kvm} (gnomon doctor tells more)"),
         _ => error.into(),
     }
@@ -179,25 +194,31 @@ mod tests {
     #[test]
     fn what_the_user_can_change_is_a_usage_error() {
         let usage: [anyhow::Error; 4] = [
-            from_vm(VmError::Boot(BootError::NoSegments)),
-            from_vm(VmError::VcpuCount { vcpus: 9, max: 8 }),
-            from_vm(VmError::MachineSpace { end: 1 << 40, phys_bits: 39 }),
-            from_mm(MmError::Swap(SwapError::Open(SwapOpenError::Exists { path: "swap".into() }))),
+            from_vm(VmError::Boot(BootError::NoSegments), Paging::Shadow),
+            from_vm(VmError::VcpuCount { vcpus: 9, max: 8 }, Paging::Shadow),
+            from_vm(VmError::MachineSpace { end: 1 << 40, phys_bits: 39 }, Paging::Shadow),
+            from_mm(
+                MmError::Swap(SwapError::Open(SwapOpenError::Exists { path: "swap".into() })),
+                Paging::Shadow,
+            ),
         ];
         for error in &usage {
             assert!(error.is::<UsageError>(), "{error}");
         }
-        let host = from_vm(VmError::Kvm(KvmError::Missing));
+        let host = from_vm(VmError::Kvm(KvmError::Missing), Paging::Shadow);
         assert!(!host.is::<UsageError>());
         assert!(host.to_string().contains("gnomon doctor"), "{host}");
     }
 
     #[test]
     fn a_swap_that_cannot_be_made_says_where_else() {
-        let error = from_mm(MmError::Swap(SwapError::Open(SwapOpenError::FileSizeLimit {
-            bytes: 10,
-            limit_bytes: 5,
-        })));
+        let error = from_mm(
+            MmError::Swap(SwapError::Open(SwapOpenError::FileSizeLimit {
+                bytes: 10,
+                limit_bytes: 5,
+            })),
+            Paging::Shadow,
+        );
         assert!(error.to_string().contains("--swap-file"), "{error}");
     }
 }

@@ -15,8 +15,10 @@ mod fleet;
 mod inject;
 mod injected;
 mod limits;
+mod linux;
 mod machine;
 mod output;
+mod paging;
 mod peer;
 mod report;
 mod stress;
@@ -28,7 +30,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command};
+use args::{BootArgs, Cli, Command};
 use config::UsageError;
 use limits::HostLimits;
 
@@ -64,9 +66,7 @@ fn complain(error: &clap::Error) -> u8 {
 
 fn execute(command: Command) -> u8 {
     let result = match command {
-        Command::Boot(args) => config::boot(&args, &HostLimits::probe())
-            .map_err(anyhow::Error::from)
-            .and_then(boot::run),
+        Command::Boot(args) => boot_guest(&args),
         Command::Stress(args) => config::stress(&args, &HostLimits::probe())
             .map_err(anyhow::Error::from)
             .and_then(stress::run),
@@ -80,6 +80,15 @@ fn execute(command: Command) -> u8 {
             output::note(&error);
             if error.is::<UsageError>() { EXIT_USAGE } else { EXIT_FAILURE }
         }
+    }
+}
+
+/// Linux, or a guest that keeps to the guest ABI.
+fn boot_guest(args: &BootArgs) -> anyhow::Result<u8> {
+    let limits = HostLimits::probe();
+    match linux::resolve(args, &limits)? {
+        Some(config) => linux::run(config),
+        None => boot::run(config::boot(args, &limits)?),
     }
 }
 

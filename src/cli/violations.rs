@@ -10,8 +10,8 @@ use super::machine::Machine;
 use super::values::human_bytes;
 use crate::abi;
 use crate::addr::Pfn;
-use crate::host_mm::MmError;
 use crate::host_mm::swap::SwapError;
+use crate::host_mm::{HostMm, MmError};
 use crate::vmm::{ViolationReport, VmError};
 
 /// Which check found a violation.
@@ -73,7 +73,8 @@ impl Violation {
     pub(crate) fn of_failure(error: &VmError) -> Self {
         let by = match error {
             VmError::Stale(_) => Check::Tripwire,
-            VmError::Host(MmError::Swap(SwapError::Checksum { .. })) => Check::SwapChecksum,
+            VmError::Host(MmError::Swap(SwapError::Checksum { .. }))
+            | VmError::Paging { is_corruption: true, .. } => Check::SwapChecksum,
             _ => Check::Run,
         };
         Self { by, text: error.to_string() }
@@ -130,10 +131,17 @@ pub(crate) fn found_so_far(machine: &Machine) -> Option<(Check, u64)> {
 /// Everything that the checks have found, after the VMs have ended (no vCPU may run any more).
 pub(crate) fn collect(machine: &Machine, peak_resident_bytes: u64) -> Violations {
     let mut all = machine.fleet.violations();
-    let (host, total) = machine.mm.violations();
+    all.append(of_host(&machine.mm, peak_resident_bytes));
+    all
+}
+
+/// What the checks of host memory have found.
+pub(crate) fn of_host(mm: &HostMm, peak_resident_bytes: u64) -> Violations {
+    let mut all = Violations::default();
+    let (host, total) = mm.violations();
     all.add(Check::HostMemory, host.iter().map(ToString::to_string), total);
-    let stats = machine.mm.stats();
-    let budget = machine.mm.config().host_memory_bytes;
+    let stats = mm.stats();
+    let budget = mm.config().host_memory_bytes;
     all.add(
         Check::Budget,
         over_budget(stats.peak_frames_in_use, stats.frames, peak_resident_bytes, budget),
@@ -153,8 +161,7 @@ pub(crate) fn of_vm(member: &Member, is_one_of_several: bool) -> Violations {
     let reports = vm.violations();
     let texts = reports.iter().map(|report| named(describe(report)));
     found.add(Check::GuestOracle, texts, vm.violation_count());
-    let mut differences = vm.shadow().check_reverse_map();
-    differences.extend(vm.iotlb().check_reverse_map());
+    let differences = vm.check_reverse_map();
     found.add(Check::ReverseMap, differences.into_iter().map(named), 0);
     found
 }

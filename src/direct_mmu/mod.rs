@@ -64,15 +64,17 @@ mod table;
 mod worker;
 mod zap;
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
+use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64};
 use crate::export_rmap::{ClientId, Registration};
 use crate::host_mm::{GuestView, HostMm, MemoryObject, MmError};
 use crate::sync::lock;
+use crate::sys::memory;
 use crate::sys::uffd::Features;
 
 pub use error::DirectError;
@@ -254,6 +256,28 @@ impl DirectMmu {
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         lock(&self.mmu.failure).clone()
+    }
+
+    /// Its number among the export clients.
+    #[must_use]
+    pub fn client_id(&self) -> Option<ClientId> {
+        self.registration.as_ref().map(Registration::id)
+    }
+
+    /// Removes `count` pages from `first` from the window, as any other part of the process might
+    /// (`MADV_REMOVE`), and waits until that is done: they are zero.
+    ///
+    /// # Errors
+    /// If they are not all of the window, or the kernel refuses.
+    pub fn remove(&self, first: Gfn, count: u64) -> io::Result<()> {
+        let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+        let bytes = |pages: u64| {
+            let bytes = pages.checked_mul(PAGE_SIZE_U64).ok_or_else(invalid)?;
+            usize::try_from(bytes).map_err(|_| invalid())
+        };
+        memory::remove(self.mmu.view.region(), bytes(first.as_u64())?, bytes(count)?)?;
+        self.settle();
+        Ok(())
     }
 
     /// Lets everybody go who waits for a page, with what the memfd holds: for the end of a guest whose

@@ -11,6 +11,8 @@ crate::counters::counters! {
         installs,
         /// Pages mapped next to one.
         fault_around,
+        /// Of these, pages brought in ahead of faults that come in sequence, or meant to be.
+        read_ahead,
         /// Pages that were mapped and became writable.
         upgrades,
         /// Faults on pages that turned out to be mapped.

@@ -11,7 +11,7 @@ use crate::abi;
 use crate::addr::{Gpa, PAGE_SIZE, PAGE_SIZE_U64};
 use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, SwapConfig};
 use crate::vmm::MIN_MEMORY_BYTES;
-use crate::vmm::boot::{BootError, Image, Segment, load};
+use crate::vmm::boot::{BootError, BootMap, Image, Segment, load};
 
 const ELF_HEADER_BYTES: usize = 64;
 const PROGRAM_HEADER_BYTES: usize = 56;
@@ -56,7 +56,7 @@ pub(super) fn run(data: &[u8]) {
 // The input.
 
 /// Short and of any bytes, or about as long as fits.
-fn any_cmdline(bytes: &mut Bytes<'_>) -> Vec<u8> {
+pub(super) fn any_cmdline(bytes: &mut Bytes<'_>) -> Vec<u8> {
     let choice: u8 = number(bytes);
     if choice & 0xe0 == 0xe0 {
         return vec![b'x'; 4080 + usize::from(choice & 0x1f)];
@@ -65,7 +65,7 @@ fn any_cmdline(bytes: &mut Bytes<'_>) -> Vec<u8> {
 }
 
 /// An ELF file that is nearly right.
-fn any_image(bytes: &mut Bytes<'_>, memory_bytes: u64) -> Vec<u8> {
+pub(super) fn any_image(bytes: &mut Bytes<'_>, memory_bytes: u64) -> Vec<u8> {
     let mut file = Vec::new();
     let headers = number::<u8>(bytes) % 5;
     let entry = any_address(bytes, memory_bytes);
@@ -215,7 +215,7 @@ fn load_and_compare(image: &Image<'_>, segments: &[Naive<'_>], memory_bytes: u64
     let mm = HostMm::new(config).expect("host memory");
     let object = mm.create_object(memory_bytes).expect("guest memory");
     let fits = (cmdline.len() as u64) < abi::CMDLINE_BYTES && !cmdline.contains(&0);
-    match load(&object, image, cmdline) {
+    match load(&object, image, cmdline, BootMap::Everything) {
         Ok(()) => assert!(fits, "took a command line of {} bytes", cmdline.len()),
         Err(error @ (BootError::CmdlineTooLong { .. } | BootError::CmdlineNul { .. })) => {
             assert!(!fits, "{error}");
@@ -250,7 +250,7 @@ fn check_pages(object: &MemoryObject, pages: &Pages) {
 }
 
 /// The e820 map in the zero page: in order, without overlaps, RAM only where there is some.
-fn check_memory_map(object: &MemoryObject) {
+pub(super) fn check_memory_map(object: &MemoryObject) {
     let mut page = [0; PAGE_SIZE];
     object.read(Gpa::new(abi::BOOT_PARAMS_GPA), &mut page).expect("the zero page");
     let mut last = 0;

@@ -8,12 +8,15 @@
 
 mod boot;
 mod emulator;
+mod linux;
 mod memory_log;
 mod peer_protocol;
 #[cfg(test)]
 mod replay;
 #[cfg(feature = "export-notifier")]
 mod shadow_mmu;
+#[cfg(feature = "export-notifier")]
+mod virtio;
 
 /// A function that takes any bytes.
 #[derive(Clone, Copy, Debug)]
@@ -28,9 +31,12 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "boot", run: boot::run },
     Target { name: "emulator", run: emulator::run },
+    Target { name: "linux", run: linux::run },
     Target { name: "peer_protocol", run: peer_protocol::run },
     #[cfg(feature = "export-notifier")]
     Target { name: "shadow_mmu", run: shadow_mmu::run },
+    #[cfg(feature = "export-notifier")]
+    Target { name: "virtio", run: virtio::run },
 ];
 
 /// Runs one input of the target with this name.

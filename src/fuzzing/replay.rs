@@ -54,6 +54,11 @@ fn the_corpus_of_emulator_finds_nothing() {
 }
 
 #[test]
+fn the_corpus_of_linux_finds_nothing() {
+    replay("linux");
+}
+
+#[test]
 fn the_corpus_of_peer_protocol_finds_nothing() {
     replay("peer_protocol");
 }
@@ -62,6 +67,12 @@ fn the_corpus_of_peer_protocol_finds_nothing() {
 #[cfg(feature = "export-notifier")]
 fn the_corpus_of_shadow_mmu_finds_nothing() {
     replay("shadow_mmu");
+}
+
+#[test]
+#[cfg(feature = "export-notifier")]
+fn the_corpus_of_virtio_finds_nothing() {
+    replay("virtio");
 }
 
 /// The fuzzer takes the calls that revoke a page for the kernel's having done it. Here they are made,

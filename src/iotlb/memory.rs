@@ -71,8 +71,20 @@ impl Iotlb {
     /// # Errors
     /// If the host refuses the mapping of the frames, or no client number is left.
     pub fn new(object: Arc<MemoryObject>, entries: usize) -> Result<Self, MmError> {
+        let view = object.host_mm().map_guest_view()?;
+        Self::with_view(object, entries, view)
+    }
+
+    /// As [`new`](Self::new), through a mapping of the frames that is there already.
+    ///
+    /// # Errors
+    /// If no client number is left.
+    pub fn with_view(
+        object: Arc<MemoryObject>,
+        entries: usize,
+        view: GuestView,
+    ) -> Result<Self, MmError> {
         let mm = object.host_mm().clone();
-        let view = mm.map_guest_view()?;
         let slots = Slots::new(object.number(), entries);
         let unit = Arc::new(Unit { mm: mm.clone(), object, view, slots });
         let registration = mm.register_client(unit.clone()).map_err(|error| {

@@ -2,19 +2,7 @@
 
 use std::io;
 
-use nix::errno::Errno;
 use vm_memory::MmapRegion;
-
-/// `madvise(MADV_REMOVE)`: the range's content goes.
-pub(crate) fn remove(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()> {
-    assert!(offset + len <= region.size());
-    // SAFETY: the range lies in the region, a shared mapping of a memfd whose content others change
-    // at any time: accesses to it are volatile.
-    let result = unsafe {
-        libc::madvise(region.as_ptr().wrapping_add(offset).cast(), len, libc::MADV_REMOVE)
-    };
-    Ok(Errno::result(result).map(drop)?)
-}
 
 /// Maps inaccessible memory over the range, which ends the mapping that was there.
 pub(crate) fn unmap(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()> {

@@ -135,6 +135,17 @@ pub fn discard(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()>
     advise(region, offset, len, libc::MADV_DONTNEED)
 }
 
+/// Takes the content of `len` bytes at byte `offset` of the region away from everybody who maps the
+/// file: it is zeros from then on. The range's userfaultfd, if it has one, is told first.
+///
+/// # Errors
+/// As [`discard`].
+pub fn remove(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()> {
+    check_shared(region)?;
+    check_range(region, offset, len)?;
+    advise(region, offset, len, libc::MADV_REMOVE)
+}
+
 /// [`discard`] for many ranges of (byte offset, bytes) at once, in as few calls as the kernel
 /// allows. Neighbours in the list that touch become one range: ascending order is the cheapest.
 ///
@@ -369,6 +380,8 @@ fn advise(region: &MmapRegion, offset: usize, len: usize, advice: i32) -> io::Re
     //    drops page-table entries and leaves the file's pages, so the next access finds the same
     //    bytes. Not even an access at the same time, by a Rust reference or a vCPU, can tell; it
     //    takes a fault and continues.
+    // 4. MADV_REMOVE, on shared file mappings too, makes the content zeros, as a write by anybody who
+    //    maps the file would: accesses are volatile or atomic.
     let result = unsafe { libc::madvise(region.as_ptr().wrapping_add(offset).cast(), len, advice) };
     Errno::result(result)?;
     Ok(())

@@ -18,5 +18,6 @@ pub(crate) mod recording;
 pub mod signal;
 pub mod slice;
 pub mod socket;
+pub mod terminal;
 pub mod uffd;
 pub mod uffd_window;

@@ -3,8 +3,9 @@
 //!
 //! Guarantees: a kick interrupts a blocking call of the thread (it returns `EINTR`) and does
 //! nothing else. It is not remembered: a thread that has not yet entered its call is missed, so the
-//! kicker sets a flag first (for a vCPU: `immediate_exit`). The first SIGINT or SIGTERM is noted
-//! and stays noted; a second one ends the process.
+//! kicker sets a flag first (for a vCPU: `immediate_exit`). The first SIGINT, SIGTERM, SIGHUP or
+//! SIGQUIT is noted and stays noted; a second one ends the process. Each of them gives a terminal
+//! that was made raw its settings back first.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -126,23 +127,25 @@ impl Drop for KickTimer {
     }
 }
 
-/// The first SIGINT or SIGTERM that came; 0 if none.
+/// What asks a process to stop: the user, the system, the terminal that goes away, the user again.
+const STOP_SIGNALS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+/// The first of [`STOP_SIGNALS`] that came; 0 if none.
 static STOP_SIGNAL: AtomicI32 = AtomicI32::new(0);
 /// Readable once a stop was asked for. Never read, never closed.
 static STOP_EVENT: OnceLock<EventFd> = OnceLock::new();
 /// [`STOP_EVENT`]'s descriptor for the handler, which may not wait for a `OnceLock`; -1 before.
 static STOP_DESCRIPTOR: AtomicI32 = AtomicI32::new(-1);
 
-/// Tells whether the user (SIGINT) or the system (SIGTERM) asked the process to stop.
+/// Tells whether the process was asked to stop by SIGINT, SIGTERM, SIGHUP or SIGQUIT.
 #[derive(Clone, Copy, Debug)]
 pub struct StopNotice {
     event: &'static EventFd,
 }
 
 impl StopNotice {
-    /// Takes over SIGINT and SIGTERM for the whole process. The first of either is noted; from then
-    /// on both have their default action again, so that a second one ends a process that does not
-    /// stop by itself.
+    /// Takes over those signals for the whole process. The first of any is noted; from then on all
+    /// have their default action again, so that a second one ends a process that does not stop by
+    /// itself. A SIGHUP that is ignored stays so (`nohup`).
     ///
     /// # Errors
     ///
@@ -162,7 +165,10 @@ impl StopNotice {
             // The user has asked once; the signals keep their default action.
             return Ok(notice);
         }
-        for signal in [libc::SIGINT, libc::SIGTERM] {
+        for signal in STOP_SIGNALS {
+            if signal == libc::SIGHUP && is_ignored(signal)? {
+                continue;
+            }
             // SA_RESTART: the notice is for who looks, not an error for whoever is in a system
             // call.
             set_action(signal, on_stop as *const () as libc::sighandler_t, libc::SA_RESTART)?;
@@ -206,14 +212,18 @@ impl AsFd for StopNotice {
     }
 }
 
-/// Only calls that are safe in a signal handler: atomics, sigaction, write. It leaves errno as it
-/// was.
+/// Only calls that are safe in a signal handler: atomics, sigaction, tcsetattr, write. It leaves
+/// errno as it was.
 extern "C" fn on_stop(signal: libc::c_int) {
     // SAFETY: the location of this thread's errno is always valid.
     let errno = unsafe { *libc::__errno_location() };
     let _ = STOP_SIGNAL.compare_exchange(0, signal, Ordering::Relaxed, Ordering::Relaxed);
-    for signal in [libc::SIGINT, libc::SIGTERM] {
-        let _ = set_action(signal, libc::SIG_DFL, 0);
+    // Now: a second signal ends the process before anything else can.
+    super::terminal::restore();
+    for signal in STOP_SIGNALS {
+        if !(signal == libc::SIGHUP && is_ignored(signal).unwrap_or(false)) {
+            let _ = set_action(signal, libc::SIG_DFL, 0);
+        }
     }
     // Acquire pairs with the Release store in StopNotice::install.
     let descriptor = STOP_DESCRIPTOR.load(Ordering::Acquire);
@@ -223,6 +233,16 @@ extern "C" fn on_stop(signal: libc::c_int) {
     let _ = unsafe { libc::write(descriptor, ptr::from_ref(&one).cast(), size_of::<u64>()) };
     // SAFETY: as above.
     unsafe { *libc::__errno_location() = errno };
+}
+
+/// Whether a signal is ignored. Safe in a signal handler.
+fn is_ignored(signal: libc::c_int) -> Result<bool, Errno> {
+    // SAFETY: sigaction is a C structure of integers and an optional function pointer: all zeros is
+    // a value of it.
+    let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: `action` is a local sigaction, which is filled in; nothing is set.
+    Errno::result(unsafe { libc::sigaction(signal, ptr::null(), &raw mut action) })?;
+    Ok(action.sa_sigaction == libc::SIG_IGN)
 }
 
 /// `sigaction` with an empty mask. Safe in a signal handler.

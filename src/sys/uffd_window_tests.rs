@@ -109,7 +109,7 @@ fn nothing_is_installed_while_a_removal_is_unread() {
     [0, 1].iter().for_each(|&page| fill(&host, page));
     let remover = thread::spawn({
         let region = region.clone();
-        move || foreign::remove(&region, PAGE_SIZE, PAGE_SIZE).unwrap()
+        move || crate::sys::memory::remove(&region, PAGE_SIZE, PAGE_SIZE).unwrap()
     });
     assert!(window.wait(Some(Duration::from_secs(20))).unwrap());
     assert_eq!(window.install(0, PAGE_SIZE, false), Err(InstallError::Changing));
@@ -127,7 +127,7 @@ fn a_fault_is_read_before_a_removal_that_came_first() {
     let Some((_host, region, window)) = opened() else { return };
     let remover = thread::spawn({
         let region = region.clone();
-        move || foreign::remove(&region, 0, PAGE_SIZE).unwrap()
+        move || crate::sys::memory::remove(&region, 0, PAGE_SIZE).unwrap()
     });
     assert!(window.wait(Some(Duration::from_secs(20))).unwrap());
     let toucher = thread::spawn({

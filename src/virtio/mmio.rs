@@ -63,15 +63,30 @@ impl MmioTransport {
         memory: Arc<MemoryObject>,
         interrupt: Arc<dyn Interrupt>,
     ) -> Result<Self, MmError> {
-        let iotlb = Iotlb::new(memory, IOTLB_ENTRIES)?;
-        let rings = Rings::new(iotlb, device.queue_sizes().len());
-        let shared = Arc::new(Shared::new(device, rings, interrupt));
+        let shared = Self::shared(device, Iotlb::new(memory, IOTLB_ENTRIES)?, interrupt);
         let worker = shared.clone();
         let thread = std::thread::Builder::new()
             .name(format!("gnomon-virtio-{}", shared.device.id()))
             .spawn(move || worker.work())
             .map_err(|source| MmError::Host { what: "a thread for a virtio device", source })?;
         Ok(Self { shared, thread: Some(thread) })
+    }
+
+    fn shared(device: Arc<dyn Device>, iotlb: Iotlb, line: Arc<dyn Interrupt>) -> Arc<Shared> {
+        let rings = Rings::new(iotlb, device.queue_sizes().len());
+        Arc::new(Shared::new(device, rings, line))
+    }
+
+    /// The same without a thread: it works when it is told to.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn idle(device: Arc<dyn Device>, iotlb: Iotlb, line: Arc<dyn Interrupt>) -> Self {
+        Self { shared: Self::shared(device, iotlb, line), thread: None }
+    }
+
+    /// Without a thread: serves what there is to do.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn work_off(&self) {
+        self.shared.work_off();
     }
 
     /// A vCPU reads so many bytes at an offset from the first register.

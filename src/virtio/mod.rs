@@ -24,6 +24,7 @@
 //! Locks: registers, then rings; whoever has the rings may wait for page locks. No page lock is held
 //! when either is taken.
 
+mod balloon;
 mod blk;
 mod chain;
 mod device;
@@ -32,6 +33,9 @@ mod negotiation;
 mod rings;
 mod worker;
 
+pub use balloon::{Balloon, BalloonStats};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use blk::Disk;
 pub use blk::{Block, BlockStats, DiskError, DiskMode};
 pub use device::Device;
 pub use mmio::{MmioTransport, REGISTER_BYTES};

@@ -108,33 +108,52 @@ impl Shared {
     /// The body of the thread.
     pub(super) fn work(&self) {
         while let Some((epoch, queues)) = self.wait() {
-            for queue in (0..u64::BITS as usize).filter(|queue| queues >> queue & 1 != 0) {
-                match self.drain(epoch, queue) {
-                    Ok(()) => {}
-                    Err(Trouble::Reset) => break,
-                    Err(trouble @ (Trouble::Broken(_) | Trouble::Memory(_))) => {
-                        if let Some(mut registers) = self.registers_in(epoch) {
-                            self.needs_reset(&mut registers, trouble.to_string());
-                        }
-                        break;
-                    }
-                }
-            }
+            self.serve(epoch, queues);
         }
     }
 
-    /// Sleeps until there is something to do: for which epoch, in which queues. `None` at the end.
+    /// Without a thread: serves what there is to do now.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn work_off(&self) {
+        loop {
+            let pending = self.take_pending(&mut lock(&self.registers));
+            let Some((epoch, queues)) = pending else { return };
+            self.serve(epoch, queues);
+        }
+    }
+
+    /// Sleeps until there is something to do. `None` at the end.
     fn wait(&self) -> Option<(u64, u64)> {
         let mut registers = lock(&self.registers);
-        loop {
-            if registers.is_stopping {
-                return None;
-            }
-            if registers.pending != 0 && registers.negotiation.is_driven() {
-                return Some((self.rings.epoch(), std::mem::take(&mut registers.pending)));
+        while !registers.is_stopping {
+            if let Some(pending) = self.take_pending(&mut registers) {
+                return Some(pending);
             }
             let waited = self.changed.wait(registers);
             registers = waited.unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        None
+    }
+
+    /// What there is to do: for which epoch, in which queues.
+    fn take_pending(&self, registers: &mut Registers) -> Option<(u64, u64)> {
+        let is_due = registers.pending != 0 && registers.negotiation.is_driven();
+        is_due.then(|| (self.rings.epoch(), std::mem::take(&mut registers.pending)))
+    }
+
+    /// Serves all that is in these queues.
+    fn serve(&self, epoch: u64, queues: u64) {
+        for queue in (0..u64::BITS as usize).filter(|queue| queues >> queue & 1 != 0) {
+            match self.drain(epoch, queue) {
+                Ok(()) => {}
+                Err(Trouble::Reset) => return,
+                Err(trouble @ (Trouble::Broken(_) | Trouble::Memory(_))) => {
+                    if let Some(mut registers) = self.registers_in(epoch) {
+                        self.needs_reset(&mut registers, trouble.to_string());
+                    }
+                    return;
+                }
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use crate::iotlb::Iotlb;
 use crate::shadow_mmu::{ShadowConfig, ShadowMmu, TableMemory};
 use crate::sync::Mutex;
 
-use super::boot::{self, Image};
+use super::boot::{self, BootMap, Image};
 use super::cpu::{Features, GuestCpu, gpr};
 use super::devices::PortBus;
 use super::devices::dma::DmaDevice;
@@ -30,6 +30,7 @@ use super::machine::{
 use super::monitor::{self, MonitorLayout, MonitorStack};
 use super::real;
 use super::roster::{Roster, StartRequest};
+use super::services::{self, Services};
 use super::shared::Shared;
 use super::stale;
 use super::stats::{FaultLatency, LiveCounts};
@@ -39,7 +40,7 @@ use super::vm::{MIN_MEMORY_BYTES, Vm, VmConfig};
 /// Shadow pages that one vCPU needs to get past any single instruction, with room to spare.
 const MIN_SHADOW_PAGES_PER_VCPU: u32 = 32;
 /// Pages that the DMA device has translations of at a time.
-const IOTLB_ENTRIES: usize = 64;
+pub(super) const IOTLB_ENTRIES: usize = 64;
 
 /// What a VM and its clones have in common.
 #[derive(Clone, Copy)]
@@ -107,7 +108,7 @@ impl Vm {
         let features = kvm::features(&device.guest_cpuid()?)?;
 
         let object = mm.create_object(config.memory_bytes)?;
-        boot::load(&object, &image, config.cmdline.as_bytes())?;
+        boot::load(&object, &image, config.cmdline.as_bytes(), BootMap::Everything)?;
         let shape = Shape {
             memory_bytes: config.memory_bytes,
             vcpus: config.vcpus,
@@ -179,7 +180,7 @@ impl Vm {
     }
 }
 
-fn check_memory(bytes: u64) -> Result<(), VmError> {
+pub(super) fn check_memory(bytes: u64) -> Result<(), VmError> {
     let (min, max) = (MIN_MEMORY_BYTES, abi::MAX_MEMORY_BYTES);
     if bytes.is_multiple_of(PAGE_SIZE_U64) && (min..=max).contains(&bytes) {
         return Ok(());
@@ -288,23 +289,27 @@ fn share(
     kickers: &[Arc<Kicker>],
 ) -> Shared {
     let Parts { monitor, plan, tables: _, shadow, iotlb, kvm } = parts;
+    let services = Services {
+        object: shadow.object().clone(),
+        control,
+        bus: PortBus::new(console, Arc::new(DmaDevice::new(iotlb.clone()))),
+        iotlb,
+        reports: Reports::default(),
+        observer,
+        take_back: services::free_pages(),
+        window_bytes: plan.window_bytes,
+        vcpus: shape.vcpus,
+    };
     let kicks = kickers.iter().map(|kicker| kicker.clone() as Arc<dyn Kick>).collect();
     Shared {
         kvm,
         shadow,
         monitor,
-        control,
-        bus: PortBus::new(console, Arc::new(DmaDevice::new(iotlb.clone()))),
-        iotlb,
+        services: Arc::new(services),
         gate: Gate::new(kicks),
         roster: Roster::new(shape.vcpus),
-        reports: Reports::default(),
-        observer,
         counts: (0..shape.vcpus).map(|_| LiveCounts::default()).collect(),
         latency: Mutex::new(FaultLatency::default()),
         first_entry: OnceLock::new(),
-        memory_bytes: shape.memory_bytes,
-        window_bytes: plan.window_bytes,
-        vcpus: shape.vcpus,
     }
 }

@@ -89,19 +89,26 @@ impl Vm {
         let census = self.shared.roster.census(&self.shared.gate);
         let mut census = census.ok_or(VmError::NotRunning)?;
         clone.starts = census.take()?;
-        if clone.starts.iter().all(Option::is_none) || !self.shared.bus.dma().wait_until_idle() {
+        if clone.starts.iter().all(Option::is_none)
+            || !self.shared.services.bus.dma().wait_until_idle()
+        {
             return Err(VmError::NotRunning);
         }
         self.object.copy_on_write_into(&clone.object)?;
         let uncopied = |what, reason| VmError::Copy { what, reason };
         copy_touched(&self.window, &clone.window)
             .map_err(|error| uncopied("pinned window", error.to_string()))?;
-        let serial = self.shared.bus.serial_state();
+        let serial = self.shared.services.bus.serial_state();
         drop(census);
         let paused = begun.elapsed();
-        clone.shared.bus.set_serial_state(&serial).map_err(|why| uncopied("serial port", why))?;
+        clone
+            .shared
+            .services
+            .bus
+            .set_serial_state(&serial)
+            .map_err(|why| uncopied("serial port", why))?;
         let generation = NEXT_GENERATION.fetch_add(1, Ordering::Relaxed);
-        clone.shared.control.begin_generation(generation);
+        clone.shared.services.control.begin_generation(generation);
         clone.birth = Some(Birth { begun, paused, shared_pages: clone.object.shared_pages() });
         Ok(())
     }

@@ -11,6 +11,8 @@ use super::cpu::Features;
 const LEAF1_ECX_HIDDEN: u32 = 1 << 3 | 1 << 5 | 1 << 6 | 1 << 15 | 1 << 17 | 1 << 21 | 1 << 24;
 /// Leaf 1, ECX: there is a hypervisor.
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
+/// Leaf 1, ECX: the TSC deadline timer.
+const LEAF1_ECX_TSC_DEADLINE: u32 = 1 << 24;
 /// Leaf 1, EDX: MCE, APIC, SEP, MTRR, MCA.
 const LEAF1_EDX_HIDDEN: u32 = 1 << 7 | 1 << 9 | 1 << 11 | 1 << 12 | 1 << 14;
 /// Leaf 7, EBX: SMEP, INVPCID, SMAP.
@@ -89,6 +91,14 @@ pub(super) fn number_processor(entries: &mut [kvm_cpuid_entry2], index: usize) {
             }
             _ => {}
         }
+    }
+}
+
+/// Offers the local APIC's TSC deadline timer. A guest that has it measures no timer against another,
+/// which goes wrong where the host has other work.
+pub(super) fn offer_tsc_deadline(entries: &mut [kvm_cpuid_entry2]) {
+    for entry in entries.iter_mut().filter(|entry| entry.function == 1) {
+        entry.ecx |= LEAF1_ECX_TSC_DEADLINE;
     }
 }
 

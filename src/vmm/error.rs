@@ -7,6 +7,7 @@ use crate::host_mm::MmError;
 
 use super::boot::BootError;
 use super::kvm::KvmError;
+use super::linux::LinuxError;
 use super::stale::StaleAccess;
 
 /// Why a VM could not be made, or was ended.
@@ -18,6 +19,9 @@ pub enum VmError {
     /// The kernel image or its command line cannot be booted.
     #[error("cannot boot the guest: {0}")]
     Boot(#[from] BootError),
+    /// A Linux kernel, or what goes with it, cannot be booted.
+    #[error("cannot boot Linux: {0}")]
+    Linux(#[from] LinuxError),
     /// Guest RAM has a size that no VM can have.
     #[error(
         "guest memory of {bytes} bytes: it must be a multiple of 4096 from {min} to {max} bytes"
@@ -84,6 +88,9 @@ pub enum VmError {
         "cannot clone the VM: none of its vCPUs is running; clone one that was started and is not over"
     )]
     NotRunning,
+    /// A window shows one memory object, and each of its pages in one frame.
+    #[error("a guest with direct paging cannot be cloned: run it with --paging shadow")]
+    CloneOfWindow,
     /// A part of a VM could not be copied.
     #[error("cannot copy the {what} of the VM: {reason}")]
     Copy {

@@ -19,12 +19,13 @@ use super::emulate::{Effect, PortWidth, emulate, low_u32};
 use super::error::{GuestError, VmError};
 use super::exceptions::{EXCEPTION_VECTORS, Exception, Stop, has_error_code, vector};
 use super::exit_data;
-use super::hypercall::{HypercallResult, hypercall};
+use super::hypercall::{HypercallResult, hypercall, started_by};
 use super::inject::inject;
 use super::kvm::io_error;
 use super::memory::is_usable;
 use super::monitor::{ExceptionFrame, MONITOR_CS};
 use super::real;
+use super::roster::StartRequest;
 use super::vcpu::{Next, Vcpu};
 use super::vm::Outcome;
 
@@ -118,7 +119,7 @@ impl Vcpu {
         for chunk in bytes.chunks_exact(element) {
             let mut value = [0; 4];
             value[..element].copy_from_slice(chunk);
-            match self.shared.bus.write(port, width, u32::from_le_bytes(value)) {
+            match self.shared.services.bus.write(port, width, u32::from_le_bytes(value)) {
                 PortAction::None => {}
                 PortAction::Exit(code) => return Ok(Next::End(Outcome::GuestExit(code))),
                 PortAction::Hypercall => {
@@ -142,7 +143,7 @@ impl Vcpu {
         let (element, width) = self.port_element()?;
         let mut answer = Vec::with_capacity(bytes);
         while answer.len() < bytes {
-            let value = self.shared.bus.read(port, width).to_le_bytes();
+            let value = self.shared.services.bus.read(port, width).to_le_bytes();
             answer.extend_from_slice(&value[..element]);
         }
         exit_data::answer_port_read(&mut self.fd, &answer);
@@ -151,7 +152,11 @@ impl Vcpu {
 
     fn hypercall(&self, registers: &[u64; 16]) -> HypercallResult {
         self.counts(|counts| counts.hypercalls.add(1));
-        hypercall(&self.shared, self.index, &self.cpu, registers)
+        let start = |index, rip, argument| {
+            let cpu = started_by(&self.cpu, rip, argument);
+            self.shared.roster.start(index, StartRequest { cpu, real: None })
+        };
+        hypercall(&self.shared.services, self.index, registers, start)
     }
 
     // Exceptions.
@@ -317,11 +322,11 @@ impl Vcpu {
             }
             Effect::Halt => return Ok(Next::Park),
             Effect::PortRead { port, width } => {
-                let value = self.shared.bus.read(port, width);
+                let value = self.shared.services.bus.read(port, width);
                 self.cpu.complete_port_read(width, value);
             }
             Effect::PortWrite { port, width, value } => {
-                match self.shared.bus.write(port, width, value) {
+                match self.shared.services.bus.write(port, width, value) {
                     PortAction::None => {}
                     PortAction::Exit(code) => return Ok(Next::End(Outcome::GuestExit(code))),
                     PortAction::Hypercall => match self.hypercall(&self.cpu.gpr) {

@@ -6,8 +6,8 @@ use crate::sync::{Mutex, lock};
 
 use super::cpu::{GuestCpu, TaskRegister, gpr, rflags};
 use super::memory::is_usable;
-use super::roster::{StartRefused, StartRequest};
-use super::shared::Shared;
+use super::roster::StartRefused;
+use super::services::Services;
 use super::vm::Outcome;
 
 /// Most violation reports that are kept; the rest are only counted.
@@ -73,46 +73,47 @@ pub(super) enum HypercallResult {
     End(Outcome),
 }
 
-/// Carries out the hypercall in `gpr`; `cpu` is the caller's state for everything else.
+/// Carries out the hypercall in `registers`, in encoding order; `start` starts a vCPU at a RIP with an
+/// argument.
 pub(super) fn hypercall(
-    shared: &Shared,
+    services: &Services,
     vcpu: usize,
-    cpu: &GuestCpu,
     registers: &[u64; 16],
+    start: impl FnOnce(usize, u64, u64) -> Result<(), StartRefused>,
 ) -> HypercallResult {
     let number = registers[gpr::RAX] & u64::from(u32::MAX);
     let [rdi, rsi, rcx, r8, r9] =
         [gpr::RDI, gpr::RSI, gpr::RCX, gpr::R8, gpr::R9].map(|index| registers[index]);
     let value = match number {
-        abi::HC_INFO => info(shared, rdi),
-        abi::HC_START_VCPU => start_vcpu(shared, cpu, rdi, rsi, rcx),
+        abi::HC_INFO => info(services, rdi),
+        abi::HC_START_VCPU => start_vcpu(rdi, rsi, rcx, start),
         abi::HC_VIOLATION => {
             let report =
                 ViolationReport { vcpu, kind: rdi, gva: rsi, expected: rcx, found: r8, page: r9 };
-            shared.reports.add(report);
-            shared.observe(|observer| observer.violation(&report));
+            services.reports.add(report);
+            services.observe(|observer| observer.violation(&report));
             0
         }
         abi::HC_WATCH => {
-            if !is_ram(shared, rdi, rsi) {
+            if !is_ram(services, rdi, rsi) {
                 return HypercallResult::Value(abi::HC_ERROR);
             }
-            shared.shadow.object().watch(Gfn::new(rdi), rsi);
-            shared.observe(|observer| observer.watch(Gfn::new(rdi), rsi));
+            services.object.watch(Gfn::new(rdi), rsi);
+            services.observe(|observer| observer.watch(Gfn::new(rdi), rsi));
             0
         }
         abi::HC_FREE_PAGES => {
-            if rsi > abi::MOST_FREED || !is_ram(shared, rdi, rsi) {
+            if rsi > abi::MOST_FREED || !is_ram(services, rdi, rsi) {
                 return HypercallResult::Value(abi::HC_ERROR);
             }
-            match shared.shadow.object().free_pages(Gfn::new(rdi), rsi) {
-                Ok(_) => 0,
-                Err(_) => abi::HC_ERROR,
+            match (services.take_back)(&services.object, Gfn::new(rdi), rsi) {
+                true => 0,
+                false => abi::HC_ERROR,
             }
         }
         abi::HC_POWER_OFF => return HypercallResult::End(Outcome::PoweredOff),
         abi::HC_PHASE => {
-            shared.observe(|observer| observer.phase(rdi, Gfn::new(rsi), rcx));
+            services.observe(|observer| observer.phase(rdi, Gfn::new(rsi), rcx));
             0
         }
         _ => abi::HC_ERROR,
@@ -121,22 +122,27 @@ pub(super) fn hypercall(
 }
 
 /// Whether `count` guest frames from `first` are all RAM.
-fn is_ram(shared: &Shared, first: u64, count: u64) -> bool {
-    let frames = shared.memory_bytes >> crate::addr::PAGE_SHIFT;
+fn is_ram(services: &Services, first: u64, count: u64) -> bool {
+    let frames = services.object.bytes() >> crate::addr::PAGE_SHIFT;
     first.checked_add(count).is_some_and(|end| end <= frames)
 }
 
-fn info(shared: &Shared, key: u64) -> u64 {
+fn info(services: &Services, key: u64) -> u64 {
     match key {
         abi::INFO_ABI_VERSION => abi::ABI_VERSION,
-        abi::INFO_VCPUS => shared.vcpus as u64,
-        abi::INFO_MEMORY_BYTES => shared.memory_bytes,
-        abi::INFO_WINDOW_BYTES => shared.window_bytes,
+        abi::INFO_VCPUS => services.vcpus as u64,
+        abi::INFO_MEMORY_BYTES => services.object.bytes(),
+        abi::INFO_WINDOW_BYTES => services.window_bytes,
         _ => abi::HC_ERROR,
     }
 }
 
-fn start_vcpu(shared: &Shared, caller: &GuestCpu, index: u64, rip: u64, argument: u64) -> u64 {
+fn start_vcpu(
+    index: u64,
+    rip: u64,
+    argument: u64,
+    start: impl FnOnce(usize, u64, u64) -> Result<(), StartRefused>,
+) -> u64 {
     // A vCPU cannot begin where it could never have jumped to.
     if !is_usable(rip, 1) {
         return abi::HC_ERROR;
@@ -144,10 +150,7 @@ fn start_vcpu(shared: &Shared, caller: &GuestCpu, index: u64, rip: u64, argument
     let Ok(index) = usize::try_from(index) else {
         return abi::START_NO_SUCH_VCPU;
     };
-    match shared
-        .roster
-        .start(index, StartRequest { cpu: started_by(caller, rip, argument), real: None })
-    {
+    match start(index, rip, argument) {
         Ok(()) => 0,
         Err(StartRefused::NoSuchVcpu) => abi::START_NO_SUCH_VCPU,
         Err(StartRefused::AlreadyRunning) => abi::START_ALREADY_RUNNING,
@@ -156,7 +159,7 @@ fn start_vcpu(shared: &Shared, caller: &GuestCpu, index: u64, rip: u64, argument
 
 /// The state of a vCPU that `caller` starts: its control registers and descriptor tables, and
 /// nothing else of it.
-fn started_by(caller: &GuestCpu, rip: u64, argument: u64) -> GuestCpu {
+pub(super) fn started_by(caller: &GuestCpu, rip: u64, argument: u64) -> GuestCpu {
     let mut cpu = GuestCpu {
         gpr: [0; 16],
         rip,

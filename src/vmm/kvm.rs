@@ -154,6 +154,10 @@ impl KvmDevice {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(KvmError::request("KVM_GET_SUPPORTED_CPUID"))?;
         super::cpuid::number_processor(cpuid.as_mut_slice(), index);
+        // KVM does not list it, since only the one who makes the irqchip knows that there is one.
+        if self.kvm.check_extension(Cap::TscDeadlineTimer) {
+            super::cpuid::offer_tsc_deadline(cpuid.as_mut_slice());
+        }
         Ok(cpuid)
     }
 

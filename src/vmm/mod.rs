@@ -9,12 +9,14 @@
 //! state, the `gate` keeps all vCPUs out while shadow pages are recycled, the `roster` knows
 //! who runs, and `vm` puts it all together, also from a VM that runs (`clone`).
 
+mod any;
 mod assemble;
 pub mod boot;
 mod clone;
 pub mod cpu;
 mod cpuid;
 mod devices;
+mod direct;
 pub mod emulate;
 mod error;
 pub mod exceptions;
@@ -38,14 +40,17 @@ mod progress;
 mod real;
 mod real_state;
 mod roster;
+mod services;
 mod shared;
 mod stale;
 mod stats;
 mod vcpu;
 mod vm;
 
+pub use any::AnyVm;
 pub use clone::CloneFigures;
 pub use devices::dma::DmaStats;
+pub use direct::{DirectVm, Removal};
 pub use error::{GuestError, VmError};
 pub use gate::Position;
 pub use host_kind::{HostKind, HostTraits};

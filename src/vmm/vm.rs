@@ -58,6 +58,8 @@ pub struct VmConfig {
 pub enum Outcome {
     /// The guest powered off.
     PoweredOff,
+    /// The guest reset its machine; it is not started again.
+    Rebooted,
     /// The guest wrote to the exit port; the exit code is already that of the convention.
     GuestExit(u8),
     /// Every vCPU has halted, and nothing could have woken one.
@@ -74,7 +76,7 @@ impl Outcome {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::PoweredOff | Self::Halted => 0,
+            Self::PoweredOff | Self::Rebooted | Self::Halted => 0,
             Self::GuestExit(code) => *code,
             Self::Killed => 130,
             Self::Failed(_) => 1,
@@ -139,17 +141,14 @@ impl Vm {
 
     fn start_device(&mut self) -> Result<(), VmError> {
         let shared = self.shared.clone();
-        shared.bus.dma().starting();
-        let thread = std::thread::Builder::new().name("dma".to_owned());
-        match thread.spawn(move || shared.serve_dma()) {
+        match self.shared.services.start_device(move |outcome| shared.end(outcome)) {
             Ok(handle) => {
                 self.device = Some(handle);
                 Ok(())
             }
-            Err(source) => {
-                self.shared.bus.dma().over();
+            Err(error) => {
                 self.shared.end(Outcome::Killed);
-                Err(VmError::DeviceThread { source })
+                Err(error)
             }
         }
     }
@@ -168,13 +167,13 @@ impl Vm {
     fn wait_for_threads(&self, timeout: Option<Duration>) -> bool {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         self.shared.roster.wait_for_exit(self.threads.len(), timeout)
-            && self.shared.bus.dma().wait_until_over(deadline)
+            && self.shared.services.wait_for_device(deadline)
     }
 
     /// Asks the guest to finish: it sees the stop flag in the control block, makes its last
     /// checks and powers off, if it is one that looks.
     pub fn request_stop(&self) {
-        self.shared.control.request_stop();
+        self.shared.services.control.request_stop();
     }
 
     /// Ends the VM at once, whatever its guest does. Does not wait; [`Self::wait`] does.
@@ -197,20 +196,20 @@ impl Vm {
     /// The IOTLB of the VM's DMA device, for its statistics and checks.
     #[must_use]
     pub fn iotlb(&self) -> &Arc<Iotlb> {
-        &self.shared.iotlb
+        &self.shared.services.iotlb
     }
 
     /// The numbers of its export clients.
     #[must_use]
     pub fn client_ids(&self) -> Vec<ClientId> {
-        let Shared { shadow, iotlb, .. } = &*self.shared;
-        [shadow.client_id(), iotlb.client_id()].into_iter().flatten().collect()
+        let Shared { shadow, services, .. } = &*self.shared;
+        [shadow.client_id(), services.iotlb.client_id()].into_iter().flatten().collect()
     }
 
     /// What the VM's DMA device has done.
     #[must_use]
     pub fn dma_stats(&self) -> DmaStats {
-        self.shared.bus.dma().stats()
+        self.shared.services.bus.dma().stats()
     }
 
     /// What the VMM counted so far, by vCPU.
@@ -232,26 +231,26 @@ impl Vm {
     /// What the guest counted so far, by vCPU.
     #[must_use]
     pub fn guest_counters_by_vcpu(&self) -> Vec<GuestCounters> {
-        self.shared.control.counters()
+        self.shared.services.control.counters()
     }
 
     /// What the guest counted so far, all vCPUs together.
     #[must_use]
     pub fn guest_counters(&self) -> GuestCounters {
-        self.shared.control.total()
+        self.shared.services.control.total()
     }
 
     /// The first violations that the guest reported, at most
     /// [`MAX_KEPT_REPORTS`](super::MAX_KEPT_REPORTS).
     #[must_use]
     pub fn violations(&self) -> Vec<ViolationReport> {
-        self.shared.reports.kept()
+        self.shared.services.reports.kept()
     }
 
     /// Number of all violations that the guest reported.
     #[must_use]
     pub fn violation_count(&self) -> u64 {
-        self.shared.reports.count()
+        self.shared.services.reports.count()
     }
 
     /// Latencies of shadow faults; complete once the VM is over.
@@ -263,13 +262,13 @@ impl Vm {
     /// Accesses to ports that do not exist.
     #[must_use]
     pub fn unknown_port_accesses(&self) -> u64 {
-        self.shared.bus.unknown_accesses()
+        self.shared.services.bus.unknown_accesses()
     }
 
     /// Bytes of console output that the console did not take.
     #[must_use]
     pub fn lost_console_bytes(&self) -> u64 {
-        self.shared.bus.lost_console_bytes()
+        self.shared.services.bus.lost_console_bytes()
     }
 
     /// Life of each vCPU by index, and where it is with respect to a pause of all.

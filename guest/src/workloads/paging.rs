@@ -18,7 +18,7 @@ use crate::paging::{
 };
 use crate::rng::Rng;
 use crate::worker::Worker;
-use crate::{probe, x86};
+use crate::{probe, ring0, x86};
 
 /// Where vCPU 0's region begins; each region has 1 GiB of addresses.
 const PAGING_ADDRESS: u64 = 0x3000_0000_0000;
@@ -147,7 +147,8 @@ impl PagingState {
                 6 => self.remap_many(),
                 7 => self.other_root(slot, frame),
                 8 => self.large_page(frame),
-                9 => self.ignore_protection(slot, frame),
+                // CPL 3 is bound by write protection in any case.
+                9 if !ring0::is_present() => self.ignore_protection(slot, frame),
                 10 => self.move_leaves(),
                 11 => self.detach_leaves(slot, frame),
                 _ => self.demand.touch(&worker.vcpu.demand, &mut self.rng),

@@ -13,6 +13,7 @@ use super::injected::Injected;
 use super::machine::Machine;
 use super::stress::{Course, Detection, PeersReport, StormCount};
 use super::violations::{self, Check, Violation, Violations};
+use crate::direct_mmu::DirectStats;
 use crate::host_mm::MmStats;
 use crate::iotlb::IotlbStats;
 use crate::shadow_mmu::ShadowStats;
@@ -48,6 +49,7 @@ pub(crate) struct Report {
     pub(crate) vms: VmsReport,
     pub(crate) host: MmStats,
     pub(crate) shadow: ShadowStats,
+    pub(crate) direct: DirectStats,
     pub(crate) dma: DmaStats,
     pub(crate) iotlb: IotlbStats,
     pub(crate) fault_latency: LatencyReports,
@@ -70,6 +72,8 @@ pub(crate) struct Report {
 /// What was run.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct ConfigReport {
+    /// How the guest's memory was mapped.
+    pub(crate) paging: String,
     pub(crate) memory_bytes: u64,
     pub(crate) host_memory_bytes: u64,
     pub(crate) swap_bytes: u64,
@@ -189,6 +193,7 @@ impl Report {
             vms: VmsReport::new(&fleet.records(), course.population, fleet.merged_across()),
             host: figures.host,
             shadow: figures.shadow,
+            direct: figures.direct,
             dma: figures.dma,
             iotlb: figures.iotlb,
             fault_latency: LatencyReports::new(&fleet.fault_latency()),
@@ -251,6 +256,7 @@ impl ConfigReport {
     fn new(config: &StressConfig) -> Self {
         let StressConfig { machine, .. } = config;
         Self {
+            paging: machine.paging.name(),
             memory_bytes: machine.vm.memory_bytes,
             host_memory_bytes: machine.host.host_memory_bytes,
             swap_bytes: machine.host.swap.bytes,

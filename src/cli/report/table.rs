@@ -72,18 +72,32 @@ fn figures(report: &Report) -> String {
         row("IOTLB: entries removed by invalidations", report.iotlb.invalidated);
         row("IOTLB: flushes that waited", report.iotlb.waits);
     }
-    row("faults: read", report.faults.read);
-    row("faults: write", report.faults.write);
-    row("faults: execute", report.faults.execute);
-    row("faults: the guest's own", report.faults.guest);
-    row("mapped ahead of a fault", report.shadow.fault_around);
-    row("faults started over", report.shadow.retries);
+    if report.direct.faults > 0 {
+        row("faults of the window", report.direct.faults);
+        row("faults that had to wait", report.direct.handed_over);
+        row("mapped ahead of a fault", report.direct.fault_around);
+        row("faults started over", report.direct.retries);
+    } else {
+        row("faults: read", report.faults.read);
+        row("faults: write", report.faults.write);
+        row("faults: execute", report.faults.execute);
+        row("faults: the guest's own", report.faults.guest);
+        row("mapped ahead of a fault", report.shadow.fault_around);
+        row("faults started over", report.shadow.retries);
+    }
     for storm in &report.storms {
         row(&format!("storm: {}, pages tried", storm.kind), storm.tried);
         row(&format!("storm: {}, pages done", storm.kind), storm.done);
     }
-    row("SPTEs zapped by invalidations", report.shadow.invalidated);
-    row("SPTEs made read-only by cleaning", report.shadow.write_protected);
+    if report.direct.faults > 0 {
+        row("mappings ended by invalidations", report.direct.invalidated);
+        row("pages write-protected", report.direct.write_protected);
+        row("pages removed from the window", report.direct.removed);
+        row("ranges zapped for ageing", report.direct.aged_zaps);
+    } else {
+        row("SPTEs zapped by invalidations", report.shadow.invalidated);
+        row("SPTEs made read-only by cleaning", report.shadow.write_protected);
+    }
     row("pages evicted", report.host.evictions);
     row("pages cleaned", report.host.cleans);
     if report.host.failed_evictions > 0 {

@@ -16,6 +16,7 @@ pub(crate) fn report() -> Report {
         seconds: 10.0,
         worked_seconds: 9.0,
         config: ConfigReport {
+            paging: "shadow".to_owned(),
             memory_bytes: 512 << 20,
             host_memory_bytes: 128 << 20,
             swap_bytes: 1 << 30,
@@ -47,6 +48,7 @@ pub(crate) fn report() -> Report {
         vms: VmsReport::default(),
         host: MmStats { swap_ins: 5, ..MmStats::default() },
         shadow: ShadowStats::default(),
+        direct: crate::direct_mmu::DirectStats::default(),
         dma: DmaStats { operations: 777, bytes: 777 << 12, ..DmaStats::default() },
         iotlb: IotlbStats { hits: 3000, installs: 700, upgrades: 11, ..IotlbStats::default() },
         fault_latency: LatencyReports {

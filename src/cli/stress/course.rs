@@ -225,6 +225,7 @@ fn early_end(outcome: &Outcome) -> Violation {
 fn bad_outcome(outcome: &Outcome) -> Violation {
     match outcome {
         Outcome::PoweredOff => Violation::of_run("the guest powered off"),
+        Outcome::Rebooted => Violation::of_run("the guest reset its machine"),
         Outcome::GuestExit(code) => {
             Violation::of_run(format!("the guest gave up with exit code {code}"))
         }
@@ -312,7 +313,7 @@ impl Watch {
         self.status = Status {
             sweeping: self.status.sweeping,
             verified: figures.guest.verified,
-            faults: figures.vcpus.faults(),
+            faults: figures.faults,
             evictions: figures.host.evictions,
             resident_bytes: resident,
             violations: found.map_or(0, |(_, count)| count),

@@ -21,7 +21,7 @@ use crate::sys::signal::StopNotice;
 pub(crate) use course::{Course, Detection};
 pub(crate) use peers::PeersReport;
 pub(crate) use population::PopulationCount;
-pub(crate) use storm::StormCount;
+pub(crate) use storm::{StormCount, Storms};
 
 /// Runs the stress test and returns the exit code.
 ///

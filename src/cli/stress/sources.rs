@@ -51,7 +51,7 @@ pub(super) fn source(
             frames.iter().try_fold(0, |done, &pfn| Ok(done + count(mm.merge_zero_frame(pfn)?)))
         }),
         // The guest's part: it gives pages back of its own accord.
-        Invalidate::Free | Invalidate::None => return Ok(None),
+        Invalidate::Free | Invalidate::Remove | Invalidate::None => return Ok(None),
     }))
 }
 

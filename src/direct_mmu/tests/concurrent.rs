@@ -13,7 +13,7 @@ use crate::addr::{Gfn, PAGE_SIZE, Pfn};
 use crate::direct_mmu::DirectConfig;
 use crate::host_mm::{HostMmConfig, Sabotage};
 use crate::sync::lock;
-use crate::sys::foreign;
+use crate::sys::memory;
 
 /// The version that each page has now; 0 is zeros. Holding its lock, a thread is alone with the page.
 struct Ledger(Vec<Mutex<u64>>);
@@ -41,7 +41,7 @@ impl Ledger {
             1 if removes => {
                 *version = 0;
                 let offset = usize::try_from(number).unwrap() * PAGE_SIZE;
-                foreign::remove(rig.window().region(), offset, PAGE_SIZE).unwrap();
+                memory::remove(rig.window().region(), offset, PAGE_SIZE).unwrap();
                 // The guest need not wait: only those who do not use the window.
                 if rng.random() {
                     return rig.read(number) == page(0) && found == expected;

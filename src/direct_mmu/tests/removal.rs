@@ -10,6 +10,7 @@ use crate::direct_mmu::shard::{Deferral, Noted};
 use crate::host_mm::{HostMmConfig, Sabotage};
 use crate::sync::lock;
 use crate::sys::foreign;
+use crate::sys::memory;
 
 /// Removes four pages of the window: in a frame, in swap, back from swap and clean, and untouched.
 fn remove_four(rig: &Rig) {
@@ -19,7 +20,7 @@ fn remove_four(rig: &Rig) {
     rig.evict(21);
     rig.evict(22);
     assert!(rig.read(22) == page(22));
-    foreign::remove(rig.window().region(), 20 * PAGE_SIZE, 4 * PAGE_SIZE).unwrap();
+    memory::remove(rig.window().region(), 20 * PAGE_SIZE, 4 * PAGE_SIZE).unwrap();
 }
 
 #[test]
@@ -108,7 +109,7 @@ fn a_zap_beside_removals_of_the_same_range_tells_them_apart() {
         rig.evict(41);
         thread::scope(|scope| {
             scope.spawn(|| mmu.zap(&mmu.shards[0], 40..43).unwrap());
-            foreign::remove(rig.window().region(), 41 * PAGE_SIZE, PAGE_SIZE).unwrap();
+            memory::remove(rig.window().region(), 41 * PAGE_SIZE, PAGE_SIZE).unwrap();
             assert!(rig.read(41) == page(0), "round {round}");
         });
         assert!(rig.read(40) == page(round) && rig.read(42) == page(round));

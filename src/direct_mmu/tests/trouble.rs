@@ -112,7 +112,7 @@ fn the_end_lets_everybody_go() {
         let stopped = stop.clone();
         let remover = thread::spawn(move || {
             while !stopped.load(Ordering::SeqCst) {
-                crate::sys::foreign::remove(&region, 8 * PAGE_SIZE, 8 * PAGE_SIZE).unwrap();
+                crate::sys::memory::remove(&region, 8 * PAGE_SIZE, 8 * PAGE_SIZE).unwrap();
                 // Else hardly a change of the page tables would come in between.
                 thread::sleep(Duration::from_micros(200));
             }

@@ -85,7 +85,7 @@ pub enum DiskError {
 
 /// Where a disk's content is. Reads and writes may be short, as those of files; the whole of a range
 /// is [`FileExt::read_exact_at`] and [`FileExt::write_all_at`].
-pub(in crate::virtio) trait Disk: FileExt + Send + Sync {
+pub(crate) trait Disk: FileExt + Send + Sync {
     /// Returns once everything that was written is durable.
     ///
     /// # Errors

@@ -19,7 +19,8 @@ use virtio_bindings::bindings::virtio_blk::{
 
 pub use disk::{DiskError, DiskMode};
 
-use disk::{Disk, FileDisk, SECTOR_BYTES};
+pub(crate) use disk::Disk;
+use disk::{FileDisk, SECTOR_BYTES};
 
 use super::device::{Device, read_bytes};
 use super::rings::{Request, Trouble};
@@ -98,7 +99,7 @@ impl Block {
     }
 
     /// The same on a disk of another kind, of so many bytes.
-    pub(super) fn on(disk: Box<dyn Disk>, bytes: u64, mode: DiskMode, serial: &str) -> Self {
+    pub(crate) fn on(disk: Box<dyn Disk>, bytes: u64, mode: DiskMode, serial: &str) -> Self {
         let mut padded = [0; VIRTIO_BLK_ID_BYTES as usize];
         for (to, from) in padded.iter_mut().zip(serial.bytes()) {
             *to = from;

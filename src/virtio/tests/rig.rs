@@ -1,6 +1,5 @@
 //! A driver: the other end of the registers and rings.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -119,7 +118,6 @@ pub(super) struct Driver {
     pub(super) object: Arc<MemoryObject>,
     pub(super) line: Arc<Line>,
     rings: Mutex<Vec<Ring>>,
-    errors: AtomicU64,
 }
 
 /// Where the rings are; each queue has four pages.
@@ -132,13 +130,7 @@ impl Driver {
     pub(super) fn new(device: Arc<dyn Device>, object: &Arc<MemoryObject>) -> Self {
         let line = Arc::new(Line::default());
         let transport = MmioTransport::new(device, object.clone(), line.clone()).unwrap();
-        Self {
-            transport,
-            object: object.clone(),
-            line,
-            rings: Mutex::default(),
-            errors: AtomicU64::new(0),
-        }
+        Self { transport, object: object.clone(), line, rings: Mutex::default() }
     }
 
     /// One that has accepted these features, and set up all queues with so many entries.
@@ -334,14 +326,5 @@ impl Driver {
 
     pub(super) fn needs_reset(&self) -> bool {
         self.get(regs::VIRTIO_MMIO_STATUS) & NEEDS_RESET != 0
-    }
-
-    /// Counts a wrong byte.
-    pub(super) fn note_error(&self) {
-        self.errors.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn errors(&self) -> u64 {
-        self.errors.load(Ordering::Relaxed)
     }
 }

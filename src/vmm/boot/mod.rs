@@ -13,6 +13,7 @@ use crate::addr::Gpa;
 use crate::host_mm::{MemoryObject, MmError};
 
 pub use elf::{Image, MAX_IMAGE_BYTES, Segment};
+pub use page_tables::BootMap;
 
 /// Images made by hand, for tests.
 #[cfg(test)]
@@ -131,11 +132,16 @@ pub enum BootError {
     Memory(#[from] MmError),
 }
 
-/// Loads `image` and everything that its entry expects into `object`.
+/// Loads `image` and everything that its entry expects into `object`, with page tables of this kind.
 ///
 /// # Errors
 /// [`BootError`]: the command line does not fit, or the host fails.
-pub fn load(object: &MemoryObject, image: &Image<'_>, cmdline: &[u8]) -> Result<(), BootError> {
+pub fn load(
+    object: &MemoryObject,
+    image: &Image<'_>,
+    cmdline: &[u8],
+    map: BootMap,
+) -> Result<(), BootError> {
     let cmdline = boot_params::terminated(cmdline)?;
     for segment in image.segments() {
         // The rest of the segment, its zeros, needs no writing: fresh memory is zero.
@@ -144,7 +150,7 @@ pub fn load(object: &MemoryObject, image: &Image<'_>, cmdline: &[u8]) -> Result<
     object.write(Gpa::new(abi::CMDLINE_GPA), &cmdline)?;
     let params = boot_params::build(object.bytes(), cmdline.len());
     object.write(Gpa::new(abi::BOOT_PARAMS_GPA), &params)?;
-    for (gpa, table) in page_tables::build() {
+    for (gpa, table) in page_tables::build(map) {
         object.write(gpa, &table)?;
     }
     Ok(())

@@ -5,7 +5,7 @@
 //! ones and swallows writes, and is counted. A console that fails loses output, nothing else.
 
 pub(super) mod dma;
-mod serial;
+pub(super) mod serial;
 
 use std::io::Write;
 use std::sync::Arc;

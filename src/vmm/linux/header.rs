@@ -76,6 +76,9 @@ impl Plan {
         }
         let needed = u64::from(header.init_size).max(bytes);
         let end = load_at + needed;
+        if end > layout::MAPPED_AT_ENTRY {
+            return damaged("init_size", needed);
+        }
         if end > memory_bytes {
             return Err(LinuxError::KernelTooLarge { end, memory_bytes });
         }

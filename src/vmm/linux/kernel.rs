@@ -93,13 +93,18 @@ impl<'a> Kernel<'a> {
         let form = if header::is_bzimage(image) {
             Form::BzImage(header::Plan::new(image, memory_bytes)?)
         } else {
-            let checked = Image::parse(image, memory_bytes).map_err(|error| match error {
-                BootError::NotElf { .. } => LinuxError::NotAKernel,
-                BootError::OutsideRam { start, bytes, min, .. } if start >= min => {
-                    LinuxError::KernelTooLarge { end: start.saturating_add(bytes), memory_bytes }
-                }
-                error => error.into(),
-            })?;
+            let checked = Image::parse(image, memory_bytes.min(layout::MAPPED_AT_ENTRY)).map_err(
+                |error| match error {
+                    BootError::NotElf { .. } => LinuxError::NotAKernel,
+                    BootError::OutsideRam { start, bytes, min, .. } if start >= min => {
+                        LinuxError::KernelTooLarge {
+                            end: start.saturating_add(bytes),
+                            memory_bytes,
+                        }
+                    }
+                    error => error.into(),
+                },
+            )?;
             Form::Vmlinux(checked)
         };
         Ok(Self { image, form, memory_bytes })
@@ -155,13 +160,13 @@ impl<'a> Kernel<'a> {
             Form::Vmlinux(image) => {
                 let staging = Staging::new(layout::HIGH_MEMORY, self.end())?;
                 let loaded = Elf::load(&staging.memory, None, &mut file, None).map_err(refused)?;
-                for segment in image.segments() {
-                    staging.copy(object, segment.start, segment.contents.len() as u64)?;
-                }
                 let entry = match loaded.pvh_boot_cap {
                     PvhBootCapability::PvhEntryPresent(GuestAddress(entry)) => self.pvh(entry)?,
                     _ => Entry::Long(image.entry()),
                 };
+                for segment in image.segments() {
+                    staging.copy(object, segment.start, segment.contents.len() as u64)?;
+                }
                 Ok(Loaded { entry, setup_header: None })
             }
         }

@@ -5,7 +5,7 @@
 //! | 0x500 | descriptor table of the entry |
 //! | 0x6000 | PVH: `hvm_start_info`, its list of modules and its memory map |
 //! | 0x7000 | `boot_params` |
-//! | 0x9000 | page tables of the entry, three pages |
+//! | 0x9000 | page tables of the entry, five pages |
 //! | 0x2_0000 | command line |
 //! | 0xe_0000 | ACPI tables, in the area that is reserved on a PC |
 //! | 0x10_0000 | kernel and initial RAM disk, up to the end of RAM |
@@ -29,7 +29,10 @@ pub(super) const CMDLINE: u64 = abi::CMDLINE_GPA;
 /// The root system description pointer, and after it the ACPI tables.
 pub(super) const ACPI: u64 = 0xe_0000;
 /// First byte that the ACPI tables may not use.
+#[cfg(test)]
 pub(super) const ACPI_END: u64 = 0xf_0000;
+/// What the page tables of the entry map, in bytes: the kernel has to be in there.
+pub(super) const MAPPED_AT_ENTRY: u64 = 1 << 30;
 /// Where kernels may be.
 pub(super) const HIGH_MEMORY: u64 = abi::KERNEL_MIN_GPA;
 

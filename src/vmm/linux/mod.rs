@@ -6,15 +6,18 @@
 //! from its first byte.
 
 mod acpi;
-mod cpuid;
+mod board;
 mod error;
 mod header;
 mod initrd;
 mod kernel;
 pub mod layout;
+mod line;
+mod machine;
 mod power;
 mod pvh;
 mod registers;
+mod room;
 mod zero_page;
 
 use std::ops::Range;
@@ -23,12 +26,14 @@ use vm_memory::ByteValued;
 
 use crate::addr::Gpa;
 use crate::host_mm::MemoryObject;
-use crate::vmm::boot;
+use crate::vmm::boot::{self, BootMap};
 
 pub use error::LinuxError;
 pub use kernel::KernelKind;
+pub use machine::{LinuxInput, LinuxVm};
 
-use kernel::{Entry, Kernel};
+pub(crate) use kernel::Entry;
+use kernel::Kernel;
 
 /// What a Linux guest is booted from.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +94,7 @@ pub(crate) fn load(object: &MemoryObject, image: &LinuxImage<'_>) -> Result<Entr
         Entry::Long(_) => {
             let params = zero_page::build(loaded.setup_header, &memory);
             pieces.push((layout::BOOT_PARAMS, params.as_slice().to_vec()));
-            let tables = boot::identity_map();
+            let tables = boot::identity_map(BootMap::FirstGib).into_iter();
             pieces.extend(tables.map(|(gpa, table)| (gpa.as_u64(), table.to_vec())));
         }
     }

@@ -113,7 +113,7 @@ pub(crate) struct PlainMachine {
     starts: Vec<Option<Registers>>,
     threads: Vec<JoinHandle<()>>,
     kvm: KvmVm,
-    paging: DirectMmu,
+    paging: Arc<DirectMmu>,
     shared: Arc<Shared>,
     kickers: Vec<Arc<Kicker>>,
     irqchip: bool,
@@ -173,7 +173,7 @@ impl PlainMachine {
             let error = VmError::Paging { sentence: error.to_string(), is_corruption };
             ender.end(Outcome::Failed(error));
         };
-        let paging = DirectMmu::new(paging, object, view, on_failure)?;
+        let paging = Arc::new(DirectMmu::new(paging, object, view, on_failure)?);
         Ok(Self { vcpus, starts, threads: Vec::new(), kvm, paging, shared, kickers, irqchip })
     }
 
@@ -218,6 +218,12 @@ impl PlainMachine {
         self.shared.roster.take_outcome()
     }
 
+    /// Waits until the machine is over and its threads are done, without taking the outcome; false
+    /// when `timeout` passes first, or it was never started.
+    pub(crate) fn is_over(&self, timeout: Option<Duration>) -> bool {
+        !self.threads.is_empty() && self.wait_for_threads(timeout)
+    }
+
     /// Whether every thread was done in time.
     fn wait_for_threads(&self, timeout: Option<Duration>) -> bool {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -259,7 +265,7 @@ impl PlainMachine {
     }
 
     /// How its memory is paged.
-    pub(crate) fn paging(&self) -> &DirectMmu {
+    pub(crate) fn paging(&self) -> &Arc<DirectMmu> {
         &self.paging
     }
 

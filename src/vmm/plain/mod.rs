@@ -15,6 +15,6 @@ mod machine;
 mod registers;
 mod vcpu;
 
-pub(crate) use bus::{Action, Bus};
-pub(crate) use machine::{PlainConfig, PlainMachine, Slot};
+pub(crate) use bus::{Action, Bus, StartVcpu};
+pub(crate) use machine::{Ender, PlainConfig, PlainMachine, Slot};
 pub(crate) use registers::Registers;

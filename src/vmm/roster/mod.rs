@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn the_first_outcome_stands_and_wakes_waiters() {
-        let roster = Roster::new(1);
+        let roster = Roster::<StartRequest>::new(1);
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| roster.wait_for_start(0));
             roster.end(Outcome::GuestExit(3));

@@ -1,0 +1,142 @@
+//! `gnomon boot` of a Linux kernel, resolved against this host.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::cli::args::{BootArgs, Invalidate, PagingMode, name_of};
+use crate::cli::config::{self, Sizes, UsageError, refuse};
+use crate::cli::limits::HostLimits;
+use crate::cli::values::size;
+use crate::host_mm::HostMmConfig;
+use crate::virtio::DiskMode;
+use crate::vmm::linux::KernelKind;
+use crate::vmm::linux::layout::{MAX_MEMORY_BYTES, MAX_VIRTIO_DEVICES};
+
+/// A guest that boots Linux, ready to run.
+pub(crate) struct LinuxConfig {
+    pub(super) kernel: Vec<u8>,
+    pub(super) initrd: Option<Vec<u8>>,
+    pub(super) cmdline: String,
+    pub(super) vcpus: usize,
+    pub(super) disks: Vec<DiskArg>,
+    pub(super) balloon: bool,
+    /// Kinds of invalidation that are forced on its pages, and how many pages a second of each.
+    pub(super) storm: Vec<Invalidate>,
+    pub(super) storm_rate: u32,
+    pub(super) seed: u64,
+    pub(super) host: HostMmConfig,
+    pub(super) warnings: Vec<String>,
+}
+
+/// `FILE[,ro]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DiskArg {
+    pub(super) path: PathBuf,
+    pub(super) mode: DiskMode,
+}
+
+impl FromStr for DiskArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (path, mode) = match text.rsplit_once(',') {
+            Some((path, "ro")) => (path, DiskMode::ReadOnly),
+            Some((path, "rw")) => (path, DiskMode::ReadWrite),
+            // A comma may be part of a name.
+            _ => (text, DiskMode::ReadWrite),
+        };
+        if path.is_empty() {
+            return Err("name a file, with ,ro behind it for one that is only read".to_owned());
+        }
+        Ok(Self { path: path.into(), mode })
+    }
+}
+
+/// Resolves `gnomon boot` if it names a Linux kernel; `None` if it names another, or none.
+pub(crate) fn resolve(
+    args: &BootArgs,
+    limits: &HostLimits,
+) -> Result<Option<LinuxConfig>, UsageError> {
+    let kernel = args.kernel.as_deref().map(config::read_kernel).transpose()?;
+    let kernel = match kernel {
+        Some(kernel) if KernelKind::of(&kernel).is_linux() => kernel,
+        _ => {
+            refuse_linux_options(args)?;
+            return Ok(None);
+        }
+    };
+    config::refuse_peer_faults(&args.host, "boot serves no peers: use stress --export-socket")?;
+    if args.host.paging == PagingMode::Shadow {
+        refuse!(
+            "--paging shadow is for guests that keep to the guest ABI, and Linux does not: leave it out"
+        );
+    }
+    let devices = args.disk.len() + usize::from(args.balloon);
+    if devices > MAX_VIRTIO_DEVICES {
+        refuse!("{devices} devices: a Linux guest has at most {MAX_VIRTIO_DEVICES}; name fewer");
+    }
+    if args.memory.bytes() > MAX_MEMORY_BYTES {
+        refuse!(
+            "--memory {} is more than a Linux guest can have: give at most {}",
+            args.memory,
+            size(MAX_MEMORY_BYTES)
+        );
+    }
+    let storm = match config::invalidations(&args.storm)? {
+        kinds if kinds.iter().all(|kind| can_storm(*kind)) => kinds,
+        kinds => {
+            let other = kinds.into_iter().find(|kind| !can_storm(*kind)).map(name_of);
+            refuse!(
+                "--storm {}: the pages of a Linux guest keep their frames; choose of reclaim, clean",
+                other.unwrap_or_default()
+            );
+        }
+    };
+    let sizes =
+        Sizes { memory: args.memory, host_memory: args.host_memory, vcpus: args.vcpus, vms: 1 };
+    let cmdline = args.cmdline.clone().unwrap_or_default();
+    config::check_cmdline(&cmdline)?;
+    let seed = args.seed.unwrap_or_else(config::new_seed);
+    // With the kernel it knows that paging is direct.
+    let machine = config::machine(&sizes, &args.host, limits, kernel.into(), cmdline, seed)?;
+    Ok(Some(LinuxConfig {
+        kernel: machine.vm.kernel.into_owned(),
+        initrd: args
+            .initrd
+            .as_deref()
+            .map(|path| config::read_file("--initrd", path, args.memory.bytes()))
+            .transpose()?,
+        cmdline: machine.vm.cmdline,
+        vcpus: machine.vm.vcpus,
+        disks: args.disk.clone(),
+        balloon: args.balloon,
+        host: HostMmConfig { check_evictions: !storm.is_empty(), ..machine.host },
+        storm,
+        storm_rate: args.storm_rate,
+        seed,
+        warnings: machine.warnings,
+    }))
+}
+
+/// What can be done to pages that keep their frames.
+fn can_storm(kind: Invalidate) -> bool {
+    matches!(kind, Invalidate::Reclaim | Invalidate::Clean)
+}
+
+/// Refuses what only Linux guests have.
+fn refuse_linux_options(args: &BootArgs) -> Result<(), UsageError> {
+    let given = [
+        ("--initrd", args.initrd.is_some()),
+        ("--disk", !args.disk.is_empty()),
+        ("--balloon", args.balloon),
+        ("--storm", !args.storm.is_empty()),
+    ];
+    if let Some((option, _)) = given.into_iter().find(|(_, is_given)| *is_given) {
+        let why = match &args.kernel {
+            None => "name one with --kernel".to_owned(),
+            Some(path) => format!("--kernel {} is none", path.display()),
+        };
+        refuse!("{option} is for a Linux kernel, a bzImage or vmlinux: {why}");
+    }
+    Ok(())
+}

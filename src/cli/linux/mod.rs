@@ -1,0 +1,224 @@
+//! `gnomon boot` of a Linux kernel: its console at standard input and output.
+//!
+//! Guarantee: the exit code is 0 if the guest powered off, reset its machine or was ended by Ctrl-A x,
+//! unless a check found something; 128 + N after signal N; 1 otherwise. A summary on standard error
+//! tells how it went, after the terminal has been given back.
+
+mod config;
+mod console;
+mod escape;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::boot::{KILL_TIMEOUT, TICK, frames_line, swap_line};
+use super::config::UsageError;
+use super::fleet::Objects;
+use super::machine::{from_mm, from_vm};
+use super::output::{self, StdoutConsole, printable};
+use super::paging::Paging;
+use super::stress::Storms;
+use super::values::human_count;
+use super::violations::{self, Check, Violations};
+use super::{EXIT_FAILURE, boot, exit_code_of_signal, injected};
+use crate::direct_mmu::DirectConfig;
+use crate::host_mm::{HostMm, MemoryObject, MmError};
+use crate::sys::signal::StopNotice;
+use crate::virtio::{Balloon, Block, Device};
+use crate::vmm::linux::{LinuxImage, LinuxVm};
+use crate::vmm::{Outcome, Removal, VmError};
+
+pub(crate) use config::{DiskArg, LinuxConfig, resolve};
+use console::Console;
+
+/// That of every Linux guest.
+const PAGING: Paging = Paging::Direct(Removal::Free);
+
+fn refused_memory(error: MmError) -> anyhow::Error {
+    from_mm(error, PAGING)
+}
+
+/// Host memory whose background reclaim ends with this.
+struct Memory(Arc<HostMm>);
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // The last to hold host memory removes the swap file; that must be this thread.
+        self.0.stop_background_reclaim();
+    }
+}
+
+/// How a run ended.
+enum End {
+    /// By the guest, or by something that went wrong.
+    Outcome(Outcome),
+    /// By a signal.
+    Signal(i32),
+    /// By the user at the console.
+    Typed,
+    /// A vCPU did not stop.
+    Stuck,
+}
+
+/// Boots the guest, waits for its end and returns the exit code.
+///
+/// # Errors
+/// If the guest cannot be started.
+pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
+    let stop = StopNotice::install()?;
+    // Disks before memory: what the user can mend is said first.
+    let disks = open_disks(&config.disks)?;
+    let memory = Memory(HostMm::new(config.host.clone()).map_err(refused_memory)?);
+    let object = memory.0.create_object(mm_bytes(&config)).map_err(refused_memory)?;
+    let balloon = config.balloon.then(|| Arc::new(Balloon::new(object.clone())));
+    let devices = disks.into_iter().chain(balloon.clone().map(|it| it as Arc<dyn Device>));
+    let mut vm = make(&config, &object, devices.collect())?;
+    memory.0.start_background_reclaim().map_err(refused_memory)?;
+    for warning in &config.warnings {
+        output::note(warning);
+    }
+    if let Some(line) = injected::announcement(&config.host.inject) {
+        output::note(line);
+    }
+    let LinuxConfig { storm, storm_rate, seed, host, .. } = config;
+    let objects = Arc::<Objects>::default();
+    objects.add(vm.object());
+    let mut storms = Storms::start(&memory.0, &objects, &storm, storm_rate, seed)?;
+    let console = Console::open(vm.input())?;
+    let begun = Instant::now();
+    vm.start()?;
+    let end = wait(&mut vm, stop, &console);
+    let elapsed = begun.elapsed();
+    storms.stop();
+    drop(console);
+    output::flush();
+
+    let found = collect(&vm, &memory.0, &storms);
+    let stats = memory.0.stats();
+    output::note(format!("{} after {:.2} s", end.sentence(), elapsed.as_secs_f64()));
+    let paging = vm.paging().stats();
+    output::note(format!(
+        "faults: {} on the window; {} pages mapped, {} made writable, {} taken away",
+        human_count(paging.faults),
+        human_count(paging.installs),
+        human_count(paging.upgrades),
+        human_count(paging.invalidated)
+    ));
+    output::note(swap_line(&stats));
+    output::note(frames_line(&stats, host.host_memory_bytes));
+    if let Some(balloon) = balloon {
+        let stats = balloon.stats();
+        output::note(format!(
+            "balloon: {} pages put in, {} reported free; {} given up",
+            human_count(stats.inflated),
+            human_count(stats.reported),
+            human_count(stats.given_up)
+        ));
+    }
+    for count in storms.counts() {
+        output::note(format!(
+            "storm {}: {} pages of {} tried",
+            count.kind,
+            human_count(count.done),
+            human_count(count.tried)
+        ));
+    }
+    for failure in vm.device_failures() {
+        output::note(printable(&failure));
+    }
+    for line in boot::complaints(&found, vm.lost_console_bytes()) {
+        output::note(line);
+    }
+    Ok(end.exit_code(&found))
+}
+
+fn open_disks(disks: &[DiskArg]) -> anyhow::Result<Vec<Arc<dyn Device>>> {
+    let mut opened: Vec<Arc<dyn Device>> = Vec::new();
+    for (index, disk) in disks.iter().enumerate() {
+        let block = Block::open(&disk.path, disk.mode, &format!("gnomon-disk{index}"))
+            .map_err(|error| UsageError(format!("--disk: {error}")))?;
+        opened.push(Arc::new(block));
+    }
+    Ok(opened)
+}
+
+fn make(
+    config: &LinuxConfig,
+    object: &Arc<MemoryObject>,
+    devices: Vec<Arc<dyn Device>>,
+) -> anyhow::Result<LinuxVm> {
+    let image = LinuxImage {
+        kernel: &config.kernel,
+        initrd: config.initrd.as_deref(),
+        cmdline: config.cmdline.as_bytes(),
+        vcpus: config.vcpus,
+        devices: devices.len(),
+    };
+    let console = Box::new(StdoutConsole::new());
+    let vm = LinuxVm::new(&image, object, DirectConfig::default(), devices, console);
+    vm.map_err(|error| match error {
+        VmError::Linux(error) => UsageError(format!("cannot boot Linux: {error}")).into(),
+        other => from_vm(other, PAGING),
+    })
+}
+
+fn mm_bytes(config: &LinuxConfig) -> u64 {
+    match config.host.placement {
+        crate::host_mm::Placement::Identity { guest_bytes } => guest_bytes,
+        crate::host_mm::Placement::Anywhere => 0,
+    }
+}
+
+/// Waits for the end of the guest, a signal, or Ctrl-A x.
+fn wait(vm: &mut LinuxVm, stop: StopNotice, console: &Console) -> End {
+    loop {
+        if let Some(outcome) = vm.wait(Some(TICK)) {
+            return End::Outcome(outcome);
+        }
+        let asked = match stop.signal() {
+            Some(signal) => End::Signal(signal),
+            None if console.is_ended() => End::Typed,
+            None => continue,
+        };
+        vm.kill();
+        return match vm.wait(Some(KILL_TIMEOUT)) {
+            Some(Outcome::Killed) => asked,
+            // It was faster.
+            Some(outcome) => End::Outcome(outcome),
+            None => End::Stuck,
+        };
+    }
+}
+
+impl End {
+    fn sentence(&self) -> String {
+        match self {
+            Self::Outcome(outcome) => boot::how_it_ended(Some(outcome), None),
+            Self::Signal(signal) => boot::how_it_ended(Some(&Outcome::Killed), Some(*signal)),
+            Self::Typed => "the guest was ended by Ctrl-A x".to_owned(),
+            Self::Stuck => boot::how_it_ended(None, None),
+        }
+    }
+
+    fn exit_code(&self, found: &Violations) -> u8 {
+        let code = match self {
+            Self::Outcome(outcome) => outcome.exit_code(),
+            Self::Signal(signal) => return exit_code_of_signal(*signal),
+            Self::Typed => 0,
+            Self::Stuck => EXIT_FAILURE,
+        };
+        if code == 0 && found.total > 0 { EXIT_FAILURE } else { code }
+    }
+}
+
+/// Everything that the checks have found; no vCPU runs any more.
+fn collect(vm: &LinuxVm, mm: &HostMm, storms: &Storms) -> Violations {
+    let resident = mm.resident_bytes().unwrap_or(0);
+    let mut found = violations::of_host(mm, resident);
+    found.add(Check::ReverseMap, vm.check_reverse_map(), 0);
+    found.add(Check::Run, storms.counts().into_iter().filter_map(|count| count.broken), 0);
+    found
+}
+
+#[cfg(test)]
+mod tests;

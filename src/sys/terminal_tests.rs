@@ -1,0 +1,114 @@
+//! Each test runs a child, the same test program with a variable set, on a terminal of its own: the
+//! settings are the terminal's, and the handlers the process's.
+
+use super::*;
+use crate::sys::signal::StopNotice;
+use nix::pty::openpty;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, Stdio};
+
+/// Makes a test the child, and says which way it is to end.
+const WAY: &str = "GNOMON_TEST_TERMINAL";
+const NAME: &str = "sys::terminal::tests::the_terminal_is_as_before_whichever_way_a_process_ends";
+
+fn is_raw(terminal: &OwnedFd) -> bool {
+    let flags = termios::tcgetattr(terminal).unwrap().local_flags;
+    let raw = !flags.contains(LocalFlags::ICANON);
+    assert_eq!(raw, !flags.contains(LocalFlags::ECHO));
+    assert_eq!(raw, !flags.contains(LocalFlags::ISIG));
+    raw
+}
+
+fn child(way: &str, terminal: &OwnedFd) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", NAME, "--nocapture", "--test-threads=1"]).env(WAY, way);
+    command.stdin(Stdio::from(terminal.try_clone().unwrap()));
+    command.stdout(Stdio::piped()).stderr(Stdio::null());
+    // A group that no terminal controls: what happens to it is not this test program's.
+    command.process_group(0);
+    command.spawn().unwrap()
+}
+
+/// Reads up to the line that says that the terminal is raw.
+fn await_raw(child: &mut Child) {
+    let mut seen = String::new();
+    let stdout = child.stdout.as_mut().unwrap();
+    while !seen.contains("now raw") {
+        let mut byte = [0];
+        assert_eq!(stdout.read(&mut byte).unwrap(), 1, "{seen}");
+        seen.push(char::from(byte[0]));
+    }
+}
+
+#[test]
+fn the_terminal_is_as_before_whichever_way_a_process_ends() {
+    if let Ok(way) = std::env::var(WAY) {
+        run_child(&way);
+        return;
+    }
+    use nix::sys::signal::Signal::{SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM};
+    for way in ["drop", "panic", "nothing"] {
+        let pty = openpty(None, None).unwrap();
+        assert!(!is_raw(&pty.slave));
+        let mut child = child(way, &pty.slave);
+        await_raw(&mut child);
+        assert!(is_raw(&pty.slave), "{way}");
+        child.stdin.take();
+        // What the child waits for.
+        std::fs::File::from(pty.master.try_clone().unwrap()).write_all(b"x").unwrap();
+        let status = child.wait().unwrap();
+        // The last way is the fault that this test is there for: the value is forgotten.
+        assert_eq!(is_raw(&pty.slave), way == "nothing", "{way}: {status}");
+    }
+    for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGKILL] {
+        let pty = openpty(None, None).unwrap();
+        let mut child = child("signal", &pty.slave);
+        await_raw(&mut child);
+        assert!(is_raw(&pty.slave));
+        let id = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::kill(id, signal).unwrap();
+        // The child does not end by the first of them, and does nothing by itself.
+        if signal != SIGKILL {
+            let mut said = [0; 5];
+            child.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+            assert!(!is_raw(&pty.slave), "{signal}");
+            nix::sys::signal::kill(id, signal).unwrap();
+        }
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(signal as i32));
+        assert_eq!(is_raw(&pty.slave), signal == SIGKILL, "{signal}");
+    }
+}
+
+fn run_child(way: &str) {
+    let stop = StopNotice::install().unwrap();
+    let raw = RawTerminal::enter().unwrap().unwrap();
+    println!("now raw");
+    match way {
+        "signal" => {
+            assert!(stop.wait(None).unwrap());
+            print!("noted");
+            std::io::stdout().flush().unwrap();
+            std::mem::forget(raw);
+            loop {
+                std::thread::park();
+            }
+        }
+        "panic" => {
+            wait_for_key();
+            panic!("on purpose");
+        }
+        "nothing" => {
+            wait_for_key();
+            std::mem::forget(raw);
+        }
+        _ => wait_for_key(),
+    }
+}
+
+fn wait_for_key() {
+    let mut key = [0];
+    std::io::stdin().read_exact(&mut key).unwrap();
+}

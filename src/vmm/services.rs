@@ -1,0 +1,79 @@
+//! What the contract with the guest offers beside memory and processors, however its memory is paged:
+//! control block, ports, DMA device, hypercalls' books.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crate::host_mm::MemoryObject;
+use crate::iotlb::Iotlb;
+
+use super::devices::PortBus;
+use super::error::VmError;
+use super::hypercall::{Reports, VmObserver};
+use super::machine::ControlBlock;
+use super::vcpu::panic_message;
+use super::vm::Outcome;
+
+/// See the module's documentation.
+pub(super) struct Services {
+    pub(super) object: Arc<MemoryObject>,
+    pub(super) control: ControlBlock,
+    pub(super) bus: PortBus,
+    /// The DMA device's way to memory.
+    pub(super) iotlb: Arc<Iotlb>,
+    pub(super) reports: Reports,
+    pub(super) observer: Option<Arc<dyn VmObserver>>,
+    /// How pages that the guest gives back are taken.
+    pub(super) take_back: TakeBack,
+    pub(super) window_bytes: u64,
+    pub(super) vcpus: usize,
+}
+
+/// Takes pages that the guest has given back, by number of the first and count: they are zero when it
+/// returns.
+pub(super) type TakeBack = Box<dyn Fn(&MemoryObject, crate::addr::Gfn, u64) -> bool + Send + Sync>;
+
+/// The way of host memory itself.
+pub(super) fn free_pages() -> TakeBack {
+    Box::new(|object, first, count| object.free_pages(first, count).is_ok())
+}
+
+impl Services {
+    pub(super) fn observe(&self, tell: impl FnOnce(&dyn VmObserver)) {
+        if let Some(observer) = &self.observer {
+            tell(observer.as_ref());
+        }
+    }
+
+    /// Starts the DMA device's thread. A host that fails under it ends the VM as it does under a vCPU.
+    pub(super) fn start_device(
+        self: &Arc<Self>,
+        end: impl Fn(Outcome) + Send + 'static,
+    ) -> Result<JoinHandle<()>, VmError> {
+        let services = self.clone();
+        services.bus.dma().starting();
+        let thread = std::thread::Builder::new().name("dma".to_owned());
+        let spawned = thread.spawn(move || {
+            match catch_unwind(AssertUnwindSafe(|| services.bus.dma().serve())) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => end(Outcome::Failed(error.into())),
+                Err(panic) => {
+                    let message = panic_message(panic.as_ref());
+                    end(Outcome::Failed(VmError::DevicePanicked { message }));
+                }
+            }
+            services.bus.dma().over();
+        });
+        spawned.map_err(|source| {
+            self.bus.dma().over();
+            VmError::DeviceThread { source }
+        })
+    }
+
+    /// Waits until the device's thread is done; `false` when the deadline passes first.
+    pub(super) fn wait_for_device(&self, deadline: Option<Instant>) -> bool {
+        self.bus.dma().wait_until_over(deadline)
+    }
+}
