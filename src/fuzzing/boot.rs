@@ -11,7 +11,7 @@ use crate::abi;
 use crate::addr::{Gpa, PAGE_SIZE, PAGE_SIZE_U64};
 use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, SwapConfig};
 use crate::vmm::MIN_MEMORY_BYTES;
-use crate::vmm::boot::{BootError, Image, Segment, load};
+use crate::vmm::boot::{BootError, BootMap, Image, Segment, load};
 
 const ELF_HEADER_BYTES: usize = 64;
 const PROGRAM_HEADER_BYTES: usize = 56;
@@ -215,7 +215,7 @@ fn load_and_compare(image: &Image<'_>, segments: &[Naive<'_>], memory_bytes: u64
     let mm = HostMm::new(config).expect("host memory");
     let object = mm.create_object(memory_bytes).expect("guest memory");
     let fits = (cmdline.len() as u64) < abi::CMDLINE_BYTES && !cmdline.contains(&0);
-    match load(&object, image, cmdline) {
+    match load(&object, image, cmdline, BootMap::Everything) {
         Ok(()) => assert!(fits, "took a command line of {} bytes", cmdline.len()),
         Err(error @ (BootError::CmdlineTooLong { .. } | BootError::CmdlineNul { .. })) => {
             assert!(!fits, "{error}");
