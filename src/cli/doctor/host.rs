@@ -147,7 +147,9 @@ fn fault_handling(features: Result<Features, UffdError>, armed: &Result<(), Uffd
             };
             Finding::ok(what, format!("{works}; kernel-mode faults, {}", names.join(", ")))
         }
-        (Err(error), _) => Finding::limited(what, format!("no --paranoid, no --paging direct: {error}")),
+        (Err(error), _) => {
+            Finding::limited(what, format!("no --paranoid, no --paging direct: {error}"))
+        }
         (Ok(()), Err(error)) => {
             Finding::limited(what, format!("its features are unknown: {error}"))
         }
