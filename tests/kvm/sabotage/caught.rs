@@ -16,7 +16,9 @@ const MACHINE: [&str; 8] =
 
 /// The window instead of shadow page tables.
 const DIRECT: [&str; 2] = ["--paging", "direct"];
-/// The same, with faults that are often overtaken.
+/// The same, with a device that is busy.
+const DIRECT_WITH_DMA: [&str; 4] = ["--paging", "direct", "--dma", "30"];
+/// The same as the first, with faults that are often overtaken.
 const DIRECT_OVERTAKEN: [&str; 8] =
     ["--paging", "direct", "--workload", "random", "--invalidate", "reclaim", "--rate", "100000/s"];
 
@@ -43,7 +45,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         caught_direct("drop-dirty", &DIRECT, &[ORACLE, HOST]),
         caught_direct("forget-rmap", &DIRECT, &[ORACLE, HOST, "reverse_map"]),
         caught_direct("late-install", &DIRECT_OVERTAKEN, &[ORACLE, HOST, "reverse_map"]),
-        caught_direct("skip-iotlb-wait", &DIRECT, &[ORACLE, HOST]),
+        caught_direct("skip-iotlb-wait", &DIRECT_WITH_DMA, &[ORACLE, HOST]),
         caught_direct("swap-corrupt", &DIRECT, &["swap_checksum"]),
         kvm_trial_or_ignore("control_of_direct_without_sabotage", || {
             direct_is_possible()?;
