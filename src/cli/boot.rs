@@ -116,19 +116,41 @@ fn exit_code(outcome: Option<&Outcome>, signal: Option<i32>, found: &Violations)
 }
 
 fn summary(figures: &Figures, budget: u64, elapsed: Duration, end: &str) -> [String; 4] {
-    let Figures { vcpus, host, .. } = figures;
+    let Figures { vcpus, host, direct, .. } = figures;
     let count = human_count;
-    [
-        format!("{end} after {:.2} s", elapsed.as_secs_f64()),
-        format!(
+    let faults = match direct.faults {
+        0 => format!(
             "faults: {} read, {} write, {} execute, {} the guest's own",
             count(vcpus.read_faults),
             count(vcpus.write_faults),
             count(vcpus.execute_faults),
             count(vcpus.guest_page_faults)
         ),
+<<<<<<< HEAD
         swap_line(host),
         frames_line(host, budget),
+=======
+        all => format!(
+            "faults: {} of the window, {} pages mapped for them",
+            count(all),
+            count(direct.installs.saturating_add(direct.fault_around))
+        ),
+    };
+    [
+        format!("{end} after {:.2} s", elapsed.as_secs_f64()),
+        faults,
+        format!(
+            "swap: {} pages in, {} out; {} evictions",
+            count(host.swap_ins),
+            count(host.swap_outs),
+            count(host.evictions)
+        ),
+        format!(
+            "frames: at most {} in use, of {}",
+            human_bytes(figures.peak_frame_bytes()),
+            human_bytes(budget)
+        ),
+>>>>>>> 60cd5f8195bf2b87a8807370a7867df9f19e209f
     ]
 }
 

@@ -4,8 +4,13 @@
 #[path = "../common/guest.rs"]
 #[allow(dead_code, reason = "the hostile guests need more of it")]
 mod guest;
+<<<<<<< HEAD
 #[path = "../common/patience.rs"]
 mod patience;
+=======
+#[path = "../common/direct.rs"]
+mod possible;
+>>>>>>> 60cd5f8195bf2b87a8807370a7867df9f19e209f
 #[path = "../common/process.rs"]
 #[allow(dead_code, reason = "shared with another suite")]
 mod process;
@@ -14,6 +19,7 @@ mod trial;
 
 mod boot;
 mod clones;
+mod direct;
 mod ends;
 mod inject;
 mod kernel;
@@ -31,6 +37,7 @@ fn main() -> ExitCode {
     let trials = [
         boot::trials(),
         clones::trials(),
+        direct::trials(),
         ends::trials(),
         inject::trials(),
         kernel::trials(),
