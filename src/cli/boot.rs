@@ -126,10 +126,6 @@ fn summary(figures: &Figures, budget: u64, elapsed: Duration, end: &str) -> [Str
             count(vcpus.execute_faults),
             count(vcpus.guest_page_faults)
         ),
-<<<<<<< HEAD
-        swap_line(host),
-        frames_line(host, budget),
-=======
         all => format!(
             "faults: {} of the window, {} pages mapped for them",
             count(all),
@@ -139,18 +135,8 @@ fn summary(figures: &Figures, budget: u64, elapsed: Duration, end: &str) -> [Str
     [
         format!("{end} after {:.2} s", elapsed.as_secs_f64()),
         faults,
-        format!(
-            "swap: {} pages in, {} out; {} evictions",
-            count(host.swap_ins),
-            count(host.swap_outs),
-            count(host.evictions)
-        ),
-        format!(
-            "frames: at most {} in use, of {}",
-            human_bytes(figures.peak_frame_bytes()),
-            human_bytes(budget)
-        ),
->>>>>>> 60cd5f8195bf2b87a8807370a7867df9f19e209f
+        swap_line(host),
+        frames_line(host, budget),
     ]
 }
 

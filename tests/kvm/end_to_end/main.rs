@@ -4,13 +4,10 @@
 #[path = "../common/guest.rs"]
 #[allow(dead_code, reason = "the hostile guests need more of it")]
 mod guest;
-<<<<<<< HEAD
 #[path = "../common/patience.rs"]
 mod patience;
-=======
 #[path = "../common/direct.rs"]
 mod possible;
->>>>>>> 60cd5f8195bf2b87a8807370a7867df9f19e209f
 #[path = "../common/process.rs"]
 #[allow(dead_code, reason = "shared with another suite")]
 mod process;

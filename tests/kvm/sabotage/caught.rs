@@ -6,11 +6,8 @@ use gnomon::vmm::{HostKind, HostTraits};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-<<<<<<< HEAD
-use crate::patience::{at_least, until_enough};
-=======
 use crate::direct::direct_is_possible;
->>>>>>> 60cd5f8195bf2b87a8807370a7867df9f19e209f
+use crate::patience::{at_least, until_enough};
 use crate::process::run;
 use crate::trial::{Ignore, kvm_trial, kvm_trial_or_ignore};
 

@@ -1,13 +1,10 @@
 //! Checks that can fail: each rule of the protocol is broken on purpose, and the run must notice
 //! within a minute and name a page; the same run without it must find nothing.
 
-<<<<<<< HEAD
-#[path = "../common/patience.rs"]
-mod patience;
-=======
 #[path = "../common/direct.rs"]
 mod direct;
->>>>>>> 60cd5f8195bf2b87a8807370a7867df9f19e209f
+#[path = "../common/patience.rs"]
+mod patience;
 #[path = "../common/process.rs"]
 #[allow(dead_code, reason = "shared with another suite")]
 mod process;
