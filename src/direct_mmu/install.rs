@@ -7,7 +7,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::addr::{Gfn, PAGE_SIZE};
-use crate::direct_mmu::shard::{Deferral, LockedShard, Shard};
+use crate::direct_mmu::shard::{Deferral, Fault, LockedShard, Shard};
 use crate::direct_mmu::stats::Counters;
 use crate::direct_mmu::table::State;
 use crate::direct_mmu::{Mmu, offset_of};
@@ -184,17 +184,32 @@ impl Mmu {
         added
     }
 
-    /// The pages after this one that are in frames and unlocked, up to the first that is not.
-    pub(super) fn neighbours(&self, shard: &Shard, page: u64) -> Vec<Wanted> {
-        let most = self.config.fault_around.saturating_sub(1);
-        (page + 1..shard.pages.end)
-            .take(most)
-            .map_while(|page| {
+    /// The pages after this one that are in frames and unlocked, up to the first that is not. Ahead of
+    /// a sequential stream of faults, pages are also brought in, as long as that takes no frame from
+    /// anyone; who writes in sequence is taken to go on writing.
+    pub(super) fn neighbours(&self, shard: &Shard, fault: Fault) -> Vec<Wanted> {
+        let around = self.config.fault_around.saturating_sub(1);
+        if around == 0 {
+            return Vec::new();
+        }
+        let ahead = shard.lock().streams.advance(fault.page);
+        (fault.page + 1..shard.pages.end)
+            .zip(1..=around.max(ahead))
+            .map_while(|(page, distance)| {
                 if self.table.get(page).contains(State::MAPPED) {
                     return None;
                 }
-                let page = self.object.try_lock_resident(Gfn::new(page))?;
-                Some(Wanted::of(&page, false))
+                let gfn = Gfn::new(page);
+                if let Some(page) = self.object.try_lock_resident(gfn) {
+                    return Some(Wanted::of(&page, false));
+                }
+                if distance > ahead || !self.mm.has_spare_frames() {
+                    return None;
+                }
+                // Who needs the page finds the error again, and tells.
+                let page = self.object.try_lock_page(gfn).ok()??;
+                Counters::add(&self.counters.read_ahead, 1);
+                Some(Wanted::of(&page, fault.write))
             })
             .collect()
     }

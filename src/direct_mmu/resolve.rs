@@ -15,8 +15,7 @@ impl Mmu {
         let wanted = Wanted::of(&page, fault.write);
         drop(page);
         self.dawdle(fault.page);
-        let neighbours =
-            if fault.protected { Vec::new() } else { self.neighbours(shard, fault.page) };
+        let neighbours = if fault.protected { Vec::new() } else { self.neighbours(shard, fault) };
         let installed = self.install(shard, wanted, &neighbours, fault.protected);
         if installed == Installed::Refused(InstallError::NoPage) {
             // Somebody punched the frame: whoever locks the page next makes it a page of zeros.

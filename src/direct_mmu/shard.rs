@@ -8,7 +8,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use crate::addr::PAGE_SIZE;
 use crate::direct_mmu::zap::OwnZap;
 use crate::export_rmap::lock_rank::{self, Held, Rank};
-use crate::host_mm::{GuestView, MmError};
+use crate::host_mm::{GuestView, MmError, Streams};
 use crate::sync::lock;
 use crate::sys::uffd::Features;
 use crate::sys::uffd_window::Window;
@@ -40,6 +40,8 @@ pub(super) struct Noted {
     pub(super) removals: Vec<Range<u64>>,
     /// The zap of our own that is under way.
     pub(super) zap: Option<OwnZap>,
+    /// What faults have come in sequence.
+    pub(super) streams: Streams,
 }
 
 /// What keeps a page from being mapped for now.

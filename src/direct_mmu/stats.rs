@@ -13,6 +13,8 @@ pub struct DirectStats {
     pub installs: u64,
     /// Pages mapped next to one.
     pub fault_around: u64,
+    /// Of these, pages brought in ahead of faults that come in sequence, or meant to be.
+    pub read_ahead: u64,
     /// Pages that were mapped and became writable.
     pub upgrades: u64,
     /// Faults on pages that turned out to be mapped.
@@ -55,7 +57,7 @@ macro_rules! live {
 }
 
 live! {
-    faults, handed_over, installs, fault_around, upgrades, already_mapped, retries, parked,
+    faults, handed_over, installs, fault_around, read_ahead, upgrades, already_mapped, retries, parked,
     invalidated, write_protected, aged_zaps, removed
 }
 

@@ -26,7 +26,6 @@ mod fault_around;
 mod roots;
 mod spte;
 mod stats;
-mod streams;
 mod tables;
 mod virtual_access;
 mod walk;

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use crate::addr::{Gva, Pfn};
 use crate::export_rmap::{RevokeError, RmapEntry};
+use crate::host_mm::Streams;
 use crate::shadow_mmu::spte::{ADDRESS_MASK, Pte};
 use crate::shadow_mmu::stats::Counters;
-use crate::shadow_mmu::streams::Streams;
 use crate::shadow_mmu::tables::{ENTRIES, PageIndex};
 use crate::shadow_mmu::walk::{PagingContext, table_index};
 use crate::shadow_mmu::{Mmu, ShadowMmu};

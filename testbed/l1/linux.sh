@@ -3,33 +3,58 @@
 
 LINUX=/testbed/linux
 # Where the guest's console and gnomon's own words go, besides the console here.
-LOG=/tmp/linux.log
+LOG=/testbed/linux.log
+STATUS=/testbed/linux.status
 # Seconds for one guest, from its start to its end.
-GUEST_LIMIT=240
+GUEST_LIMIT=450
 
-# start_linux KERNEL TASKS OPTION...: gnomon with a guest that does the tasks of testbed/l2/init; ends
-# when gnomon does, with its status. The kernel is vmlinuz, a bzImage, or vmlinux, which was in it
-# and need not be unpacked by the guest.
+# A suite that ends early takes its guest with it.
+pulse=
+trap 'kill -KILL $(pidof gnomon) $pulse 2>/dev/null || true' EXIT
+
+# start_linux KERNEL TASKS OPTION...: gnomon with a guest that does the tasks of testbed/l2/init, in
+# the background; its input is the descriptor 3. The kernel is vmlinuz, a bzImage, or vmlinux, which
+# was in it and need not be unpacked by the guest.
 start_linux() {
+    echo "testbed: guest: $*"
     kernel=$1 tasks=$2
     shift 2
-    timeout -s KILL "$GUEST_LIMIT" gnomon boot --kernel "$LINUX/$kernel" --initrd "$LINUX/initrd" \
-        --cmdline "console=ttyS0 quiet panic=-1 tasks=$tasks" "$@"
+    begun=$(uptime_seconds)
+    rm -f "$STATUS"
+    : >"$LOG"
+    {
+        timeout -s KILL "$GUEST_LIMIT" gnomon boot --kernel "$LINUX/$kernel" --initrd "$LINUX/initrd" \
+            --cmdline "console=ttyS0 quiet panic=-1 tasks=$tasks" "$@" <&3 2>&1
+        echo $? >"$STATUS"
+    } | tee "$LOG" &
+    guest=$!
+    # The bed ends a machine that says nothing; whether the guest hangs is GUEST_LIMIT's to tell.
+    while sleep 20 >/dev/null 2>&1; do
+        echo "testbed: the guest runs since $(($(uptime_seconds) - begun)) s"
+    done &
+    pulse=$!
 }
 
-# run_linux KERNEL TASKS OPTION...: the same; everything has to go well, to the status and the last
-# task.
-run_linux() {
-    echo "testbed: guest: $*"
-    begun=$(uptime_seconds)
-    rm -f /tmp/linux.status
-    { start_linux "$@" </dev/null 2>&1; echo $? >/tmp/linux.status; } | tee "$LOG"
-    status=$(cat /tmp/linux.status)
+# Waits for gnomon's end.
+wait_linux() {
+    wait "$guest"
+    kill "$pulse" 2>/dev/null || true
+}
+
+# end_linux: waits for gnomon's end, which has to be a good one, with all tasks done.
+end_linux() {
+    wait_linux
+    status=$(cat "$STATUS")
     [ "$status" = 0 ] || broken "gnomon ended with status $status"
-    for task in $(echo "$2" | sed 's/:[^,]*//g; s/,/ /g'); do
+    for task in $(echo "$tasks" | sed 's/:[^,]*//g; s/,/ /g'); do
         grep -q "guest: $task: ok" "$LOG" || broken "the guest did not end the task $task"
     done
-    echo "testbed: guest ended well after $(($(uptime_seconds) - begun)) s"
+    echo "testbed: the guest ended well after $(($(uptime_seconds) - begun)) s"
+}
+
+run_linux() {
+    start_linux "$@" 3</dev/null
+    end_linux
 }
 
 # A disk of the guest's own, as made on the host.
@@ -37,13 +62,19 @@ new_disk() {
     cp "$LINUX/disk" "$1"
 }
 
-# await SECONDS PATTERN: until the log says it.
+# await SECONDS WHAT COMMAND...: until the command succeeds.
 await() {
-    tenths=$(($1 * 10))
-    until grep -q "$2" "$LOG"; do
-        [ $((tenths -= 1)) -gt 0 ] || broken "waited $1 s for: $2"
+    left=$(($1 * 10)) what=$2
+    shift 2
+    until "$@"; do
+        [ $((left -= 1)) -gt 0 ] || broken "waited in vain: $what"
         usleep 100000
     done
+}
+
+# Whether the guest, or gnomon, has said this.
+said() {
+    grep -q "$1" "$LOG"
 }
 
 # check_disk FILE: what a crash left behind is a file system whose journal can be replayed and
@@ -53,9 +84,9 @@ check_disk() {
     "$LINUX/e2fsck" -f -n "$1" || broken "e2fsck finds errors on $1"
 }
 
-# Everything that lies in folders where programs put temporary files.
-temporary_files() {
-    find /tmp /dev/shm /root /var 2>/dev/null | LC_ALL=C sort
+# All files but the bed's own.
+all_files() {
+    find / /tmp /dev/shm -xdev | grep -v '^/testbed/' | LC_ALL=C sort -u
 }
 
 uptime_seconds() {

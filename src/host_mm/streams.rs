@@ -21,17 +21,17 @@ struct Stream {
     used: u64,
 }
 
-/// The streams of one VM.
+/// The streams of one mapping of a guest's memory.
 #[derive(Debug, Default)]
-pub(super) struct Streams {
+pub(crate) struct Streams {
     streams: [Stream; STREAMS],
     faults: u64,
 }
 
 impl Streams {
-    /// Notes a fault at page `page` of the guest-virtual space; how many pages after it to bring
+    /// Notes a fault at page `page`, counted where the faults are; how many pages after it to bring
     /// in.
-    pub(super) fn advance(&mut self, page: u64) -> usize {
+    pub(crate) fn advance(&mut self, page: u64) -> usize {
         self.faults += 1;
         let continued = |stream: &&mut Stream| {
             stream.used > 0 && page.checked_sub(stream.next).is_some_and(|gap| gap <= SLACK_PAGES)
