@@ -13,6 +13,7 @@ use super::values::{human_bytes, human_count};
 use super::violations::{self, Violations};
 use super::{EXIT_FAILURE, exit_code_of_signal};
 use crate::addr::PAGE_SIZE_U64;
+use crate::direct_mmu::DirectStats;
 use crate::host_mm::MmStats;
 use crate::sys::signal::StopNotice;
 use crate::vmm::Outcome;
@@ -126,11 +127,7 @@ fn summary(figures: &Figures, budget: u64, elapsed: Duration, end: &str) -> [Str
             count(vcpus.execute_faults),
             count(vcpus.guest_page_faults)
         ),
-        all => format!(
-            "faults: {} of the window, {} pages mapped for them",
-            count(all),
-            count(direct.installs.saturating_add(direct.fault_around))
-        ),
+        _ => window_line(direct),
     };
     [
         format!("{end} after {:.2} s", elapsed.as_secs_f64()),
@@ -138,6 +135,15 @@ fn summary(figures: &Figures, budget: u64, elapsed: Duration, end: &str) -> [Str
         swap_line(host),
         frames_line(host, budget),
     ]
+}
+
+/// What direct paging has done.
+pub(crate) fn window_line(direct: &DirectStats) -> String {
+    format!(
+        "faults: {} of the window, {} pages mapped for them",
+        human_count(direct.faults),
+        human_count(direct.installs.saturating_add(direct.fault_around))
+    )
 }
 
 /// What went to swap and came back.

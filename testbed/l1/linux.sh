@@ -9,7 +9,8 @@ STATUS=/testbed/linux.status
 GUEST_LIMIT=450
 
 # A suite that ends early takes its guest with it.
-trap 'kill -KILL $(pidof gnomon) 2>/dev/null || true' EXIT
+pulse=
+trap 'kill -KILL $(pidof gnomon) $pulse 2>/dev/null || true' EXIT
 
 # start_linux KERNEL TASKS OPTION...: gnomon with a guest that does the tasks of testbed/l2/init, in
 # the background; its input is the descriptor 3. The kernel is vmlinuz, a bzImage, or vmlinux, which
@@ -21,17 +22,28 @@ start_linux() {
     begun=$(uptime_seconds)
     rm -f "$STATUS"
     : >"$LOG"
-    # All that is said is shown at once: the bed ends a machine that says nothing.
     {
         timeout -s KILL "$GUEST_LIMIT" gnomon boot --kernel "$LINUX/$kernel" --initrd "$LINUX/initrd" \
             --cmdline "console=ttyS0 quiet panic=-1 tasks=$tasks" "$@" <&3 2>&1
         echo $? >"$STATUS"
     } | tee "$LOG" &
+    guest=$!
+    # The bed ends a machine that says nothing; whether the guest hangs is GUEST_LIMIT's to tell.
+    while sleep 20 >/dev/null 2>&1; do
+        echo "testbed: the guest runs since $(($(uptime_seconds) - begun)) s"
+    done &
+    pulse=$!
+}
+
+# Waits for gnomon's end.
+wait_linux() {
+    wait "$guest"
+    kill "$pulse" 2>/dev/null || true
 }
 
 # end_linux: waits for gnomon's end, which has to be a good one, with all tasks done.
 end_linux() {
-    wait
+    wait_linux
     status=$(cat "$STATUS")
     [ "$status" = 0 ] || broken "gnomon ended with status $status"
     for task in $(echo "$tasks" | sed 's/:[^,]*//g; s/,/ /g'); do
@@ -56,8 +68,6 @@ await() {
     shift 2
     until "$@"; do
         [ $((left -= 1)) -gt 0 ] || broken "waited in vain: $what"
-        # The bed ends a machine that says nothing.
-        [ $((left % 100)) != 0 ] || echo "testbed: waiting: $what"
         usleep 100000
     done
 }
