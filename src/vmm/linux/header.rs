@@ -71,7 +71,7 @@ impl Plan {
             return damaged("syssize", syssize.into());
         }
         let load_at = header.pref_address;
-        if load_at < layout::HIGH_MEMORY || load_at >= layout::MAX_MEMORY_BYTES {
+        if !(layout::HIGH_MEMORY..layout::MAX_MEMORY_BYTES).contains(&load_at) {
             return damaged("pref_address", load_at);
         }
         let needed = u64::from(header.init_size).max(bytes);
