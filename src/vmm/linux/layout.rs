@@ -55,6 +55,8 @@ pub(super) const IO_APIC: u32 = 0xfec0_0000;
 /// KVM's local APICs.
 pub(super) const LOCAL_APIC: u32 = 0xfee0_0000;
 
+const _: () = assert!(MAX_MEMORY_BYTES <= VIRTIO_BASE, "memory and devices are apart");
+
 /// Registers and interrupt of virtio device `index`.
 #[must_use]
 pub fn virtio_place(index: usize) -> Option<(u64, u32)> {
@@ -81,6 +83,5 @@ mod tests {
             assert!(pair[0].0 + VIRTIO_STRIDE <= pair[1].0 && pair[0].1 < pair[1].1);
         }
         assert_eq!(virtio_place(MAX_VIRTIO_DEVICES), None);
-        const { assert!(MAX_MEMORY_BYTES <= VIRTIO_BASE) }
     }
 }
