@@ -460,7 +460,9 @@ mod tests {
                 "early-reuse",
                 "skip-clone-protect",
                 "skip-iotlb-wait",
-                "swap-corrupt"
+                "swap-corrupt",
+                "skip-wp",
+                "drop-event"
             ]
         );
         for &name in SabotageName::value_variants() {

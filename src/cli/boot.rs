@@ -13,6 +13,7 @@ use super::values::{human_bytes, human_count};
 use super::violations::{self, Violations};
 use super::{EXIT_FAILURE, exit_code_of_signal};
 use crate::addr::PAGE_SIZE_U64;
+use crate::direct_mmu::DirectStats;
 use crate::host_mm::MmStats;
 use crate::sys::signal::StopNotice;
 use crate::vmm::Outcome;
@@ -116,20 +117,33 @@ fn exit_code(outcome: Option<&Outcome>, signal: Option<i32>, found: &Violations)
 }
 
 fn summary(figures: &Figures, budget: u64, elapsed: Duration, end: &str) -> [String; 4] {
-    let Figures { vcpus, host, .. } = figures;
+    let Figures { vcpus, host, direct, .. } = figures;
     let count = human_count;
-    [
-        format!("{end} after {:.2} s", elapsed.as_secs_f64()),
-        format!(
+    let faults = match direct.faults {
+        0 => format!(
             "faults: {} read, {} write, {} execute, {} the guest's own",
             count(vcpus.read_faults),
             count(vcpus.write_faults),
             count(vcpus.execute_faults),
             count(vcpus.guest_page_faults)
         ),
+        _ => window_line(direct),
+    };
+    [
+        format!("{end} after {:.2} s", elapsed.as_secs_f64()),
+        faults,
         swap_line(host),
         frames_line(host, budget),
     ]
+}
+
+/// What direct paging has done.
+pub(crate) fn window_line(direct: &DirectStats) -> String {
+    format!(
+        "faults: {} of the window, {} pages mapped for them",
+        human_count(direct.faults),
+        human_count(direct.installs.saturating_add(direct.fault_around))
+    )
 }
 
 /// What went to swap and came back.

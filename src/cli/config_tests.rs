@@ -106,11 +106,11 @@ fn kernels_that_cannot_be_read_are_refused() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let missing = path("missing");
     assert_says(&refusal(&["--kernel", &missing]), &[&missing, "No such file", "check the path"]);
-    assert_says(&refusal(&["--kernel", &path("")]), &["not a file", "ELF"]);
+    assert_says(&refusal(&["--kernel", &path("")]), &["not a file", "name another one"]);
     assert_says(&refusal(&["--kernel", "/dev/zero"]), &["/dev/zero", "not a file"]);
     let big = path("big");
     File::create(&big).unwrap().set_len(MAX_IMAGE_BYTES + 1).unwrap();
-    assert_says(&refusal(&["--kernel", &big]), &["268435457 bytes", "256M", "strip it"]);
+    assert_says(&refusal(&["--kernel", &big]), &["268435457 bytes", "256M", "name a smaller one"]);
     let small = path("small");
     fs::write(&small, b"kernel").unwrap();
     let config = try_boot(&["--kernel", &small]).unwrap();
@@ -205,4 +205,62 @@ fn a_socket_for_peers_must_be_free_and_faults_of_peers_need_one() {
     assert!(folder.path().join("taken").exists(), "and stays until the run");
     assert_says(&refusal(&["--inject", "peer-hang@5"]), &["peer-hang@5+", "--export-socket"]);
     assert_says(&try_boot(&["--inject", "peer-kill"]).map(drop).unwrap_err(), &["boot serves no"]);
+}
+
+fn stress_refusal(words: &[&str]) -> String {
+    try_stress(words).map(|_| ()).unwrap_err()
+}
+
+#[test]
+fn direct_paging_ties_frames_to_pages_and_has_its_own_default_sources() {
+    use Invalidate::{Clean, Free, Reclaim, Remove};
+    let direct = try_stress(&["--paging", "direct", "--memory", "96M"]).unwrap();
+    assert_eq!(direct.machine.paging, Paging::Direct(crate::vmm::Removal::Both));
+    assert_eq!(
+        direct.machine.host.placement,
+        crate::host_mm::Placement::Identity { guest_bytes: 96 << 20 }
+    );
+    assert_eq!(direct.invalidations, [Reclaim, Clean, Free, Remove]);
+    assert!(direct.machine.vm.cmdline.contains(" free=2"), "{}", direct.machine.vm.cmdline);
+    let removed = try_stress(&["--paging", "direct", "--invalidate", "remove"]).unwrap();
+    assert_eq!(removed.machine.paging, Paging::Direct(crate::vmm::Removal::Window));
+    for words in [&[][..], &["--paging", "auto"], &["--paging", "shadow"]] {
+        let shadow = try_stress(words).unwrap();
+        assert_eq!(shadow.machine.paging, Paging::Shadow, "the test guest keeps to its contract");
+        assert_eq!(shadow.machine.host.placement, crate::host_mm::Placement::Anywhere);
+        assert_eq!(shadow.invalidations, [Reclaim, Clean]);
+    }
+}
+
+#[test]
+fn direct_paging_refuses_what_wants_other_frames() {
+    for kind in ["migrate", "merge", "cow", "zero", "remap"] {
+        let said = stress_refusal(&["--paging", "direct", "--invalidate", kind]);
+        assert_says(&said, &["--invalidate", kind, "its own", "--paging shadow"]);
+    }
+    for (words, part) in [
+        (&["--vms", "2"][..], "--vms"),
+        (&["--vms", "2", "--churn", "1s"], "--vms"),
+        (&["--export-socket", "/tmp/gnomon-none"], "--export-socket"),
+        (&["--paranoid"], "--paranoid"),
+        (&["--sabotage", "early-reuse"], "early-reuse"),
+        (&["--sabotage", "skip-clone-protect", "--churn", "1s"], "--churn"),
+    ] {
+        let said = stress_refusal(&[&["--paging", "direct"], words].concat());
+        assert_says(&said, &[part, "--paging shadow"]);
+    }
+    let said =
+        stress_refusal(&["--paging", "direct", "--invalidate", "free", "--sabotage", "drop-event"]);
+    assert_says(&said, &["drop-event", "add remove"]);
+}
+
+#[test]
+fn what_is_about_the_window_wants_direct_paging() {
+    for words in [
+        &["--invalidate", "remove"][..],
+        &["--sabotage", "skip-wp"],
+        &["--sabotage", "drop-event", "--paging", "shadow"],
+    ] {
+        assert_says(&stress_refusal(words), &["--paging direct"]);
+    }
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
 
 use crate::addr::{PAGE_SIZE, Pfn};
 use crate::direct_mmu::table::State;
@@ -16,7 +17,8 @@ const MOST: usize = 16;
 
 impl DirectMmu {
     /// Compares the reverse map with the table, and both with what the kernel says it maps. Returns
-    /// one sentence for each difference, at most 16. Nothing may be under way meanwhile.
+    /// one sentence for each difference, at most 16. Nothing may be under way meanwhile. A window that
+    /// was [let go](Self::let_go) of is the kernel's to map: then only the books are compared.
     ///
     /// # Errors
     /// If `/proc/self/pagemap` cannot be read.
@@ -56,7 +58,7 @@ impl Mmu {
                 "I3: guest frame {page:#x} is {state:?}, but its reverse map lists {listed} of it"
             ));
         }
-        if kernel & PAGEMAP_PRESENT == 0 {
+        if kernel & PAGEMAP_PRESENT == 0 || self.let_go.load(Ordering::Relaxed) {
             return None;
         }
         let protected = kernel & PAGEMAP_PROTECTED != 0;

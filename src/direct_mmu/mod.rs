@@ -135,6 +135,8 @@ struct Mmu {
     counters: Counters,
     /// No zap may begin any more: soon nobody reads its event.
     ending: AtomicBool,
+    /// The window is the kernel's: what is mapped there is in no books.
+    let_go: AtomicBool,
     failure: Mutex<Option<String>>,
     on_failure: OnFailure,
     /// What overtakes the next fault between its look at the page and its install.
@@ -194,6 +196,7 @@ impl DirectMmu {
             client: OnceLock::new(),
             counters: Counters::default(),
             ending: AtomicBool::new(false),
+            let_go: AtomicBool::new(false),
             failure: Mutex::default(),
             on_failure: Box::new(on_failure),
             #[cfg(test)]
@@ -283,6 +286,8 @@ impl DirectMmu {
     /// Lets everybody go who waits for a page, with what the memfd holds: for the end of a guest whose
     /// vCPUs have been told to stop, when one of them waits for a page that cannot be had.
     pub fn let_go(&self) {
+        // Relaxed: looked at by a check, which nothing may run beside.
+        self.mmu.let_go.store(true, Ordering::Relaxed);
         for shard in &self.mmu.shards {
             // It ends with the descriptor at the latest.
             let _ = shard.window.unregister();

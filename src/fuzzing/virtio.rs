@@ -362,7 +362,8 @@ impl<'a> Case<'a> {
     }
 
     fn sound_surrender(&mut self, bytes: &mut Bytes<'_>) {
-        let mut gone = [false; DATA_PAGES as usize];
+        let mut gone = [false; 8];
+        assert_eq!(gone.len() as u64, DATA_PAGES);
         if number::<u8>(bytes) & 1 != 0 {
             let start = u64::from(number::<u16>(bytes)) % (DATA_PAGES * PAGE_SIZE_U64);
             let len = u64::from(number::<u16>(bytes)).min(DATA_PAGES * PAGE_SIZE_U64 - start);
@@ -389,7 +390,8 @@ impl<'a> Case<'a> {
         for (page, is_gone) in (DATA..).zip(gone) {
             let byte = if is_gone { 0 } else { u8::try_from(page).expect("a page") };
             let content = self.read(page * PAGE_SIZE_U64, PAGE_SIZE);
-            assert!(content.iter().all(|&found| found == byte), "page {page}, gone: {is_gone}");
+            // In one step, which the fuzzer's instruments do not slow down.
+            assert!(content == [byte; PAGE_SIZE], "page {page}, gone: {is_gone}");
         }
     }
 }

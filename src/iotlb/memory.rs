@@ -40,7 +40,7 @@ impl std::fmt::Debug for PageAccess<'_> {
 impl<'a> PageAccess<'a> {
     /// The page's bytes. They are the page's only as long as this is.
     pub(super) fn page(&self) -> VolatileSlice<'a> {
-        self.page.clone()
+        self.page
     }
 
     /// For sabotage: an access takes its time.

@@ -7,7 +7,6 @@ use std::time::Instant;
 use vm_memory::{Bytes, FileOffset, VolatileMemory};
 
 use super::*;
-use crate::sys::foreign;
 use crate::sys::memory::create_memfd;
 
 const PAGES: usize = 8;

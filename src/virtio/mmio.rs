@@ -78,13 +78,13 @@ impl MmioTransport {
     }
 
     /// The same without a thread: it works when it is told to.
-    #[cfg(any(test, feature = "fuzzing"))]
+    #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
     pub(crate) fn idle(device: Arc<dyn Device>, iotlb: Iotlb, line: Arc<dyn Interrupt>) -> Self {
         Self { shared: Self::shared(device, iotlb, line), thread: None }
     }
 
     /// Without a thread: serves what there is to do.
-    #[cfg(any(test, feature = "fuzzing"))]
+    #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
     pub(crate) fn work_off(&self) {
         self.shared.work_off();
     }

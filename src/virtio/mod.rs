@@ -34,7 +34,7 @@ mod rings;
 mod worker;
 
 pub use balloon::{Balloon, BalloonStats};
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
 pub(crate) use blk::Disk;
 pub use blk::{Block, BlockStats, DiskError, DiskMode};
 pub use device::Device;

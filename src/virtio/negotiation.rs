@@ -245,21 +245,21 @@ impl Negotiation {
     }
 
     /// The selected queue, if it may be set up now.
-    fn to_set_up(&mut self) -> Option<&mut QueueSetup> {
+    fn selected_setup(&mut self) -> Option<&mut QueueSetup> {
         let index = self.selected()?;
         let may = self.has(VIRTIO_CONFIG_S_FEATURES_OK) && !self.queues[index].is_ready;
         may.then(|| &mut self.queues[index])
     }
 
     pub(super) fn set_queue_size(&mut self, size: u32) {
-        if let Some(queue) = self.to_set_up() {
+        if let Some(queue) = self.selected_setup() {
             queue.size = size;
         }
     }
 
     /// Half of the address of a part of the selected queue.
     pub(super) fn set_queue_address(&mut self, part: RingPart, is_high: bool, word: u32) {
-        let Some(queue) = self.to_set_up() else { return };
+        let Some(queue) = self.selected_setup() else { return };
         let address = match part {
             RingPart::Descriptors => &mut queue.descriptors,
             RingPart::Available => &mut queue.available,
@@ -271,7 +271,7 @@ impl Negotiation {
     pub(super) fn write_queue_ready(&mut self, value: u32) -> Effect {
         let event_idx = self.accepted & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
         match (value, self.selected()) {
-            (1, Some(index)) => match self.to_set_up() {
+            (1, Some(index)) => match self.selected_setup() {
                 Some(queue) => {
                     queue.is_ready = true;
                     queue.event_idx = event_idx;

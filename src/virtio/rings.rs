@@ -143,9 +143,8 @@ impl Rings {
 
     /// Asks the driver not to tell of new buffers.
     pub(super) fn quiet(&self, epoch: u64, index: usize) -> Result<(), Trouble> {
-        let done =
-            self.with_queue(epoch, index, |queue, iotlb| queue.disable_notification(iotlb))?;
-        Ok(done.unwrap_or(()))
+        self.with_queue(epoch, index, |queue, iotlb| queue.disable_notification(iotlb))?;
+        Ok(())
     }
 
     /// Asks the driver to tell of new buffers; whether there is one already.

@@ -113,7 +113,7 @@ impl Shared {
     }
 
     /// Without a thread: serves what there is to do now.
-    #[cfg(any(test, feature = "fuzzing"))]
+    #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
     pub(super) fn work_off(&self) {
         loop {
             let pending = self.take_pending(&mut lock(&self.registers));

@@ -4,6 +4,7 @@
 //! `docs/guest-abi.md` says so. It cannot be cloned.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -189,13 +190,13 @@ impl Drop for DirectVm {
 /// How pages that the guest gives back are taken. `paging` is set once the guest can run.
 fn take_back(removal: Removal, paging: Arc<OnceLock<Weak<DirectMmu>>>) -> TakeBack {
     let free = free_pages();
-    let turn = std::sync::atomic::AtomicU64::new(0);
+    let turn = AtomicU64::new(0);
     Box::new(move |object, first: Gfn, count| {
         let by_window = match removal {
             Removal::Free => false,
             Removal::Window => true,
             // Relaxed: nothing is told by it.
-            Removal::Both => turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 2 == 0,
+            Removal::Both => turn.fetch_add(1, Ordering::Relaxed).is_multiple_of(2),
         };
         match paging.get().and_then(Weak::upgrade) {
             Some(paging) if by_window => paging.remove(first, count).is_ok(),

@@ -16,6 +16,7 @@ use crate::cli::values::human_bytes;
 use crate::host_mm::MIN_HOST_MEMORY_BYTES;
 use crate::sys::memory::{ProcessMadvise, create_memfd, discard};
 use crate::sys::uffd::{Features, Tripwire, UffdError, uffd_features};
+use crate::sys::uffd_window::Window;
 
 /// Memory that `gnomon boot` takes unless it is told otherwise: frames, tables, itself.
 const BOOT_BYTES: u64 = 96 << 20;
@@ -120,6 +121,18 @@ fn arm_tripwire() -> Result<(), UffdError> {
     }
 }
 
+/// Tries what `--paging direct` does: a userfaultfd for all kinds of faults on shared memory.
+fn open_window() -> Result<(), UffdError> {
+    match small_memfd() {
+        Ok(region) => {
+            let bytes = region.size();
+            Window::open(Arc::new(region), 0..bytes, Features::all()).map(drop)
+        }
+        // The finding on shared memory tells the reason.
+        Err(_) => Err(UffdError::NoSuchCall),
+    }
+}
+
 fn fault_handling(features: Result<Features, UffdError>, armed: &Result<(), UffdError>) -> Finding {
     let what = "userfaultfd";
     match (armed, features) {
@@ -128,9 +141,15 @@ fn fault_handling(features: Result<Features, UffdError>, armed: &Result<(), Uffd
                 .iter_names()
                 .map(|(name, _)| name.to_ascii_lowercase().replace('_', "-"))
                 .collect();
-            Finding::ok(what, format!("--paranoid works; kernel-mode faults, {}", names.join(", ")))
+            let works = match open_window() {
+                Ok(()) => "--paranoid and --paging direct work".to_owned(),
+                Err(error) => format!("--paranoid works, no --paging direct: {error}"),
+            };
+            Finding::ok(what, format!("{works}; kernel-mode faults, {}", names.join(", ")))
         }
-        (Err(error), _) => Finding::limited(what, format!("no --paranoid: {error}")),
+        (Err(error), _) => {
+            Finding::limited(what, format!("no --paranoid, no --paging direct: {error}"))
+        }
         (Ok(()), Err(error)) => {
             Finding::limited(what, format!("its features are unknown: {error}"))
         }

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -19,12 +20,15 @@ use crate::vmm::linux::LinuxInput;
 
 /// Keys that are read at a time.
 const CHUNK_BYTES: usize = 256;
+/// How long the reader may take to end. One whose input another process took away between poll and
+/// read waits on, and holds nothing.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// See the module's documentation. Dropped once the machine is over.
 pub(super) struct Console {
     is_ended: Arc<AtomicBool>,
     close: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+    thread: JoinHandle<()>,
     _terminal: Option<RawTerminal>,
 }
 
@@ -40,7 +44,7 @@ impl Console {
         let close = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
         let reader = Reader { input, escape, is_ended: is_ended.clone(), close: close.clone() };
         let thread = std::thread::Builder::new().name("console".to_owned());
-        let thread = Some(thread.spawn(move || reader.read())?);
+        let thread = thread.spawn(move || reader.read())?;
         Ok(Self { is_ended, close, thread, _terminal: terminal })
     }
 
@@ -55,8 +59,9 @@ impl Drop for Console {
     fn drop(&mut self) {
         // An eventfd takes far more than one.
         let _ = self.close.write(1);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        let deadline = Instant::now() + PATIENCE;
+        while !self.thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

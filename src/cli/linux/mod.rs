@@ -11,7 +11,7 @@ mod escape;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::boot::{KILL_TIMEOUT, TICK, frames_line, swap_line};
+use super::boot::{KILL_TIMEOUT, TICK, frames_line, swap_line, window_line};
 use super::config::UsageError;
 use super::fleet::Objects;
 use super::machine::{from_mm, from_vm};
@@ -96,14 +96,7 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
     let found = collect(&vm, &memory.0, &storms);
     let stats = memory.0.stats();
     output::note(format!("{} after {:.2} s", end.sentence(), elapsed.as_secs_f64()));
-    let paging = vm.paging().stats();
-    output::note(format!(
-        "faults: {} on the window; {} pages mapped, {} made writable, {} taken away",
-        human_count(paging.faults),
-        human_count(paging.installs),
-        human_count(paging.upgrades),
-        human_count(paging.invalidated)
-    ));
+    output::note(window_line(&vm.paging().stats()));
     output::note(swap_line(&stats));
     output::note(frames_line(&stats, host.host_memory_bytes));
     if let Some(balloon) = balloon {

@@ -18,7 +18,8 @@ use crate::virtio::rings::{Request, Trouble};
 use super::disk::SECTOR_BYTES;
 use super::{Block, DiskMode};
 
-const HEADER_BYTES: u64 = 16;
+const HEADER: usize = 16;
+const HEADER_BYTES: u64 = HEADER as u64;
 const STATUS_BYTES: u64 = 1;
 
 /// Why a request has an error status.
@@ -75,7 +76,7 @@ pub(super) fn serve(block: &Block, request: &Request<'_>) -> Result<u32, Trouble
 
 /// Returns the number of bytes of data that were written to the buffer.
 fn carry_out(block: &Block, request: &Request<'_>, data_bytes: u64) -> Result<u64, Refused> {
-    let mut header = [0; HEADER_BYTES as usize];
+    let mut header = [0; HEADER];
     if request.fault().is_some() || request.read(0, &mut header)? < header.len() {
         return Err(Refused::Failed);
     }
@@ -97,7 +98,7 @@ fn carry_out(block: &Block, request: &Request<'_>, data_bytes: u64) -> Result<u6
 /// Byte offset of a transfer, checked to be whole sectors of the disk.
 fn position(block: &Block, sector: u64, bytes: u64) -> Result<u64, Refused> {
     let end = sector.checked_add(bytes / SECTOR_BYTES).ok_or(Refused::Failed)?;
-    if bytes % SECTOR_BYTES != 0 || end > block.sectors {
+    if !bytes.is_multiple_of(SECTOR_BYTES) || end > block.sectors {
         return Err(Refused::Failed);
     }
     // At most the disk's size.

@@ -1,7 +1,7 @@
 //! A Linux guest as a machine that runs: memory, kernel, devices and vCPUs put together.
 
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use kvm_bindings::kvm_sregs;
@@ -93,7 +93,7 @@ impl LinuxVm {
     /// The keyboard, so to speak: a way to its serial port that outlives it.
     #[must_use]
     pub fn input(&self) -> LinuxInput {
-        LinuxInput(self.board.clone())
+        LinuxInput(Arc::downgrade(&self.board))
     }
 
     /// How its memory is paged.
@@ -155,16 +155,16 @@ impl LinuxVm {
     }
 }
 
-/// See [`LinuxVm::input`].
+/// See [`LinuxVm::input`]. It keeps nothing of the machine alive.
 #[derive(Clone)]
-pub struct LinuxInput(Arc<Board>);
+pub struct LinuxInput(Weak<Board>);
 
 impl LinuxInput {
     /// Has the guest read these bytes, and waits until it has room for all of them; false if the
     /// machine is over first.
     #[must_use]
     pub fn send(&self, bytes: &[u8]) -> bool {
-        self.0.send(bytes)
+        self.0.upgrade().is_some_and(|board| board.send(bytes))
     }
 }
 

@@ -12,11 +12,11 @@ use crate::direct_mmu::{DirectConfig, DirectError, DirectMmu};
 use crate::host_mm::MemoryObject;
 use crate::vmm::assemble::{check_vcpus, kicker};
 use crate::vmm::error::VmError;
-use crate::vmm::gate::{Gate, Position};
+use crate::vmm::gate::Gate;
 use crate::vmm::kick::{Kick, Kicker};
 use crate::vmm::kvm::{KvmDevice, KvmError, KvmVm};
 use crate::vmm::real;
-use crate::vmm::roster::{Roster, VcpuState};
+use crate::vmm::roster::Roster;
 use crate::vmm::stats::{LiveCounts, VcpuCounts};
 use crate::vmm::vm::Outcome;
 
@@ -28,9 +28,9 @@ use super::vcpu::Vcpu;
 const WINDOW_SLOT: u32 = 0;
 /// How long the threads of a machine may take to end before they are left behind.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a vCPU may wait for a page after the end before it is let go without. (Linux before 6.2
-/// does not let a signal interrupt KVM there.)
-const PAGE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a vCPU may wait for a page after the end before it is let go without. (Not every kernel
+/// lets a signal interrupt KVM there.)
+const PAGE_PATIENCE: Duration = Duration::from_millis(250);
 
 /// Local vector table entries that lead a PC's old interrupt lines to a processor (Intel SDM Vol. 3,
 /// 11.5.1): LINT0 takes the 8259's, LINT1 is NMI.
@@ -112,6 +112,7 @@ pub(crate) struct PlainMachine {
     vcpus: Vec<Vcpu>,
     starts: Vec<Option<Registers>>,
     threads: Vec<JoinHandle<()>>,
+    #[allow(dead_code, reason = "kept for its slots")]
     kvm: KvmVm,
     paging: Arc<DirectMmu>,
     shared: Arc<Shared>,
@@ -257,6 +258,7 @@ impl PlainMachine {
     ///
     /// # Errors
     /// [`VmError::Kvm`].
+    #[allow(dead_code, reason = "guests of the contract have no interrupts")]
     pub(crate) fn interrupt_line(&self, gsi: u32) -> Result<EventFd, VmError> {
         let request = |request| move |source| KvmError::Request { request, source };
         let line = EventFd::new(libc::EFD_CLOEXEC).map_err(request("eventfd"))?;
@@ -272,11 +274,6 @@ impl PlainMachine {
     /// What the vCPUs counted so far, by index.
     pub(crate) fn vcpu_counts(&self) -> Vec<VcpuCounts> {
         self.shared.counts.iter().map(LiveCounts::read).collect()
-    }
-
-    /// Life of each vCPU by index, and whether it may be in the guest.
-    pub(crate) fn vcpu_states(&self) -> Vec<(VcpuState, Position)> {
-        self.shared.roster.states().into_iter().zip(self.shared.gate.positions()).collect()
     }
 
     fn join(&mut self) {

@@ -18,3 +18,6 @@ mod vcpu;
 pub(crate) use bus::{Action, Bus, StartVcpu};
 pub(crate) use machine::{Ender, PlainConfig, PlainMachine, Slot};
 pub(crate) use registers::Registers;
+
+#[cfg(all(test, feature = "export-notifier"))]
+mod tests;

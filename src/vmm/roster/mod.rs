@@ -117,11 +117,6 @@ impl<S> Roster<S> {
         !state.vcpus.contains(&VcpuState::Running)
     }
 
-    /// Whether the VM is over.
-    pub(super) fn is_over(&self) -> bool {
-        lock(&self.state).outcome.is_some()
-    }
-
     /// Sets the outcome if there is none yet.
     pub(super) fn end(&self, outcome: Outcome) {
         let mut state = lock(&self.state);

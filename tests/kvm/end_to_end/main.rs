@@ -4,6 +4,8 @@
 #[path = "../common/guest.rs"]
 #[allow(dead_code, reason = "the hostile guests need more of it")]
 mod guest;
+#[path = "../common/direct.rs"]
+mod possible;
 #[path = "../common/process.rs"]
 #[allow(dead_code, reason = "shared with another suite")]
 mod process;
@@ -12,6 +14,7 @@ mod trial;
 
 mod boot;
 mod clones;
+mod direct;
 mod ends;
 mod inject;
 mod kernel;
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
     let trials = [
         boot::trials(),
         clones::trials(),
+        direct::trials(),
         ends::trials(),
         inject::trials(),
         kernel::trials(),

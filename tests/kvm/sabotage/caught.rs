@@ -6,12 +6,21 @@ use gnomon::vmm::{HostKind, HostTraits};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
+use crate::direct::direct_is_possible;
 use crate::process::run;
 use crate::trial::{Ignore, kvm_trial, kvm_trial_or_ignore};
 
 /// Enough pressure for every sabotage to show in seconds.
 const MACHINE: [&str; 8] =
     ["--memory", "96M", "--host-memory", "24M", "--vcpus", "2", "--seed", "1"];
+
+/// The window instead of shadow page tables.
+const DIRECT: [&str; 2] = ["--paging", "direct"];
+/// The same, with a device that is busy.
+const DIRECT_WITH_DMA: [&str; 4] = ["--paging", "direct", "--dma", "30"];
+/// The same as the first, with faults that are often overtaken.
+const DIRECT_OVERTAKEN: [&str; 8] =
+    ["--paging", "direct", "--workload", "random", "--invalidate", "reclaim", "--rate", "100000/s"];
 
 /// VMs at work that are cloned again and again.
 const CLONES: [&str; 4] = ["--vms", "2", "--churn", "1s"];
@@ -30,6 +39,19 @@ pub(crate) fn trials() -> Vec<Trial> {
         caught("skip-clone-protect", &CLONES, &[ORACLE]),
         caught("skip-iotlb-wait", &[], &[ORACLE, HOST]),
         caught("swap-corrupt", &[], &["swap_checksum"]),
+        caught_direct("skip-flush", &DIRECT, &[ORACLE, HOST]),
+        caught_direct("skip-wp", &DIRECT, &[ORACLE, HOST]),
+        caught_direct("drop-event", &DIRECT, &[ORACLE, HOST]),
+        caught_direct("drop-dirty", &DIRECT, &[ORACLE, HOST]),
+        caught_direct("forget-rmap", &DIRECT, &[ORACLE, HOST, "reverse_map"]),
+        caught_direct("late-install", &DIRECT_OVERTAKEN, &[ORACLE, HOST, "reverse_map"]),
+        caught_direct("skip-iotlb-wait", &DIRECT_WITH_DMA, &[ORACLE, HOST]),
+        caught_direct("swap-corrupt", &DIRECT, &["swap_checksum"]),
+        kvm_trial_or_ignore("control_of_direct_without_sabotage", || {
+            direct_is_possible()?;
+            control(&DIRECT);
+            Ok(())
+        }),
         kvm_trial("control_without_sabotage", || control(&[])),
         kvm_trial("control_of_clones_without_sabotage", || control(&CLONES)),
     ]
@@ -43,6 +65,19 @@ fn caught(
 ) -> Trial {
     let trial = format!("sabotage_{}", name.replace('-', "_"));
     kvm_trial_or_ignore(&trial, move || is_caught(name, arguments, checks))
+}
+
+/// The same with direct paging, where this process may handle KVM's page faults.
+fn caught_direct(
+    name: &'static str,
+    arguments: &'static [&'static str],
+    checks: &'static [&'static str],
+) -> Trial {
+    let trial = format!("sabotage_direct_{}", name.replace('-', "_"));
+    kvm_trial_or_ignore(&trial, move || {
+        direct_is_possible()?;
+        is_caught(name, arguments, checks)
+    })
 }
 
 /// Why this host may not show a missing flush: with nested paging a stale translation lives only

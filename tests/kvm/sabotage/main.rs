@@ -1,6 +1,8 @@
 //! Checks that can fail: each rule of the protocol is broken on purpose, and the run must notice
 //! within a minute and name a page; the same run without it must find nothing.
 
+#[path = "../common/direct.rs"]
+mod direct;
 #[path = "../common/process.rs"]
 #[allow(dead_code, reason = "shared with another suite")]
 mod process;
