@@ -23,9 +23,10 @@ start_linux() {
     rm -f "$STATUS"
     : >"$LOG"
     {
+        code=0
         timeout -s KILL "$GUEST_LIMIT" gnomon boot --kernel "$LINUX/$kernel" --initrd "$LINUX/initrd" \
-            --cmdline "console=ttyS0 quiet panic=-1 tasks=$tasks" "$@" <&3 2>&1
-        echo $? >"$STATUS"
+            --cmdline "console=ttyS0 quiet panic=-1 tasks=$tasks" "$@" <&3 2>&1 || code=$?
+        echo "$code" >"$STATUS"
     } | tee "$LOG" &
     guest=$!
     # The bed ends a machine that says nothing; whether the guest hangs is GUEST_LIMIT's to tell.
@@ -45,6 +46,7 @@ wait_linux() {
 end_linux() {
     wait_linux
     status=$(cat "$STATUS")
+    [ "$status" != 137 ] || broken "gnomon was killed, or ended by the limit of $GUEST_LIMIT s"
     [ "$status" = 0 ] || broken "gnomon ended with status $status"
     for task in $(echo "$tasks" | sed 's/:[^,]*//g; s/,/ /g'); do
         grep -q "guest: $task: ok" "$LOG" || broken "the guest did not end the task $task"
