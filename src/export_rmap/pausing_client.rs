@@ -1,9 +1,10 @@
 //! A client for tests that stops the host in the middle of an invalidation.
 
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use crate::addr::Pfn;
+use crate::sync::{Mutex, lock};
 
 use super::{ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, RevokeError};
 
@@ -45,8 +46,7 @@ impl Pause {
 impl ExportNotifier for PausingClient {
     fn invalidate_page(&self, _page: &LockedPage<'_>, _kind: Invalidation) -> Harvest {
         self.reached.send(()).expect("nobody waits for the call");
-        let go_on = self.go_on.lock().unwrap_or_else(PoisonError::into_inner);
-        go_on.recv_timeout(GIVE_UP).expect("nobody lets the client go on");
+        lock(&self.go_on).recv_timeout(GIVE_UP).expect("nobody lets the client go on");
         Harvest::default()
     }
 
