@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
 use crate::addr::{PAGE_SIZE, Pfn};
+use crate::direct_mmu::shard::Shard;
 use crate::direct_mmu::table::State;
 use crate::direct_mmu::{DirectMmu, Mmu};
 
@@ -24,6 +25,7 @@ impl DirectMmu {
     /// If `/proc/self/pagemap` cannot be read.
     pub fn check_reverse_map(&self) -> io::Result<Vec<String>> {
         let mmu = &*self.mmu;
+        mmu.shards.iter().for_each(Shard::await_turns);
         let pagemap = File::open("/proc/self/pagemap")?;
         let mut differences = Vec::new();
         for page in 0..mmu.table.pages() {

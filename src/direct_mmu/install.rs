@@ -32,6 +32,14 @@ impl Wanted {
             writable: write || (page.flags().contains(PageFlags::DIRTY) && !page.is_read_only()),
         }
     }
+
+    pub(super) fn page(&self) -> u64 {
+        self.page
+    }
+
+    pub(super) fn writable(&self) -> bool {
+        self.writable
+    }
 }
 
 /// What came of it.
@@ -84,13 +92,7 @@ impl Mmu {
             other => other,
         };
         let done = installed.map_or(0, |bytes| bytes / PAGE_SIZE);
-        for neighbour in &around[done.saturating_sub(1).min(around.len())..] {
-            self.remove_entry(neighbour.page);
-        }
-        for neighbour in around.iter().take(done.saturating_sub(1)) {
-            self.table.set(neighbour.page, rights);
-            self.counters.fault_around.add(1);
-        }
+        self.settle_neighbours(&around, done.saturating_sub(1), writable);
         match installed {
             Ok(_) => {
                 self.counters.installs.add(1);
@@ -161,8 +163,20 @@ impl Mmu {
         self.client.get().map(|&client| RmapEntry::new(client, page))
     }
 
-    /// As many neighbours as can be mapped in one call with the page before them.
-    fn add_neighbours(
+    /// Brings the books in line with what the kernel has mapped of neighbours: the first `mapped`.
+    pub(super) fn settle_neighbours(&self, added: &[Wanted], mapped: usize, writable: bool) {
+        let (mapped, refused) = added.split_at(mapped.min(added.len()));
+        for neighbour in refused {
+            self.remove_entry(neighbour.page);
+        }
+        for neighbour in mapped {
+            self.table.set(neighbour.page, rights(writable));
+        }
+        self.counters.fault_around.add(mapped.len() as u64);
+    }
+
+    /// As many of these pages, one after the other, as can be mapped in one call.
+    pub(super) fn add_neighbours(
         &self,
         shard: &Shard,
         noted: &LockedShard<'_>,
@@ -183,33 +197,13 @@ impl Mmu {
         added
     }
 
-    /// The pages after this one that are in frames and unlocked, up to the first that is not. Ahead of
-    /// a sequential stream of faults, pages are also brought in, as long as that takes no frame from
-    /// anyone; who writes in sequence is taken to go on writing.
+    /// The pages after this one that are in frames and unlocked, up to the first that is not.
     pub(super) fn neighbours(&self, shard: &Shard, fault: Fault) -> Vec<Wanted> {
-        let around = self.config.fault_around.saturating_sub(1);
-        if around == 0 {
-            return Vec::new();
-        }
-        let ahead = shard.lock().streams.advance(fault.page);
         (fault.page + 1..shard.pages.end)
-            .zip(1..=around.max(ahead))
-            .map_while(|(page, distance)| {
-                if self.table.get(page).contains(State::MAPPED) {
-                    return None;
-                }
-                let gfn = Gfn::new(page);
-                if let Some(page) = self.object.try_lock_resident(gfn) {
-                    return Some(Wanted::of(&page, false));
-                }
-                if distance > ahead || !self.mm.has_spare_frames() {
-                    return None;
-                }
-                // Who needs the page finds the error again, and tells.
-                let page = self.object.try_lock_page(gfn).ok()??;
-                self.counters.read_ahead.add(1);
-                Some(Wanted::of(&page, fault.write))
-            })
+            .take(self.config.fault_around.saturating_sub(1))
+            .take_while(|&page| !self.table.get(page).contains(State::MAPPED))
+            .map_while(|page| self.object.try_lock_resident(Gfn::new(page)))
+            .map(|page| Wanted::of(&page, false))
             .collect()
     }
 

@@ -51,6 +51,7 @@
 //!
 //! [`Placement::Identity`]: crate::host_mm::Placement::Identity
 
+mod ahead;
 mod check;
 mod client;
 mod error;
@@ -61,6 +62,7 @@ mod resolve;
 mod shard;
 mod stats;
 mod table;
+mod turn;
 mod worker;
 mod zap;
 
@@ -89,7 +91,8 @@ use table::Table;
 pub struct DirectConfig {
     /// Parts of the window, each with a userfaultfd and threads of its own; at least 1.
     pub shards: usize,
-    /// Most pages that one fault maps: itself and those after it that are in frames; at least 1.
+    /// Most pages that one fault maps: itself and those after it that are in frames; at least 1, and
+    /// then nothing is read ahead.
     pub fault_around: usize,
     /// How long a thread that reads faults looks for the next one before it sleeps, as long as faults
     /// come that fast. A sleeping thread is woken in about the time that a fault takes.
@@ -153,7 +156,7 @@ impl std::fmt::Debug for Mmu {
 impl DirectMmu {
     /// Pages the object's memory in `view`, whose pages nobody has touched yet. `on_failure` is called
     /// by a thread in here, for each fault that cannot be resolved and for whatever else ends the
-    /// guest; it must not wait for the guest, nor drop this.
+    /// guest; it must not wait for the guest, nor ask for statistics, nor drop this.
     ///
     /// # Errors
     /// [`MmError::Uffd`] if faults cannot be handled here; [`MmError::Host`] for memory that is not of
@@ -250,8 +253,7 @@ impl DirectMmu {
     /// What has happened so far: all of it, to those whose faults were resolved.
     #[must_use]
     pub fn stats(&self) -> DirectStats {
-        // An install wakes before it counts, and holds the lock until it has.
-        self.mmu.shards.iter().for_each(|shard| drop(shard.lock()));
+        self.mmu.shards.iter().for_each(Shard::await_turns);
         self.mmu.counters.snapshot()
     }
 

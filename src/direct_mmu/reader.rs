@@ -62,13 +62,16 @@ impl Mmu {
         while !shard.is_reader_stopped() {
             // Asked first, so that nobody who wants the MMU lock finds it held by a look at nothing.
             if shard.window.wait(Some(Duration::ZERO))? {
+                let _turn = shard.reader_turns.begin();
                 let faults = self.read_events(shard)?;
                 self.counters.faults.add(faults.len() as u64);
                 parked.extend(faults);
                 parked.retain(|&fault| self.resolve_now(shard, fault) == Outcome::Parked);
                 patience.note();
             } else if !parked.is_empty() {
+                let turn = shard.reader_turns.begin();
                 parked.retain(|&fault| self.resolve_now(shard, fault) == Outcome::Parked);
+                drop(turn);
                 if !parked.is_empty() {
                     shard.window.wait(Some(PARKED_TIME))?;
                 }

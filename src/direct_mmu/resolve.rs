@@ -15,8 +15,15 @@ impl Mmu {
         let wanted = Wanted::of(&page, fault.write);
         drop(page);
         self.dawdle(fault.page);
-        let neighbours = if fault.protected { Vec::new() } else { self.neighbours(shard, fault) };
-        let installed = self.install(shard, wanted, &neighbours, fault.protected);
+        if fault.protected {
+            return self.install(shard, wanted, &[], true);
+        }
+        let neighbours = self.neighbours(shard, fault);
+        let installed = self.install(shard, wanted, &neighbours, false);
+        if installed == Installed::Done && self.config.fault_around > 1 {
+            let ahead = shard.lock().streams.advance(fault.page);
+            self.read_ahead(shard, fault, ahead);
+        }
         if installed == Installed::Refused(InstallError::NoPage) {
             // Somebody punched the frame: whoever locks the page next makes it a page of zeros.
             self.mm.expect_holes();

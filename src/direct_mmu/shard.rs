@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 
 use crate::addr::PAGE_SIZE;
+use crate::direct_mmu::turn::Turns;
 use crate::direct_mmu::zap::OwnZap;
 use crate::export_rmap::lock_rank::{self, Held, Rank};
 use crate::host_mm::{GuestView, MmError, Streams};
@@ -80,6 +81,8 @@ pub(super) struct Shard {
     noted: Mutex<Noted>,
     /// Held by the one who zaps.
     pub(super) zapping: Mutex<()>,
+    pub(super) reader_turns: Turns,
+    pub(super) worker_turns: Turns,
     queue: Mutex<Queue>,
     changed: Condvar,
     reader_stopped: AtomicBool,
@@ -97,6 +100,8 @@ impl Shard {
             pages: pages.start as u64..pages.end as u64,
             noted: Mutex::default(),
             zapping: Mutex::default(),
+            reader_turns: Turns::default(),
+            worker_turns: Turns::default(),
             queue: Mutex::default(),
             changed: Condvar::new(),
             reader_stopped: AtomicBool::new(false),
@@ -141,6 +146,12 @@ impl Shard {
         while is_left(&self.lock()) && !self.is_worker_stopped() {
             std::thread::yield_now();
         }
+    }
+
+    /// Waits until all is done that belongs to faults which were resolved before.
+    pub(super) fn await_turns(&self) {
+        self.reader_turns.await_end();
+        self.worker_turns.await_end();
     }
 
     pub(super) fn await_zap(&self) {

@@ -13,6 +13,7 @@ use crate::sys::uffd_window::InstallError;
 impl Mmu {
     pub(super) fn work(&self, shard: &Shard) {
         while let Some(job) = shard.next_job() {
+            let _turn = shard.worker_turns.begin();
             match job {
                 Job::Fault(fault) => self.resolve(shard, fault),
                 Job::Remove(pages) => self.remove(shard, &pages),

@@ -156,7 +156,7 @@ impl HostMm {
             entry.store(place, &page);
             page.clear_flags(PageFlags::IN_USE);
             page.set_slot(None);
-            if self.give_memory_back(&page).is_err() {
+            if self.give_memory_back(page.pfn(), 1).is_err() {
                 // It is taken up for good, and so is its unit of the ration.
                 frame.into_use();
             }
@@ -201,11 +201,11 @@ impl HostMm {
     ) -> Result<(), MmError> {
         let Place::Swap(slot) = place else {
             Counters::add(&self.counters.zero_fills, 1);
-            return self.view.write(page, 0, &ZEROS);
+            return self.view.fill(page, &ZEROS);
         };
         let mut content = ZEROS;
         self.swap.read_page(slot, page.owner().tag(), &mut content)?;
-        self.view.write(page, 0, &content)?;
+        self.view.fill(page, &content)?;
         // The copy in swap stands: as long as the page stays clean it need not be written again.
         page.set_slot(Some(slot));
         self.reclaimer.note_duplicate();
@@ -246,7 +246,7 @@ impl HostMm {
     /// As [`discard_page`](Self::discard_page), for a page whose frame is locked.
     pub(super) fn discard_locked(&self, page: &LockedPage<'_>, entry: &Entry) {
         page.begin_invalidation();
-        let revoked = self.revoke_for_good(page) && self.give_memory_back(page).is_ok();
+        let revoked = self.revoke_for_good(page) && self.give_memory_back(page.pfn(), 1).is_ok();
         entry.store(Place::Absent, page);
         self.free_copy(page);
         page.clear_flags(PageFlags::IN_USE | PageFlags::BY_WRITE);

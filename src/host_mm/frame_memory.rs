@@ -30,7 +30,7 @@ impl FrameMemory {
     /// # Errors
     /// If the host refuses it.
     pub(crate) fn new(frames: u32) -> Result<Self, MmError> {
-        let view = HostView::new(u64::from(frames) * PAGE_SIZE_U64)?;
+        let view = HostView::new(u64::from(frames) * PAGE_SIZE_U64, false)?;
         let guest_view = GuestView::new(&view, None)?;
         let memory = Self { view, guest_view };
         for raw in 0..frames {

@@ -144,7 +144,7 @@ impl Drop for FreeFrame<'_> {
     fn drop(&mut self) {
         if self.mm.config.paranoid
             && !self.mm.is_identity()
-            && self.mm.view.punch(self.pfn).is_err()
+            && self.mm.view.punch(self.pfn, 1).is_err()
             && let Some(owner) = self.mm.last_owner(self.pfn)
         {
             // The frame is free all the same; but a stale access to it would go unseen.

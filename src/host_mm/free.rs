@@ -2,9 +2,9 @@
 //! are free without any write to swap.
 
 use crate::addr::Gfn;
-use crate::export_rmap::Invalidation;
+use crate::export_rmap::{Invalidation, PageFlags};
 use crate::host_mm::object::Place;
-use crate::host_mm::reclaim::{Candidate, DetachedBatch};
+use crate::host_mm::reclaim::{Candidate, DetachedBatch, add_to_batch, vacate_all};
 use crate::host_mm::stats::Counters;
 use crate::host_mm::{MemoryObject, MmError, require_notifier};
 
@@ -17,57 +17,74 @@ impl MemoryObject {
     pub fn free_pages(&self, first: Gfn, count: u64) -> Result<u64, MmError> {
         require_notifier("to free pages")?;
         let end = first.as_u64().saturating_add(count);
-        let mut freed = 0;
-        for raw in first.as_u64()..end {
-            let gfn = Gfn::new(raw);
-            if !self.contains(gfn) {
-                break;
-            }
-            freed += u64::from(self.free_page(gfn)?);
-        }
+        let (mut freed, mut batch) = (0, Vec::new());
+        let result = (first.as_u64()..end)
+            .map(Gfn::new)
+            .take_while(|&gfn| self.contains(gfn))
+            .try_for_each(|gfn| self.free_page(gfn, &mut batch, &mut freed))
+            .and_then(|()| self.free_batch(&mut batch, &mut freed));
         Counters::add(&self.mm.counters.pages_freed, freed);
-        Ok(freed)
+        result.map(|()| freed)
     }
 
-    fn free_page(&self, gfn: Gfn) -> Result<bool, MmError> {
+    /// Frees a page, or puts it into the batch of those that are freed with one flush.
+    fn free_page<'a>(
+        &'a self,
+        gfn: Gfn,
+        batch: &mut Vec<Candidate<'a>>,
+        freed: &mut u64,
+    ) -> Result<(), MmError> {
         let mm = &*self.mm;
         let Some(entry) = self.pages.touched_entry(gfn) else {
-            return Ok(false);
+            return Ok(());
         };
         loop {
             let place = entry.load();
             match place {
-                Place::Absent => return Ok(false),
+                Place::Absent => return Ok(()),
                 Place::Swap(slot) => {
                     if entry.replace_frameless(place, Place::Absent) {
                         self.pages.note_written(gfn);
                         mm.free_slot(slot);
-                        return Ok(true);
+                        *freed += 1;
+                        return Ok(());
                     }
                 }
-                Place::Shared(shared) if shared.is_zero() => return Ok(false),
+                Place::Shared(shared) if shared.is_zero() => return Ok(()),
                 Place::Shared(shared) => {
+                    // A frame is waited for with empty hands.
+                    self.free_batch(batch, freed)?;
                     let Some(page) = mm.fault_in_shared(entry, shared)? else { continue };
                     mm.revoke_from(&page, self.pages.owner(gfn))?;
                     self.pages.note_written(gfn);
                     mm.leave_shared(entry, shared, Some(page));
-                    return Ok(true);
+                    *freed += 1;
+                    return Ok(());
                 }
                 Place::Frame(pfn) => {
-                    let page = mm.frame_table().lock(pfn);
-                    if entry.load() != place {
-                        continue;
+                    let free = |batch: &mut Vec<Candidate<'a>>| self.free_batch(batch, freed);
+                    if add_to_batch(mm, &self.pages, gfn, pfn, batch, free)? {
+                        return Ok(());
                     }
-                    let candidate = Candidate { page, object: &self.pages, gfn };
-                    let batch = DetachedBatch::detach(mm, vec![candidate], Invalidation::Unmap);
-                    for revoked in batch.revoke()? {
-                        mm.free_copy(revoked.page());
-                        self.pages.note_written(gfn);
-                        drop(revoked.vacate(mm, Place::Absent)?);
-                    }
-                    return Ok(true);
                 }
             }
         }
+    }
+
+    fn free_batch(&self, batch: &mut Vec<Candidate<'_>>, freed: &mut u64) -> Result<(), MmError> {
+        let mm = &*self.mm;
+        let detached = DetachedBatch::detach(mm, std::mem::take(batch), Invalidation::Unmap);
+        let mut pages = Vec::new();
+        for revoked in detached.revoke()? {
+            mm.free_copy(revoked.page());
+            // Should the host refuse to take its memory, it is a page like any other.
+            revoked.page().set_flags(PageFlags::BY_WRITE);
+            pages.push((revoked, Place::Absent));
+        }
+        for frame in vacate_all(mm, pages) {
+            drop(frame?);
+            *freed += 1;
+        }
+        Ok(())
     }
 }

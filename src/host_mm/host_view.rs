@@ -2,15 +2,20 @@
 //!
 //! Content is read and written only under the page lock, whose guard every access takes. Guests may
 //! write the same memory meanwhile through their own view; accesses are volatile or atomic.
+//!
+//! Whole pages go through the mapping where frames keep their memory. Where frames are punched each
+//! time that they lose their page, a call that copies costs less than mapping the frame anew, and the
+//! punch finds one mapping less to end.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
-use crate::addr::{PAGE_SIZE, Pfn};
+use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
 use crate::export_rmap::LockedPage;
 use crate::host_mm::MmError;
 use crate::sys::memory;
@@ -23,6 +28,8 @@ pub(crate) type PageBuf = [u8; PAGE_SIZE];
 pub(crate) struct HostView {
     memfd: Arc<File>,
     region: Arc<MmapRegion>,
+    /// Frames lose their memory with their page.
+    punched: bool,
 }
 
 /// Maps the whole memfd, shared.
@@ -43,11 +50,12 @@ pub(super) fn map(memfd: &File, bytes: u64) -> Result<MmapRegion, MmError> {
 }
 
 impl HostView {
-    pub(super) fn new(bytes: u64) -> Result<Self, MmError> {
+    /// So many bytes; `punched` if frames lose their memory each time that they lose their page.
+    pub(super) fn new(bytes: u64, punched: bool) -> Result<Self, MmError> {
         let memfd = memory::create_memfd("gnomon-frames", bytes)
             .map_err(|source| MmError::Host { what: "a memfd for the frames", source })?;
         let region = map(&memfd, bytes)?;
-        Ok(Self { memfd: Arc::new(memfd), region: Arc::new(region) })
+        Ok(Self { memfd: Arc::new(memfd), region: Arc::new(region), punched })
     }
 
     pub(super) fn memfd(&self) -> &File {
@@ -68,16 +76,38 @@ impl HostView {
             .map_err(|source| MmError::Host { what: "the size of the frames' memfd", source })
     }
 
-    /// Gives the memory of free frames back to the kernel.
-    pub(super) fn punch(&self, pfn: Pfn) -> Result<(), MmError> {
-        memory::punch_hole(&self.memfd, pfn.byte_offset(), PAGE_SIZE as u64)
-            .map_err(|source| MmError::Host { what: "to punch a frame out of the memfd", source })
+    /// Gives the memory of `count` frames from `first` back to the kernel.
+    pub(super) fn punch(&self, first: Pfn, count: u32) -> Result<(), MmError> {
+        memory::punch_hole(&self.memfd, first.byte_offset(), u64::from(count) * PAGE_SIZE_U64)
+            .map_err(|source| MmError::Host { what: "to punch frames out of the memfd", source })
     }
 
     /// Whether a frame takes up no memory.
     pub(super) fn is_hole(&self, pfn: Pfn) -> Result<bool, MmError> {
         memory::is_hole(&self.memfd, pfn.byte_offset())
             .map_err(|source| MmError::Host { what: "to look for a hole in the memfd", source })
+    }
+
+    /// What is in a page.
+    pub(super) fn content(&self, page: &LockedPage<'_>) -> Result<PageBuf, MmError> {
+        let mut content = [0; PAGE_SIZE];
+        if self.punched {
+            let read = self.memfd.read_exact_at(&mut content, page.pfn().byte_offset());
+            read.map_err(|source| MmError::Host { what: "to read a frame", source })?;
+        } else {
+            self.read(page, 0, &mut content)?;
+        }
+        Ok(content)
+    }
+
+    /// Makes this the content of a page that nobody uses yet. The caller sets `DIRTY`.
+    pub(super) fn fill(&self, page: &LockedPage<'_>, content: &PageBuf) -> Result<(), MmError> {
+        if !self.punched {
+            return self.write(page, 0, content);
+        }
+        self.memfd
+            .write_all_at(content, page.pfn().byte_offset())
+            .map_err(|source| MmError::Host { what: "memory for a frame", source })
     }
 
     /// Copies bytes out of a page. `offset + buf.len()` must not exceed the page.
@@ -104,9 +134,7 @@ impl HostView {
 
     /// Copies a whole page into another.
     pub(crate) fn copy(&self, from: &LockedPage<'_>, to: &LockedPage<'_>) -> Result<(), MmError> {
-        let mut content = [0; PAGE_SIZE];
-        self.read(from, 0, &mut content)?;
-        self.write(to, 0, &content)
+        self.fill(to, &self.content(from)?)
     }
 
     /// The aligned 64-bit word at byte `offset` of a page: an entry of a guest page table.

@@ -192,7 +192,7 @@ impl HostMm {
     fn frames_of(config: &HostMmConfig) -> Result<(u32, HostView), MmError> {
         frames::count(config.host_memory_bytes)?;
         let (bytes, frames) = config.placement.extent(config.host_memory_bytes)?;
-        Ok((frames, HostView::new(bytes)?))
+        Ok((frames, HostView::new(bytes, config.placement != Placement::Anywhere)?))
     }
 
     fn assemble(

@@ -15,7 +15,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::addr::PAGE_SIZE;
+use crate::addr::{PAGE_SIZE, Pfn};
 use crate::export_rmap::{Invalidation, LockedPage, PageFlags};
 use crate::host_mm::reclaim::{Candidate, DetachedBatch, add_to_batch};
 use crate::host_mm::{Gfn, HostMm, MemoryObject, MmError, Place, frames, require_notifier};
@@ -54,10 +54,10 @@ impl HostMm {
         if self.is_identity() { Err(MmError::FixedFrames { what }) } else { Ok(()) }
     }
 
-    /// Gives back the memory of a frame that is about to lose its page, where frames are only
-    /// rationed: every mapping of it ends with this.
-    pub(super) fn give_memory_back(&self, page: &LockedPage<'_>) -> Result<(), MmError> {
-        if self.is_identity() { self.view.punch(page.pfn()) } else { Ok(()) }
+    /// Gives back the memory of `count` frames from `first`, locked and about to lose their pages,
+    /// where frames are only rationed: every mapping of them ends with this.
+    pub(super) fn give_memory_back(&self, first: Pfn, count: u32) -> Result<(), MmError> {
+        if self.is_identity() { self.view.punch(first, count) } else { Ok(()) }
     }
 
     /// From now on frames may lose their memory behind this layer's back: somebody removes a range

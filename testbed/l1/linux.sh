@@ -24,7 +24,7 @@ start_linux() {
     : >"$LOG"
     {
         code=0
-        timeout -s KILL "$GUEST_LIMIT" gnomon boot --kernel "$LINUX/$kernel" --initrd "$LINUX/initrd" \
+        timeout -k 20 "$GUEST_LIMIT" gnomon boot --kernel "$LINUX/$kernel" --initrd "$LINUX/initrd" \
             --cmdline "console=ttyS0 quiet panic=-1 tasks=$tasks" "$@" <&3 2>&1 || code=$?
         echo "$code" >"$STATUS"
     } | tee "$LOG" &

@@ -8,9 +8,10 @@
 //! until its entry names the new place: clear and notify first, set after. An error anywhere
 //! leaves the page in its frame.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::addr::{Gfn, PAGE_SIZE, Pfn, SwapSlot};
+use crate::addr::{Gfn, Pfn, SwapSlot};
 use crate::export_rmap::{FlushReason, Harvest, Invalidation, LockedPage, PageFlags, RevokeError};
 use crate::host_mm::frames::FreeFrame;
 use crate::host_mm::host_view::PageBuf;
@@ -181,10 +182,15 @@ impl<'a> Revoked<'a> {
         mm: &'a HostMm,
         place: Place,
     ) -> Result<FreeFrame<'a>, MmError> {
+        mm.give_memory_back(self.page().pfn(), 1)?;
+        self.leave(mm, place)
+    }
+
+    /// The page's memory is given back, if it had to be.
+    fn leave(self, mm: &'a HostMm, place: Place) -> Result<FreeFrame<'a>, MmError> {
         let entry = self.entry()?;
         self.log_written();
         let page = &self.0.page;
-        mm.give_memory_back(page)?;
         entry.store(place, page);
         page.clear_flags(PageFlags::IN_USE | PageFlags::BY_WRITE | PageFlags::FRESH);
         page.set_slot(None);
@@ -192,8 +198,9 @@ impl<'a> Revoked<'a> {
         Ok(FreeFrame::from_revoked(mm, page.pfn()))
     }
 
-    /// Moves the page out of its frame: to swap if its copy there is missing or old.
-    fn release(self, mm: &'a HostMm) -> Result<FreeFrame<'a>, MmError> {
+    /// Where the page will be out of its frame: in swap, where it is written if its copy there is
+    /// missing or old.
+    fn save(&self, mm: &HostMm) -> Result<Place, MmError> {
         let page = &self.0.page;
         mm.settle_hole(page)?;
         let slot = if page.flags().contains(PageFlags::DIRTY) {
@@ -201,10 +208,42 @@ impl<'a> Revoked<'a> {
         } else {
             mm.drop_clean(page)?
         };
-        let frame = self.vacate(mm, slot.map_or(Place::Absent, Place::Swap))?;
-        Counters::add(&mm.counters.evictions, 1);
-        Ok(frame)
+        Ok(slot.map_or(Place::Absent, Place::Swap))
     }
+}
+
+/// Takes the frames from pages, each of which has its place outside by now. The memory of neighbours
+/// is given back at once: each time, the host looks through all mappings and processors.
+pub(in crate::host_mm) fn vacate_all<'a>(
+    mm: &'a HostMm,
+    pages: Vec<(Revoked<'a>, Place)>,
+) -> impl Iterator<Item = Result<FreeFrame<'a>, MmError>> {
+    let mut pages: VecDeque<_> = pages.into();
+    // Pages whose memory was given back together, and is gone.
+    let mut given_back = 0;
+    std::iter::from_fn(move || {
+        if given_back == 0 {
+            let run = neighbours(pages.iter().map(|(page, _)| page.page().pfn()));
+            let first = pages.front()?.0.page().pfn();
+            // If the host refuses them all at once, each is told by itself.
+            given_back = mm.give_memory_back(first, run).map_or(0, |()| run);
+        }
+        let (page, place) = pages.pop_front()?;
+        if given_back == 0 {
+            return Some(page.vacate(mm, place));
+        }
+        given_back -= 1;
+        Some(page.leave(mm, place))
+    })
+}
+
+/// How many frames from the first on follow each other.
+fn neighbours(mut frames: impl Iterator<Item = Pfn>) -> u32 {
+    let Some(first) = frames.next() else { return 0 };
+    let follows = |(pfn, number): &(Pfn, u32)| pfn.as_u32() == *number;
+    let next = first.as_u32().saturating_add(1)..=u32::MAX;
+    let last = frames.zip(next).take_while(follows).last();
+    1 + last.map_or(0, |(pfn, _)| pfn.as_u32() - first.as_u32())
 }
 
 impl HostMm {
@@ -233,19 +272,29 @@ impl HostMm {
     }
 
     fn release_all<'a>(&'a self, revoked: Vec<Revoked<'a>>, reclaimed: &mut Reclaimed) {
+        let mut saved = Vec::with_capacity(revoked.len());
         for page in revoked {
-            match page.release(self) {
-                Ok(frame) => {
-                    drop(frame);
-                    reclaimed.frames += 1;
-                }
-                Err(error) => {
-                    Counters::add(&self.counters.failed_evictions, 1);
-                    reclaimed.failed += 1;
-                    reclaimed.error = Some(error);
-                }
+            match page.save(self) {
+                Ok(place) => saved.push((page, place)),
+                Err(error) => self.note_failed(error, reclaimed),
             }
         }
+        for frame in vacate_all(self, saved) {
+            match frame {
+                Ok(frame) => {
+                    drop(frame);
+                    Counters::add(&self.counters.evictions, 1);
+                    reclaimed.frames += 1;
+                }
+                Err(error) => self.note_failed(error, reclaimed),
+            }
+        }
+    }
+
+    fn note_failed(&self, error: MmError, reclaimed: &mut Reclaimed) {
+        Counters::add(&self.counters.failed_evictions, 1);
+        reclaimed.failed += 1;
+        reclaimed.error = Some(error);
     }
 
     /// Sabotage: what `revoke` exists to forbid. The frames go to new pages, then they are flushed.
@@ -318,9 +367,7 @@ impl HostMm {
     }
 
     pub(in crate::host_mm) fn content(&self, page: &LockedPage<'_>) -> Result<PageBuf, MmError> {
-        let mut content = [0; PAGE_SIZE];
-        self.view.read(page, 0, &mut content)?;
-        Ok(content)
+        self.view.content(page)
     }
 
     /// A free slot; where there is none, one that only duplicates a page in a frame.
@@ -372,4 +419,19 @@ impl HostMm {
 pub(in crate::host_mm) fn is_zero(content: &PageBuf) -> bool {
     // Word-wise and without an early exit inside a line, so that it compiles to vector code.
     content.chunks_exact(64).all(|line| line.iter().fold(0, |seen, byte| seen | byte) == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_neighbours_up_to_the_first_gap() {
+        let count = |frames: &[u32]| neighbours(frames.iter().copied().map(Pfn::new));
+        assert_eq!(count(&[]), 0);
+        assert_eq!(count(&[7]), 1);
+        assert_eq!(count(&[7, 8, 9, 11, 12]), 3);
+        assert_eq!(count(&[7, 6, 5]), 1);
+        assert_eq!(count(&[u32::MAX - 1, u32::MAX]), 2);
+    }
 }

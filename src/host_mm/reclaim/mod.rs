@@ -19,7 +19,7 @@ use crate::sync::lock;
 
 use clock::Hand;
 pub(super) use evict::{
-    BATCH, Candidate, DetachedBatch, Revoked, add_to_batch, is_zero, lock_beside_batch,
+    BATCH, Candidate, DetachedBatch, Revoked, add_to_batch, is_zero, lock_beside_batch, vacate_all,
 };
 
 /// Frames that a fault without a free frame asks for: enough to amortise the flush.

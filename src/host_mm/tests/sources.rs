@@ -92,6 +92,30 @@ fn pages_given_back_are_zero_and_cost_no_write() {
 }
 
 #[test]
+fn a_range_is_given_back_with_one_flush() {
+    let rig = written(6);
+    let mut old = frames(&rig, 0..4);
+    assert_eq!(rig.object.free_pages(gfn(0), 4).unwrap(), 4);
+    let events = rig.log.take();
+    assert_eq!(events.len(), 5, "{events:?}");
+    old.sort_unstable();
+    assert_eq!(events[4], Event::Flushed(old, FlushReason::Invalidated));
+    rig.assert_sound();
+}
+
+#[test]
+fn pages_that_cannot_be_revoked_are_not_given_back() {
+    let rig = written(4);
+    let old = frames(&rig, 0..4);
+    rig.client.flush_fails.store(true, Ordering::Relaxed);
+    assert!(matches!(rig.object.free_pages(gfn(0), 4), Err(MmError::Revoke(_))));
+    rig.client.flush_fails.store(false, Ordering::Relaxed);
+    assert_eq!(frames(&rig, 0..4), old);
+    assert!(rig.host_read(gfn(3)) == page(3));
+    assert_eq!(rig.mm.stats().pages_freed, 0);
+}
+
+#[test]
 fn a_range_changes_places_in_one_invalidation() {
     let rig = written(8);
     let other = Rig::beside(&rig, rig.mm.create_object(8 * PAGE_SIZE_U64).unwrap());
