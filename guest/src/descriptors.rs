@@ -46,11 +46,7 @@ pub const GDT_REGISTER: usize = core::mem::offset_of!(Segments, register);
 impl Segments {
     /// Segments whose TSS is not usable until [`Segments::load`].
     pub const fn new() -> Segments {
-        Segments {
-            gdt: [0; 9],
-            tss: [0; TSS_BYTES],
-            register: TableRegister { limit: 0, base: 0 },
-        }
+        Segments { gdt: [0; 9], tss: [0; TSS_BYTES], register: TableRegister { limit: 0, base: 0 } }
     }
 
     /// Fills in the descriptors. `ist` are the tops of the interrupt stacks 1, 2, ….
