@@ -64,9 +64,9 @@ pub enum DiskError {
         /// Its size.
         bytes: u64,
     },
-    /// Another process has it locked.
+    /// Somebody has it locked: another process, or another disk.
     #[error(
-        "the disk image {} is in use by another process: end that, or use the image read-only in both",
+        "the disk image {} is in use already: end the other user, or use the image read-only in both",
         path.display()
     )]
     Locked {

@@ -157,7 +157,7 @@ fn an_image_is_locked_against_writers_and_several_may_read() {
     let writer = open(DiskMode::ReadWrite).unwrap();
     for mode in [DiskMode::ReadOnly, DiskMode::ReadWrite] {
         let error = open(mode).unwrap_err().to_string();
-        assert!(error.contains("is in use by another process"), "{error}");
+        assert!(error.contains("is in use already"), "{error}");
     }
     drop(writer);
     let readers = [open(DiskMode::ReadOnly).unwrap(), open(DiskMode::ReadOnly).unwrap()];

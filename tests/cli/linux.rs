@@ -1,0 +1,150 @@
+//! What a user can name for a Linux guest and what cannot be: refused before there is a guest, and
+//! with nothing written to any disk image.
+
+use std::fs::{self, File};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use tempfile::TempDir;
+
+use super::assert_refused;
+
+/// Bytes of a bzImage's header, and where (Linux `Documentation/arch/x86/boot.rst`): boot protocol
+/// 2.15, code above 1 MiB with a 64-bit entry, 7168 bytes of it after two sectors of setup.
+const HEADER: [(usize, &[u8]); 13] = [
+    (0x1f1, &[1]),
+    (0x1f4, &[0xc0, 1]),
+    (0x1fe, &[0x55, 0xaa]),
+    (0x200, &[0xeb, 0x6a]),
+    (0x202, b"HdrS"),
+    (0x206, &[0x0f, 2]),
+    (0x211, &[1]),
+    (0x22c, &[0xff, 0xff, 0xff, 0x7f]),
+    (0x230, &[0, 0, 0x20]),
+    (0x234, &[1]),
+    (0x236, &[3, 0, 0xff, 7]),
+    (0x25a, &[0, 1]),
+    (0x262, &[0x20]),
+];
+
+/// An entry of a cpio archive, and not its last: a file "a" of 8 bytes (Linux
+/// `Documentation/driver-api/early-userspace/buffer-format.rst`).
+fn archive_entry() -> Vec<u8> {
+    let (mode, file_bytes, name_bytes) = (0o100_644, 8, 2);
+    let fields = [1, mode, 0, 0, 1, 0, file_bytes, 0, 0, 0, 0, name_bytes, 0];
+    let header: String = fields.iter().map(|field| format!("{field:08x}")).collect();
+    format!("070701{header}a\0contents").into_bytes()
+}
+
+struct Folder(TempDir);
+
+impl Folder {
+    /// With a kernel, as far as its header goes.
+    fn new() -> Self {
+        let folder = Self(tempfile::tempdir().unwrap());
+        let mut kernel = vec![0u8; 8192];
+        for (at, bytes) in HEADER {
+            kernel[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        folder.file("kernel", &kernel);
+        folder
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn file(&self, name: &str, content: &[u8]) -> String {
+        fs::write(self.path(name), content).unwrap();
+        self.path(name)
+    }
+
+    /// The kernel with these bytes changed.
+    fn changed(&self, at: usize, bytes: &[u8]) -> String {
+        let mut kernel = fs::read(self.path("kernel")).unwrap();
+        kernel[at..at + bytes.len()].copy_from_slice(bytes);
+        self.file("changed", &kernel)
+    }
+
+    #[track_caller]
+    fn assert_kernel_refused(&self, kernel: &str, parts: &[&str]) {
+        assert_refused(&["boot", "--kernel", kernel], parts);
+    }
+
+    #[track_caller]
+    fn assert_refused(&self, words: &[&str], parts: &[&str]) {
+        let kernel = self.path("kernel");
+        assert_refused(&[&["boot", "--kernel", &kernel], words].concat(), parts);
+    }
+}
+
+#[test]
+fn malformed_kernels() {
+    let folder = Folder::new();
+    let whole = fs::read(folder.path("kernel")).unwrap();
+    let cut = folder.file("cut", &whole[..8000]);
+    folder.assert_kernel_refused(&cut, &["truncated", "8000 bytes", "copy it again"]);
+    let header_alone = folder.file("header", &whole[..0x206]);
+    folder.assert_kernel_refused(&header_alone, &["bzImage"]);
+    folder.assert_kernel_refused(&folder.changed(0x206, &[0x0b, 2]), &["2.11", "Linux 3.8"]);
+    folder.assert_kernel_refused(&folder.changed(0x236, &[0]), &["no 64-bit entry"]);
+    folder.assert_kernel_refused(&folder.changed(0x211, &[0]), &["damaged header", "loadflags"]);
+    let large = folder.changed(0x260, &[0, 0, 0, 0x20]);
+    folder.assert_kernel_refused(&large, &["guest memory up to", "choose more memory"]);
+}
+
+#[test]
+fn damaged_initial_ram_disks() {
+    let folder = Folder::new();
+    let empty = folder.file("empty", b"");
+    folder.assert_refused(&["--initrd", &empty], &["empty", "leave --initrd out"]);
+    let entry = archive_entry();
+    let cut = folder.file("cut", &entry[..entry.len() - 3]);
+    folder.assert_refused(&["--initrd", &cut], &["truncated", "in the middle of \"a\""]);
+    let open = folder.file("open", &entry);
+    folder.assert_refused(&["--initrd", &open], &["truncated", "before its last entry"]);
+    let missing = folder.path("missing");
+    folder.assert_refused(&["--initrd", &missing], &[&missing, "No such file"]);
+}
+
+#[test]
+fn disk_images_that_cannot_be_used() {
+    let folder = Folder::new();
+    let refused = |name: &str, parts: &[&str]| {
+        let path = folder.path(name);
+        for mode in ["", ",ro"] {
+            folder
+                .assert_refused(&["--disk", &format!("{path}{mode}")], &[&[name], parts].concat());
+        }
+    };
+    refused("missing", &["there is no disk image"]);
+    folder.file("zero", b"");
+    refused("zero", &["is empty"]);
+    folder.file("odd", &[7; 1000]);
+    refused("odd", &["1000 bytes", "no multiple of 512"]);
+    assert_eq!(fs::read(folder.path("odd")).unwrap(), [7; 1000]);
+    refused(".", &["not a regular file"]);
+}
+
+#[test]
+fn a_disk_image_that_somebody_else_writes() {
+    let folder = Folder::new();
+    let disk = folder.file("disk", &[0; 4096]);
+    let user = File::options().read(true).write(true).open(&disk).unwrap();
+    let whole = nix::libc::flock {
+        l_type: i16::try_from(nix::libc::F_WRLCK).unwrap(),
+        l_whence: 0,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(&user, FcntlArg::F_OFD_SETLK(&whole)).unwrap();
+    for mode in ["", ",ro"] {
+        folder.assert_refused(
+            &["--disk", &format!("{disk}{mode}")],
+            &[&disk, "in use", "read-only in both"],
+        );
+    }
+    // Twice by the same guest is once too often as well.
+    let other = folder.file("other", &[0; 4096]);
+    folder.assert_refused(&["--disk", &other, "--disk", &other], &[&other, "in use"]);
+}
