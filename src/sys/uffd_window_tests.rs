@@ -1,6 +1,7 @@
 //! These run where the process may handle kernel-mode faults; elsewhere the refusal itself is
 //! checked.
 
+use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
@@ -129,16 +130,16 @@ fn a_fault_is_read_before_a_removal_that_came_first() {
         move || crate::sys::memory::remove(&region, 0, PAGE_SIZE).unwrap()
     });
     assert!(window.wait(Some(Duration::from_secs(20))).unwrap());
+    let (thread_of, toucher_is) = mpsc::channel();
     let toucher = thread::spawn({
         let region = region.clone();
-        move || region.as_volatile_slice().read_obj::<u8>(0).unwrap()
+        move || {
+            thread_of.send(nix::unistd::gettid()).unwrap();
+            region.as_volatile_slice().read_obj::<u8>(0).unwrap()
+        }
     });
+    await_fault(toucher_is.recv().unwrap());
     let mut events = Vec::new();
-    let begin = Instant::now();
-    // Not read until both are there: the toucher sleeps in its fault by then.
-    while thread_state(&toucher) != Some('S') && begin.elapsed() < Duration::from_secs(20) {
-        thread::yield_now();
-    }
     window.read(&mut events).unwrap();
     assert_eq!(
         events,
@@ -151,20 +152,22 @@ fn a_fault_is_read_before_a_removal_that_came_first() {
     assert_eq!((remover.join().unwrap(), toucher.join().unwrap()), ((), 0));
 }
 
-/// Whether some thread of this process sleeps in a fault; tests cannot name a thread of std's.
-fn thread_state<T>(toucher: &thread::JoinHandle<T>) -> Option<char> {
-    if toucher.is_finished() {
-        return None;
+/// Waits until a thread sleeps in the kernel without a system call: in a fault.
+fn await_fault(thread: nix::unistd::Pid) {
+    let begin = Instant::now();
+    let told = |name: &str| {
+        std::fs::read_to_string(format!("/proc/self/task/{thread}/{name}")).unwrap_or_default()
+    };
+    // proc(5): the state follows the name, which ends with the last parenthesis; outside of a system
+    // call its number is -1.
+    let sleeps = || {
+        told("stat").rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
+            && told("syscall").starts_with("-1")
+    };
+    while !sleeps() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{}", told("stat"));
+        thread::yield_now();
     }
-    let in_fault = std::fs::read_dir("/proc/self/task").ok()?.flatten().any(|task| {
-        std::fs::read_to_string(task.path().join("wchan"))
-            .is_ok_and(|wchan| wchan.contains("handle_userfault"))
-    });
-    // Without wchan: long enough for any machine, and a failure if it is not.
-    if !in_fault {
-        thread::sleep(Duration::from_millis(50));
-    }
-    Some('S')
 }
 
 #[test]
