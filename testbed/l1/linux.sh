@@ -24,6 +24,7 @@ start_linux() {
     : >"$LOG"
     {
         code=0
+        # First by SIGTERM: how far the guest got stands in gnomon's report.
         timeout -k 20 "$GUEST_LIMIT" gnomon boot --kernel "$LINUX/$kernel" --initrd "$LINUX/initrd" \
             --cmdline "console=ttyS0 quiet panic=-1 tasks=$tasks" "$@" <&3 2>&1 || code=$?
         echo "$code" >"$STATUS"
@@ -46,7 +47,7 @@ wait_linux() {
 end_linux() {
     wait_linux
     status=$(cat "$STATUS")
-    [ "$status" != 137 ] || broken "gnomon was killed, or ended by the limit of $GUEST_LIMIT s"
+    [ "$status" != 143 ] || broken "the guest was ended by the limit of $GUEST_LIMIT s"
     [ "$status" = 0 ] || broken "gnomon ended with status $status"
     for task in $(echo "$tasks" | sed 's/:[^,]*//g; s/,/ /g'); do
         grep -q "guest: $task: ok" "$LOG" || broken "the guest did not end the task $task"

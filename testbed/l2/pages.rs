@@ -1,11 +1,11 @@
 //! Touches memory with patterns and checks them: `pages MIB THREADS [spoil|hold]`.
 //!
 //! Every page is written whole, with its own number, the number of the pass, and words that depend
-//! on both. The second pass checks the first's pages and writes its own, and
-//! the third checks those. A page that was lost, mixed up with another, brought back in an older
-//! state or damaged is told, and the exit status is 1. With `spoil` one bit of one page is changed
-//! after the first pass: the program must then fail, or it proves nothing when it does not. With
-//! `hold` the memory is kept until a line comes.
+//! on both. The second pass checks the first's pages and writes its own, and the third checks those.
+//! A page that was lost, mixed up with another, brought back in an older state or damaged is told,
+//! and the exit status is 1. With `spoil` one bit of one page is changed after the first pass: the
+//! program must then fail, or it proves nothing when it does not. With `hold` the memory is kept until
+//! a line comes.
 
 use std::process::ExitCode;
 use std::thread;
