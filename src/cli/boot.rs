@@ -31,7 +31,8 @@ const SHOWN: usize = 20;
 /// If the guest cannot be started.
 pub(crate) fn run(config: MachineConfig) -> anyhow::Result<u8> {
     let stop = StopNotice::install()?;
-    let mut machine = Machine::new(&config, Box::new(StdoutConsole::new()))?;
+    let console = StdoutConsole::new();
+    let mut machine = Machine::new(&config, Box::new(console.clone()))?;
     for warning in &config.warnings {
         output::note(warning);
     }
@@ -40,9 +41,8 @@ pub(crate) fn run(config: MachineConfig) -> anyhow::Result<u8> {
     }
     let begun = Instant::now();
     machine.fleet.start()?;
-    let (outcome, signal) = wait(&mut machine, stop);
+    let (outcome, signal) = wait(&mut machine, stop, &console);
     let elapsed = begun.elapsed();
-    output::flush();
 
     let resident = machine.mm.resident_bytes().unwrap_or(0);
     let mut found = violations::collect(&machine, resident);
@@ -70,13 +70,18 @@ pub(crate) fn run(config: MachineConfig) -> anyhow::Result<u8> {
 }
 
 /// Waits for the end of the guest, or for a signal, which then ends it.
-fn wait(machine: &mut Machine, stop: StopNotice) -> (Option<Outcome>, Option<i32>) {
+fn wait(
+    machine: &mut Machine,
+    stop: StopNotice,
+    console: &StdoutConsole,
+) -> (Option<Outcome>, Option<i32>) {
     loop {
         machine.fleet.poll(TICK);
         if let Some(outcome) = take_outcome(machine) {
             return (Some(outcome), None);
         }
         if let Some(signal) = stop.signal() {
+            console.give_up();
             machine.fleet.kill(KILL_TIMEOUT);
             return (take_outcome(machine), Some(signal));
         }

@@ -4,8 +4,13 @@
 //! nothing else: no panic, no signal, no change of the exit code.
 
 use std::fmt;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::sync::lock;
 
@@ -20,36 +25,57 @@ pub(crate) fn note(text: impl fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "gnomon: {text}");
 }
 
-/// Writes out what standard output still holds.
+/// Writes out what standard output still holds of [`print`]ed lines.
 pub(crate) fn flush() {
     let _ = io::stdout().lock().flush();
 }
 
-/// The guest's console on standard output. On a terminal each write shows at once; elsewhere, line
-/// by line.
-#[derive(Debug)]
+/// How long a console waits for a reader before it looks whether that is still wanted.
+const CONSOLE_PATIENCE_MS: u16 = 50;
+
+/// The guest's console on standard output: each write shows at once. A reader that has stopped to
+/// read (`gnomon boot | less`, Ctrl-S) holds up a guest that prints, but not its end.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct StdoutConsole {
-    at_once: bool,
+    given_up: Arc<AtomicBool>,
 }
 
 impl StdoutConsole {
     pub(crate) fn new() -> Self {
-        Self { at_once: io::stdout().is_terminal() }
+        Self::default()
+    }
+
+    /// From now on what standard output does not take at once is lost: the guest is to end. For all
+    /// clones.
+    pub(crate) fn give_up(&self) {
+        // Relaxed: nothing else is told by it.
+        self.given_up.store(true, Ordering::Relaxed);
     }
 }
 
 impl Write for StdoutConsole {
+    // Past the standard library's buffer: who waits here holds no lock of the process's.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut stdout = io::stdout().lock();
-        let written = stdout.write(bytes)?;
-        if self.at_once {
-            stdout.flush()?;
+        let stdout = io::stdout();
+        loop {
+            let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
+            match poll(&mut fds, CONSOLE_PATIENCE_MS) {
+                Err(Errno::EINTR) => {}
+                Ok(0) if self.given_up.load(Ordering::Relaxed) => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                Ok(0) => {}
+                // One byte finds room, or an error that says why not; more might have to wait.
+                _ => match nix::unistd::write(stdout.as_fd(), &bytes[..bytes.len().min(1)]) {
+                    Err(Errno::EINTR) => {}
+                    other => return Ok(other?),
+                },
+            }
         }
-        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stdout().lock().flush()
+        Ok(())
     }
 }
 

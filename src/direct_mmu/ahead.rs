@@ -12,21 +12,32 @@ use crate::direct_mmu::{Mmu, offset_of};
 const STEP: usize = 4;
 
 impl Mmu {
-    /// Brings in up to `count` pages after the one that a fault was about and which is mapped now. Who
-    /// writes in sequence is taken to go on writing.
+    /// Brings in up to `count` pages after the one that a fault was about and which is mapped now, as
+    /// long as nobody else waits for this thread. Who writes in sequence is taken to go on writing.
     pub(super) fn read_ahead(&self, shard: &Shard, fault: Fault, count: usize) {
+        let expected = fault.page + 1 + count as u64;
+        let next = self.bring_ahead(shard, fault, count);
+        if next < expected {
+            shard.lock().streams.fell_short(expected, next);
+        }
+    }
+
+    /// Returns the page up to which, without it, all were looked at.
+    fn bring_ahead(&self, shard: &Shard, fault: Fault, count: usize) -> u64 {
         let mut pages = (fault.page + 1..shard.pages.end)
             .take(count)
             .skip_while(|&page| self.table.get(page).contains(State::MAPPED))
             .peekable();
-        while pages.peek().is_some() {
+        while let Some(&first) = pages.peek() {
             let step: Vec<Wanted> =
                 pages.by_ref().take(STEP).map_while(|page| self.ahead(page, fault.write)).collect();
             self.install_ahead(shard, &step);
-            if step.len() < STEP {
-                return;
+            // Looked at after the install: whoever came for one of these pages has it now.
+            if step.len() < STEP || shard.window.is_due() {
+                return first + step.len() as u64;
             }
         }
+        fault.page + 1 + count as u64
     }
 
     /// A page that is in a frame, or goes into one that nobody needs; `None` if somebody has it

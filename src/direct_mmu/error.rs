@@ -55,6 +55,12 @@ pub enum DirectError {
         /// What happened to them.
         how: &'static str,
     },
+    /// A fault of Gnomon's own.
+    #[error("a thread that pages the guest's memory panicked, {thread}: this is a bug in Gnomon")]
+    Panicked {
+        /// Which.
+        thread: &'static str,
+    },
     /// A touch where nothing but a moved part of the window can be.
     #[error("a touch of {address:#x}, where a part of the guest's memory was moved to")]
     Stray {

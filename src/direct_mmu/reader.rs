@@ -1,6 +1,7 @@
 //! The thread that reads what happens to a part of the window. It never waits for anybody but the
 //! kernel: the [layer](crate::direct_mmu) says why.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::direct_mmu::install::Installed;
@@ -32,9 +33,12 @@ struct Patience {
 impl Patience {
     /// Something came: was it within the time for which it is worth looking?
     fn note(&mut self) {
-        let now = Instant::now();
-        self.worth_it = now - self.last < 2 * self.spin;
-        self.last = now;
+        self.worth_it = self.last.elapsed() < 2 * self.spin;
+    }
+
+    /// What came is done; from now on the next one is looked for.
+    fn begin(&mut self) {
+        self.last = Instant::now();
     }
 
     fn is_left(&self) -> bool {
@@ -44,14 +48,18 @@ impl Patience {
 
 impl Mmu {
     pub(super) fn read_faults(&self, shard: &Shard) {
-        if let Err(error) = self.read_until_stopped(shard) {
-            // Whoever waits must not wait for ever: neither for a page nor for an event to be read.
-            let _ = shard.window.unregister();
-            self.fail(&DirectError::Events { source: error });
-            while !shard.is_reader_stopped() {
-                let _ = shard.window.read(&mut Vec::new());
-                std::thread::sleep(PARKED_TIME);
-            }
+        let error = match catch_unwind(AssertUnwindSafe(|| self.read_until_stopped(shard))) {
+            Ok(Ok(())) => return,
+            Ok(Err(source)) => DirectError::Events { source },
+            Err(_) => DirectError::Panicked { thread: "the one that reads page faults" },
+        };
+        // Told first: no vCPU is to run on with what it finds when it is let go.
+        self.fail(&error);
+        // Whoever waits must not wait for ever: neither for a page nor for an event to be read.
+        let _ = shard.window.unregister();
+        while !shard.is_reader_stopped() {
+            let _ = shard.window.read(&mut Vec::new());
+            std::thread::sleep(PARKED_TIME);
         }
     }
 
@@ -63,11 +71,17 @@ impl Mmu {
             // Asked first, so that nobody who wants the MMU lock finds it held by a look at nothing.
             if shard.window.wait(Some(Duration::ZERO))? {
                 let _turn = shard.reader_turns.begin();
+                patience.note();
                 let faults = self.read_events(shard)?;
                 self.counters.faults.add(faults.len() as u64);
-                parked.extend(faults);
                 parked.retain(|&fault| self.resolve_now(shard, fault) == Outcome::Parked);
-                patience.note();
+                for fault in faults {
+                    if self.resolve_now(shard, fault) == Outcome::Parked {
+                        self.counters.parked.add(1);
+                        parked.push(fault);
+                    }
+                }
+                patience.begin();
             } else if !parked.is_empty() {
                 let turn = shard.reader_turns.begin();
                 parked.retain(|&fault| self.resolve_now(shard, fault) == Outcome::Parked);
@@ -102,7 +116,6 @@ impl Mmu {
                 Installed::Retry => {}
                 Installed::Deferred(Deferral::Removal) => break,
                 Installed::Deferred(Deferral::Zap) | Installed::Refused(InstallError::Changing) => {
-                    self.counters.parked.add(1);
                     return Outcome::Parked;
                 }
                 Installed::Refused(error) => {

@@ -66,8 +66,6 @@ impl Noted {
 #[derive(Debug, Default)]
 struct Queue {
     jobs: VecDeque<Job>,
-    /// A job was taken and is not done.
-    busy: bool,
     stopped: bool,
 }
 
@@ -124,14 +122,11 @@ impl Shard {
     /// The next job, waiting for one; `None` when it is time to end.
     pub(super) fn next_job(&self) -> Option<Job> {
         let mut queue = lock(&self.queue);
-        queue.busy = false;
-        self.changed.notify_all();
         loop {
             if queue.stopped {
                 return None;
             }
             if let Some(job) = queue.jobs.pop_front() {
-                queue.busy = true;
                 return Some(job);
             }
             queue = self.changed.wait(queue).unwrap_or_else(|poisoned| poisoned.into_inner());

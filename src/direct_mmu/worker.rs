@@ -3,6 +3,7 @@
 //! they were handed over, so a fault on a removed page comes after its removal.
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::addr::Gfn;
 use crate::direct_mmu::install::Installed;
@@ -12,6 +13,14 @@ use crate::sys::uffd_window::InstallError;
 
 impl Mmu {
     pub(super) fn work(&self, shard: &Shard) {
+        if catch_unwind(AssertUnwindSafe(|| self.work_until_stopped(shard))).is_err() {
+            self.fail(&DirectError::Panicked { thread: "the one that brings pages in" });
+            // Nobody is to wait for what it does no more.
+            shard.stop_worker();
+        }
+    }
+
+    fn work_until_stopped(&self, shard: &Shard) {
         while let Some(job) = shard.next_job() {
             let _turn = shard.worker_turns.begin();
             match job {

@@ -47,9 +47,9 @@ impl OwnZap {
         }
     }
 
-    /// The pages that somebody else removed meanwhile.
-    fn removed(&self) -> Vec<Range<u64>> {
-        runs((self.first..).zip(&self.seen).filter(|&(_, &seen)| seen > 1).map(|(page, _)| page))
+    /// The pages that somebody else removed meanwhile, if so many of the events were our own.
+    fn removed(&self, own: u8) -> Vec<Range<u64>> {
+        runs((self.first..).zip(&self.seen).filter(|&(_, &seen)| seen > own).map(|(page, _)| page))
     }
 }
 
@@ -76,8 +76,9 @@ impl Noted {
         removed
     }
 
-    pub(super) fn end_zap(&mut self) -> Vec<Range<u64>> {
-        let removed = self.zap.take().map_or_else(Vec::new, |zap| zap.removed());
+    /// `own` is the number of events that the zap has raised.
+    pub(super) fn end_zap(&mut self, own: u8) -> Vec<Range<u64>> {
+        let removed = self.zap.take().map_or_else(Vec::new, |zap| zap.removed(own));
         self.removals.extend(removed.iter().cloned());
         removed
     }
@@ -108,15 +109,18 @@ impl Mmu {
         }
         self.counters.aged_zaps.add(1);
         shard.lock().zap = Some(OwnZap::new(&pages));
+        let count = usize::try_from(pages.end - pages.start).unwrap_or(0);
         // Frames have the numbers of their pages, 32 bits each.
-        let frames: Vec<Pfn> =
-            pages.filter_map(|page| u32::try_from(page).ok()).map(Pfn::new).collect();
-        let revoked = self.view.revoke(&frames);
+        let zapped = match u32::try_from(pages.start) {
+            Ok(first) => self.view.discard_once(Pfn::new(first), count),
+            Err(_) => Ok(()),
+        };
         let mut noted = shard.lock();
-        for removed in noted.end_zap() {
+        // A call that failed has raised none: the kernel looks at the range before it tells of it.
+        for removed in noted.end_zap(zapped.is_ok().into()) {
             self.mm.expect_holes();
             shard.hand_over(Job::Remove(removed));
         }
-        revoked
+        zapped.map_err(|source| RevokeError { frames: count, source })
     }
 }

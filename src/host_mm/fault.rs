@@ -153,13 +153,13 @@ impl HostMm {
             return Ok(None);
         }
         if let Err(error) = self.fill(object, gfn, place, &page) {
-            entry.store(place, &page);
-            page.clear_flags(PageFlags::IN_USE);
-            page.set_slot(None);
             if self.give_memory_back(page.pfn(), 1).is_err() {
                 // It is taken up for good, and so is its unit of the ration.
                 frame.into_use();
             }
+            entry.store(place, &page);
+            page.clear_flags(PageFlags::IN_USE);
+            page.set_slot(None);
             return Err(error);
         }
         frame.into_use();

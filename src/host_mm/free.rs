@@ -13,7 +13,7 @@ impl MemoryObject {
     /// Returns the number of pages that were not zero already.
     ///
     /// # Errors
-    /// If clients cannot give a page up; pages before it are zero by then.
+    /// If clients cannot give pages up; some of the pages may be zero by then, others are as they were.
     pub fn free_pages(&self, first: Gfn, count: u64) -> Result<u64, MmError> {
         require_notifier("to free pages")?;
         let end = first.as_u64().saturating_add(count);

@@ -61,6 +61,15 @@ impl GuestView {
         revoked.map_err(|source| RevokeError { frames: frames.len(), source })
     }
 
+    /// Takes `count` frames from `first` away from the mapping, by one call that is made once: whoever
+    /// is told of it (a userfaultfd) is told once.
+    ///
+    /// # Errors
+    /// The errno of `madvise`. Nothing is injected: this call cannot be repeated.
+    pub fn discard_once(&self, first: Pfn, count: usize) -> io::Result<()> {
+        memory::discard(&self.region, first.index() * PAGE_SIZE, count * PAGE_SIZE)
+    }
+
     fn discard(&self, runs: &[(usize, usize)]) -> io::Result<()> {
         match runs {
             [] => Ok(()),

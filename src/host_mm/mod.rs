@@ -7,7 +7,7 @@
 //! - no frame changes hands before every client has given up its mappings of it *and* one flush
 //!   has revoked what processors still cache ([`reclaim`]: the flush is what turns a detached page
 //!   into one that may be written out and freed, in types);
-//! - never more frames are in use than the table has (invariant I5).
+//! - never more frames are in use than were given (invariant I5).
 //!
 //! Faults come from above through [`MemoryObject`]; invalidations go up only through the
 //! [notifier list](crate::export_rmap::NotifierList).
@@ -190,7 +190,6 @@ impl HostMm {
     }
 
     fn frames_of(config: &HostMmConfig) -> Result<(u32, HostView), MmError> {
-        frames::count(config.host_memory_bytes)?;
         let (bytes, frames) = config.placement.extent(config.host_memory_bytes)?;
         Ok((frames, HostView::new(bytes, config.placement != Placement::Anywhere)?))
     }

@@ -50,6 +50,15 @@ impl Streams {
         *stream = Stream { next: page + 1 + ahead as u64, ahead, used: self.faults };
         ahead
     }
+
+    /// Not all was brought in ahead: the stream that was to go on at `expected` goes on at `next`.
+    pub(crate) fn fell_short(&mut self, expected: u64, next: u64) {
+        for stream in &mut self.streams {
+            if stream.used > 0 && stream.next == expected {
+                stream.next = next;
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -67,6 +76,15 @@ mod tests {
             page += 1 + ahead as u64;
         }
         assert_eq!(seen, [0, 2, 4, 8, 16, 16]);
+    }
+
+    #[test]
+    fn a_stream_that_fell_short_goes_on_where_it_stopped() {
+        let mut streams = Streams::default();
+        assert_eq!((streams.advance(10), streams.advance(11), streams.advance(14)), (0, 2, 4));
+        // The next fault is expected at 19, and only 15 and 16 were brought in.
+        streams.fell_short(19, 17);
+        assert_eq!(streams.advance(17), 8);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! ([`StopNotice`](super::signal::StopNotice)). Only a process that is killed outright (SIGKILL) leaves
 //! it raw; `reset` or `stty sane` mends that.
 
+use std::io::IsTerminal;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,20 +24,34 @@ struct Saved {
     settings: libc::termios,
 }
 
+/// What is at standard input.
+#[derive(Debug)]
+pub enum Input {
+    /// A terminal, raw from now on.
+    Raw(RawTerminal),
+    /// A terminal that is another's at the moment: a process in the background that read it would be
+    /// stopped (SIGTTIN).
+    Others,
+    /// Something else, or nothing.
+    NoTerminal,
+}
+
 /// Proof that standard input is a terminal in raw mode.
 #[derive(Debug)]
 pub struct RawTerminal(());
 
 impl RawTerminal {
-    /// Makes the terminal at standard input raw. `None` if it is none, or if it is another's at the
-    /// moment: a process in the background does not read it.
+    /// Makes the terminal at standard input raw, if there is one and it is ours.
     ///
     /// # Errors
     /// The errno of `tcgetattr` or `tcsetattr`.
-    pub fn enter() -> std::io::Result<Option<Self>> {
+    pub fn enter() -> std::io::Result<Input> {
         let stdin = std::io::stdin();
-        if !is_our_terminal(stdin.as_fd()) {
-            return Ok(None);
+        if !stdin.is_terminal() {
+            return Ok(Input::NoTerminal);
+        }
+        if !is_ours(stdin.as_fd()) {
+            return Ok(Input::Others);
         }
         let before = termios::tcgetattr(&stdin)?;
         let descriptor = stdin.as_fd().as_raw_fd();
@@ -51,7 +66,9 @@ impl RawTerminal {
         IS_RAW.store(true, Ordering::Release);
         let raw_terminal = Self(());
         termios::tcsetattr(&stdin, SetArg::TCSANOW, &raw)?;
-        Ok(Some(raw_terminal))
+        // And after it: a signal between the first time and the change has undone nothing.
+        IS_RAW.store(true, Ordering::Release);
+        Ok(Input::Raw(raw_terminal))
     }
 }
 
@@ -61,13 +78,12 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Whether it is a terminal, and this process is in its foreground.
-fn is_our_terminal(descriptor: BorrowedFd<'_>) -> bool {
-    match nix::unistd::tcgetpgrp(descriptor) {
+/// Whether this process is in the terminal's foreground.
+fn is_ours(terminal: BorrowedFd<'_>) -> bool {
+    match nix::unistd::tcgetpgrp(terminal) {
         Ok(group) => group == nix::unistd::getpgrp(),
         // A terminal that is not the process's controlling one has no foreground that counts.
-        Err(Errno::ENOTTY) => std::io::IsTerminal::is_terminal(&descriptor),
-        Err(_) => false,
+        Err(errno) => errno == Errno::ENOTTY,
     }
 }
 

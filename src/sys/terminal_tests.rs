@@ -84,7 +84,7 @@ fn the_terminal_is_as_before_whichever_way_a_process_ends() {
 
 fn run_child(way: &str) {
     let stop = StopNotice::install().unwrap();
-    let raw = RawTerminal::enter().unwrap().unwrap();
+    let Input::Raw(raw) = RawTerminal::enter().unwrap() else { panic!("not raw") };
     println!("now raw");
     match way {
         "signal" => {

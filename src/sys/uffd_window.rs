@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::time::TimeSpec;
 use userfaultfd::{Event, EventBuffer, FaultKind, ReadWrite, RegisterMode, Uffd};
 use userfaultfd_sys as abi;
 use vm_memory::MmapRegion;
@@ -236,11 +237,8 @@ impl Window {
             PollFd::new(self.uffd.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.interrupt.as_fd(), PollFlags::POLLIN),
         ];
-        let timeout = match time {
-            None => PollTimeout::NONE,
-            Some(time) => PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX),
-        };
-        match poll(&mut fds, timeout) {
+        // In nanoseconds, as `poll` has only milliseconds.
+        match ppoll(&mut fds, time.map(TimeSpec::from), None) {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(false),
             Err(errno) => return Err(UffdError::Wait(errno)),
@@ -251,6 +249,13 @@ impl Window {
             let _ = self.interrupt.read();
         }
         Ok(is_set(&fds[0]))
+    }
+
+    /// Whether there is something to read, now.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        let mut fds = [PollFd::new(self.uffd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// Ends one [`wait`](Self::wait), running or to come.

@@ -21,7 +21,7 @@ use virtio_bindings::bindings::virtio_mmio::{
 
 use crate::host_mm::{MemoryObject, MmError};
 use crate::iotlb::{Iotlb, IotlbStats};
-use crate::sync::lock;
+use crate::sync::{Mutex, lock};
 
 use super::Interrupt;
 use super::device::Device;
@@ -42,7 +42,7 @@ const IOTLB_ENTRIES: usize = 64;
 /// if it is at a disk, once that has answered.
 pub struct MmioTransport {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for MmioTransport {
@@ -69,7 +69,7 @@ impl MmioTransport {
             .name(format!("gnomon-virtio-{}", shared.device.id()))
             .spawn(move || worker.work())
             .map_err(|source| MmError::Host { what: "a thread for a virtio device", source })?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 
     fn shared(device: Arc<dyn Device>, iotlb: Iotlb, line: Arc<dyn Interrupt>) -> Arc<Shared> {
@@ -80,7 +80,7 @@ impl MmioTransport {
     /// The same without a thread: it works when it is told to.
     #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
     pub(crate) fn idle(device: Arc<dyn Device>, iotlb: Iotlb, line: Arc<dyn Interrupt>) -> Self {
-        Self { shared: Self::shared(device, iotlb, line), thread: None }
+        Self { shared: Self::shared(device, iotlb, line), thread: Mutex::default() }
     }
 
     /// Without a thread: serves what there is to do.
@@ -109,6 +109,15 @@ impl MmioTransport {
             && let Ok(register) = u32::try_from(offset)
         {
             self.write_register(register, u32::from_le_bytes(word));
+        }
+    }
+
+    /// Ends the device, for good: it does not touch guest memory any more when this returns. What it
+    /// has under way at the disk is waited for.
+    pub fn stop(&self) {
+        self.shared.stop();
+        if let Some(thread) = lock(&self.thread).take() {
+            drop(thread.join());
         }
     }
 
@@ -224,9 +233,6 @@ impl MmioTransport {
 
 impl Drop for MmioTransport {
     fn drop(&mut self) {
-        self.shared.stop();
-        if let Some(thread) = self.thread.take() {
-            drop(thread.join());
-        }
+        self.stop();
     }
 }

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, TrySendError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::escape::Escape;
-use crate::sys::terminal::RawTerminal;
+use crate::sys::terminal::{Input, RawTerminal};
 use crate::vmm::linux::LinuxInput;
 
 /// Keys that are read at a time.
@@ -24,28 +25,44 @@ const CHUNK_BYTES: usize = 256;
 /// read waits on, and holds nothing.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Keys that wait for the guest to read them; more than that a terminal's are lost.
+const WAITING_KEYS: usize = 4096;
+
 /// See the module's documentation. Dropped once the machine is over.
 pub(super) struct Console {
     is_ended: Arc<AtomicBool>,
     close: Arc<EventFd>,
-    thread: JoinHandle<()>,
-    _terminal: Option<RawTerminal>,
+    threads: Vec<JoinHandle<()>>,
+    terminal: Option<RawTerminal>,
 }
 
 impl Console {
-    /// Begins to read.
+    /// Begins to read, unless standard input is a terminal that is another's at the moment.
     ///
     /// # Errors
     /// If the terminal cannot be made raw, or the host has no thread left.
     pub(super) fn open(input: LinuxInput) -> io::Result<Self> {
-        let terminal = RawTerminal::enter()?;
-        let escape = terminal.is_some().then(Escape::default);
-        let is_ended = Arc::<AtomicBool>::default();
-        let close = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
-        let reader = Reader { input, escape, is_ended: is_ended.clone(), close: close.clone() };
-        let thread = std::thread::Builder::new().name("console".to_owned());
-        let thread = thread.spawn(move || reader.read())?;
-        Ok(Self { is_ended, close, thread, _terminal: terminal })
+        let mut console = Self {
+            is_ended: Arc::default(),
+            close: Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?),
+            threads: Vec::new(),
+            terminal: None,
+        };
+        let escape = match RawTerminal::enter()? {
+            Input::Others => return Ok(console),
+            Input::NoTerminal => None,
+            Input::Raw(terminal) => {
+                console.terminal = Some(terminal);
+                Some(Escape::default())
+            }
+        };
+        let (keys, typed) = mpsc::sync_channel(WAITING_KEYS);
+        let (is_ended, close) = (console.is_ended.clone(), console.close.clone());
+        let reader = Reader { keys, escape, is_ended, close };
+        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        console.threads.push(thread("console-keys").spawn(move || pass_on(&typed, &input))?);
+        console.threads.push(thread("console").spawn(move || reader.read())?);
+        Ok(console)
     }
 
     /// Whether Ctrl-A x was typed.
@@ -60,14 +77,25 @@ impl Drop for Console {
         // An eventfd takes far more than one.
         let _ = self.close.write(1);
         let deadline = Instant::now() + PATIENCE;
-        while !self.thread.is_finished() && Instant::now() < deadline {
+        let is_left = |threads: &[JoinHandle<()>]| threads.iter().any(|it| !it.is_finished());
+        while is_left(&self.threads) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
 
+/// Has the guest read the keys, in its own time.
+fn pass_on(typed: &mpsc::Receiver<u8>, input: &LinuxInput) {
+    while let Ok(first) = typed.recv() {
+        let keys: Vec<u8> = std::iter::once(first).chain(typed.try_iter()).collect();
+        if !input.send(&keys) {
+            return;
+        }
+    }
+}
+
 struct Reader {
-    input: LinuxInput,
+    keys: mpsc::SyncSender<u8>,
     /// At a terminal only.
     escape: Option<Escape>,
     is_ended: Arc<AtomicBool>,
@@ -84,22 +112,25 @@ impl Reader {
                 Ok(0) | Err(_) => return,
                 Ok(read) => &keys[..read],
             };
-            let (keys, ends) = match &mut self.escape {
-                None => (keys.to_vec(), false),
-                Some(escape) => {
-                    let typed = escape.sort(keys);
-                    (typed.keys, typed.ends)
-                }
-            };
-            if ends {
-                // At once: a guest that reads no keys cannot hold this up.
-                self.is_ended.store(true, Ordering::Relaxed);
-                return;
-            }
-            if !keys.is_empty() && !self.input.send(&keys) {
+            if !self.take(keys) {
                 return;
             }
         }
+    }
+
+    /// False if there is nothing more to read for.
+    fn take(&mut self, keys: &[u8]) -> bool {
+        let Some(escape) = &mut self.escape else {
+            // A file or a pipe waits until the guest has read.
+            return keys.iter().all(|&key| self.keys.send(key).is_ok());
+        };
+        let typed = escape.sort(keys);
+        if typed.ends {
+            self.is_ended.store(true, Ordering::Relaxed);
+        }
+        // A guest that reads no keys must not hold up the next Ctrl-A.
+        let is_over = |key| matches!(self.keys.try_send(key), Err(TrySendError::Disconnected(_)));
+        !typed.ends && !typed.keys.into_iter().any(is_over)
     }
 }
 

@@ -8,7 +8,7 @@ const ESCAPE: u8 = 0x01;
 pub(super) struct Typed {
     /// For the guest.
     pub(super) keys: Vec<u8>,
-    /// The guest is to be ended, once it has those.
+    /// The guest is to be ended.
     pub(super) ends: bool,
 }
 

@@ -72,7 +72,8 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
     let object = memory.0.create_object(mm_bytes(&config)).map_err(refused_memory)?;
     let balloon = config.balloon.then(|| Arc::new(Balloon::new(object.clone())));
     let devices = disks.into_iter().chain(balloon.clone().map(|it| it as Arc<dyn Device>));
-    let mut vm = make(&config, &object, devices.collect())?;
+    let screen = StdoutConsole::new();
+    let mut vm = make(&config, &object, devices.collect(), screen.clone())?;
     memory.0.start_background_reclaim().map_err(refused_memory)?;
     for warning in &config.warnings {
         output::note(warning);
@@ -87,11 +88,10 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
     let console = Console::open(vm.input())?;
     let begun = Instant::now();
     vm.start()?;
-    let end = wait(&mut vm, stop, &console);
+    let end = wait(&mut vm, stop, &console, &screen);
     let elapsed = begun.elapsed();
     storms.stop();
     drop(console);
-    output::flush();
 
     let found = collect(&vm, &memory.0, &storms);
     let stats = memory.0.stats();
@@ -139,6 +139,7 @@ fn make(
     config: &LinuxConfig,
     object: &Arc<MemoryObject>,
     devices: Vec<Arc<dyn Device>>,
+    screen: StdoutConsole,
 ) -> anyhow::Result<LinuxVm> {
     let image = LinuxImage {
         kernel: &config.kernel,
@@ -147,8 +148,7 @@ fn make(
         vcpus: config.vcpus,
         devices: devices.len(),
     };
-    let console = Box::new(StdoutConsole::new());
-    let vm = LinuxVm::new(&image, object, DirectConfig::default(), devices, console);
+    let vm = LinuxVm::new(&image, object, DirectConfig::default(), devices, Box::new(screen));
     vm.map_err(|error| match error {
         VmError::Linux(error) => UsageError(format!("cannot boot Linux: {error}")).into(),
         other => from_vm(other, PAGING),
@@ -163,7 +163,7 @@ fn mm_bytes(config: &LinuxConfig) -> u64 {
 }
 
 /// Waits for the end of the guest, a signal, or Ctrl-A x.
-fn wait(vm: &mut LinuxVm, stop: StopNotice, console: &Console) -> End {
+fn wait(vm: &mut LinuxVm, stop: StopNotice, console: &Console, screen: &StdoutConsole) -> End {
     loop {
         if let Some(outcome) = vm.wait(Some(TICK)) {
             return End::Outcome(outcome);
@@ -173,6 +173,7 @@ fn wait(vm: &mut LinuxVm, stop: StopNotice, console: &Console) -> End {
             None if console.is_ended() => End::Typed,
             None => continue,
         };
+        screen.give_up();
         vm.kill();
         return match vm.wait(Some(KILL_TIMEOUT)) {
             Some(Outcome::Killed) => asked,

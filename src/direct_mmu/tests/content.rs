@@ -8,12 +8,19 @@ use vm_memory::{ReadVolatile, VolatileMemory, WriteVolatile};
 use super::rig::{FRAMES, Rig, memory, page, pfn};
 use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64};
 use crate::direct_mmu::DirectConfig;
-use crate::host_mm::{HostMm, HostMmConfig, MmError, Placement, ReclaimPolicy};
+use crate::host_mm::{
+    HostFault, HostMm, HostMmConfig, Injection, InjectionPlan, MmError, Placement, ReclaimPolicy,
+    When,
+};
 use crate::sys::uffd::Features;
 
 /// Writes and reads all of a memory four times as large as the ration, twice.
 fn keeps_its_content(direct: DirectConfig) -> Option<Rig> {
-    let rig = Rig::new(memory(4 * FRAMES), direct)?;
+    content_is_kept(memory(4 * FRAMES), direct)
+}
+
+fn content_is_kept(memory: HostMmConfig, direct: DirectConfig) -> Option<Rig> {
+    let rig = Rig::new(memory, direct)?;
     rig.mm.start_background_reclaim().unwrap();
     for round in 1..=2_u64 {
         for number in 0..4 * FRAMES {
@@ -38,6 +45,18 @@ fn memory_four_times_as_large_as_the_ration_keeps_its_content() {
     let (stats, mmu) = (rig.mm.stats(), rig.mmu.stats());
     assert!(stats.clean_drops > 0, "pages that were only read are not written again: {stats:?}");
     assert!(mmu.write_protected > 0, "{mmu:?}");
+}
+
+/// A call that ages pages raises an event, and one more if it is made again.
+#[test]
+fn interrupted_calls_remove_nothing() {
+    let eintr = Injection { fault: HostFault::Eintr, when: When::Chance(0.5) };
+    let inject = InjectionPlan { items: vec![eintr], seed: 1 };
+    let config = HostMmConfig { inject, ..memory(4 * FRAMES) };
+    let Some(rig) = content_is_kept(config, DirectConfig::default()) else { return };
+    let stats = rig.mmu.stats();
+    assert!(stats.aged_zaps > 0, "{stats:?}");
+    assert_eq!(stats.removed, 0, "{stats:?}");
 }
 
 #[test]

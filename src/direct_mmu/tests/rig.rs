@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use vm_memory::{Bytes, VolatileMemory};
 
 use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
+use crate::direct_mmu::shard::Shard;
 use crate::direct_mmu::{DirectConfig, DirectError, DirectMmu};
 use crate::host_mm::swap::SwapBackend;
 use crate::host_mm::{
@@ -101,12 +102,19 @@ impl Rig {
         self.window().region().as_volatile_slice().write_slice(page, at).unwrap();
     }
 
+    /// Waits until nothing is read ahead any more: it locks pages.
+    pub(super) fn settle_ahead(&self) {
+        self.mmu.mmu.shards.iter().for_each(Shard::await_turns);
+    }
+
     pub(super) fn evict(&self, number: u64) {
+        self.settle_ahead();
         let evicted = self.mm.evict_frames(&[pfn(number)]).unwrap();
         assert_eq!(evicted, 1, "the page was in its frame");
     }
 
     pub(super) fn is_resident(&self, number: u64) -> bool {
+        self.settle_ahead();
         self.object.try_lock_resident(Gfn::new(number)).is_some()
     }
 

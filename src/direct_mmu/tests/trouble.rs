@@ -40,6 +40,23 @@ impl SwapBackend for BadSwap {
     }
 }
 
+#[test]
+fn a_panic_of_a_thread_is_told() {
+    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    *crate::sync::lock(&rig.mmu.mmu.overtaking) = Some(Box::new(|| panic!("on purpose")));
+    let region = rig.window().region().clone();
+    let toucher = thread::spawn(move || {
+        let _ = region.as_volatile_slice().read_obj::<u8>(PAGE_SIZE);
+    });
+    eventually(|| rig.mmu.failure().is_some());
+    let failure = rig.mmu.failure().unwrap();
+    assert!(failure.contains("panicked") && failure.contains("reads page faults"), "{failure}");
+    // Neither the toucher nor a remover waits for ever.
+    let _ = rig.mmu.remove(crate::addr::Gfn::new(2), 1);
+    drop(rig);
+    toucher.join().unwrap();
+}
+
 /// Somebody who touches a page that cannot be had waits, the owner is told, and the end lets the
 /// waiter go.
 fn touch_is_told(rig: Rig, number: u64, sentence: &str) {
@@ -89,6 +106,7 @@ fn a_page_that_cannot_be_written_out_stays() {
     let config = HostMmConfig { check_evictions: false, ..memory(FRAMES) };
     let Some(rig) = Rig::with_backend(config, Box::new(swap)) else { return };
     rig.write(3, &page(3));
+    rig.settle_ahead();
     assert!(rig.mm.evict_frames(&[super::rig::pfn(3)]).is_err());
     assert!(rig.is_resident(3));
     let faults = rig.mmu.stats().faults;

@@ -68,7 +68,7 @@ impl HostMm {
             reclaimed.add(self.evict(picked.victims));
             // Swap that took no page in a whole round takes none in the next: whoever asked goes on
             // with what there is, rather than wait for every dirty page to fail again.
-            if reclaimed.frames > 0 && reclaimed.failed as u64 >= frames {
+            if reclaimed.frames > 0 && reclaimed.failed as u64 >= u64::from(self.free.rationed) {
                 break;
             }
         }

@@ -217,6 +217,8 @@ fn a_page_given_up_is_zero_in_the_window_of_direct_paging() {
     for page in FIRST..FIRST + PAGES {
         window.write_slice(&pattern(page, PAGE_SIZE), at(page)).unwrap();
     }
+    // Once nothing is read ahead any more.
+    let _ = mmu.stats();
     let (before, resident) = (mm.stats(), mm.resident_bytes().unwrap());
     let bytes = u32::try_from(PAGES * PAGE_SIZE_U64).unwrap();
     driver.serve(2, &[(FIRST * PAGE_SIZE_U64, bytes, true)]);

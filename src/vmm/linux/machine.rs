@@ -131,9 +131,12 @@ impl LinuxVm {
     }
 
     /// Compares the reverse map with what the window maps and the devices have translations of
-    /// (invariant I3): a sentence for each difference. Once the machine is over.
+    /// (invariant I3): a sentence for each difference. Once the machine is over: background reclaim
+    /// and the devices end with this.
     #[must_use]
     pub fn check_reverse_map(&self) -> Vec<String> {
+        self.host_mm().stop_background_reclaim();
+        self.board.devices().iter().for_each(MmioTransport::stop);
         let mut found = self
             .paging()
             .check_reverse_map()

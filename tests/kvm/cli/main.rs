@@ -7,12 +7,14 @@ mod trial;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, pipe2};
 use patience::{at_least, until_enough};
 use serde_json::Value;
 use trial::kvm_trial;
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         kvm_trial("boot_ends_with_the_guests_exit_code", boot_ends_with_the_guests_exit_code),
         kvm_trial("boot_outlives_its_readers", boot_outlives_its_readers),
         kvm_trial("boot_ends_at_a_signal", boot_ends_at_a_signal),
+        kvm_trial("boot_ends_though_nobody_reads", boot_ends_though_nobody_reads),
         kvm_trial("boot_removes_its_swap_file", boot_removes_its_swap_file),
         kvm_trial("stress_reports_a_clean_run", stress_reports_a_clean_run),
         kvm_trial("stress_sweeps_after_a_signal", stress_sweeps_after_a_signal),
@@ -134,6 +137,40 @@ fn boot_ends_at_a_signal() {
         assert!(summary.contains("ended by signal"), "{summary}");
         assert!(summary.contains("evictions"), "{summary}");
     }
+}
+
+/// A pipe without room.
+fn full_pipe() -> (OwnedFd, OwnedFd) {
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+    while nix::unistd::write(&writer, &[b'x'; 4096]).is_ok() {}
+    // As a shell's pipe is.
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    (reader, writer)
+}
+
+/// Whether a vCPU of the process waits for room in its output: `poll` (7), not `write` (1).
+fn a_vcpu_waits_to_print(id: u32) -> bool {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{id}/task")) else { return false };
+    tasks.flatten().any(|task| {
+        let told = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        told("comm").starts_with("vcpu") && told("syscall").starts_with("7 ")
+    })
+}
+
+fn boot_ends_though_nobody_reads() {
+    let (_reader, writer) = full_pipe();
+    let child = gnomon(&[&BOOT]).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+    let begun = Instant::now();
+    while !a_vcpu_waits_to_print(child.id()) {
+        assert!(begun.elapsed() < LIMIT, "no vCPU ever waited");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+    let output = end_of(child);
+    let summary = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(143), "{summary}");
+    assert!(summary.contains("ended by signal"), "{summary}");
+    assert!(summary.contains("console could not be written"), "{summary}");
 }
 
 fn boot_removes_its_swap_file() {
