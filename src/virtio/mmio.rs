@@ -117,6 +117,12 @@ impl MmioTransport {
         self.shared.config_changed();
     }
 
+    /// Has the device serve nothing more, for good: when this returns it touches no guest memory any
+    /// longer, though a request may still be at its disk.
+    pub fn stop(&self) {
+        self.shared.stop();
+    }
+
     /// Why the device needs a reset, or last needed one, as a sentence.
     #[must_use]
     pub fn failure(&self) -> Option<String> {

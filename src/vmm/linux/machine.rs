@@ -90,6 +90,12 @@ impl LinuxVm {
         self.machine.kill();
     }
 
+    /// Has the devices touch guest memory no more, for good: for what is looked at once the machine
+    /// is over. What they were in the middle of is not completed.
+    pub fn stop_devices(&self) {
+        self.board.devices().iter().for_each(MmioTransport::stop);
+    }
+
     /// The keyboard, so to speak: a way to its serial port that outlives it.
     #[must_use]
     pub fn input(&self) -> LinuxInput {
@@ -131,7 +137,8 @@ impl LinuxVm {
     }
 
     /// Compares the reverse map with what the window maps and the devices have translations of
-    /// (invariant I3): a sentence for each difference. Once the machine is over.
+    /// (invariant I3): a sentence for each difference. Once the machine is over and
+    /// [`Self::stop_devices`] was called.
     #[must_use]
     pub fn check_reverse_map(&self) -> Vec<String> {
         let mut found = self
