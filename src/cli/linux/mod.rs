@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::boot::{KILL_TIMEOUT, TICK, frames_line, swap_line, window_line};
-use super::config::UsageError;
+use super::config::{UsageError, names_of};
 use super::fleet::Objects;
 use super::injected::{self, Injected};
 use super::machine::{from_mm, from_vm};
@@ -81,6 +81,9 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
     if let Some(line) = injected::announcement(&config.host.inject) {
         output::note(line);
     }
+    if let Some(line) = storm_announcement(&config) {
+        output::note(line);
+    }
     let LinuxConfig { storm, storm_rate, seed, host, .. } = config;
     let objects = Arc::<Objects>::default();
     objects.add(vm.object());
@@ -129,6 +132,16 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
         output::note(line);
     }
     Ok(end.exit_code(&found))
+}
+
+/// What is told before a run with a storm.
+fn storm_announcement(config: &LinuxConfig) -> Option<String> {
+    let LinuxConfig { storm, storm_rate, seed, .. } = config;
+    let kinds = names_of(storm);
+    let rate = human_count(u64::from(*storm_rate));
+    (!storm.is_empty()).then(|| {
+        format!("storm on purpose: {kinds}, {rate} pages a second of each, with seed {seed}")
+    })
 }
 
 fn open_disks(disks: &[DiskArg]) -> anyhow::Result<Vec<Arc<dyn Device>>> {

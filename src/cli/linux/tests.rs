@@ -63,7 +63,34 @@ fn a_bzimage_is_booted_with_all_that_belongs_to_it() {
     assert_eq!(disks, [("a,b", DiskMode::ReadOnly), ("c", DiskMode::ReadWrite)]);
     assert_eq!(config.storm.len(), 2);
     assert!(config.host.check_evictions);
+    assert_eq!(config.storm_rate, 20_000);
+    let told = storm_announcement(&config).unwrap();
+    let seed = format!("reclaim, clean, 20,000 pages a second of each, with seed {}", config.seed);
+    assert!(told.ends_with(&seed), "{told}");
     assert_eq!(mm_bytes(&config), 512 << 20);
+}
+
+#[test]
+fn without_a_storm_nothing_is_told_of_one() {
+    for options in [&[][..], &["--storm=none"]] {
+        let config = resolved(&[&["--kernel", "KERNEL"], options].concat()).unwrap().unwrap();
+        assert!(!config.host.check_evictions);
+        assert_eq!(storm_announcement(&config), None);
+    }
+    let own = ["--kernel", "KERNEL", "--storm=clean", "--storm-rate", "7/s", "--seed", "3"];
+    let told = storm_announcement(&resolved(&own).unwrap().unwrap());
+    assert_eq!(told.unwrap(), "storm on purpose: clean, 7 pages a second of each, with seed 3");
+}
+
+#[test]
+fn a_disk_is_written_unless_it_is_said() {
+    let disk = |text: &str| text.parse::<DiskArg>().unwrap();
+    let (ro, rw) = (DiskMode::ReadOnly, DiskMode::ReadWrite);
+    for (text, path, mode) in
+        [("a", "a", rw), ("a,ro", "a", ro), ("a,rw", "a", rw), ("a,ro,rw", "a,ro", rw)]
+    {
+        assert_eq!(disk(text), DiskArg { path: path.into(), mode });
+    }
 }
 
 #[test]
@@ -87,7 +114,21 @@ fn what_cannot_be_is_refused_with_a_sentence() {
     assert!(missing.contains("--initrd /nowhere cannot be read"), "{missing}");
     let moved = refused(&["--kernel", "KERNEL", "--storm=migrate"]);
     assert!(moved.contains("--storm migrate") && moved.contains("reclaim, clean"), "{moved}");
-    assert!(refused(&["--kernel", "KERNEL", "--paranoid"]).contains("leave it out"));
+    let none = refused(&["--kernel", "KERNEL", "--storm=none,clean"]);
+    assert_eq!(
+        none,
+        "--storm none stands alone: leave out either none or the others of reclaim, clean"
+    );
+    for storm in [&[][..], &["--storm=none"]] {
+        let idle = [&["--kernel", "KERNEL", "--storm-rate", "9/s"], storm].concat();
+        assert!(refused(&idle).contains("--storm-rate without a storm"), "{}", refused(&idle));
+    }
+    let other = refused(&["--kernel", "OTHER", "--storm-rate", "9/s"]);
+    assert!(other.starts_with("--storm-rate is for a Linux kernel"), "{other}");
+    for option in [&["--paranoid"][..], &["--assume-host", "tdp"]] {
+        let shadow = refused(&[&["--kernel", "KERNEL"], option].concat());
+        assert!(shadow.starts_with(option[0]) && shadow.ends_with(": leave it out"), "{shadow}");
+    }
     let shadow = refused(&["--kernel", "KERNEL", "--paging", "shadow"]);
     assert!(shadow.contains("--paging shadow") && shadow.contains("Linux"), "{shadow}");
     let disks = [&["--kernel", "KERNEL"][..], &["--disk", "x"].repeat(11)].concat();
