@@ -57,7 +57,7 @@ pub(crate) struct HostArgs {
     pub(crate) paranoid: bool,
     #[arg(long, value_name = "LIST", help = inject::HELP, value_delimiter = ',', value_parser = parse_injection)]
     pub(crate) inject: Vec<Injection>,
-    /// Take this host's KVM for one of this kind instead of probing it (for tests)
+    /// Take this host's KVM for one of this kind instead of probing it (shadow paging; for tests)
     #[arg(long, value_name = "KIND", value_enum)]
     pub(crate) assume_host: Option<HostKindName>,
 }
@@ -83,8 +83,9 @@ pub(crate) struct BootArgs {
     /// Linux: initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Option<PathBuf>,
-    /// Linux: raw image of a disk, /dev/vda and so on; with ,ro only to be read. May be given again
-    #[arg(long, value_name = "FILE[,ro]")]
+    /// Linux: raw image of a disk, /dev/vda and so on; with ,ro only to be read (,rw, as without, is
+    /// for names that end so). May be given again
+    #[arg(long, value_name = "FILE[,ro|,rw]")]
     pub(crate) disk: Vec<DiskArg>,
     /// Linux: give the guest a balloon, by which pages that it frees leave their frames at once
     #[arg(long)]
@@ -95,10 +96,10 @@ pub(crate) struct BootArgs {
         default_missing_value = "reclaim,clean", hide_possible_values = true
     )]
     pub(crate) storm: Vec<Invalidate>,
-    /// Pages a second of each kind of --storm
-    #[arg(long, value_name = "N/s", allow_negative_numbers = true, default_value = "20000/s", value_parser = parse_rate)]
-    pub(crate) storm_rate: u32,
-    /// Seed of the random choices of --inject [default: a new one, which is told]
+    /// Linux: pages a second of each kind of --storm [default: 20000/s]
+    #[arg(long, value_name = "N/s", allow_negative_numbers = true, value_parser = parse_rate)]
+    pub(crate) storm_rate: Option<u32>,
+    /// Seed of the random choices of --inject and --storm [default: a new one, which is told]
     #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = parse_seed)]
     pub(crate) seed: Option<u64>,
     #[command(flatten)]

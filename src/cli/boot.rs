@@ -46,7 +46,8 @@ pub(crate) fn run(config: MachineConfig) -> anyhow::Result<u8> {
 
     let resident = machine.mm.resident_bytes().unwrap_or(0);
     let mut found = violations::collect(&machine, resident);
-    let injected = outcome.as_ref().and_then(|_| Injected::conclude(&machine));
+    let injected =
+        outcome.as_ref().and_then(|_| Injected::conclude(&machine.mm, machine.fleet.memory()));
     for line in summary(
         &machine.figures(),
         config.host.host_memory_bytes,

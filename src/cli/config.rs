@@ -25,6 +25,7 @@ use crate::host_mm::{
 };
 use crate::peer::server::check_path;
 use crate::vmm::boot::{MAX_IMAGE_BYTES, TEST_GUEST};
+use crate::vmm::linux::KernelKind;
 use crate::vmm::{HostKind, VmConfig};
 
 /// Least memory of a guest: below it there is room for hardly more than its kernel.
@@ -114,7 +115,7 @@ pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressCon
     let workloads = without_repeats(&args.workload);
     let paging = Paging::resolve(args.host.paging, TEST_GUEST, args.memory.bytes());
     let invalidations = match &args.invalidate {
-        Some(list) => invalidations(list)?,
+        Some(list) => invalidations("--invalidate", Invalidate::value_variants(), list)?,
         None => paging.default_invalidations(),
     };
     paging::check(paging, args, &invalidations)?;
@@ -212,6 +213,26 @@ impl Sizes {
     }
 }
 
+/// Refuses what only shadow paging has.
+fn refuse_shadow_options(host: &HostArgs, kernel: &[u8]) -> Result<(), UsageError> {
+    let given = [
+        (
+            host.paranoid,
+            "--paranoid watches frames that get other pages, and with direct paging none does",
+        ),
+        (
+            host.assume_host.is_some(),
+            "--assume-host says what shadow paging takes KVM for, and with direct paging nothing asks",
+        ),
+    ];
+    match given.iter().find(|(is_given, _)| *is_given) {
+        None => Ok(()),
+        // Linux cannot have the other paging.
+        Some((_, why)) if KernelKind::of(kernel).is_linux() => refuse!("{why}: leave it out"),
+        Some((_, why)) => refuse!("{why}: leave it out, or use --paging shadow"),
+    }
+}
+
 pub(crate) fn machine(
     sizes: &Sizes,
     host: &HostArgs,
@@ -223,10 +244,8 @@ pub(crate) fn machine(
     check_sizes(sizes, limits)?;
     let memory_bytes = sizes.memory.bytes();
     let paging = Paging::resolve(host.paging, &kernel, memory_bytes);
-    if host.paranoid && paging != Paging::Shadow {
-        refuse!(
-            "--paranoid watches frames that get other pages, and with direct paging none does: leave it out, or use --paging shadow"
-        );
+    if paging != Paging::Shadow {
+        refuse_shadow_options(host, &kernel)?;
     }
     let swap = swap(sizes.all_memory(), host)?;
     let warnings = warnings(sizes, host, &swap, limits);
@@ -357,13 +376,22 @@ pub(crate) fn check_cmdline(cmdline: &str) -> Result<(), UsageError> {
     Ok(())
 }
 
+/// What to do about a file that is too large for whatever could be changed.
+pub(crate) const NAME_A_SMALLER_ONE: &str = "name a smaller one";
+
 /// Reads a kernel image, of which only the size is checked here.
 pub(crate) fn read_kernel(path: &Path) -> Result<Vec<u8>, UsageError> {
-    read_file("--kernel", path, MAX_IMAGE_BYTES)
+    read_file("--kernel", path, MAX_IMAGE_BYTES, |_| NAME_A_SMALLER_ONE)
 }
 
-/// Reads the file that an option names, of at most `max` bytes.
-pub(crate) fn read_file(option: &str, path: &Path, max: u64) -> Result<Vec<u8>, UsageError> {
+/// Reads the file that an option names, of at most `max` bytes. What to do about one that has so
+/// many bytes says `advice`.
+pub(crate) fn read_file(
+    option: &str,
+    path: &Path,
+    max: u64,
+    advice: impl Fn(u64) -> &'static str,
+) -> Result<Vec<u8>, UsageError> {
     let shown = path.display();
     let unreadable = |error: std::io::Error| {
         let advice = match error.kind() {
@@ -380,8 +408,9 @@ pub(crate) fn read_file(option: &str, path: &Path, max: u64) -> Result<Vec<u8>, 
     }
     let too_big = |bytes: u64| {
         UsageError(format!(
-            "{option} {shown} has {bytes} bytes, more than the {} that it may have: name a smaller one",
-            size(max)
+            "{option} {shown} has {bytes} bytes, more than the {} that it may have: {}",
+            size(max),
+            advice(bytes)
         ))
     };
     if metadata.len() > max {
@@ -407,20 +436,29 @@ fn without_repeats<T: Copy + PartialEq>(list: &[T]) -> Vec<T> {
     kept
 }
 
-pub(crate) fn invalidations(list: &[Invalidate]) -> Result<Vec<Invalidate>, UsageError> {
+/// The kinds of invalidation that `option`, which takes the kinds `of`, was given; empty if it is none.
+pub(crate) fn invalidations(
+    option: &str,
+    of: &[Invalidate],
+    list: &[Invalidate],
+) -> Result<Vec<Invalidate>, UsageError> {
     let kinds = without_repeats(list);
     if !kinds.contains(&Invalidate::None) {
         return Ok(kinds);
     }
     if kinds.len() > 1 {
-        let all: Vec<String> =
-            Invalidate::value_variants().iter().map(|&kind| name_of(kind)).collect();
         refuse!(
-            "--invalidate none stands alone: leave out either none or the others of {}",
-            all.join(", ")
+            "{option} none stands alone: leave out either none or the others of {}",
+            names_of(of)
         );
     }
     Ok(Vec::new())
+}
+
+/// Kinds of invalidation as they are written, but for none.
+pub(crate) fn names_of(kinds: &[Invalidate]) -> String {
+    let kinds = kinds.iter().filter(|&&kind| kind != Invalidate::None);
+    kinds.map(|&kind| name_of(kind)).collect::<Vec<_>>().join(", ")
 }
 
 /// A seed that differs from run to run, short enough to type.

@@ -152,6 +152,11 @@ impl Fleet {
         &self.objects
     }
 
+    /// The memory of each VM that there is.
+    pub(crate) fn memory(&self) -> impl Iterator<Item = &Arc<MemoryObject>> {
+        self.members.iter().map(|member| member.vm.object())
+    }
+
     /// Whether there was ever more than one.
     pub(crate) fn is_one_of_several(&self) -> bool {
         self.made > 1

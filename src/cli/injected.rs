@@ -4,12 +4,13 @@
 //! Guarantee: an item that never struck is an error of its own unless the run failed anyway or was
 //! ended early by a signal: what was asked for has not been tested.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
-use super::machine::Machine;
 use super::values::human_count;
 use super::violations::{Check, Violations};
-use crate::host_mm::{Audit, InjectionCount, InjectionPlan, When};
+use crate::host_mm::{Audit, HostMm, InjectionCount, InjectionPlan, MemoryObject, When};
 
 /// What is told before a run: a user should not take a fault for the host's own. The seed, only if
 /// anything hangs on it.
@@ -60,19 +61,22 @@ pub(crate) struct Pages {
 }
 
 impl Injected {
-    /// Ends the injection and looks for the guest's pages; `None` if nothing was injected. No vCPU
-    /// may run any more.
-    pub(crate) fn conclude(machine: &Machine) -> Option<Self> {
-        let counts = machine.mm.injected();
+    /// Ends the injection and looks for the guests' pages, which are in `memory`; `None` if nothing
+    /// was injected. Neither vCPU, device nor storm may run any more.
+    pub(crate) fn conclude<'a>(
+        mm: &HostMm,
+        memory: impl IntoIterator<Item = &'a Arc<MemoryObject>>,
+    ) -> Option<Self> {
+        let counts = mm.injected();
         if counts.is_empty() {
             return None;
         }
-        machine.mm.end_injection();
+        mm.end_injection();
         // A page on its way to swap would be missed.
-        machine.mm.stop_background_reclaim();
+        mm.stop_background_reclaim();
         let mut audit = Audit::default();
-        for member in &machine.fleet.members {
-            audit.add(member.vm.object().audit());
+        for object in memory {
+            audit.add(object.audit());
         }
         Some(Self::new(&counts, &audit))
     }

@@ -58,7 +58,9 @@ pub(crate) enum ValueError {
     #[error("{NOT_A_RATE}")]
     NotARate,
     /// A rate at which nothing happens.
-    #[error("at a rate of 0 nothing would happen; use --invalidate none for that")]
+    #[error(
+        "at a rate of 0 nothing would happen; for that use --invalidate none, or leave --storm out"
+    )]
     ZeroRate,
     /// Higher than any host could go.
     #[error("the highest rate is {MAX_RATE}/s")]

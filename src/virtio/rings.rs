@@ -5,7 +5,8 @@
 //! for an *epoch*, the time between two resets. [`Rings::reset`] takes the lock and begins the next
 //! epoch. So once it has returned nothing of an earlier one touches guest memory, and what is still
 //! under way on the host's side (a disk that is slow) ends with [`Trouble::Reset`]. The lock is held
-//! while a page is brought in, never while a disk image is read or written.
+//! for a whole piece, a copy of up to 128 KiB or up to 512 pages that the balloon gives up, while each
+//! page that is needed for it is brought in; never while a disk image is read or written.
 
 use std::sync::atomic::Ordering;
 

@@ -227,7 +227,6 @@ impl KvmVm {
     }
 
     /// Has each write to `line` raise an edge of this interrupt; with an irqchip only.
-    #[allow(dead_code, reason = "guests of the contract have no interrupts")]
     pub(crate) fn attach_irqfd(&self, line: &EventFd, gsi: u32) -> Result<(), KvmError> {
         self.vm.register_irqfd(line, gsi).map_err(KvmError::request("KVM_IRQFD"))
     }

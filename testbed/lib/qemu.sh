@@ -21,7 +21,7 @@ qemu_command() {
         -smp $((processors + 1))
         -nodefaults -nographic -monitor none -no-reboot
         -kernel "$TOOLS_DIR/boot/vmlinuz-$(kernel_release)" -initrd "$initramfs"
-        -append 'console=ttyS0 panic=-1 quiet'
+        -append 'console=ttyS0 panic=-1 quiet mitigations=off kvm.halt_poll_ns=0'
         "$@"
     )
 }

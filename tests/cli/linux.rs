@@ -107,6 +107,29 @@ fn damaged_initial_ram_disks() {
 }
 
 #[test]
+fn initial_ram_disks_that_are_too_large() {
+    let folder = Folder::new();
+    let sparse = |bytes: u64| {
+        let path = folder.path("large");
+        File::create(&path).unwrap().set_len(bytes).unwrap();
+        path
+    };
+    // Beside the kernel there is no room for it.
+    let large = sparse(30 << 20);
+    folder.assert_refused(
+        &["--initrd", &large, "--memory", "32M"],
+        &["31457280 bytes", "beside the kernel", "choose more memory"],
+    );
+    let larger = sparse((32 << 20) + 1);
+    folder.assert_refused(
+        &["--initrd", &larger, "--memory", "32M"],
+        &[&larger, "33554433 bytes", "32M", "choose more --memory"],
+    );
+    let largest = sparse(4 << 40);
+    folder.assert_refused(&["--initrd", &largest], &[&largest, "name a smaller one"]);
+}
+
+#[test]
 fn disk_images_that_cannot_be_used() {
     let folder = Folder::new();
     let refused = |name: &str, parts: &[&str]| {

@@ -63,7 +63,10 @@ fn kernels() {
     fs::write(&text, "no kernel at all").unwrap();
     File::create(&big).unwrap().set_len((256 << 20) + 1).unwrap();
     assert_refused(&["boot", "--kernel", &missing], &[&missing, "No such file", "check the path"]);
-    assert_refused(&["boot", "--kernel", &text], &["not a valid ELF file"]);
+    assert_refused(
+        &["boot", "--kernel", &text],
+        &["neither a bzImage nor a valid ELF file", "vmlinuz"],
+    );
     assert_refused(&["boot", "--kernel", &big], &[&big, "268435457 bytes", "256M"]);
     assert_refused(&["boot", "--kernel", folder.path().to_str().unwrap()], &["not a file"]);
     assert_refused(&["boot", "--kernel", "/dev/zero"], &["/dev/zero", "not a file"]);

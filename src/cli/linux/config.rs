@@ -4,13 +4,18 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::cli::args::{BootArgs, Invalidate, PagingMode, name_of};
-use crate::cli::config::{self, Sizes, UsageError, refuse};
+use crate::cli::config::{self, NAME_A_SMALLER_ONE, Sizes, UsageError, refuse};
 use crate::cli::limits::HostLimits;
 use crate::cli::values::size;
 use crate::host_mm::HostMmConfig;
 use crate::virtio::DiskMode;
 use crate::vmm::linux::KernelKind;
 use crate::vmm::linux::layout::{MAX_MEMORY_BYTES, MAX_VIRTIO_DEVICES};
+
+/// What can be done to pages that keep their frames.
+const STORMS: [Invalidate; 2] = [Invalidate::Reclaim, Invalidate::Clean];
+/// Pages a second of each kind of storm, unless it is said.
+const DEFAULT_STORM_RATE: u32 = 20_000;
 
 /// A guest that boots Linux, ready to run.
 pub(crate) struct LinuxConfig {
@@ -28,7 +33,7 @@ pub(crate) struct LinuxConfig {
     pub(super) warnings: Vec<String>,
 }
 
-/// `FILE[,ro]`.
+/// `FILE[,ro|,rw]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DiskArg {
     pub(super) path: PathBuf,
@@ -42,7 +47,7 @@ impl FromStr for DiskArg {
         let (path, mode) = match text.rsplit_once(',') {
             Some((path, "ro")) => (path, DiskMode::ReadOnly),
             Some((path, "rw")) => (path, DiskMode::ReadWrite),
-            // A comma may be part of a name.
+            // A comma may be part of a name; with ,rw so may an end in ,ro.
             _ => (text, DiskMode::ReadWrite),
         };
         if path.is_empty() {
@@ -82,16 +87,7 @@ pub(crate) fn resolve(
             size(MAX_MEMORY_BYTES)
         );
     }
-    let storm = match config::invalidations(&args.storm)? {
-        kinds if kinds.iter().all(|kind| can_storm(*kind)) => kinds,
-        kinds => {
-            let other = kinds.into_iter().find(|kind| !can_storm(*kind)).map(name_of);
-            refuse!(
-                "--storm {}: the pages of a Linux guest keep their frames; choose of reclaim, clean",
-                other.unwrap_or_default()
-            );
-        }
-    };
+    let storm = storm(args)?;
     let sizes =
         Sizes { memory: args.memory, host_memory: args.host_memory, vcpus: args.vcpus, vms: 1 };
     let cmdline = args.cmdline.clone().unwrap_or_default();
@@ -104,7 +100,7 @@ pub(crate) fn resolve(
         initrd: args
             .initrd
             .as_deref()
-            .map(|path| config::read_file("--initrd", path, args.memory.bytes()))
+            .map(|path| config::read_file("--initrd", path, args.memory.bytes(), initrd_advice))
             .transpose()?,
         cmdline: machine.vm.cmdline,
         vcpus: machine.vm.vcpus,
@@ -112,15 +108,31 @@ pub(crate) fn resolve(
         balloon: args.balloon,
         host: HostMmConfig { check_evictions: !storm.is_empty(), ..machine.host },
         storm,
-        storm_rate: args.storm_rate,
+        storm_rate: args.storm_rate.unwrap_or(DEFAULT_STORM_RATE),
         seed,
         warnings: machine.warnings,
     }))
 }
 
-/// What can be done to pages that keep their frames.
-fn can_storm(kind: Invalidate) -> bool {
-    matches!(kind, Invalidate::Reclaim | Invalidate::Clean)
+/// The kinds of `--storm`.
+fn storm(args: &BootArgs) -> Result<Vec<Invalidate>, UsageError> {
+    let kinds = config::invalidations("--storm", &STORMS, &args.storm)?;
+    if let Some(&other) = kinds.iter().find(|kind| !STORMS.contains(kind)) {
+        refuse!(
+            "--storm {}: the pages of a Linux guest keep their frames; choose of {}",
+            name_of(other),
+            config::names_of(&STORMS)
+        );
+    }
+    if kinds.is_empty() && args.storm_rate.is_some() {
+        refuse!("--storm-rate without a storm does nothing: add --storm, or leave it out");
+    }
+    Ok(kinds)
+}
+
+/// What to do about a RAM disk of more bytes than the guest's memory has.
+fn initrd_advice(bytes: u64) -> &'static str {
+    if bytes < MAX_MEMORY_BYTES { "choose more --memory" } else { NAME_A_SMALLER_ONE }
 }
 
 /// Refuses what only Linux guests have.
@@ -130,6 +142,7 @@ fn refuse_linux_options(args: &BootArgs) -> Result<(), UsageError> {
         ("--disk", !args.disk.is_empty()),
         ("--balloon", args.balloon),
         ("--storm", !args.storm.is_empty()),
+        ("--storm-rate", args.storm_rate.is_some()),
     ];
     if let Some((option, _)) = given.into_iter().find(|(_, is_given)| *is_given) {
         let why = match &args.kernel {

@@ -12,15 +12,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::boot::{KILL_TIMEOUT, TICK, frames_line, swap_line, window_line};
-use super::config::UsageError;
+use super::config::{UsageError, names_of};
 use super::fleet::Objects;
+use super::injected::{self, Injected};
 use super::machine::{from_mm, from_vm};
 use super::output::{self, StdoutConsole, printable};
 use super::paging::Paging;
 use super::stress::Storms;
 use super::values::human_count;
 use super::violations::{self, Check, Violations};
-use super::{EXIT_FAILURE, boot, exit_code_of_signal, injected};
+use super::{EXIT_FAILURE, boot, exit_code_of_signal};
 use crate::direct_mmu::DirectConfig;
 use crate::host_mm::{HostMm, MemoryObject, MmError};
 use crate::sys::signal::StopNotice;
@@ -81,6 +82,9 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
     if let Some(line) = injected::announcement(&config.host.inject) {
         output::note(line);
     }
+    if let Some(line) = storm_announcement(&config) {
+        output::note(line);
+    }
     let LinuxConfig { storm, storm_rate, seed, host, .. } = config;
     let objects = Arc::<Objects>::default();
     objects.add(vm.object());
@@ -91,9 +95,11 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
     let end = wait(&mut vm, stop, &console, &screen);
     let elapsed = begun.elapsed();
     storms.stop();
+    vm.stop_devices();
     drop(console);
 
-    let found = collect(&vm, &memory.0, &storms);
+    let mut found = collect(&vm, &memory.0, &storms);
+    let injected = conclude(&end, vm.object(), &mut found);
     let stats = memory.0.stats();
     output::note(format!("{} after {:.2} s", end.sentence(), elapsed.as_secs_f64()));
     output::note(window_line(&vm.paging().stats()));
@@ -116,6 +122,9 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
             human_count(count.tried)
         ));
     }
+    for line in injected {
+        output::note(line);
+    }
     for failure in vm.device_failures() {
         output::note(printable(&failure));
     }
@@ -123,6 +132,16 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
         output::note(line);
     }
     Ok(end.exit_code(&found))
+}
+
+/// What is told before a run with a storm.
+fn storm_announcement(config: &LinuxConfig) -> Option<String> {
+    let LinuxConfig { storm, storm_rate, seed, .. } = config;
+    let kinds = names_of(storm);
+    let rate = human_count(u64::from(*storm_rate));
+    (!storm.is_empty()).then(|| {
+        format!("storm on purpose: {kinds}, {rate} pages a second of each, with seed {seed}")
+    })
 }
 
 fn open_disks(disks: &[DiskArg]) -> anyhow::Result<Vec<Arc<dyn Device>>> {
@@ -194,6 +213,15 @@ impl End {
         }
     }
 
+    /// Whether it was not the guest's own end: it may have had no time for what was asked for.
+    fn is_early(&self) -> bool {
+        !matches!(
+            self,
+            Self::Outcome(Outcome::PoweredOff | Outcome::Rebooted | Outcome::Halted)
+                | Self::Outcome(Outcome::GuestExit(_))
+        )
+    }
+
     fn exit_code(&self, found: &Violations) -> u8 {
         let code = match self {
             Self::Outcome(outcome) => outcome.exit_code(),
@@ -205,13 +233,26 @@ impl End {
     }
 }
 
-/// Everything that the checks have found; no vCPU runs any more.
+/// Everything that the checks have found; no vCPU, device or storm runs any more.
 fn collect(vm: &LinuxVm, mm: &HostMm, storms: &Storms) -> Violations {
     let resident = mm.resident_bytes().unwrap_or(0);
     let mut found = violations::of_host(mm, resident);
     found.add(Check::ReverseMap, vm.check_reverse_map(), 0);
     found.add(Check::Run, storms.counts().into_iter().filter_map(|count| count.broken), 0);
     found
+}
+
+/// Ends the injection: what is to be told of it. What is wrong is added to `found`. Nothing of it if a
+/// vCPU still runs.
+fn conclude(end: &End, object: &Arc<MemoryObject>, found: &mut Violations) -> Vec<String> {
+    if matches!(end, End::Stuck) {
+        return Vec::new();
+    }
+    let Some(injected) = Injected::conclude(object.host_mm(), [object]) else {
+        return Vec::new();
+    };
+    injected.add_violations(found, end.is_early());
+    injected.lines()
 }
 
 #[cfg(test)]

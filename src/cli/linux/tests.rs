@@ -1,9 +1,12 @@
 use clap::Parser;
 
 use super::*;
+use crate::addr::{Gpa, PAGE_SIZE, PAGE_SIZE_U64};
 use crate::cli::args::{Cli, Command};
+use crate::cli::inject::parse_injection;
 use crate::cli::limits::HostLimits;
 use crate::cli::violations::Violation;
+use crate::host_mm::{HostMmConfig, InjectionPlan, MIN_HOST_MEMORY_BYTES, Placement};
 use crate::virtio::DiskMode;
 
 /// Resolves a command line with a file that looks like a bzImage, and another beside it.
@@ -60,7 +63,34 @@ fn a_bzimage_is_booted_with_all_that_belongs_to_it() {
     assert_eq!(disks, [("a,b", DiskMode::ReadOnly), ("c", DiskMode::ReadWrite)]);
     assert_eq!(config.storm.len(), 2);
     assert!(config.host.check_evictions);
+    assert_eq!(config.storm_rate, 20_000);
+    let told = storm_announcement(&config).unwrap();
+    let seed = format!("reclaim, clean, 20,000 pages a second of each, with seed {}", config.seed);
+    assert!(told.ends_with(&seed), "{told}");
     assert_eq!(mm_bytes(&config), 512 << 20);
+}
+
+#[test]
+fn without_a_storm_nothing_is_told_of_one() {
+    for options in [&[][..], &["--storm=none"]] {
+        let config = resolved(&[&["--kernel", "KERNEL"], options].concat()).unwrap().unwrap();
+        assert!(!config.host.check_evictions);
+        assert_eq!(storm_announcement(&config), None);
+    }
+    let own = ["--kernel", "KERNEL", "--storm=clean", "--storm-rate", "7/s", "--seed", "3"];
+    let told = storm_announcement(&resolved(&own).unwrap().unwrap());
+    assert_eq!(told.unwrap(), "storm on purpose: clean, 7 pages a second of each, with seed 3");
+}
+
+#[test]
+fn a_disk_is_written_unless_it_is_said() {
+    let disk = |text: &str| text.parse::<DiskArg>().unwrap();
+    let (ro, rw) = (DiskMode::ReadOnly, DiskMode::ReadWrite);
+    for (text, path, mode) in
+        [("a", "a", rw), ("a,ro", "a", ro), ("a,rw", "a", rw), ("a,ro,rw", "a,ro", rw)]
+    {
+        assert_eq!(disk(text), DiskArg { path: path.into(), mode });
+    }
 }
 
 #[test]
@@ -84,7 +114,21 @@ fn what_cannot_be_is_refused_with_a_sentence() {
     assert!(missing.contains("--initrd /nowhere cannot be read"), "{missing}");
     let moved = refused(&["--kernel", "KERNEL", "--storm=migrate"]);
     assert!(moved.contains("--storm migrate") && moved.contains("reclaim, clean"), "{moved}");
-    assert!(refused(&["--kernel", "KERNEL", "--paranoid"]).contains("leave it out"));
+    let none = refused(&["--kernel", "KERNEL", "--storm=none,clean"]);
+    assert_eq!(
+        none,
+        "--storm none stands alone: leave out either none or the others of reclaim, clean"
+    );
+    for storm in [&[][..], &["--storm=none"]] {
+        let idle = [&["--kernel", "KERNEL", "--storm-rate", "9/s"], storm].concat();
+        assert!(refused(&idle).contains("--storm-rate without a storm"), "{}", refused(&idle));
+    }
+    let other = refused(&["--kernel", "OTHER", "--storm-rate", "9/s"]);
+    assert!(other.starts_with("--storm-rate is for a Linux kernel"), "{other}");
+    for option in [&["--paranoid"][..], &["--assume-host", "tdp"]] {
+        let shadow = refused(&[&["--kernel", "KERNEL"], option].concat());
+        assert!(shadow.starts_with(option[0]) && shadow.ends_with(": leave it out"), "{shadow}");
+    }
     let shadow = refused(&["--kernel", "KERNEL", "--paging", "shadow"]);
     assert!(shadow.contains("--paging shadow") && shadow.contains("Linux"), "{shadow}");
     let disks = [&["--kernel", "KERNEL"][..], &["--disk", "x"].repeat(11)].concat();
@@ -106,4 +150,56 @@ fn the_exit_code_says_how_it_ended() {
     assert_eq!(End::Stuck.exit_code(&clean), 1);
     let failed = Outcome::Failed(VmError::NotRunning);
     assert_eq!(End::Outcome(failed).exit_code(&clean), 1);
+}
+
+/// Memory of a guest that fits into host memory as often as is said, all of it written, with a fault.
+fn written_memory(times: u64, item: &str) -> Arc<MemoryObject> {
+    let bytes = MIN_HOST_MEMORY_BYTES * times;
+    let config = HostMmConfig {
+        placement: Placement::Identity { guest_bytes: bytes },
+        inject: InjectionPlan { items: vec![parse_injection(item).unwrap()], seed: 1 },
+        ..HostMmConfig::new(MIN_HOST_MEMORY_BYTES)
+    };
+    let object = HostMm::new(config).unwrap().create_object(bytes).unwrap();
+    for number in 0..bytes / PAGE_SIZE_U64 {
+        let content = [number.to_le_bytes()[0] | 1; PAGE_SIZE];
+        object.write(Gpa::new(number * PAGE_SIZE_U64), &content).unwrap();
+    }
+    object
+}
+
+fn concluded(end: &End, object: &Arc<MemoryObject>) -> (Vec<String>, u8) {
+    let mut found = Violations::default();
+    let lines = conclude(end, object, &mut found);
+    (lines, end.exit_code(&found))
+}
+
+#[test]
+fn what_was_injected_is_told_and_where_the_pages_are() {
+    let object = written_memory(2, "short-write@3");
+    let (lines, code) = concluded(&End::Outcome(Outcome::PoweredOff), &object);
+    assert_eq!((lines.len(), code), (2, 0), "{lines:?}");
+    assert!(lines[0].starts_with("injected short-write@3: struck 1 of "), "{lines:?}");
+    assert!(lines[1].contains("pages at the end: ") && lines[1].ends_with(" 0 lost"), "{lines:?}");
+    assert!(!lines[1].contains(" 0 read back"), "{lines:?}");
+}
+
+#[test]
+fn what_never_struck_is_a_failure_if_the_guest_came_to_its_end() {
+    let object = written_memory(1, "swap-read=EIO@1000000");
+    for end in [Outcome::PoweredOff, Outcome::Rebooted].map(End::Outcome) {
+        let (lines, code) = concluded(&end, &object);
+        assert!(lines[0].contains("never struck"), "{lines:?}");
+        assert_eq!(code, 1);
+    }
+    assert_eq!(concluded(&End::Typed, &object).1, 0, "it had no time to");
+    assert_eq!(concluded(&End::Signal(15), &object).1, 143);
+    assert_eq!(concluded(&End::Stuck, &object), (Vec::new(), 1), "its pages may be in use");
+}
+
+#[test]
+fn nothing_is_told_where_nothing_was_injected() {
+    let mm = HostMm::new(HostMmConfig::new(MIN_HOST_MEMORY_BYTES)).unwrap();
+    let object = mm.create_object(MIN_HOST_MEMORY_BYTES).unwrap();
+    assert_eq!(concluded(&End::Outcome(Outcome::PoweredOff), &object), (Vec::new(), 0));
 }

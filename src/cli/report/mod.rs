@@ -166,7 +166,7 @@ impl Report {
         console: &[String],
     ) -> Self {
         let figures = machine.figures();
-        let injected = Injected::conclude(machine);
+        let injected = Injected::conclude(&machine.mm, machine.fleet.memory());
         // They are kept until here because their pages were looked for.
         let has_ended = machine.retire_all();
         let mut violations = all_violations(machine, course, peers.as_ref(), injected.as_ref());

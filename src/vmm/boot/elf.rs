@@ -1,9 +1,10 @@
 //! The kernel image: a static 64-bit ELF executable, checked as a whole before any of it is used.
 
 use elf::ElfBytes;
-use elf::abi::{EM_X86_64, ET_EXEC, PF_X, PT_LOAD};
+use elf::abi::{EI_NIDENT, EM_X86_64, ET_EXEC, PF_X, PT_LOAD};
 use elf::endian::AnyEndian;
-use elf::file::Class;
+use elf::file::{Class, FileHeader, parse_ident};
+use elf::segment::{ProgramHeader, SegmentTable};
 
 use crate::abi;
 
@@ -11,6 +12,10 @@ use super::BootError;
 
 /// Most bytes that an image may have.
 pub const MAX_IMAGE_BYTES: u64 = 256 << 20;
+
+/// Bytes of the header of a 64-bit ELF file, and of a program header (`Elf64_Ehdr`, `Elf64_Phdr`).
+const HEADER_BYTES: usize = 64;
+const PROGRAM_HEADER_BYTES: u16 = 56;
 
 /// A piece of the image with its place in guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +55,9 @@ impl<'a> Image<'a> {
         if bytes.len() as u64 > MAX_IMAGE_BYTES {
             return Err(BootError::TooBig { bytes: bytes.len() as u64, max: MAX_IMAGE_BYTES });
         }
-        let file = ElfBytes::<AnyEndian>::minimal_parse(bytes)
-            .map_err(|error| BootError::NotElf { reason: error.to_string() })?;
+        let file = ElfBytes::<AnyEndian>::minimal_parse(bytes).map_err(|error| {
+            cut_off(bytes).unwrap_or(BootError::NotElf { reason: error.to_string() })
+        })?;
         check_kind(&file)?;
         let mut segments = Vec::new();
         for (index, header) in file.segments().into_iter().flatten().enumerate() {
@@ -86,6 +92,41 @@ impl<'a> Image<'a> {
     }
 }
 
+/// The program headers of a 64-bit ELF file; none of another. What comes after them is not looked at:
+/// the file may be cut off there.
+pub(in crate::vmm) fn program_headers(bytes: &[u8]) -> impl Iterator<Item = ProgramHeader> {
+    let table = header(bytes).filter(|header| header.e_phentsize == PROGRAM_HEADER_BYTES);
+    let table = table.and_then(|header| {
+        let start = usize::try_from(header.e_phoff).ok()?;
+        let size = usize::from(header.e_phnum) * usize::from(PROGRAM_HEADER_BYTES);
+        let table = bytes.get(start..start.checked_add(size)?)?;
+        Some(SegmentTable::new(header.endianness, header.class, table))
+    });
+    table.into_iter().flat_map(|table| table.iter().collect::<Vec<_>>())
+}
+
+/// The header of a 64-bit ELF file.
+fn header(bytes: &[u8]) -> Option<FileHeader<AnyEndian>> {
+    let (ident, tail) = bytes.get(..HEADER_BYTES)?.split_at(EI_NIDENT);
+    let ident = parse_ident(ident).ok().filter(|ident| ident.1 == Class::ELF64)?;
+    FileHeader::parse_tail(ident, tail).ok()
+}
+
+/// That the file ends before the tables that its header names, if it does. Those of sections are at
+/// the end of what linkers make.
+fn cut_off(bytes: &[u8]) -> Option<BootError> {
+    let header = header(bytes)?;
+    let end = |offset: u64, count: u16, entry_bytes: u16| match offset {
+        0 => 0,
+        _ => offset.saturating_add(u64::from(count) * u64::from(entry_bytes)),
+    };
+    let expected = end(header.e_phoff, header.e_phnum, header.e_phentsize)
+        // A number that is too large for its field stands in the first entry.
+        .max(end(header.e_shoff, header.e_shnum.max(1), header.e_shentsize));
+    let found = bytes.len() as u64;
+    (found < expected).then_some(BootError::CutOff { found, expected })
+}
+
 fn check_kind(file: &ElfBytes<'_, AnyEndian>) -> Result<(), BootError> {
     let header = &file.ehdr;
     let wrong = |field, found: String, wanted| Err(BootError::WrongKind { field, found, wanted });
@@ -111,7 +152,7 @@ fn check_kind(file: &ElfBytes<'_, AnyEndian>) -> Result<(), BootError> {
 fn segment<'a>(
     bytes: &'a [u8],
     index: usize,
-    header: &elf::segment::ProgramHeader,
+    header: &ProgramHeader,
     memory_bytes: u64,
 ) -> Result<Segment<'a>, BootError> {
     let (offset, file_bytes) = (header.p_offset, header.p_filesz);

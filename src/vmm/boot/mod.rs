@@ -15,6 +15,7 @@ use crate::host_mm::{MemoryObject, MmError};
 pub use elf::{Image, MAX_IMAGE_BYTES, Segment};
 pub use page_tables::BootMap;
 
+pub(super) use elf::program_headers;
 /// Images made by hand, for tests.
 #[cfg(test)]
 pub(super) use elf::tests;
@@ -36,11 +37,23 @@ pub enum BootError {
         /// The bound.
         max: u64,
     },
-    /// Not an ELF file, or a damaged one.
-    #[error("the kernel image is not a valid ELF file: {reason}")]
+    /// Not an ELF file, or a damaged one; nor is it a bzImage, or it would not have come here.
+    #[error(
+        "the kernel image is neither a bzImage nor a valid ELF file ({reason}): name a Linux kernel, such as /boot/vmlinuz-…, or an ELF file that keeps to the guest ABI"
+    )]
     NotElf {
         /// What the parser says.
         reason: String,
+    },
+    /// The file ends before the tables that its header names.
+    #[error(
+        "the kernel image is truncated: it has {found} bytes, and its ELF header says that it has {expected} at least; copy it again"
+    )]
+    CutOff {
+        /// Bytes of the file.
+        found: u64,
+        /// Bytes by the header.
+        expected: u64,
     },
     /// An ELF file for something else.
     #[error("the kernel image is an ELF file with {field} {found}, but {wanted} is needed")]

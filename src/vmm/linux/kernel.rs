@@ -15,10 +15,13 @@ use super::layout;
 use crate::abi;
 use crate::addr::{Gpa, PAGE_SIZE_U64};
 use crate::host_mm::MemoryObject;
-use crate::vmm::boot::{BootError, Image};
+use crate::vmm::boot::{BootError, Image, program_headers};
 
 /// Bytes that are copied from the staging memory at a time.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Most bytes of a command line that x86 Linux has room for, without its NUL; a vmlinux does not say
+/// so itself (`COMMAND_LINE_SIZE` in Linux `arch/x86/include/asm/setup.h`).
+const LINUX_CMDLINE_BYTES: u64 = 2048 - 1;
 /// Linux's own names for its segments begin at addresses with this bit set.
 const UPPER_HALF: u64 = 1 << 63;
 
@@ -40,16 +43,10 @@ impl KernelKind {
         if header::is_bzimage(image) {
             return Self::BzImage;
         }
-        let is_upper = |file: &elf::ElfBytes<'_, elf::endian::AnyEndian>| {
-            let mut segments = file.segments().into_iter().flatten();
-            segments.any(|segment| {
-                segment.p_type == elf::abi::PT_LOAD && segment.p_vaddr & UPPER_HALF != 0
-            })
-        };
-        match elf::ElfBytes::minimal_parse(image) {
-            Ok(file) if is_upper(&file) => Self::Vmlinux,
-            _ => Self::GuestAbi,
-        }
+        // Not by what comes after them: one that was cut off is to be refused as what it is.
+        let is_upper = program_headers(image)
+            .any(|header| header.p_type == elf::abi::PT_LOAD && header.p_vaddr & UPPER_HALF != 0);
+        if is_upper { Self::Vmlinux } else { Self::GuestAbi }
     }
 
     /// Whether it is Linux.
@@ -136,7 +133,7 @@ impl<'a> Kernel<'a> {
         let room = abi::CMDLINE_BYTES - 1;
         match &self.form {
             Form::BzImage(plan) => plan.max_cmdline.min(room),
-            Form::Vmlinux(_) => room,
+            Form::Vmlinux(_) => room.min(LINUX_CMDLINE_BYTES),
         }
     }
 

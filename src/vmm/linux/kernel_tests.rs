@@ -40,6 +40,22 @@ fn kinds_are_told_by_their_looks() {
 }
 
 #[test]
+fn a_vmlinux_that_is_cut_off_is_refused_as_one() {
+    let mut image = vmlinux(None);
+    let whole = image.len();
+    image[40..48].copy_from_slice(&(whole as u64).to_le_bytes());
+    image[58..62].copy_from_slice(&[64, 0, 2, 0]);
+    image.resize(whole + 2 * 64, 0);
+    assert!(Kernel::check(&image, RAM).is_ok());
+    for bytes in [whole + 100, whole, 0x210] {
+        let cut = &image[..bytes];
+        assert_eq!(KernelKind::of(cut), KernelKind::Vmlinux);
+        let refused = Kernel::check(cut, RAM).err().unwrap().to_string();
+        assert!(refused.contains(&format!("is truncated: it has {bytes} bytes")), "{refused}");
+    }
+}
+
+#[test]
 fn a_bzimage_goes_where_it_prefers_to_be() {
     let image = bzimage();
     let object = guest();
@@ -66,6 +82,12 @@ fn a_vmlinux_goes_segment_by_segment_and_begins_where_its_note_says() {
 
     let loaded = Kernel::check(&vmlinux(None), RAM).unwrap().load(&guest()).unwrap();
     assert_eq!(loaded.entry, Entry::Long(0x10_0004), "without a note the ELF header's");
+}
+
+#[test]
+fn a_vmlinux_has_room_for_no_more_of_a_command_line_than_a_bzimage() {
+    let room = Kernel::check(&vmlinux(None), RAM).unwrap().max_cmdline();
+    assert_eq!(room, Kernel::check(&bzimage(), RAM).unwrap().max_cmdline());
 }
 
 #[test]

@@ -90,6 +90,12 @@ impl LinuxVm {
         self.machine.kill();
     }
 
+    /// Ends the devices, for good, and waits for what they have under way at their disks; guest memory
+    /// is not touched by them any more.
+    pub fn stop_devices(&self) {
+        self.board.devices().iter().for_each(MmioTransport::stop);
+    }
+
     /// The keyboard, so to speak: a way to its serial port that outlives it.
     #[must_use]
     pub fn input(&self) -> LinuxInput {
@@ -136,7 +142,7 @@ impl LinuxVm {
     #[must_use]
     pub fn check_reverse_map(&self) -> Vec<String> {
         self.host_mm().stop_background_reclaim();
-        self.board.devices().iter().for_each(MmioTransport::stop);
+        self.stop_devices();
         let mut found = self
             .paging()
             .check_reverse_map()

@@ -82,7 +82,10 @@ fn what_does_not_fit_is_refused_before_anything_is_written() {
     assert!(refused(&object, &image(&kernel, Some(b"070701"))).contains("is truncated"));
     let cmdline = vec![b'x'; 2048];
     let long = LinuxImage { cmdline: &cmdline, ..image(&kernel, None) };
-    assert!(refused(&object, &long).contains("has 2048 bytes, more than the 2047"));
+    let vmlinux = kernel::tests::vmlinux(None);
+    for long in [long, LinuxImage { kernel: &vmlinux, ..long }] {
+        assert!(refused(&object, &long).contains("has 2048 bytes, more than the 2047"));
+    }
     let nul = LinuxImage { cmdline: b"a\0b", ..image(&kernel, None) };
     assert!(refused(&object, &nul).contains("NUL at byte 1"));
     let vcpus = LinuxImage { vcpus: 300, ..image(&kernel, None) };

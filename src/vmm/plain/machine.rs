@@ -258,7 +258,6 @@ impl PlainMachine {
     ///
     /// # Errors
     /// [`VmError::Kvm`].
-    #[allow(dead_code, reason = "guests of the contract have no interrupts")]
     pub(crate) fn interrupt_line(&self, gsi: u32) -> Result<EventFd, VmError> {
         let request = |request| move |source| KvmError::Request { request, source };
         let line = EventFd::new(libc::EFD_CLOEXEC).map_err(request("eventfd"))?;
