@@ -83,8 +83,8 @@ pub(crate) struct BootArgs {
     /// Linux: initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Option<PathBuf>,
-    /// Linux: raw image of a disk, /dev/vda and so on; with ,ro only to be read (,rw, as without, is
-    /// for names that end so). May be given again
+    /// Linux: raw image of a disk, /dev/vda and so on; with ,ro only to be read, by
+    /// default ,rw. May be given again
     #[arg(long, value_name = "FILE[,ro|,rw]")]
     pub(crate) disk: Vec<DiskArg>,
     /// Linux: give the guest a balloon, by which pages that it frees leave their frames at once

@@ -2,7 +2,7 @@
 //! there.
 //!
 //! Guarantee: an item that never struck is an error of its own unless the run failed anyway or was
-//! ended early by a signal: what was asked for has not been tested.
+//! ended early, by a signal or the user: what was asked for has not been tested.
 
 use std::sync::Arc;
 
@@ -94,7 +94,8 @@ impl Injected {
         }
     }
 
-    /// Adds what is wrong. `ended_early` says that a signal or a failure ended the run.
+    /// Adds what is wrong. `ended_early` says that a signal, the user or a failure
+    /// ended the run.
     pub(crate) fn add_violations(&self, all: &mut Violations, ended_early: bool) {
         all.add(Check::SwapChecksum, self.lost.iter().cloned(), self.pages.lost);
         if all.total > 0 || ended_early {

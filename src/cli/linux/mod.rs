@@ -95,7 +95,10 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
     let end = wait(&mut vm, stop, &console, &screen);
     let elapsed = begun.elapsed();
     storms.stop();
-    vm.stop_devices();
+    if !matches!(end, End::Stuck) {
+        // A vCPU that hangs may do so in one of them.
+        vm.stop_devices();
+    }
     drop(console);
 
     let mut found = collect(&vm, &memory.0, &storms);

@@ -90,6 +90,27 @@ fn a_reset_does_not_wait_for_the_disk_and_nothing_touches_memory_after_it() {
     assert_eq!(mm.violations().1, 0);
 }
 
+/// What the disk says once the device was stopped reaches no memory.
+#[test]
+fn a_device_that_is_stopped_in_the_middle_of_a_request_touches_memory_no_more() {
+    let (_mm, object) = host(BOTH[0], None);
+    let disk = TestDisk::new(pattern(3, BYTES));
+    let driver = Driver::ready(disk.block(), &object, VERSION_1 | FLUSH, 16);
+    driver.write(DATA, &pattern(4, BYTES));
+    begin(&driver, &disk, VIRTIO_BLK_T_IN);
+    driver.transport.stop();
+    disk.set(|state| state.held = None);
+    until("the disk's answer", || !disk.set(|state| state.is_waiting));
+    // Its thread is over after this.
+    drop(driver);
+    let mut found = vec![0; BYTES];
+    object.read(Gpa::new(DATA), &mut found).unwrap();
+    assert!(found == pattern(4, BYTES));
+    let mut status = [0];
+    object.read(Gpa::new(STATUS), &mut status).unwrap();
+    assert_eq!(status, [0xff], "not answered");
+}
+
 /// The end of a device waits for the disk, and for nothing else.
 #[test]
 fn a_device_that_is_dropped_in_the_middle_of_a_request_ends() {

@@ -92,8 +92,8 @@ impl<'a> Image<'a> {
     }
 }
 
-/// The program headers of a 64-bit ELF file; none of another. What comes after them is not looked at:
-/// the file may be cut off there.
+/// The program headers of a 64-bit, little-endian ELF file; none of another. What comes after them is
+/// not looked at: the file may be cut off there.
 pub(in crate::vmm) fn program_headers(bytes: &[u8]) -> impl Iterator<Item = ProgramHeader> {
     let table = header(bytes).filter(|header| header.e_phentsize == PROGRAM_HEADER_BYTES);
     let table = table.and_then(|header| {
@@ -105,11 +105,12 @@ pub(in crate::vmm) fn program_headers(bytes: &[u8]) -> impl Iterator<Item = Prog
     table.into_iter().flat_map(|table| table.iter().collect::<Vec<_>>())
 }
 
-/// The header of a 64-bit ELF file.
+/// The header of a 64-bit, little-endian ELF file.
 fn header(bytes: &[u8]) -> Option<FileHeader<AnyEndian>> {
     let (ident, tail) = bytes.get(..HEADER_BYTES)?.split_at(EI_NIDENT);
-    let ident = parse_ident(ident).ok().filter(|ident| ident.1 == Class::ELF64)?;
-    FileHeader::parse_tail(ident, tail).ok()
+    let ident = parse_ident(ident).ok()?;
+    let is_right = (ident.0, ident.1) == (AnyEndian::Little, Class::ELF64);
+    is_right.then(|| FileHeader::parse_tail(ident, tail).ok()).flatten()
 }
 
 /// That the file ends before the tables that its header names, if it does. Those of sections are at

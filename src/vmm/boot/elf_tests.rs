@@ -130,6 +130,7 @@ fn program_headers_are_read_whatever_comes_after_them() {
     assert_eq!(kinds(&file[..64 + 2 * 56]), both);
     assert!(kinds(&file[..64 + 2 * 56 - 1]).is_empty());
     assert!(kinds(&Maker { class: 1, ..Maker::default() }.build()).is_empty());
+    assert!(kinds(&Maker { data: 2, ..Maker::default() }.build()).is_empty());
     let mut wild = file;
     wild[32..40].copy_from_slice(&u64::MAX.to_le_bytes());
     assert!(kinds(&wild).is_empty());
