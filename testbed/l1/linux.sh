@@ -7,6 +7,10 @@ LOG=/testbed/linux.log
 STATUS=/testbed/linux.status
 # Seconds for one guest, from its start to its end.
 GUEST_LIMIT=450
+# Pages are evicted and cleaned without need, and those that are dropped as clean compared with their
+# copies. Each page that is taken costs the guest a fault, which takes long here: at full rate a storm
+# would leave it no time of its own.
+STORM="--storm --storm-rate 1000/s"
 
 # A suite that ends early takes its guest with it.
 pulse=
@@ -59,6 +63,18 @@ run_linux() {
     start_linux "$@" 3</dev/null
     end_linux
 }
+
+# whole NAME OPTION...: a guest with a quarter of its memory does all its tasks; its files are called
+# so. A shell of its own, so that several can run at a time.
+whole() (
+    LOG=/testbed/$1.log STATUS=/testbed/$1.status disk=/tmp/$1.disk
+    shift
+    trap 'kill $pulse 2>/dev/null || true' EXIT
+    new_disk "$disk"
+    run_linux vmlinux memory,disk --memory 512M --host-memory 128M --disk "$disk" "$@"
+    check_disk "$disk"
+    rm "$disk"
+)
 
 # A disk of the guest's own, as made on the host.
 new_disk() {
