@@ -21,7 +21,7 @@ use virtio_bindings::bindings::virtio_mmio::{
 
 use crate::host_mm::{MemoryObject, MmError};
 use crate::iotlb::{Iotlb, IotlbStats};
-use crate::sync::{Mutex, lock};
+use crate::sync::lock;
 
 use super::Interrupt;
 use super::device::Device;
@@ -42,7 +42,7 @@ const IOTLB_ENTRIES: usize = 64;
 /// if it is at a disk, once that has answered.
 pub struct MmioTransport {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl std::fmt::Debug for MmioTransport {
@@ -69,7 +69,7 @@ impl MmioTransport {
             .name(format!("gnomon-virtio-{}", shared.device.id()))
             .spawn(move || worker.work())
             .map_err(|source| MmError::Host { what: "a thread for a virtio device", source })?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+        Ok(Self { shared, thread: Some(thread) })
     }
 
     fn shared(device: Arc<dyn Device>, iotlb: Iotlb, line: Arc<dyn Interrupt>) -> Arc<Shared> {
@@ -80,7 +80,7 @@ impl MmioTransport {
     /// The same without a thread: it works when it is told to.
     #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
     pub(crate) fn idle(device: Arc<dyn Device>, iotlb: Iotlb, line: Arc<dyn Interrupt>) -> Self {
-        Self { shared: Self::shared(device, iotlb, line), thread: Mutex::default() }
+        Self { shared: Self::shared(device, iotlb, line), thread: None }
     }
 
     /// Without a thread: serves what there is to do.
@@ -112,13 +112,10 @@ impl MmioTransport {
         }
     }
 
-    /// Ends the device, for good: it does not touch guest memory any more when this returns. What it
-    /// has under way at the disk is waited for.
+    /// Has the device serve nothing more, for good: when this returns it touches no guest memory any
+    /// longer, though a request may still be at its disk.
     pub fn stop(&self) {
         self.shared.stop();
-        if let Some(thread) = lock(&self.thread).take() {
-            drop(thread.join());
-        }
     }
 
     /// The device's configuration space has changed: tells the driver.
@@ -234,5 +231,8 @@ impl MmioTransport {
 impl Drop for MmioTransport {
     fn drop(&mut self) {
         self.stop();
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
     }
 }

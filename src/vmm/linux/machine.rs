@@ -90,8 +90,8 @@ impl LinuxVm {
         self.machine.kill();
     }
 
-    /// Ends the devices, for good, and waits for what they have under way at their disks; guest memory
-    /// is not touched by them any more.
+    /// Has the devices touch guest memory no more, for good: for what is looked at once the machine
+    /// is over. What they were in the middle of is not completed.
     pub fn stop_devices(&self) {
         self.board.devices().iter().for_each(MmioTransport::stop);
     }
