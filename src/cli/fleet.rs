@@ -178,7 +178,7 @@ impl Fleet {
     /// Adds a clone of a member, which runs already.
     ///
     /// # Errors
-    /// As [`Vm::clone_running`].
+    /// As [`AnyVm::clone_running`].
     pub(crate) fn clone_member(&mut self, index: usize) -> Result<(), VmError> {
         let Some(source) = self.members.get(index) else {
             return Err(VmError::NotRunning);

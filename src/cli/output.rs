@@ -25,7 +25,7 @@ pub(crate) fn note(text: impl fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "gnomon: {text}");
 }
 
-/// Writes out what standard output still holds of [`print`]ed lines.
+/// Writes out what standard output still holds of printed lines.
 pub(crate) fn flush() {
     let _ = io::stdout().lock().flush();
 }

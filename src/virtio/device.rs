@@ -30,7 +30,7 @@ pub trait Device: Send + Sync {
     /// byte on.
     ///
     /// # Errors
-    /// [`Trouble`]: the buffer is not given back.
+    /// `Trouble`: the buffer is not given back.
     fn serve(&self, queue: usize, request: &Request<'_>) -> Result<u32, Trouble>;
 }
 

@@ -7,7 +7,7 @@
 //!   reclaim takes the pages behind a request like any other, and waits for a copy of at most a page,
 //!   never for a disk;
 //! - once a reset by the driver has returned, nothing that was begun before it touches guest memory
-//!   ([`rings`]), and it waits for no disk either;
+//!   (`rings.rs`), and it waits for no disk either;
 //! - whatever the driver writes to registers, rings and buffers, it gets an error status, or a device
 //!   that needs a reset, with a sentence for the host; work for one buffer is bounded, and ends at a
 //!   reset or when the device is stopped.

@@ -1,6 +1,6 @@
 //! Linux guests: the kernel in memory with all that its entry expects, and the machine around it.
 //!
-//! Guarantee: when [`load`] returns `Ok`, guest memory holds what the 64-bit boot protocol or PVH
+//! Guarantee: when `load` returns `Ok`, guest memory holds what the 64-bit boot protocol or PVH
 //! promises; a kernel, RAM disk or command line that cannot be booted is refused with a sentence
 //! before anything is written. Everything goes into the memory object: the guest's memory is rationed
 //! from its first byte.
