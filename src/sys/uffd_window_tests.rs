@@ -93,7 +93,8 @@ fn a_run_is_mapped_up_to_the_first_page_that_cannot_be() {
     let Some((host, _region, window)) = opened() else { return };
     [0, 1, 2, 4].iter().for_each(|&page| fill(&host, page));
     assert_eq!(window.install(0, 5 * PAGE_SIZE, false), Ok(3 * PAGE_SIZE));
-    assert_eq!(window.install(4 * PAGE_SIZE, PAGE_SIZE, true), Ok(PAGE_SIZE));
+    let protects = window.protects_at_install();
+    assert_eq!(window.install(4 * PAGE_SIZE, PAGE_SIZE, protects), Ok(PAGE_SIZE));
     let out = PAGES * PAGE_SIZE;
     for (offset, len) in [(1, PAGE_SIZE), (out, PAGE_SIZE), (0, out + PAGE_SIZE), (usize::MAX, 1)] {
         let refused = Err(InstallError::Refused(Errno::EINVAL));
