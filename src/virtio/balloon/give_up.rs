@@ -3,8 +3,6 @@
 //! A stretch of pages at a time is given up under the lock of the rings, so that a reset, after which
 //! the guest may use the pages again, comes before it or after it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use super::{Balloon, Request, Trouble};
 use crate::addr::{Gfn, PAGE_SIZE_U64};
 
@@ -34,7 +32,7 @@ impl Balloon {
             if numbers.is_empty() {
                 return Ok(());
             }
-            count(&self.counters.inflated, numbers.len() as u64);
+            self.counters.inflated.add(numbers.len() as u64);
             numbers.sort_unstable();
             numbers.dedup();
             for run in numbers.chunk_by(|one, next| one.checked_add(1) == Some(*next)) {
@@ -46,7 +44,7 @@ impl Balloon {
 
     /// The buffer has the numbers of pages that the guest takes out. They are there, as zeros.
     pub(super) fn deflate(&self, request: &Request<'_>) {
-        count(&self.counters.deflated, request.readable().bytes() / NUMBER_BYTES as u64);
+        self.counters.deflated.add(request.readable().bytes() / NUMBER_BYTES as u64);
     }
 
     /// The buffer is what the guest has no use for.
@@ -59,7 +57,7 @@ impl Balloon {
             let Some(end) = start.checked_add(bytes.into()) else { continue };
             let first = start.as_u64().div_ceil(PAGE_SIZE_U64);
             let pages = (end.as_u64() / PAGE_SIZE_U64).saturating_sub(first);
-            count(&self.counters.reported, pages);
+            self.counters.reported.add(pages);
             self.give_up(request, first, pages)?;
         }
         Ok(())
@@ -72,17 +70,13 @@ impl Balloon {
         while next < end {
             let stretch = (end - next).min(STRETCH);
             match request.alone(|| self.memory.free_pages(Gfn::new(next), stretch)) {
-                Ok(given_up) => count(&self.counters.given_up, given_up),
+                Ok(given_up) => self.counters.given_up.add(given_up),
                 // Of some it may be said wrongly that they were kept.
-                Err(Trouble::Memory(_)) => count(&self.counters.kept, stretch),
+                Err(Trouble::Memory(_)) => self.counters.kept.add(stretch),
                 Err(other) => return Err(other),
             }
             next += stretch;
         }
         Ok(())
     }
-}
-
-fn count(counter: &AtomicU64, by: u64) {
-    counter.fetch_add(by, Ordering::Relaxed);
 }

@@ -40,28 +40,21 @@ const CONFIG_ACTUAL: usize = 4;
 const CONFIG_POISON: usize = 12;
 const CONFIG_BYTES: usize = 16;
 
-/// What a balloon has done, in pages of 4 KiB.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct BalloonStats {
-    /// Numbers of pages that the guest put into the balloon.
-    pub inflated: u64,
-    /// Numbers of pages that it took out.
-    pub deflated: u64,
-    /// Pages that it reported free.
-    pub reported: u64,
-    /// Of those put in or reported: pages that were not zero already, and were given up.
-    pub given_up: u64,
-    /// Pages that could not be given up, and stay as they are.
-    pub kept: u64,
-}
-
-#[derive(Default)]
-struct Counters {
-    inflated: AtomicU64,
-    deflated: AtomicU64,
-    reported: AtomicU64,
-    given_up: AtomicU64,
-    kept: AtomicU64,
+crate::counters::counters! {
+    /// What a balloon has done, in pages of 4 KiB.
+    pub struct BalloonStats {
+        /// Numbers of pages that the guest put into the balloon.
+        inflated,
+        /// Numbers of pages that it took out.
+        deflated,
+        /// Pages that it reported free.
+        reported,
+        /// Of those put in or reported: pages that were not zero already, and were given up.
+        given_up,
+        /// Pages that could not be given up, and stay as they are.
+        kept,
+    }
+    live pub(super) struct Counters;
 }
 
 /// A balloon, as a kind of virtio device.
@@ -113,11 +106,7 @@ impl Balloon {
     /// What it has done.
     #[must_use]
     pub fn stats(&self) -> BalloonStats {
-        let Counters { inflated, deflated, reported, given_up, kept } = &self.counters;
-        let [inflated, deflated, reported, given_up, kept] =
-            [inflated, deflated, reported, given_up, kept]
-                .map(|counter| counter.load(Ordering::Relaxed));
-        BalloonStats { inflated, deflated, reported, given_up, kept }
+        self.counters.snapshot()
     }
 
     fn has(&self, feature: u32) -> bool {

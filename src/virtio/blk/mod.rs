@@ -39,31 +39,23 @@ const CONFIG_BLK_SIZE: usize = 20;
 const CONFIG_WRITEBACK: usize = 32;
 const CONFIG_BYTES: usize = 36;
 
-/// What a disk has done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct BlockStats {
-    /// Reads carried out.
-    pub reads: u64,
-    /// Bytes that they read.
-    pub bytes_read: u64,
-    /// Writes carried out.
-    pub writes: u64,
-    /// Bytes that they wrote.
-    pub bytes_written: u64,
-    /// Times that the image was made durable.
-    pub flushes: u64,
-    /// Requests that ended with an error.
-    pub errors: u64,
-}
-
-#[derive(Default)]
-struct Counters {
-    reads: AtomicU64,
-    bytes_read: AtomicU64,
-    writes: AtomicU64,
-    bytes_written: AtomicU64,
-    flushes: AtomicU64,
-    errors: AtomicU64,
+crate::counters::counters! {
+    /// What a disk has done.
+    pub struct BlockStats {
+        /// Reads carried out.
+        reads,
+        /// Bytes that they read.
+        bytes_read,
+        /// Writes carried out.
+        writes,
+        /// Bytes that they wrote.
+        bytes_written,
+        /// Times that the image was made durable.
+        flushes,
+        /// Requests that ended with an error.
+        errors,
+    }
+    live pub(super) struct Counters;
 }
 
 /// A disk, as a kind of virtio device.
@@ -120,11 +112,7 @@ impl Block {
     /// What it has done.
     #[must_use]
     pub fn stats(&self) -> BlockStats {
-        let Counters { reads, bytes_read, writes, bytes_written, flushes, errors } = &self.counters;
-        let [reads, bytes_read, writes, bytes_written, flushes, errors] =
-            [reads, bytes_read, writes, bytes_written, flushes, errors]
-                .map(|counter| counter.load(Ordering::Relaxed));
-        BlockStats { reads, bytes_read, writes, bytes_written, flushes, errors }
+        self.counters.snapshot()
     }
 
     fn has(&self, feature: u32) -> bool {

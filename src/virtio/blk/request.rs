@@ -5,7 +5,7 @@
 //! reclaim never waits for the disk, and no page is pinned while it is slow.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH,
@@ -61,7 +61,7 @@ pub(super) fn serve(block: &Block, request: &Request<'_>) -> Result<u32, Trouble
         Err(Refused::Over(trouble)) => return Err(trouble),
     };
     if status != VIRTIO_BLK_S_OK {
-        count(&block.counters.errors, 1);
+        block.counters.errors.add(1);
     }
     request.write(data_bytes, &[status.to_le_bytes()[0]]).map_err(|trouble| match trouble {
         Trouble::Memory(error) => {
@@ -115,8 +115,8 @@ fn read(block: &Block, request: &Request<'_>, sector: u64, bytes: u64) -> Result
         request.write(done, piece)?;
         done += piece.len() as u64;
     }
-    count(&block.counters.reads, 1);
-    count(&block.counters.bytes_read, bytes);
+    block.counters.reads.add(1);
+    block.counters.bytes_read.add(bytes);
     Ok(bytes)
 }
 
@@ -134,8 +134,8 @@ fn write(block: &Block, request: &Request<'_>, sector: u64) -> Result<(), Refuse
         block.disk.write_all_at(piece, start + done)?;
         done += piece.len() as u64;
     }
-    count(&block.counters.writes, 1);
-    count(&block.counters.bytes_written, bytes);
+    block.counters.writes.add(1);
+    block.counters.bytes_written.add(bytes);
     // 5.2.6.2: without a write-back cache, what is acknowledged is durable.
     if block.is_writeback() { Ok(()) } else { flush(block) }
 }
@@ -148,7 +148,7 @@ fn flush(block: &Block) -> Result<(), Refused> {
         return Err(Refused::Failed);
     }
     block.disk.sync().inspect_err(|_| block.is_unsound.store(true, Ordering::Relaxed))?;
-    count(&block.counters.flushes, 1);
+    block.counters.flushes.add(1);
     Ok(())
 }
 
@@ -156,8 +156,4 @@ fn flush(block: &Block) -> Result<(), Refused> {
 fn piece(bounce: &mut [u8], wanted: u64) -> &mut [u8] {
     let len = usize::try_from(wanted).unwrap_or(usize::MAX).min(bounce.len());
     &mut bounce[..len]
-}
-
-fn count(counter: &AtomicU64, by: u64) {
-    counter.fetch_add(by, Ordering::Relaxed);
 }
