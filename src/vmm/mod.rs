@@ -44,6 +44,7 @@ mod services;
 mod shared;
 mod stale;
 mod stats;
+mod threads;
 mod vcpu;
 mod vm;
 

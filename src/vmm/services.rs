@@ -13,7 +13,7 @@ use super::devices::PortBus;
 use super::error::VmError;
 use super::hypercall::{Reports, VmObserver};
 use super::machine::ControlBlock;
-use super::vcpu::panic_message;
+use super::threads::panic_message;
 use super::vm::Outcome;
 
 /// See the module's documentation.

@@ -4,8 +4,6 @@
 //! pause finds the vCPU outside of both; a stop gets the thread out within one exit; and however
 //! the thread ends, by an error or a panic too, the whole VM ends and its waiters are told.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,6 +25,7 @@ use super::real_state::RealState;
 use super::roster::StartRequest;
 use super::shared::Shared;
 use super::stats::{FaultLatency, LiveCounts};
+use super::threads::outcome_of;
 use super::vm::Outcome;
 
 /// How often shadow pages may run out without a single fault fixed in between.
@@ -111,15 +110,8 @@ impl Vcpu {
         let _registration = kicker.register();
         let shared = Arc::clone(&self.shared);
         let index = self.index;
-        let result = catch_unwind(AssertUnwindSafe(|| self.live()));
-        match result {
-            Ok(Ok(None)) => {}
-            Ok(Ok(Some(outcome))) => shared.end(outcome),
-            Ok(Err(error)) => shared.end(Outcome::Failed(error)),
-            Err(panic) => {
-                let message = panic_message(panic.as_ref());
-                shared.end(Outcome::Failed(VmError::Panicked { vcpu: index, message }));
-            }
+        if let Some(outcome) = outcome_of(index, || self.live()) {
+            shared.end(outcome);
         }
         lock(&shared.latency).merge(&self.latency);
         drop(self);
@@ -283,10 +275,4 @@ impl Vcpu {
     pub(super) fn guest_error(&self, source: GuestError) -> VmError {
         VmError::Guest { vcpu: self.index, rip: self.last_rip, source }
     }
-}
-
-pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".to_owned())
 }

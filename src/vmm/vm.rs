@@ -27,6 +27,7 @@ use super::machine::GuestCounters;
 use super::roster::{StartRequest, VcpuState};
 use super::shared::Shared;
 use super::stats::{FaultLatency, LiveCounts, VcpuCounts};
+use super::threads::spawn_vcpu;
 use super::vcpu::Vcpu;
 
 /// Least guest RAM: the boot area and some room for a kernel.
@@ -127,12 +128,11 @@ impl Vm {
             let Some(kicker) = self.kickers.get(index).cloned() else {
                 continue;
             };
-            let thread = std::thread::Builder::new().name(format!("vcpu{index}"));
-            match thread.spawn(move || vcpu.thread(&kicker)) {
+            match spawn_vcpu(index, move || vcpu.thread(&kicker)) {
                 Ok(handle) => self.threads.push(handle),
-                Err(source) => {
+                Err(error) => {
                     self.shared.end(Outcome::Killed);
-                    return Err(VmError::Thread { vcpu: index, source });
+                    return Err(error);
                 }
             }
         }

@@ -123,13 +123,13 @@ fn serial_register(port: u16) -> Option<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::vmm) mod tests {
     use super::dma::tests::FakeRam;
     use super::*;
 
     /// A console that keeps what it gets.
     #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<u8>>>);
+    pub(in crate::vmm) struct Kept(pub(in crate::vmm) Arc<Mutex<Vec<u8>>>);
 
     impl Write for Kept {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

@@ -1,19 +1,5 @@
 use super::*;
-
-/// What the guest printed.
-#[derive(Clone, Default)]
-struct Kept(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Kept {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        lock(&self.0).extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
+use crate::vmm::devices::tests::Kept;
 
 fn board() -> (Board, Kept) {
     let kept = Kept::default();

@@ -18,6 +18,7 @@ use crate::vmm::kvm::{KvmDevice, KvmError, KvmVm};
 use crate::vmm::real;
 use crate::vmm::roster::Roster;
 use crate::vmm::stats::{LiveCounts, VcpuCounts};
+use crate::vmm::threads::spawn_vcpu;
 use crate::vmm::vm::Outcome;
 
 use super::bus::Bus;
@@ -197,12 +198,11 @@ impl PlainMachine {
         for vcpu in std::mem::take(&mut self.vcpus) {
             let index = vcpu.index;
             let Some(kicker) = self.kickers.get(index).cloned() else { continue };
-            let thread = std::thread::Builder::new().name(format!("vcpu{index}"));
-            match thread.spawn(move || vcpu.thread(&kicker)) {
+            match spawn_vcpu(index, move || vcpu.thread(&kicker)) {
                 Ok(handle) => self.threads.push(handle),
-                Err(source) => {
+                Err(error) => {
                     self.shared.end(Outcome::Killed);
-                    return Err(VmError::Thread { vcpu: index, source });
+                    return Err(error);
                 }
             }
         }

@@ -3,7 +3,6 @@
 //! Guarantee: every `KVM_RUN` is inside the gate, so a stop gets the thread out within one exit; and
 //! however the thread ends, by an error or a panic too, the machine ends and its waiters are told.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -15,7 +14,7 @@ use crate::vmm::hypercall::HypercallResult;
 use crate::vmm::kick::Kicker;
 use crate::vmm::kvm::io_error;
 use crate::vmm::stats::LiveCounts;
-use crate::vmm::vcpu::panic_message;
+use crate::vmm::threads::outcome_of;
 use crate::vmm::vm::Outcome;
 
 use super::bus::Action;
@@ -65,14 +64,8 @@ impl Vcpu {
         let _registration = kicker.register();
         let shared = Arc::clone(&self.shared);
         let index = self.index;
-        match catch_unwind(AssertUnwindSafe(|| self.live())) {
-            Ok(Ok(None)) => {}
-            Ok(Ok(Some(outcome))) => shared.end(outcome),
-            Ok(Err(error)) => shared.end(Outcome::Failed(error)),
-            Err(panic) => {
-                let message = panic_message(panic.as_ref());
-                shared.end(Outcome::Failed(VmError::Panicked { vcpu: index, message }));
-            }
+        if let Some(outcome) = outcome_of(index, || self.live()) {
+            shared.end(outcome);
         }
         drop(self);
         shared.roster.exited(index);
