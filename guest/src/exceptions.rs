@@ -29,12 +29,15 @@ pub const IST_STACKS: usize = 3;
 /// Stubs are this far apart.
 const STUB_BYTES: u64 = 16;
 
-global_asm!(
-    r#"
-    .section .text.exceptions, "ax", @progbits
-    .balign 16
-    .globl exception_stubs
-    exception_stubs:
+/// The entries of the 32 exceptions, `STUB_BYTES` apart: each pushes an error code, where the processor
+/// has not, and its vector, and goes on at `$common`.
+macro_rules! stubs {
+    ($stubs:literal, $common:literal) => {
+        concat!(
+            ".balign 16\n",
+            $stubs,
+            ":\n",
+            r#"
     .set vector, 0
     .rept 32
         .balign 16
@@ -44,10 +47,24 @@ global_asm!(
             push 0
         .endif
         push vector
-        jmp exception_common
+        jmp "#,
+            $common,
+            r#"
         .set vector, vector + 1
     .endr
+    "#
+        )
+    };
+}
+pub(crate) use stubs;
 
+global_asm!(
+    r#"
+    .section .text.exceptions, "ax", @progbits
+    .globl exception_stubs
+    "#,
+    stubs!("exception_stubs", "exception_common"),
+    r#"
     .balign 16
     exception_common:
         push rax

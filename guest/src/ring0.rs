@@ -13,6 +13,7 @@ use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::descriptors::{IO_BITMAP, TSS_BYTES, TSS_SELECTOR};
+use crate::exceptions::stubs;
 
 /// What CPL 3 can ask for.
 #[derive(Clone, Copy)]
@@ -102,21 +103,9 @@ global_asm!(
         push rdx
         iretq
 
-    .balign 16
-    ring0_stubs:
-    .set vector, 0
-    .rept 32
-        .balign 16
-        .if (0x60227d00 >> vector) & 1
-            # the processor has pushed an error code
-        .else
-            push 0
-        .endif
-        push vector
-        jmp ring0_common
-        .set vector, vector + 1
-    .endr
-
+    "#,
+    stubs!("ring0_stubs", "ring0_common"),
+    r#"
     # From the stack pointer up: RDX, RCX, RBX, RAX, vector, error code, RIP, CS, RFLAGS, RSP, SS.
     .balign 16
     ring0_common:
