@@ -250,7 +250,8 @@ impl DirectMmu {
         &self.mmu.view
     }
 
-    /// What has happened so far: all of it, to those whose faults were resolved.
+    /// What has happened so far: all of it, to those whose faults were resolved. Waits for what the
+    /// threads in here are at, so the caller must hold no page.
     #[must_use]
     pub fn stats(&self) -> DirectStats {
         self.mmu.shards.iter().for_each(Shard::await_turns);

@@ -1,7 +1,7 @@
 //! Many threads at once, against an oracle that knows what each page must hold.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -72,8 +72,30 @@ fn storm(rig: &Rig, rng: &mut StdRng) {
     }
 }
 
-/// Three vCPUs on so many pages, and storms beside them; the accesses that went wrong, and all.
-fn run(rig: &Rig, pages: u64, time: Duration, removes: bool) -> (u64, u64) {
+/// The accesses that went wrong, and all.
+#[derive(Default)]
+struct Seen {
+    wrong: AtomicU64,
+    all: AtomicU64,
+}
+
+impl Seen {
+    fn wrong(&self) -> u64 {
+        self.wrong.load(Ordering::Relaxed)
+    }
+
+    fn all(&self) -> u64 {
+        self.all.load(Ordering::Relaxed)
+    }
+}
+
+/// How long a run is at least, and how much longer it may become on a slow machine.
+const TIME: Duration = Duration::from_millis(1500);
+const TIME_LIMIT: Duration = Duration::from_secs(60);
+
+/// Three vCPUs on so many pages, and storms beside them, for [`TIME`] and until `enough` of what
+/// the test is about has happened (or [`TIME_LIMIT`] is over). Adds to `seen`.
+fn run(rig: &Rig, pages: u64, removes: bool, seen: &Seen, enough: impl Fn() -> bool) {
     let ledger = Ledger((0..pages).map(|_| Mutex::new(0)).collect());
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -82,34 +104,32 @@ fn run(rig: &Rig, pages: u64, time: Duration, removes: bool) -> (u64, u64) {
                 let (ledger, stop) = (&ledger, &stop);
                 scope.spawn(move || {
                     let mut rng = StdRng::seed_from_u64(vcpu);
-                    let (mut wrong, mut all) = (0, 0);
                     while !stop.load(Ordering::Relaxed) {
-                        wrong += u64::from(!ledger.access(rig, &mut rng, removes));
-                        all += 1;
+                        let right = ledger.access(rig, &mut rng, removes);
+                        seen.wrong.fetch_add(u64::from(!right), Ordering::Relaxed);
+                        seen.all.fetch_add(1, Ordering::Relaxed);
                     }
-                    (wrong, all)
                 })
             })
             .collect();
         let mut rng = StdRng::seed_from_u64(99);
         let begin = Instant::now();
-        while begin.elapsed() < time && !vcpus.iter().any(|thread| thread.is_finished()) {
+        let goes_on = |passed: Duration| passed < TIME || (passed < TIME_LIMIT && !enough());
+        while goes_on(begin.elapsed()) && !vcpus.iter().any(|thread| thread.is_finished()) {
             storm(rig, &mut rng);
         }
         stop.store(true, Ordering::Relaxed);
-        vcpus
-            .into_iter()
-            .map(|thread| thread.join().unwrap())
-            .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
-    })
+    });
 }
 
 #[test]
 fn faults_evictions_cleanings_and_frees_at_once_lose_nothing() {
     let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
-    let (wrong, all) = run(&rig, 48, Duration::from_millis(1500), false);
-    assert_eq!(wrong, 0, "of {all} accesses");
-    assert!(all > 300 && rig.mm.stats().swap_ins > 50, "{all}: {:?}", rig.mm.stats());
+    let seen = Seen::default();
+    let enough = || seen.all() > 300 && rig.mm.stats().swap_ins > 50;
+    run(&rig, 48, false, &seen, enough);
+    assert_eq!(seen.wrong(), 0, "of {} accesses", seen.all());
+    assert!(enough(), "{}: {:?}", seen.all(), rig.mm.stats());
     rig.assert_sound();
 }
 
@@ -118,19 +138,11 @@ fn reclaim_and_ageing_beside_faults_lose_nothing() {
     let direct = DirectConfig { shards: 2, ..DirectConfig::default() };
     let Some(rig) = Rig::new(memory(4 * FRAMES), direct) else { return };
     rig.mm.start_background_reclaim().unwrap();
-    let begin = Instant::now();
-    let (mut wrong, mut all) = (0, 0);
-    // How long it takes to fill the ration depends on the machine.
-    let mut time = Duration::from_millis(1500);
-    while rig.mmu.stats().aged_zaps < 20 && begin.elapsed() < Duration::from_secs(60) {
-        rig.object.free_pages(Gfn::new(0), 4 * FRAMES).unwrap();
-        let found = run(&rig, 2 * FRAMES, time, false);
-        wrong += found.0;
-        all += found.1;
-        time *= 2;
-    }
-    assert_eq!(wrong, 0, "of {all} accesses");
-    assert!(rig.mmu.stats().aged_zaps >= 20, "{:?}", rig.mmu.stats());
+    let seen = Seen::default();
+    let enough = || rig.mmu.stats().aged_zaps >= 20;
+    run(&rig, 2 * FRAMES, false, &seen, enough);
+    assert_eq!(seen.wrong(), 0, "of {} accesses", seen.all());
+    assert!(enough(), "{:?}", rig.mmu.stats());
     rig.mm.stop_background_reclaim();
     rig.assert_sound();
 }
@@ -138,9 +150,11 @@ fn reclaim_and_ageing_beside_faults_lose_nothing() {
 #[test]
 fn removals_of_the_window_beside_all_that_lose_nothing() {
     let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
-    let (wrong, all) = run(&rig, 48, Duration::from_millis(1500), true);
-    assert_eq!(wrong, 0, "of {all} accesses");
-    assert!(rig.mmu.stats().removed > 5, "{:?}", rig.mmu.stats());
+    let seen = Seen::default();
+    let enough = || rig.mmu.stats().removed > 5;
+    run(&rig, 48, true, &seen, enough);
+    assert_eq!(seen.wrong(), 0, "of {} accesses", seen.all());
+    assert!(enough(), "{:?}", rig.mmu.stats());
     rig.mmu.settle();
     rig.assert_sound();
 }
@@ -151,6 +165,8 @@ fn sabotage_skip_write_protect_is_noticed() {
     let sabotage = Some(Sabotage::SkipWriteProtect);
     let config = HostMmConfig { sabotage, ..memory(FRAMES) };
     let Some(rig) = Rig::new(config, DirectConfig::default()) else { return };
-    let (wrong, all) = run(&rig, 48, Duration::from_millis(1000), false);
-    assert!(wrong > 0 || rig.mm.violations().1 > 0, "of {all} accesses");
+    let seen = Seen::default();
+    let noticed = || seen.wrong() > 0 || rig.mm.violations().1 > 0;
+    run(&rig, 48, false, &seen, noticed);
+    assert!(noticed(), "of {} accesses", seen.all());
 }
