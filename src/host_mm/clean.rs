@@ -7,7 +7,6 @@
 use crate::addr::Pfn;
 use crate::export_rmap::{Invalidation, PageFlags};
 use crate::host_mm::reclaim::{DetachedBatch, Revoked};
-use crate::host_mm::stats::Counters;
 use crate::host_mm::{HostMm, MmError};
 
 impl HostMm {
@@ -37,7 +36,7 @@ impl HostMm {
             }
             cleaned += 1;
         }
-        Counters::add(&self.counters.cleans, cleaned);
+        self.counters.cleans.add(cleaned);
         result.map(|()| usize::try_from(cleaned).unwrap_or(usize::MAX))
     }
 }

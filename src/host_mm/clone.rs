@@ -12,7 +12,6 @@ use crate::export_rmap::{Invalidation, Owner, PageFlags};
 use crate::host_mm::frames::FreeFrame;
 use crate::host_mm::object::{Entry, ObjectPages, Place};
 use crate::host_mm::reclaim::{Candidate, DetachedBatch, Revoked, add_to_batch};
-use crate::host_mm::stats::Counters;
 use crate::host_mm::{HostMm, MemoryObject, MmError, Sabotage, require_notifier};
 
 impl MemoryObject {
@@ -146,7 +145,7 @@ impl HostMm {
         }
         page.clear_flags(PageFlags::IN_USE);
         if let Ok(true) = shared {
-            Counters::add(&self.counters.shared, 1);
+            self.counters.shared.add(1);
         }
         shared
     }

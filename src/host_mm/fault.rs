@@ -9,7 +9,6 @@ use crate::export_rmap::{FlushReason, Invalidation, LockedPage, Owner, PageFlags
 use crate::host_mm::commons::SharedPage;
 use crate::host_mm::frames::FreeFrame;
 use crate::host_mm::object::{Entry, ObjectPages, Place};
-use crate::host_mm::stats::Counters;
 use crate::host_mm::{HostMm, MmError, MmViolation, ViolationKind};
 
 const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
@@ -200,7 +199,7 @@ impl HostMm {
         page: &LockedPage<'_>,
     ) -> Result<(), MmError> {
         let Place::Swap(slot) = place else {
-            Counters::add(&self.counters.zero_fills, 1);
+            self.counters.zero_fills.add(1);
             return self.view.fill(page, &ZEROS);
         };
         let mut content = ZEROS;
@@ -209,9 +208,9 @@ impl HostMm {
         // The copy in swap stands: as long as the page stays clean it need not be written again.
         page.set_slot(Some(slot));
         self.reclaimer.note_duplicate();
-        Counters::add(&self.counters.swap_ins, 1);
+        self.counters.swap_ins.add(1);
         if object.is_watched(gfn) {
-            Counters::add(&self.counters.watched_swap_ins, 1);
+            self.counters.watched_swap_ins.add(1);
         }
         Ok(())
     }

@@ -171,7 +171,7 @@ impl HostMm {
         let pfn = self.free.pop(page)?;
         let free = self.free.len();
         let in_use = u64::from(self.free.rationed.saturating_sub(free));
-        self.counters.peak_frames_in_use.fetch_max(in_use, Ordering::Relaxed);
+        self.counters.peak_frames_in_use.raise(in_use);
         if free < self.free.low {
             self.reclaimer.wake();
         }

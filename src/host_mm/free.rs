@@ -5,7 +5,6 @@ use crate::addr::Gfn;
 use crate::export_rmap::{Invalidation, PageFlags};
 use crate::host_mm::object::Place;
 use crate::host_mm::reclaim::{Candidate, DetachedBatch, add_to_batch, vacate_all};
-use crate::host_mm::stats::Counters;
 use crate::host_mm::{MemoryObject, MmError, require_notifier};
 
 impl MemoryObject {
@@ -23,7 +22,7 @@ impl MemoryObject {
             .take_while(|&gfn| self.contains(gfn))
             .try_for_each(|gfn| self.free_page(gfn, &mut batch, &mut freed))
             .and_then(|()| self.free_batch(&mut batch, &mut freed));
-        Counters::add(&self.mm.counters.pages_freed, freed);
+        self.mm.counters.pages_freed.add(freed);
         result.map(|()| freed)
     }
 

@@ -16,7 +16,6 @@ use crate::host_mm::fault::Intent;
 use crate::host_mm::host_view::PageBuf;
 use crate::host_mm::object::{Entry, Place};
 use crate::host_mm::reclaim::{BATCH, Candidate, DetachedBatch, lock_beside_batch};
-use crate::host_mm::stats::Counters;
 use crate::host_mm::{HostMm, MemoryObject, MmError, Sabotage, require_notifier};
 
 /// Takes a page that is lent: its number, its frame, whose lock is held, and its content.
@@ -127,7 +126,7 @@ impl HostMm {
         page.set_flags(PageFlags::LENT);
         let content = self.content(page)?;
         borrow(gfn, page, &content);
-        Counters::add(&self.counters.lent, 1);
+        self.counters.lent.add(1);
         Ok(())
     }
 
@@ -147,7 +146,7 @@ impl HostMm {
             self.notifiers.flush(&[page.pfn()], FlushReason::Recalled)?;
         }
         page.clear_flags(PageFlags::LENT);
-        Counters::add(&self.counters.recalls, 1);
+        self.counters.recalls.add(1);
         Ok(())
     }
 }

@@ -10,7 +10,6 @@ use crate::export_rmap::Invalidation;
 use crate::host_mm::commons::SharedPage;
 use crate::host_mm::object::Place;
 use crate::host_mm::reclaim::{Candidate, DetachedBatch, Revoked, is_zero};
-use crate::host_mm::stats::Counters;
 use crate::host_mm::{HostMm, MmError, require_notifier};
 
 /// What came of an attempt to merge.
@@ -82,7 +81,7 @@ impl HostMm {
             }
             self.free_copy(revoked.page());
             drop(revoked.vacate(self, Place::Shared(shared))?);
-            Counters::add(&self.counters.merges, 1);
+            self.counters.merges.add(1);
         }
         Ok(Merged::Yes)
     }

@@ -6,7 +6,6 @@ use crate::export_rmap::{Invalidation, PageFlags};
 use crate::host_mm::frames::FreeFrame;
 use crate::host_mm::object::Place;
 use crate::host_mm::reclaim::{DetachedBatch, Revoked};
-use crate::host_mm::stats::Counters;
 use crate::host_mm::{HostMm, MmError, require_notifier};
 
 impl HostMm {
@@ -31,7 +30,7 @@ impl HostMm {
             drop(self.move_page(revoked, frame)?);
             moved += 1;
         }
-        Counters::add(&self.counters.migrations, moved);
+        self.counters.migrations.add(moved);
         Ok(usize::try_from(moved).unwrap_or(usize::MAX))
     }
 

@@ -8,7 +8,6 @@ use crate::export_rmap::Invalidation;
 use crate::host_mm::fault::Intent;
 use crate::host_mm::object::{Entry, Place};
 use crate::host_mm::reclaim::{Candidate, DetachedBatch};
-use crate::host_mm::stats::Counters;
 use crate::host_mm::{MemoryObject, MmError, require_notifier};
 
 /// Pages of each side that change places in one step.
@@ -117,7 +116,7 @@ impl MemoryObject {
                 mm.forget_copy(b)?;
             }
         }
-        Counters::add(&mm.counters.remaps, 2 * count);
+        mm.counters.remaps.add(2 * count);
         Ok(())
     }
 

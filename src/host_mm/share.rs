@@ -23,7 +23,6 @@ use crate::host_mm::fault::Intent;
 use crate::host_mm::frames::FreeFrame;
 use crate::host_mm::object::{Entry, ObjectPages, Place};
 use crate::host_mm::reclaim::Revoked;
-use crate::host_mm::stats::Counters;
 use crate::host_mm::{HostMm, MmError, Sabotage};
 
 impl HostMm {
@@ -45,7 +44,7 @@ impl HostMm {
         let shared = self.commons.take_in(page.page(), page.entry()?)?;
         // The copy in swap carries the name that the page had.
         self.forget_copy(page.page())?;
-        Counters::add(&self.counters.shared, 1);
+        self.counters.shared.add(1);
         Ok(shared)
     }
 
@@ -79,7 +78,7 @@ impl HostMm {
         if self.commons.give_back(&old, entry, shared, owner)? {
             // Its copy in swap carries the name that it had.
             self.forget_copy(&old)?;
-            Counters::add(&self.counters.cow_reuses, 1);
+            self.counters.cow_reuses.add(1);
             return Ok(Some(old));
         }
         let new = self.prepare(&frame, owner);
@@ -99,7 +98,7 @@ impl HostMm {
         if left == Left::Empty {
             self.discard_shared(shared, Some(&old));
         }
-        Counters::add(&self.counters.cow_copies, 1);
+        self.counters.cow_copies.add(1);
         Ok(Some(new))
     }
 

@@ -1,6 +1,6 @@
 //! Counters of host memory management.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::counters::Counter;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -16,16 +16,16 @@ macro_rules! counters {
             pub swap_slots_used: u64,
         }
 
-        /// The live counters; relaxed, each of them right by itself.
+        /// The live side.
         #[derive(Debug, Default)]
         pub(super) struct Counters {
-            $(pub(super) $name: AtomicU64,)*
+            $(pub(super) $name: Counter,)*
         }
 
         impl Counters {
             pub(super) fn snapshot(&self, frames: u64, free: u64, swap_slots_used: u64) -> MmStats {
                 MmStats {
-                    $($name: self.$name.load(Ordering::Relaxed),)*
+                    $($name: self.$name.get(),)*
                     frames,
                     frames_in_use: frames.saturating_sub(free),
                     swap_slots_used,
@@ -84,10 +84,4 @@ counters! {
     recalls,
     /// Evictions given up because swap could not be written.
     failed_evictions,
-}
-
-impl Counters {
-    pub(super) fn add(counter: &AtomicU64, n: u64) {
-        counter.fetch_add(n, Ordering::Relaxed);
-    }
 }

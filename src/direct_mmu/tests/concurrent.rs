@@ -89,12 +89,12 @@ impl Seen {
     }
 }
 
-/// How long a run is at least, and how much longer it may become on a slow machine.
+/// How long a run is at least, and at most on a slow machine.
 const TIME: Duration = Duration::from_millis(1500);
-const TIME_LIMIT: Duration = Duration::from_secs(60);
+const GIVE_UP: Duration = Duration::from_secs(60);
 
 /// Three vCPUs on so many pages, and storms beside them, for [`TIME`] and until `enough` of what
-/// the test is about has happened (or [`TIME_LIMIT`] is over). Adds to `seen`.
+/// the test is about has happened (or [`GIVE_UP`] is over). Adds to `seen`.
 fn run(rig: &Rig, pages: u64, removes: bool, seen: &Seen, enough: impl Fn() -> bool) {
     let ledger = Ledger((0..pages).map(|_| Mutex::new(0)).collect());
     let stop = AtomicBool::new(false);
@@ -114,7 +114,7 @@ fn run(rig: &Rig, pages: u64, removes: bool, seen: &Seen, enough: impl Fn() -> b
             .collect();
         let mut rng = StdRng::seed_from_u64(99);
         let begin = Instant::now();
-        let goes_on = |passed: Duration| passed < TIME || (passed < TIME_LIMIT && !enough());
+        let goes_on = |passed: Duration| passed < TIME || (passed < GIVE_UP && !enough());
         while goes_on(begin.elapsed()) && !vcpus.iter().any(|thread| thread.is_finished()) {
             storm(rig, &mut rng);
         }

@@ -5,7 +5,6 @@ use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread::JoinHandle;
 
 use crate::host_mm::HostMm;
-use crate::host_mm::stats::Counters;
 use crate::sync::lock;
 
 /// Wakes and stops the thread.
@@ -66,7 +65,7 @@ pub(super) fn spawn(mm: &Arc<HostMm>, signal: &Arc<Signal>) -> io::Result<JoinHa
 fn refill(mm: &HostMm, signal: &Signal) {
     while mm.free.len() < mm.free.high && !signal.is_stopped() {
         let missing = (mm.free.high - mm.free.len()) as usize;
-        Counters::add(&mm.counters.background_reclaims, 1);
+        mm.counters.background_reclaims.add(1);
         if mm.reclaim(missing).frames == 0 {
             return;
         }

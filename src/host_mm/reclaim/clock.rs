@@ -16,7 +16,6 @@ use crate::export_rmap::{FlushReason, PageFlags};
 use crate::host_mm::object::ObjectPages;
 use crate::host_mm::reclaim::Reclaimed;
 use crate::host_mm::reclaim::evict::Candidate;
-use crate::host_mm::stats::Counters;
 use crate::host_mm::{HostMm, ReclaimPolicy};
 use crate::sync::lock;
 
@@ -61,8 +60,8 @@ impl HostMm {
             let wanted = (target - reclaimed.frames).min(BATCH);
             let picked = self.pick(&objects, wanted, impatient);
             scanned += u64::from(picked.scanned);
-            Counters::add(&self.counters.scanned, u64::from(picked.scanned));
-            Counters::add(&self.counters.aged, picked.aged.len() as u64);
+            self.counters.scanned.add(u64::from(picked.scanned));
+            self.counters.aged.add(picked.aged.len() as u64);
             // Failing to revoke aged translations breaks nothing: the pages look unused next time.
             let _ = self.notifiers.flush(&picked.aged, FlushReason::Aged);
             reclaimed.add(self.evict(picked.victims));

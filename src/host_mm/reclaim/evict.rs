@@ -17,7 +17,6 @@ use crate::host_mm::frames::FreeFrame;
 use crate::host_mm::host_view::PageBuf;
 use crate::host_mm::object::{Entry, ObjectPages, Place};
 use crate::host_mm::reclaim::Reclaimed;
-use crate::host_mm::stats::Counters;
 use crate::host_mm::swap::SwapError;
 use crate::host_mm::{HostMm, MmError, MmViolation, Sabotage, ViolationKind};
 
@@ -283,7 +282,7 @@ impl HostMm {
             match frame {
                 Ok(frame) => {
                     drop(frame);
-                    Counters::add(&self.counters.evictions, 1);
+                    self.counters.evictions.add(1);
                     reclaimed.frames += 1;
                 }
                 Err(error) => self.note_failed(error, reclaimed),
@@ -292,7 +291,7 @@ impl HostMm {
     }
 
     fn note_failed(&self, error: MmError, reclaimed: &mut Reclaimed) {
-        Counters::add(&self.counters.failed_evictions, 1);
+        self.counters.failed_evictions.add(1);
         reclaimed.failed += 1;
         reclaimed.error = Some(error);
     }
@@ -327,7 +326,7 @@ impl HostMm {
                 page.set_slot(None);
                 self.swap.free(slot)?;
             }
-            Counters::add(&self.counters.zero_drops, 1);
+            self.counters.zero_drops.add(1);
         } else {
             // The old copy is of no use to anyone: its slot takes the new one.
             let slot = match page.slot() {
@@ -337,7 +336,7 @@ impl HostMm {
             page.set_slot(Some(slot));
             self.reclaimer.note_duplicate();
             self.swap.write_page(slot, page.owner().tag(), &content)?;
-            Counters::add(&self.counters.swap_outs, 1);
+            self.counters.swap_outs.add(1);
         }
         page.clear_flags(PageFlags::DIRTY);
         Ok(page.slot())
@@ -362,7 +361,7 @@ impl HostMm {
             Some(_) => &self.counters.clean_drops,
             None => &self.counters.zero_drops,
         };
-        Counters::add(counter, 1);
+        counter.add(1);
         Ok(slot)
     }
 
@@ -411,7 +410,7 @@ impl HostMm {
         if released == 0 && !passed_over {
             duplicates.none_left(made);
         }
-        Counters::add(&self.counters.duplicate_slots_released, released as u64);
+        self.counters.duplicate_slots_released.add(released as u64);
         Ok(released)
     }
 }

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 
 use crate::addr::{Gfn, Pfn};
 use crate::export_rmap::PageFlags;
-use crate::host_mm::{HostMm, MmError, stats::Counters};
+use crate::host_mm::{HostMm, MmError};
 use crate::sync::lock;
 
 use clock::Hand;
@@ -155,7 +155,7 @@ impl HostMm {
 
     /// Reclaim on behalf of a fault: returns once a frame was freed, by anyone.
     pub(super) fn reclaim_directly(&self, gfn: Gfn) -> Result<(), MmError> {
-        Counters::add(&self.counters.direct_reclaims, 1);
+        self.counters.direct_reclaims.add(1);
         let mut error = None;
         for attempt in 1..=DIRECT_ATTEMPTS {
             let reclaimed = self.reclaim(DIRECT_TARGET);
