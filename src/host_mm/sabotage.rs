@@ -15,7 +15,8 @@ pub enum Sabotage {
     /// A mapping is installed without its reverse-map entry.
     ForgetRmap,
     /// A fault installs its mapping although an invalidation overlapped it (and dawdles, so that
-    /// one often does).
+    /// one often does); in shadow page tables for reading only, since the frame may be another
+    /// page's by then.
     LateInstall,
     /// No rule is broken, faults only dawdle as with `LateInstall` and devices as with
     /// `SkipIotlbWait`: the control for these.
@@ -28,7 +29,7 @@ pub enum Sabotage {
     /// Pages that a clone shares are not made read-only first: who could write them still can.
     SkipCloneProtect,
     /// An IOTLB's flush does not wait for accesses in flight (which dawdle, so that there is often
-    /// one).
+    /// one): for reads of what goes, and for writes to what becomes read-only.
     SkipIotlbWait,
     /// Direct paging: a page that is cleaned or evicted stays writable.
     SkipWriteProtect,

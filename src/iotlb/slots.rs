@@ -307,12 +307,22 @@ impl Slots {
     /// Sleeps until no access is in flight through what was invalidated of these frames. Each of
     /// them is at most a page long, and none can begin.
     pub(super) fn wait_for_stale(&self, frames: &[Pfn]) {
+        self.wait_while(|slot| slot.stale_users() > 0 && frames.contains(&slot.pfn));
+    }
+
+    /// Sabotage: waits for those writes alone that would go on in a frame after it is another page's.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(super) fn wait_for_strays(&self, frames: &[Pfn]) {
+        let strays = |slot: &Slot| slot.life == Life::Dead && slot.writers > 0;
+        self.wait_while(|slot| strays(slot) && frames.contains(&slot.pfn));
+    }
+
+    fn wait_while(&self, is_awaited: impl Fn(&Slot) -> bool) {
         let mut locked = self.lock();
-        let is_awaited = |slot: &Slot| slot.stale_users() > 0 && frames.contains(&slot.pfn);
-        if locked.state.slots.iter().any(is_awaited) {
+        if locked.state.slots.iter().any(&is_awaited) {
             locked.state.stats.waits += 1;
         }
-        while locked.state.slots.iter().any(is_awaited) {
+        while locked.state.slots.iter().any(&is_awaited) {
             locked = self.wait(locked);
         }
     }

@@ -182,7 +182,7 @@ impl Mmu {
         if old.is_present() {
             // A fault that was overtaken would zap what the one that overtook it has installed.
             if let Target::Frame { token, .. } = install.target
-                && self.must_retry(install, token)
+                && self.mm.frame_table().must_retry(token)
             {
                 return Ok(Installed::Retry);
             }
@@ -214,7 +214,7 @@ impl Mmu {
         &self,
         _locked: &State,
         place: SptePlace,
-        new: Pte,
+        mut new: Pte,
         install: &Install<'_>,
     ) -> Installed {
         if let Target::Frame { token, .. } = install.target {
@@ -226,9 +226,13 @@ impl Mmu {
             if !self.mm.is_sabotaged(Sabotage::ForgetRmap, install.translation.gfn) {
                 table.rmap_add(pfn, rmap_entry);
             }
-            if self.must_retry(install, token) {
-                table.rmap_remove(pfn, rmap_entry);
-                return Installed::Retry;
+            if table.must_retry(token) {
+                if !self.mm.is_sabotaged(Sabotage::LateInstall, install.translation.gfn) {
+                    table.rmap_remove(pfn, rmap_entry);
+                    return Installed::Retry;
+                }
+                // The frame may be one of a page that no oracle watches by now.
+                new.remove(Pte::WRITABLE);
             }
         }
         // Release: what hardware finds through the entry was written before.
@@ -242,7 +246,7 @@ impl Mmu {
     fn upgrade(&self, place: SptePlace, new: Pte, install: &Install<'_>) -> Installed {
         // The entry is in the reverse map, so an invalidation either is seen here or finds it.
         if let Target::Frame { token, .. } = install.target
-            && self.must_retry(install, token)
+            && self.mm.frame_table().must_retry(token)
         {
             return Installed::Retry;
         }
@@ -254,11 +258,6 @@ impl Mmu {
         }
         self.counters.upgrades.add(1);
         Installed::Done
-    }
-
-    fn must_retry(&self, install: &Install<'_>, token: SequenceToken) -> bool {
-        let overtaken = self.mm.frame_table().must_retry(token);
-        overtaken && !self.mm.is_sabotaged(Sabotage::LateInstall, install.translation.gfn)
     }
 }
 

@@ -17,11 +17,11 @@ const MACHINE: [&str; 8] =
 
 /// The window instead of shadow page tables.
 const DIRECT: [&str; 2] = ["--paging", "direct"];
-/// The same, with a device that is busy.
-const DIRECT_WITH_DMA: [&str; 4] = ["--paging", "direct", "--dma", "30"];
-/// The same as the first, with faults that are often overtaken.
-const DIRECT_OVERTAKEN: [&str; 8] =
-    ["--paging", "direct", "--workload", "random", "--invalidate", "reclaim", "--rate", "100000/s"];
+/// Faults that are often overtaken.
+const OVERTAKEN: [&str; 6] =
+    ["--workload", "random", "--invalidate", "reclaim", "--rate", "100000/s"];
+/// A busy device, whose pages are cleaned and evicted while it is at them.
+const DMA: [&str; 6] = ["--workload", "zipf", "--dma", "30", "--rate", "100000/s"];
 
 /// VMs at work that are cloned again and again.
 const CLONES: [&str; 4] = ["--vms", "2", "--churn", "1s"];
@@ -34,20 +34,20 @@ pub(crate) fn trials() -> Vec<Trial> {
         caught("skip-flush", &[], &[ORACLE, HOST]),
         caught("drop-dirty", &[], &[ORACLE, HOST]),
         caught("forget-rmap", &[], &[ORACLE, HOST, "reverse_map"]),
-        caught("late-install", &[], &[ORACLE, HOST, "reverse_map"]),
+        caught("late-install", &OVERTAKEN, &[ORACLE, HOST, "reverse_map"]),
         caught("early-reuse", &[], &[ORACLE, HOST]),
         // The write goes on in the page that the clone reads: nothing but the oracle can tell.
         caught("skip-clone-protect", &CLONES, &[ORACLE]),
-        caught("skip-iotlb-wait", &[], &[ORACLE, HOST]),
+        caught("skip-iotlb-wait", &DMA, &[ORACLE, HOST]),
         caught("swap-corrupt", &[], &["swap_checksum"]),
-        caught_direct("skip-flush", &DIRECT, &[ORACLE, HOST]),
-        caught_direct("skip-wp", &DIRECT, &[ORACLE, HOST]),
-        caught_direct("drop-event", &DIRECT, &[ORACLE, HOST]),
-        caught_direct("drop-dirty", &DIRECT, &[ORACLE, HOST]),
-        caught_direct("forget-rmap", &DIRECT, &[ORACLE, HOST, "reverse_map"]),
-        caught_direct("late-install", &DIRECT_OVERTAKEN, &[ORACLE, HOST, "reverse_map"]),
-        caught_direct("skip-iotlb-wait", &DIRECT_WITH_DMA, &[ORACLE, HOST]),
-        caught_direct("swap-corrupt", &DIRECT, &["swap_checksum"]),
+        caught_direct("skip-flush", &[], &[ORACLE, HOST]),
+        caught_direct("skip-wp", &[], &[ORACLE, HOST]),
+        caught_direct("drop-event", &[], &[ORACLE, HOST]),
+        caught_direct("drop-dirty", &[], &[ORACLE, HOST]),
+        caught_direct("forget-rmap", &[], &[ORACLE, HOST, "reverse_map"]),
+        caught_direct("late-install", &OVERTAKEN, &[ORACLE, HOST, "reverse_map"]),
+        caught_direct("skip-iotlb-wait", &DMA, &[ORACLE, HOST]),
+        caught_direct("swap-corrupt", &[], &["swap_checksum"]),
         kvm_trial_or_ignore("control_of_direct_without_sabotage", || {
             direct_is_possible()?;
             control(&DIRECT);
@@ -77,7 +77,7 @@ fn caught_direct(
     let trial = format!("sabotage_direct_{}", name.replace('-', "_"));
     kvm_trial_or_ignore(&trial, move || {
         direct_is_possible()?;
-        is_caught(name, arguments, checks)
+        is_caught(name, &[&DIRECT, arguments].concat(), checks)
     })
 }
 
