@@ -38,7 +38,7 @@ pub(super) struct FreeList {
     /// Background reclaim starts below this many free frames ...
     pub(super) low: u32,
     /// ... and goes on until there are this many.
-    pub(super) high: u32,
+    high: u32,
 }
 
 /// What a free frame is taken from.
@@ -72,6 +72,12 @@ impl FreeList {
     /// Number of free frames; a hint.
     pub(super) fn len(&self) -> u32 {
         self.len.load(Ordering::Relaxed)
+    }
+
+    /// How many fewer than the high watermark are free; a hint.
+    pub(super) fn missing(&self) -> u32 {
+        // Read once: others free frames meanwhile.
+        self.high.saturating_sub(self.len())
     }
 
     /// A frame for a page; where pages have frames of their own, none without a page.
@@ -176,5 +182,28 @@ impl HostMm {
             self.reclaimer.wake();
         }
         Some(FreeFrame { mm: self, pfn })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frames come and go while somebody asks: it is never less than nothing that is missing.
+    #[test]
+    fn what_is_missing_is_worked_out_from_one_look() {
+        let list = FreeList::new(1024, Placement::Anywhere);
+        let around = list.len() - list.high + 1;
+        let mut taken: Vec<_> = (0..around).filter_map(|_| list.pop(None)).collect();
+        assert_eq!(list.missing(), 1);
+        std::thread::scope(|scope| {
+            let asker = scope.spawn(|| (0..300_000).map(|_| list.missing()).max());
+            while !asker.is_finished() {
+                taken.drain(..2).for_each(|pfn| list.push(pfn));
+                taken.extend((0..2).filter_map(|_| list.pop(None)));
+            }
+            let most = asker.join().unwrap();
+            assert!(most <= Some(1), "{most:?}");
+        });
     }
 }

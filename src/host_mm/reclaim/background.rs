@@ -63,8 +63,11 @@ pub(super) fn spawn(mm: &Arc<HostMm>, signal: &Arc<Signal>) -> io::Result<JoinHa
 /// Reclaims until the high watermark is reached, or a round gets nothing: then it is for the fault
 /// that needs a frame to find out why.
 fn refill(mm: &HostMm, signal: &Signal) {
-    while mm.free.len() < mm.free.high && !signal.is_stopped() {
-        let missing = (mm.free.high - mm.free.len()) as usize;
+    while !signal.is_stopped() {
+        let missing = mm.free.missing() as usize;
+        if missing == 0 {
+            return;
+        }
         mm.counters.background_reclaims.add(1);
         if mm.reclaim(missing).frames == 0 {
             return;
