@@ -56,6 +56,7 @@ pub use error::MmError;
 pub(crate) use frame_memory::FrameMemory;
 pub use frames::MIN_HOST_MEMORY_BYTES;
 pub use guest_view::GuestView;
+pub(crate) use guest_view::page_runs;
 pub use inject::{HostFault, Injection, InjectionCount, InjectionPlan, PeerFault, When};
 pub use merge::Merged;
 pub use object::MemoryObject;

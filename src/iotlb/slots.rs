@@ -22,7 +22,8 @@ use std::sync::OnceLock;
 use crate::addr::{Gfn, Pfn};
 use crate::export_rmap::lock_rank::{self, Held, Rank};
 use crate::export_rmap::{
-    ClientId, FrameTable, Harvest, Invalidation, LockedPage, Retain, RmapEntry, SequenceToken,
+    ClientId, Differences, FrameTable, Harvest, Invalidation, LockedPage, Retain, RmapEntry,
+    SequenceToken,
 };
 use crate::sync::{Condvar, Mutex, MutexGuard, lock};
 
@@ -346,8 +347,21 @@ impl Slots {
         let Some(client) = self.client() else {
             return Vec::new();
         };
-        let locked = self.lock();
-        table.client_differences(client, "IOTLB entries", live(&locked.state.slots))
+        let mut found = Differences::of(client, "IOTLB entry");
+        for (location, pfn) in live(&self.lock().state.slots) {
+            found.check_mapping(table, pfn, location);
+        }
+        for pfn in (0..table.len()).map(Pfn::new).filter(|&pfn| !table.is_rmap_empty(pfn)) {
+            let mut from = Some(0);
+            while let Some(location) = from {
+                let locked = self.lock();
+                let slots = &locked.state.slots;
+                from = found.check_entries(table, pfn, location, |location| {
+                    live(slots).any(|mapping| mapping == (location, pfn))
+                });
+            }
+        }
+        found.into_sentences()
     }
 }
 
