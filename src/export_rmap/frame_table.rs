@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use crate::addr::{Gfn, Pfn, SwapSlot};
 use crate::export_rmap::flags::PageFlags;
 use crate::export_rmap::page_lock::WaitQueues;
-use crate::export_rmap::rmap::ChunkPool;
+use crate::export_rmap::rmap::RmapMemory;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// One frame's descriptor. The rmap head and the `EXPORTED` bit change under the rmap entry lock;
@@ -119,7 +119,7 @@ impl Frame {
 pub struct FrameTable {
     frames: Box<[Frame]>,
     pub(super) wait_queues: WaitQueues,
-    pub(super) chunks: ChunkPool,
+    pub(super) rmap_memory: RmapMemory,
 }
 
 // Not its frames: each page lock names its table, and there may be a million of them.
@@ -136,7 +136,7 @@ impl FrameTable {
         Self {
             frames: (0..frames).map(|_| Frame::default()).collect(),
             wait_queues: WaitQueues::new(),
-            chunks: ChunkPool::default(),
+            rmap_memory: RmapMemory::default(),
         }
     }
 

@@ -184,20 +184,6 @@ pub fn page_words(region: &MmapRegion, offset: usize) -> Option<&[AtomicU64; PAG
     Some(unsafe { &*page })
 }
 
-/// Keeps the kernel from backing the region with huge pages, so that a frame is revoked without
-/// splitting one. Call it before the region is touched, and before it is registered with
-/// userfaultfd.
-///
-/// # Errors
-///
-/// The errno of `madvise`; a kernel without huge pages is no error.
-pub fn no_huge_pages(region: &MmapRegion) -> io::Result<()> {
-    match advise(region, 0, region.size(), libc::MADV_NOHUGEPAGE) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-        other => other,
-    }
-}
-
 /// Whether the kernel drops many ranges of this process in one `process_madvise` (Linux 6.13 and
 /// later).
 #[derive(Debug)]
@@ -366,7 +352,12 @@ fn without_first(mut ranges: &mut [(usize, usize)], mut done: usize) -> &mut [(u
 }
 
 /// `madvise` on a checked range. The advice keeps the content of the mappings that it is used on.
-fn advise(region: &MmapRegion, offset: usize, len: usize, advice: i32) -> io::Result<()> {
+pub(super) fn advise(
+    region: &MmapRegion,
+    offset: usize,
+    len: usize,
+    advice: i32,
+) -> io::Result<()> {
     if len == 0 {
         return Ok(());
     }
@@ -378,7 +369,7 @@ fn advise(region: &MmapRegion, offset: usize, len: usize, advice: i32) -> io::Re
     }
     // SAFETY:
     // 1. The range lies inside the region (callers checked it), which the borrow keeps mapped.
-    // 2. MADV_NOHUGEPAGE changes no content.
+    // 2. MADV_NOHUGEPAGE and MADV_POPULATE_WRITE change no content.
     // 3. MADV_DONTNEED is used only on shared file mappings (callers called `check_shared`): it
     //    drops page-table entries and leaves the file's pages, so the next access finds the same
     //    bytes. Not even an access at the same time, by a Rust reference or a vCPU, can tell; it
@@ -400,7 +391,7 @@ fn check_shared(region: &MmapRegion) -> io::Result<()> {
     Ok(())
 }
 
-fn check_range(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()> {
+pub(super) fn check_range(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()> {
     let inside = offset.checked_add(len).is_some_and(|end| end <= region.size());
     if !inside || !offset.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
         return Err(io::Error::new(
