@@ -52,6 +52,14 @@ impl HostMm {
         }
     }
 
+    /// A client is about to map a page by what a guest's tables said, which the guest must not have
+    /// flushed since: `is_current`.
+    pub fn check_translation(&self, object: &MemoryObject, gfn: Gfn, pfn: Pfn, is_current: bool) {
+        if self.is_checking() && !is_current {
+            self.report(ViolationKind::FlushedByGuest, pfn, object.pages.owner(gfn));
+        }
+    }
+
     /// Whether the guest page is in the frame, itself or as one of those that share it.
     fn is_in(&self, pages: &ObjectPages, gfn: Gfn, pfn: Pfn) -> bool {
         let frame = Place::Frame(pfn);

@@ -25,6 +25,8 @@ pub enum ViolationKind {
     /// I3: a mapping is about to be able to write a page that nobody may write: several have it, or
     /// copies of it are out.
     MappedWritable,
+    /// I1: a mapping is about to be made of what the guest's tables said before its last flush.
+    FlushedByGuest,
     /// I2: a page that nobody may write has been written.
     WrittenReadOnly,
     /// I2: a slot of swap is about to be free that a page still names.
@@ -71,6 +73,11 @@ impl fmt::Display for MmViolation {
             ViolationKind::MappedWritable => write!(
                 f,
                 "I3: guest frame {gfn} of object {object} in frame {} was to be mapped writable, though it is shared or lent",
+                self.pfn
+            ),
+            ViolationKind::FlushedByGuest => write!(
+                f,
+                "I1: guest frame {gfn} of object {object} in frame {} was to be mapped by what the guest has flushed since",
                 self.pfn
             ),
             ViolationKind::WrittenReadOnly => write!(

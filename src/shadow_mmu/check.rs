@@ -6,17 +6,20 @@ use std::sync::atomic::Ordering;
 use crate::export_rmap::{Invalidation, LockedPage};
 use crate::shadow_mmu::Mmu;
 use crate::shadow_mmu::fault::{Install, Target};
-use crate::shadow_mmu::roots::SptePlace;
+use crate::shadow_mmu::roots::{SptePlace, State};
 use crate::shadow_mmu::spte::Pte;
 
 impl Mmu {
-    /// What is about to be installed points to the frame in which the page is, and does not write
-    /// what must not be written. The MMU lock is held, the entry is in the reverse map, and nothing
+    /// What is about to be installed points to the frame in which the page is, does not write what must
+    /// not be written, and was read of the guest's tables after its last flush. The MMU lock is held, the entry is in the reverse map, and nothing
     /// had overtaken the fault: so whoever takes the page away has yet to call here.
-    pub(super) fn check_install(&self, new: Pte, install: &Install<'_>) {
+    pub(super) fn check_install(&self, locked: &State, new: Pte, install: &Install<'_>) {
+        let gfn = install.translation.gfn;
         if let Target::Frame { token, .. } = install.target {
             let writable = new.contains(Pte::WRITABLE);
-            self.mm.check_mapping(&self.object, install.translation.gfn, token.pfn(), writable);
+            self.mm.check_mapping(&self.object, gfn, token.pfn(), writable);
+            let is_current = locked.flush_count(install.root) == Some(install.flushes);
+            self.mm.check_translation(&self.object, gfn, token.pfn(), is_current);
         }
     }
 

@@ -175,7 +175,7 @@ impl Mmu {
         let entry = self.tables.entry(place.page, place.index);
         let old = Pte::of(entry.load(Ordering::Acquire));
         if old.is_present() && old.address() == new.address() {
-            return Ok(self.upgrade(place, new, install));
+            return Ok(self.upgrade(&state, place, new, install));
         }
         if old.is_present() {
             // A fault that was overtaken would zap what the one that overtook it has installed.
@@ -210,7 +210,7 @@ impl Mmu {
     /// Installs where nothing is; the MMU lock is held.
     pub(super) fn install_new(
         &self,
-        _locked: &State,
+        locked: &State,
         place: SptePlace,
         mut new: Pte,
         install: &Install<'_>,
@@ -234,7 +234,7 @@ impl Mmu {
             }
         }
         self.mm.pause(PausePoint::FaultChecked);
-        self.check_install(new, install);
+        self.check_install(locked, new, install);
         // Release: what hardware finds through the entry was written before.
         self.tables.entry(place.page, place.index).store(new.bits(), Ordering::Release);
         self.counters.installs.add(1);
@@ -243,7 +243,13 @@ impl Mmu {
 
     /// Adds rights to an SPTE that points where it should; the MMU lock is held. Needs no flush:
     /// a processor walks again before it raises a fault for a right that is missing.
-    fn upgrade(&self, place: SptePlace, new: Pte, install: &Install<'_>) -> Installed {
+    fn upgrade(
+        &self,
+        locked: &State,
+        place: SptePlace,
+        new: Pte,
+        install: &Install<'_>,
+    ) -> Installed {
         // The entry is in the reverse map, so an invalidation either is seen here or finds it.
         if let Target::Frame { token, .. } = install.target
             && self.mm.frame_table().must_retry(token)
@@ -251,7 +257,7 @@ impl Mmu {
             return Installed::Retry;
         }
         self.mm.pause(PausePoint::UpgradeChecked);
-        self.check_install(new, install);
+        self.check_install(locked, new, install);
         let entry = self.tables.entry(place.page, place.index);
         let gained = new & !Pte::NO_EXECUTE;
         entry.fetch_or(gained.bits(), Ordering::AcqRel);
