@@ -92,6 +92,12 @@ impl Frame {
         Owner::unpack(self.owner.load(Ordering::Relaxed))
     }
 
+    /// Whether a thread sleeps for the page lock.
+    #[cfg(all(test, feature = "export-notifier"))]
+    pub(crate) fn has_waiters(&self) -> bool {
+        self.flags().contains(PageFlags::WAITERS)
+    }
+
     pub(super) fn set_owner(&self, owner: Owner) {
         self.owner.store(owner.pack(), Ordering::Relaxed);
     }

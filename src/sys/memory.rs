@@ -323,8 +323,9 @@ fn vectored(
     #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
     {
         let base = region.as_ptr().addr();
-        if ranges.iter().all(|&(offset, len)| recording::note(base + offset, len)) {
-            return Ok(ranges.iter().map(|&(_, len)| len).sum());
+        let noted = ranges.iter().map(|&(offset, len)| recording::note(base + offset, len));
+        if let Some(noted) = noted.collect::<Option<Result<(), Errno>>>() {
+            return noted.map(|()| ranges.iter().map(|&(_, len)| len).sum());
         }
     }
     let mut vector = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; RANGES_PER_CALL];
@@ -361,8 +362,10 @@ pub(super) fn advise(
         return Ok(());
     }
     #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
-    if advice == libc::MADV_DONTNEED && recording::note(region.as_ptr().addr() + offset, len) {
-        return Ok(());
+    if advice == libc::MADV_DONTNEED
+        && let Some(noted) = recording::note(region.as_ptr().addr() + offset, len)
+    {
+        return Ok(noted?);
     }
     // SAFETY:
     // 1. The range lies inside the region (callers checked it), which the borrow keeps mapped.
