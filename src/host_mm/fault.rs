@@ -224,7 +224,7 @@ impl HostMm {
                 Place::Swap(slot) => {
                     // No frame, so no page lock: who takes the name of the slot away owns it.
                     if entry.replace_frameless(Place::Swap(slot), Place::Absent) {
-                        self.free_slot(slot, entry, owner);
+                        self.free_slot_of(entry, slot, owner);
                         return;
                     }
                 }
@@ -275,15 +275,19 @@ impl HostMm {
     pub(super) fn free_copy(&self, page: &LockedPage<'_>) {
         if let Some(slot) = page.slot() {
             page.set_slot(None);
-            // The page's entry names the frame, or nothing any more.
-            let freed = self.swap.free(slot);
-            debug_assert!(freed.is_ok(), "a page's slot is its own: {freed:?}");
+            self.free_slot(slot);
         }
     }
 
-    /// Frees the slot of a page that was in swap alone; its entry does not name it any more.
-    pub(super) fn free_slot(&self, slot: SwapSlot, entry: &Entry, owner: Owner) {
+    /// Frees the slot that an entry has named and names no more: until it does not, somebody may come
+    /// to the slot, and must not find it another page's.
+    pub(super) fn free_slot_of(&self, entry: &Entry, slot: SwapSlot, owner: Owner) {
         self.check_slot_unnamed(slot, entry, owner);
+        debug_assert_ne!(entry.load(), Place::Swap(slot), "it is named still");
+        self.free_slot(slot);
+    }
+
+    fn free_slot(&self, slot: SwapSlot) {
         let freed = self.swap.free(slot);
         debug_assert!(freed.is_ok(), "a page's slot is its own: {freed:?}");
     }

@@ -46,7 +46,7 @@ impl MemoryObject {
                     self.pages.note_written(gfn);
                     mm.pause(PausePoint::Freeing);
                     if entry.replace_frameless(place, Place::Absent) {
-                        mm.free_slot(slot, entry, self.pages.owner(gfn));
+                        mm.free_slot_of(entry, slot, self.pages.owner(gfn));
                         *freed += 1;
                         return Ok(());
                     }
