@@ -230,6 +230,8 @@ fn over_budget(peak_frames: u64, frames: u64, resident: u64, budget: u64) -> Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr::{Gpa, PAGE_SIZE};
+    use crate::host_mm::{HostMmConfig, MIN_HOST_MEMORY_BYTES, Placement, Sabotage, SwapConfig};
 
     fn report(kind: u64) -> ViolationReport {
         ViolationReport { vcpu: 1, kind, gva: 0x40_0000, expected: 5, found: 4, page: 77 }
@@ -265,5 +267,24 @@ mod tests {
         assert_eq!(found.len(), 2);
         assert!(found[0].contains("11 frames"), "{found:?}");
         assert!(found[1].contains("8192 bytes"), "{found:?}");
+    }
+
+    /// Invariant I5 in bytes, with a rule broken on purpose and without.
+    #[test]
+    fn frames_that_keep_their_memory_are_noticed() {
+        const RATION: u64 = MIN_HOST_MEMORY_BYTES;
+        for (sabotage, is_noticed) in [(None, false), (Some(Sabotage::KeepMemory), true)] {
+            let placement = Placement::Identity { guest_bytes: 2 * RATION };
+            let swap = SwapConfig { path: None, dir: None, bytes: 2 * RATION };
+            let config = HostMmConfig { placement, sabotage, swap, ..HostMmConfig::new(RATION) };
+            let mm = HostMm::new(config).unwrap();
+            let object = mm.create_object(2 * RATION).unwrap();
+            for at in (0..2 * RATION).step_by(PAGE_SIZE) {
+                object.write(Gpa::new(at), &[1; PAGE_SIZE]).unwrap();
+            }
+            let found = of_host(&mm, mm.resident_bytes().unwrap());
+            let noticed = found.first.iter().any(|one| one.text.contains("I5: frames took up"));
+            assert_eq!(noticed, is_noticed, "{sabotage:?}: {found:?}");
+        }
     }
 }

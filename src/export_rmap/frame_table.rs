@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use crate::addr::{Gfn, Pfn, SwapSlot};
 use crate::export_rmap::flags::PageFlags;
 use crate::export_rmap::page_lock::WaitQueues;
-use crate::export_rmap::rmap::ChunkPool;
+use crate::export_rmap::rmap::RmapMemory;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// One frame's descriptor. The rmap head and the `EXPORTED` bit change under the rmap entry lock;
@@ -92,6 +92,12 @@ impl Frame {
         Owner::unpack(self.owner.load(Ordering::Relaxed))
     }
 
+    /// Whether a thread sleeps for the page lock.
+    #[cfg(all(test, feature = "export-notifier"))]
+    pub(crate) fn has_waiters(&self) -> bool {
+        self.flags().contains(PageFlags::WAITERS)
+    }
+
     pub(super) fn set_owner(&self, owner: Owner) {
         self.owner.store(owner.pack(), Ordering::Relaxed);
     }
@@ -113,7 +119,7 @@ impl Frame {
 pub struct FrameTable {
     frames: Box<[Frame]>,
     pub(super) wait_queues: WaitQueues,
-    pub(super) chunks: ChunkPool,
+    pub(super) rmap_memory: RmapMemory,
 }
 
 // Not its frames: each page lock names its table, and there may be a million of them.
@@ -130,7 +136,7 @@ impl FrameTable {
         Self {
             frames: (0..frames).map(|_| Frame::default()).collect(),
             wait_queues: WaitQueues::new(),
-            chunks: ChunkPool::default(),
+            rmap_memory: RmapMemory::default(),
         }
     }
 

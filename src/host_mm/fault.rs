@@ -223,7 +223,7 @@ impl HostMm {
                 Place::Swap(slot) => {
                     // No frame, so no page lock: who takes the name of the slot away owns it.
                     if entry.replace_frameless(Place::Swap(slot), Place::Absent) {
-                        self.free_slot(slot);
+                        self.free_slot_of(entry, slot);
                         return;
                     }
                 }
@@ -274,7 +274,14 @@ impl HostMm {
         }
     }
 
-    pub(super) fn free_slot(&self, slot: SwapSlot) {
+    /// Frees the slot that an entry has named and names no more: until it does not, somebody may come
+    /// to the slot, and must not find it another page's.
+    pub(super) fn free_slot_of(&self, entry: &Entry, slot: SwapSlot) {
+        debug_assert_ne!(entry.load(), Place::Swap(slot), "it is named still");
+        self.free_slot(slot);
+    }
+
+    fn free_slot(&self, slot: SwapSlot) {
         let freed = self.swap.free(slot);
         debug_assert!(freed.is_ok(), "a page's slot is its own: {freed:?}");
     }

@@ -44,7 +44,7 @@ impl MemoryObject {
                 Place::Swap(slot) => {
                     if entry.replace_frameless(place, Place::Absent) {
                         self.pages.note_written(gfn);
-                        mm.free_slot(slot);
+                        mm.free_slot_of(entry, slot);
                         *freed += 1;
                         return Ok(());
                     }

@@ -19,11 +19,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_segment};
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
 use crate::abi;
 use crate::addr::{Gpa, PAGE_SIZE, PAGE_SIZE_U64};
-use crate::sys::memory;
+use crate::sys::{memory, small_pages};
 
 use super::cpu::{Features, GuestCpu, gpr, rflags};
 use super::error::VmError;
@@ -356,12 +356,9 @@ impl Probe {
 /// One page of shared memory, as the guest view is: its content survives a zap.
 fn map_target() -> Result<Arc<MmapRegion>, VmError> {
     let refused = |reason: String| VmError::Map { what: "probe", bytes: PAGE_SIZE_U64, reason };
-    let memfd = memory::create_memfd("gnomon-probe", PAGE_SIZE_U64)
-        .map_err(|error| refused(error.to_string()))?;
-    let region = MmapRegion::from_file(FileOffset::new(memfd, 0), PAGE_SIZE)
-        .map_err(|error| refused(error.to_string()))?;
-    memory::no_huge_pages(&region).map_err(|error| refused(error.to_string()))?;
-    Ok(Arc::new(region))
+    let map =
+        || small_pages::map(memory::create_memfd("gnomon-probe", PAGE_SIZE_U64)?, PAGE_SIZE_U64);
+    map().map(Arc::new).map_err(|error| refused(error.to_string()))
 }
 
 /// Offset in the tables' slot of a page that follows the monitor.

@@ -423,6 +423,17 @@ pub(in crate::host_mm) fn is_zero(content: &PageBuf) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr::PAGE_SIZE;
+
+    #[test]
+    fn a_page_is_zero_only_if_every_byte_is() {
+        assert!(is_zero(&[0; PAGE_SIZE]));
+        for at in 0..PAGE_SIZE {
+            let mut content = [0; PAGE_SIZE];
+            content[at] = 1;
+            assert!(!is_zero(&content), "byte {at}");
+        }
+    }
 
     #[test]
     fn frames_are_neighbours_up_to_the_first_gap() {

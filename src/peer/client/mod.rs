@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use vm_memory::{FileOffset, MmapRegion};
+use vm_memory::MmapRegion;
 
 use crate::addr::{Gfn, PAGE_SIZE};
 use crate::peer::protocol::{
     Closing, MAX_NAMED_SLOTS, MAX_REQUESTS, MESSAGE_BYTES, NotAMessage, Reply, ReplyReader, Request,
 };
-use crate::sys::socket;
+use crate::sys::{small_pages, socket};
 use slots::Slots;
 pub use slots::{Findings, TORN_LIMIT};
 
@@ -364,6 +364,5 @@ fn map(file: File, slots: u32) -> Result<MmapRegion, ClientError> {
     if !long_enough {
         return Err(ClientError::NotAServer);
     }
-    MmapRegion::from_file(FileOffset::new(file, 0), bytes)
-        .map_err(|error| failed("map the file of lent pages")(io::Error::other(error)))
+    small_pages::map(file, bytes as u64).map_err(failed("map the file of lent pages"))
 }
