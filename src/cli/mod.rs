@@ -14,6 +14,7 @@ mod doctor;
 mod fleet;
 mod inject;
 mod injected;
+mod kernel_file;
 mod limits;
 mod linux;
 mod machine;

@@ -245,6 +245,12 @@ impl NotifierList {
         lock(&self.writers).give_back(id.as_u16());
     }
 
+    /// Whether a client has this number.
+    #[must_use]
+    pub fn is_registered(&self, client: ClientId) -> bool {
+        self.entries.load().iter().any(|entry| entry.id == client)
+    }
+
     /// `export_notifier(function, args…)`: calls `call` with each registered notifier.
     pub fn notify(&self, mut call: impl FnMut(&dyn ExportNotifier)) {
         if cfg!(not(feature = "export-notifier")) {
