@@ -18,6 +18,7 @@ pub(crate) mod recording;
 pub mod signal;
 pub mod slice;
 pub mod socket;
+pub mod stdio;
 pub mod terminal;
 pub mod uffd;
 pub mod uffd_window;
