@@ -78,16 +78,17 @@ pub(crate) struct BootArgs {
     /// Command line of the guest
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     pub(crate) cmdline: Option<String>,
-    /// Kernel to boot: a Linux bzImage or vmlinux, or an ELF image that keeps to the guest ABI
+    /// Kernel to boot: a Linux bzImage or vmlinux, or an ELF image that keeps to the guest ABI; may be
+    /// compressed by gzip or zstd
     /// [default: the built-in test guest]
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
     /// Linux: initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Option<PathBuf>,
-    /// Linux: raw image of a disk, /dev/vda and so on; with ,ro only to be read, by
-    /// default ,rw. May be given again
-    #[arg(long, value_name = "FILE[,ro|,rw]")]
+    /// Linux: raw image of a disk or a block device, /dev/vda and so on; with ,ro only to be read, by
+    /// default ,rw; with ,raw also if it looks like an image of another format. May be given again
+    #[arg(long, value_name = "FILE[,ro|,rw][,raw]")]
     pub(crate) disk: Vec<DiskArg>,
     /// Linux: give the guest a balloon, by which pages that it frees leave their frames at once
     #[arg(long)]

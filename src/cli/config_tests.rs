@@ -2,9 +2,12 @@
 
 use clap::Parser;
 
+use std::fs::{self, File};
+
 use super::*;
 use crate::cli::args::{Cli, Command};
 use crate::host_mm::Sabotage;
+use crate::vmm::boot::MAX_IMAGE_BYTES;
 
 fn limits() -> HostLimits {
     HostLimits { max_vcpus: Some(8), available_bytes: Some(1 << 40) }

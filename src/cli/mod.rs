@@ -15,6 +15,7 @@ mod fleet;
 mod hint;
 mod inject;
 mod injected;
+mod kernel_file;
 mod limits;
 mod linux;
 mod machine;

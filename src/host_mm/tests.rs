@@ -13,6 +13,10 @@ mod dirty_log;
 #[cfg(feature = "export-notifier")]
 mod history;
 #[cfg(feature = "export-notifier")]
+mod last_moment;
+#[cfg(feature = "export-notifier")]
+mod left;
+#[cfg(feature = "export-notifier")]
 mod lending;
 #[cfg(feature = "export-notifier")]
 mod model;

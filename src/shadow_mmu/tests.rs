@@ -2,4 +2,7 @@
 
 mod concurrent;
 mod directed;
+mod hardware;
+mod overtaken;
 mod random;
+mod refused;

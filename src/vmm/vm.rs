@@ -20,7 +20,7 @@ use super::assemble::Shape;
 use super::clone::Birth;
 use super::devices::dma::DmaStats;
 use super::error::VmError;
-use super::gate::Position;
+use super::gate::{Paused, Position};
 use super::hypercall::{ViolationReport, VmObserver};
 use super::kick::Kicker;
 use super::machine::GuestCounters;
@@ -179,6 +179,18 @@ impl Vm {
     /// Ends the VM at once, whatever its guest does. Does not wait; [`Self::wait`] does.
     pub fn kill(&self) {
         self.shared.end(Outcome::Killed);
+    }
+
+    /// Takes all shadow pages back, as when they run out: the guest faults anew on whatever it uses.
+    /// For stress.
+    ///
+    /// # Errors
+    /// What KVM refused; the guest must not go on then.
+    pub fn recycle(&self) -> Result<(), VmError> {
+        match self.shared.recycle(self.shared.gate.epoch()) {
+            Paused::Done(flushed) => Ok(flushed?),
+            Paused::AlreadyDone | Paused::Stopping => Ok(()),
+        }
     }
 
     /// The guest's memory as the host sees it.

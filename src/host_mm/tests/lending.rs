@@ -173,6 +173,32 @@ fn what_takes_a_page_away_takes_its_copies() {
     rig.assert_sound();
 }
 
+/// A page whose copies are out and which is cleaned: they stay, and the next write recalls them all the
+/// same. So it is with one that was to be evicted and could not be flushed.
+#[test]
+fn what_leaves_a_page_where_it_is_leaves_its_copies_to_be_recalled() {
+    for evicted in [false, true] {
+        let rig = Rig::new(config(), 8);
+        let lender = Lender::new(&rig.mm);
+        rig.client.write(0, ONE, &page(1)).unwrap();
+        lender.lend(&rig.object, &[ONE], 0);
+        let pfn = rig.frame(ONE).unwrap();
+        if evicted {
+            lender.copies.flush_fails.store(true, Ordering::Relaxed);
+            rig.mm.evict_frames(&[pfn]).unwrap_err();
+            lender.copies.flush_fails.store(false, Ordering::Relaxed);
+        } else {
+            rig.clean(ONE);
+        }
+        lender.told();
+        let before = rig.mm.stats().recalls;
+        rig.client.write(0, ONE, &page(2)).unwrap();
+        assert_eq!(rig.mm.stats().recalls, before + 1, "evicted: {evicted}");
+        assert_eq!(lender.content(0), None, "evicted: {evicted}");
+        rig.assert_sound();
+    }
+}
+
 #[test]
 fn pages_that_were_never_touched_are_lent_as_zeros() {
     let rig = Rig::new(config(), 64);

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use vm_memory::{FileOffset, MmapRegion};
+use vm_memory::MmapRegion;
 
 use crate::addr::{Gfn, PAGE_SIZE};
 use crate::peer::protocol::{
@@ -23,7 +23,7 @@ use crate::peer::protocol::{
     ReplyReader, Request,
 };
 use crate::sync::Patience;
-use crate::sys::socket;
+use crate::sys::{small_pages, socket};
 use slots::Slots;
 pub use slots::{Findings, TORN_LIMIT};
 
@@ -417,6 +417,5 @@ fn map(file: File, slots: u32) -> Result<MmapRegion, ClientError> {
     if !long_enough {
         return Err(ClientError::NotAServer);
     }
-    MmapRegion::from_file(FileOffset::new(file, 0), bytes)
-        .map_err(|error| failed("map the file of lent pages")(io::Error::other(error)))
+    small_pages::map(file, bytes as u64).map_err(failed("map the file of lent pages"))
 }

@@ -168,7 +168,7 @@ impl PlainMachine {
         let vcpus = fds
             .into_iter()
             .enumerate()
-            .map(|(index, fd)| Vcpu { index, fd, shared: shared.clone() })
+            .map(|(index, fd)| Vcpu { index, fd, shared: shared.clone(), was_interrupted: false })
             .collect();
         let ender = Ender(Arc::downgrade(&shared));
         let on_failure = move |error: &DirectError| {
@@ -247,6 +247,12 @@ impl PlainMachine {
     /// Ends the machine at once, whatever its guest does. Does not wait; [`Self::wait`] does.
     pub fn kill(&self) {
         self.shared.end(Outcome::Killed);
+    }
+
+    /// Takes all vCPUs out of the guest and lets them back in: after the process was stopped, it is told so
+    /// in those that were on their way out of it by themselves, too.
+    pub(crate) fn interrupt(&self) {
+        self.kickers.iter().for_each(|kicker| kicker.kick());
     }
 
     /// A way to end it from elsewhere.

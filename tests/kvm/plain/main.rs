@@ -220,3 +220,40 @@ fn with_interrupts_a_halt_waits_for_one_and_a_kill_ends_it() -> Result<(), Ignor
     assert!(matches!(outcome, Some(Outcome::Killed)), "{outcome:?}");
     Ok(())
 }
+
+/// The page of KVM's clock, and in it the flag that the guest was paused (`pvclock_vcpu_time_info`).
+const CLOCK: u32 = 0x2000;
+const CLOCK_FLAGS: u32 = CLOCK + 29;
+const CLOCK_PAUSED: u32 = 2;
+/// `MSR_KVM_SYSTEM_TIME_NEW`, and its bit that switches it on.
+const MSR_CLOCK: u32 = 0x4b56_4d01;
+const CLOCK_ON: u32 = 1;
+
+/// So that its watchdogs do not count the time in which the process was stopped.
+#[test]
+fn a_guest_that_was_interrupted_finds_so_in_its_clock() {
+    let bus = Arc::new(Recorder::default());
+    let machine = machine(&bus, false, 1, |a| {
+        let mut again = a.create_label();
+        a.mov(ecx, MSR_CLOCK)?;
+        a.mov(eax, CLOCK | CLOCK_ON)?;
+        a.mov(edx, 0)?;
+        a.wrmsr()?;
+        a.mov(edx, 0x80)?;
+        a.out(dx, al)?;
+        a.set_label(&mut again)?;
+        a.test(byte_ptr(CLOCK_FLAGS), CLOCK_PAUSED)?;
+        a.jz(again)?;
+        a.mov(edx, END)?;
+        a.out(dx, al)
+    });
+    let Some(mut machine) = machine else { return };
+    let begun = std::time::Instant::now();
+    while lock(&bus.seen).is_empty() && begun.elapsed() < GIVE_UP {
+        std::thread::yield_now();
+    }
+    assert!(machine.wait(Some(Duration::from_millis(100))).is_none(), "nothing has happened");
+    machine.interrupt();
+    let outcome = machine.wait(Some(GIVE_UP));
+    assert!(matches!(outcome, Some(Outcome::GuestExit(7))), "{outcome:?}");
+}
