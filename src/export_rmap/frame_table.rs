@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use crate::addr::{Gfn, Pfn, SwapSlot};
 use crate::export_rmap::flags::PageFlags;
 use crate::export_rmap::page_lock::WaitQueues;
-use crate::export_rmap::rmap::ChunkPool;
+use crate::export_rmap::rmap::RmapMemory;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// One frame's descriptor. The rmap head and the `EXPORTED` bit change under the rmap entry lock;
@@ -80,6 +80,13 @@ impl Frame {
         self.flags().contains(PageFlags::EXPORTED)
     }
 
+    /// Whether nobody may write the page that lives here: several have it, or copies of it are out.
+    /// A hint without the page lock.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.flags().contains(PageFlags::LENT) || self.owner().is_shared()
+    }
+
     /// Whether a page lives here. A hint without the page lock.
     #[must_use]
     pub fn is_in_use(&self) -> bool {
@@ -90,6 +97,12 @@ impl Frame {
     #[must_use]
     pub fn owner(&self) -> Owner {
         Owner::unpack(self.owner.load(Ordering::Relaxed))
+    }
+
+    /// Whether a thread sleeps for the page lock.
+    #[cfg(all(test, not(any(loom, shuttle)), feature = "export-notifier"))]
+    pub(crate) fn has_waiters(&self) -> bool {
+        self.flags().contains(PageFlags::WAITERS)
     }
 
     pub(super) fn set_owner(&self, owner: Owner) {
@@ -113,7 +126,7 @@ impl Frame {
 pub struct FrameTable {
     frames: Box<[Frame]>,
     pub(super) wait_queues: WaitQueues,
-    pub(super) chunks: ChunkPool,
+    pub(super) rmap_memory: RmapMemory,
 }
 
 // Not its frames: each page lock names its table, and there may be a million of them.
@@ -130,7 +143,7 @@ impl FrameTable {
         Self {
             frames: (0..frames).map(|_| Frame::default()).collect(),
             wait_queues: WaitQueues::new(),
-            chunks: ChunkPool::default(),
+            rmap_memory: RmapMemory::default(),
         }
     }
 

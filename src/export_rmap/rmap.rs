@@ -1,19 +1,27 @@
 //! The reverse map: from a frame to every place in which an export client maps it.
 //!
-//! Guarantee: [`EXPORTED`](PageFlags::EXPORTED) is set exactly while a frame's map holds an entry
-//! (invariant I4), as seen by anyone who holds the entry lock, which is bit 0 of the head word.
+//! Guarantees:
+//!
+//! - [`EXPORTED`](PageFlags::EXPORTED) is set exactly while a frame's map holds an entry (invariant
+//!   I4), as seen by anyone who holds the entry lock, which is bit 0 of the head word;
+//! - adding or removing an entry takes time in proportion to the logarithm of the frame's entries at
+//!   most (invariant I10), and no step holds a lock for longer than [`VISIT_BATCH`] entries take.
 //!
 //! One map serves all clients; an entry carries the [`ClientId`] and a location that only the
-//! client can read. A frame with one mapping, by far the most common case, has it inline in the
-//! head word; more are kept in a chain of chunks.
+//! client can read. A map is a *set*: a location of a client maps one frame at most, so nobody has an
+//! entry twice. A frame with one mapping, by far the most common case, has it inline in the head word;
+//! a few are together in a cache line; more are in an ordered set, where a client's are neighbours, so
+//! that a visit of one client meets no entry of another and can go on where it stopped.
 //!
 //! | head, bits 63..3 | bits 2..1 | bit 0 |
 //! |---|---|---|
 //! | 0 | 00: empty | entry lock |
 //! | the entry | 01: one entry, inline | entry lock |
-//! | number of the first chunk | 10: a chain | entry lock |
-//!
-//! 11 never occurs.
+//! | number of the line | 10: a few | entry lock |
+//! | number of the ordered set | 11: many | entry lock |
+
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
 use crate::addr::Pfn;
 use crate::export_rmap::flags::PageFlags;
@@ -42,9 +50,23 @@ impl ClientId {
     }
 }
 
-/// One mapping of a frame: whose, and where.
+/// One mapping of a frame: whose, and where. In order of the clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RmapEntry(u64);
+
+impl Ord for RmapEntry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        #[cfg(all(test, not(any(loom, shuttle))))]
+        tests::count_comparison();
+        self.0.cmp(&other.0)
+    }
+}
+
+impl PartialOrd for RmapEntry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 impl RmapEntry {
     const LOCATION_BITS: u32 = 48;
@@ -85,73 +107,122 @@ pub enum Retain {
 
 const ENTRY_LOCK: u64 = 1;
 const KIND_MASK: u64 = 0b110;
-const KIND_INLINE: u64 = 0b010;
-const KIND_CHAIN: u64 = 0b100;
+const KIND_ONE: u64 = 0b010;
+const KIND_FEW: u64 = 0b100;
+const KIND_MANY: u64 = 0b110;
 const PAYLOAD_SHIFT: u32 = 3;
 
-/// Entries of a chunk; with the link it makes 64 bytes, one cache line.
-const CHUNK_ENTRIES: usize = 7;
-/// "No further chunk".
-const NO_CHUNK: u32 = u32::MAX;
+/// Entries that are visited at a time: what a lock is held for at most.
+pub const VISIT_BATCH: usize = 128;
 
-#[derive(Clone, Debug)]
-struct Chunk {
-    entries: [u64; CHUNK_ENTRIES],
+/// Entries of a line; with their count it makes 64 bytes, one cache line.
+const LINE_ENTRIES: usize = 7;
+/// An ordered set that has shrunk to so many becomes a line again: not at once, or a mapping that
+/// comes and goes would have all of them copied each time.
+const FEW_AGAIN: usize = 3;
+
+/// A few entries, in no order.
+#[derive(Clone, Debug, Default)]
+struct Line {
+    entries: [u64; LINE_ENTRIES],
     len: u32,
-    next: u32,
 }
 
-/// The chunks of all chains, allocated as needed. Their number is bounded by that of the clients'
-/// mappings, which each client bounds itself.
-#[derive(Debug, Default)]
-pub(super) struct ChunkPool(Mutex<Chunks>);
+const _: () = assert!(size_of::<Line>() == 64);
 
-#[derive(Debug, Default)]
-struct Chunks {
-    all: Vec<Chunk>,
+impl Line {
+    fn of(entries: impl IntoIterator<Item = RmapEntry>) -> Self {
+        let mut line = Self::default();
+        for entry in entries {
+            line.push(entry);
+        }
+        line
+    }
+
+    fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    fn iter(&self) -> impl Iterator<Item = RmapEntry> {
+        self.entries[..self.len()].iter().map(|&raw| RmapEntry(raw))
+    }
+
+    fn position(&self, entry: RmapEntry) -> Option<usize> {
+        self.iter().position(|other| other == entry)
+    }
+
+    /// `false` if the line is full.
+    fn push(&mut self, entry: RmapEntry) -> bool {
+        let at = self.len();
+        let Some(free) = self.entries.get_mut(at) else { return false };
+        *free = entry.0;
+        self.len += 1;
+        true
+    }
+
+    fn retain(&mut self, keep: impl FnMut(&RmapEntry) -> bool) {
+        *self = Self::of(self.iter().filter(keep));
+    }
+}
+
+/// Values with numbers, allocated as needed; numbers that are free are given again.
+#[derive(Debug)]
+struct Pool<T> {
+    all: Vec<T>,
     free: Vec<u32>,
 }
 
-impl Chunks {
-    fn allocate(&mut self, next: u32) -> u32 {
-        let chunk = Chunk { entries: [0; CHUNK_ENTRIES], len: 0, next };
-        if let Some(index) = self.free.pop() {
-            self.all[index as usize] = chunk;
-            return index;
+impl<T> Default for Pool<T> {
+    fn default() -> Self {
+        Self { all: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T: Default> Pool<T> {
+    fn put(&mut self, value: T) -> u32 {
+        if let Some(number) = self.free.pop() {
+            *self.get(number) = value;
+            return number;
         }
-        self.all.push(chunk);
-        // 2^32 chunks would be 256 GiB.
-        u32::try_from(self.all.len() - 1).unwrap_or(NO_CHUNK)
+        self.all.push(value);
+        // 2^32 of them would be 96 GiB at least.
+        u32::try_from(self.all.len() - 1).unwrap_or(u32::MAX)
     }
 
-    /// Puts an entry at the front of the chain; returns the chain's first chunk.
-    fn push(&mut self, mut head: u32, entry: RmapEntry) -> u32 {
-        if head == NO_CHUNK || self.all[head as usize].len as usize == CHUNK_ENTRIES {
-            head = self.allocate(head);
-        }
-        let chunk = &mut self.all[head as usize];
-        chunk.entries[chunk.len as usize] = entry.0;
-        chunk.len += 1;
-        head
+    fn get(&mut self, number: u32) -> &mut T {
+        &mut self.all[number as usize]
     }
 
-    /// Takes all entries out of the chain and frees its chunks.
-    fn take(&mut self, mut head: u32) -> Vec<RmapEntry> {
-        let mut entries = Vec::new();
-        while head != NO_CHUNK {
-            let chunk = &self.all[head as usize];
-            entries.extend(chunk.entries[..chunk.len as usize].iter().map(|&raw| RmapEntry(raw)));
-            self.free.push(head);
-            head = chunk.next;
-        }
-        entries
+    fn take(&mut self, number: u32) -> T {
+        self.free.push(number);
+        std::mem::take(self.get(number))
     }
+}
+
+/// The memory of all maps of more than one entry. It is bounded by the number of the clients'
+/// mappings, which each client bounds itself. The lock is held for a line at most: an ordered set is
+/// taken out while it is worked on, under the entry lock of its frame.
+#[derive(Debug, Default)]
+pub(super) struct RmapMemory(Mutex<Pools>);
+
+#[derive(Debug, Default)]
+struct Pools {
+    few: Pool<Line>,
+    many: Pool<BTreeSet<RmapEntry>>,
+}
+
+/// How a map is kept, as the head says.
+enum Kind {
+    Empty,
+    One(RmapEntry),
+    Few(u32),
+    Many(u32),
 }
 
 /// A frame's map while its entry lock is held.
 struct LockedMap<'a> {
     frame: &'a Frame,
-    chunks: &'a ChunkPool,
+    memory: &'a RmapMemory,
     head: u64,
     _held: Held,
 }
@@ -176,7 +247,7 @@ impl<'a> LockedMap<'a> {
                     )
                     .is_ok()
             {
-                return Self { frame, chunks: &table.chunks, head, _held: held };
+                return Self { frame, memory: &table.rmap_memory, head, _held: held };
             }
             spin_loop();
         }
@@ -195,56 +266,127 @@ impl<'a> LockedMap<'a> {
         self.frame.rmap.store(self.head & !ENTRY_LOCK, Ordering::Release);
     }
 
-    fn first_chunk(&self) -> u32 {
-        // Only `set` writes a chain's payload, from a u32.
-        #[allow(clippy::cast_possible_truncation)]
-        let index = (self.head >> PAYLOAD_SHIFT) as u32;
-        index
-    }
-
-    fn push(&mut self, entry: RmapEntry) {
+    // Only `set` writes the payload of the kinds with a number, from a u32.
+    #[allow(clippy::cast_possible_truncation)]
+    fn kind(&self) -> Kind {
+        let payload = self.head >> PAYLOAD_SHIFT;
         match self.head & KIND_MASK {
-            0 => self.head = (entry.0 << PAYLOAD_SHIFT) | KIND_INLINE,
-            KIND_INLINE => {
-                let first = RmapEntry(self.head >> PAYLOAD_SHIFT);
-                let mut chunks = lock(&self.chunks.0);
-                let chunk = chunks.push(NO_CHUNK, first);
-                let chunk = chunks.push(chunk, entry);
-                self.head = (u64::from(chunk) << PAYLOAD_SHIFT) | KIND_CHAIN;
-            }
+            KIND_ONE => Kind::One(RmapEntry(payload)),
+            KIND_FEW => Kind::Few(payload as u32),
+            KIND_MANY => Kind::Many(payload as u32),
+            _ => Kind::Empty,
+        }
+    }
+
+    fn set(&mut self, payload: u64, kind: u64) {
+        self.head = (payload << PAYLOAD_SHIFT) | kind;
+    }
+
+    /// Keeps these entries, a line of them at most, in the way that fits their number.
+    fn set_few(&mut self, pools: &mut Pools, line: Line) {
+        match line.len() {
+            0 => self.head = 0,
+            1 => self.set(line.entries[0], KIND_ONE),
             _ => {
-                let chunk = lock(&self.chunks.0).push(self.first_chunk(), entry);
-                self.head = (u64::from(chunk) << PAYLOAD_SHIFT) | KIND_CHAIN;
+                let number = pools.few.put(line);
+                self.set(number.into(), KIND_FEW);
             }
         }
     }
 
-    /// Takes all entries out, leaving the map empty.
-    fn take(&mut self) -> Taken {
-        let taken = match self.head & KIND_MASK {
-            0 => Taken::None,
-            KIND_INLINE => Taken::One(RmapEntry(self.head >> PAYLOAD_SHIFT)),
-            _ => Taken::Many(lock(&self.chunks.0).take(self.first_chunk())),
-        };
-        self.head = 0;
-        taken
-    }
-}
-
-/// Entries taken out of a map; the common cases do not allocate.
-enum Taken {
-    None,
-    One(RmapEntry),
-    Many(Vec<RmapEntry>),
-}
-
-impl Taken {
-    fn as_slice(&self) -> &[RmapEntry] {
-        match self {
-            Taken::None => &[],
-            Taken::One(entry) => std::slice::from_ref(entry),
-            Taken::Many(entries) => entries,
+    /// Adds an entry; `false` if it was there.
+    fn insert(&mut self, entry: RmapEntry) -> bool {
+        match self.kind() {
+            Kind::Empty => self.set(entry.0, KIND_ONE),
+            Kind::One(first) if first == entry => return false,
+            Kind::One(first) => {
+                let mut pools = lock(&self.memory.0);
+                self.set_few(&mut pools, Line::of([first, entry]));
+            }
+            Kind::Few(number) => {
+                let mut pools = lock(&self.memory.0);
+                let line = pools.few.get(number);
+                if line.position(entry).is_some() {
+                    return false;
+                }
+                if !line.push(entry) {
+                    let line = pools.few.take(number);
+                    let set = line.iter().chain([entry]).collect();
+                    let number = pools.many.put(set);
+                    self.set(number.into(), KIND_MANY);
+                }
+            }
+            Kind::Many(number) => return self.with_set(number, |set| set.insert(entry)),
         }
+        true
+    }
+
+    /// Works on the ordered set, without the lock that all frames share.
+    fn with_set<R>(&mut self, number: u32, work: impl FnOnce(&mut BTreeSet<RmapEntry>) -> R) -> R {
+        let mut set = std::mem::take(lock(&self.memory.0).many.get(number));
+        let result = work(&mut set);
+        let mut pools = lock(&self.memory.0);
+        if set.len() <= FEW_AGAIN {
+            pools.many.take(number);
+            self.set_few(&mut pools, Line::of(set));
+        } else {
+            *pools.many.get(number) = set;
+        }
+        result
+    }
+
+    /// Calls `visit` with the entries of the range in ascending order if there are many of them, and
+    /// drops those for which it says so; at most `most`, or a line. Returns the next entry.
+    fn visit(
+        &mut self,
+        range: RangeInclusive<RmapEntry>,
+        most: usize,
+        mut visit: impl FnMut(RmapEntry) -> Retain,
+    ) -> Option<RmapEntry> {
+        match self.kind() {
+            Kind::Empty => {}
+            Kind::One(entry) => {
+                if range.contains(&entry) && visit(entry) == Retain::Drop {
+                    self.head = 0;
+                }
+            }
+            Kind::Few(number) => {
+                let mut line = std::mem::take(lock(&self.memory.0).few.get(number));
+                line.retain(|&entry| !range.contains(&entry) || visit(entry) == Retain::Keep);
+                let mut pools = lock(&self.memory.0);
+                if line.len() > 1 {
+                    *pools.few.get(number) = line;
+                } else {
+                    pools.few.take(number);
+                    self.set_few(&mut pools, line);
+                }
+            }
+            Kind::Many(number) => {
+                return self.with_set(number, |set| {
+                    let mut entries: Vec<_> = set.range(range).take(most + 1).copied().collect();
+                    let next = if entries.len() > most { entries.pop() } else { None };
+                    for entry in entries {
+                        if visit(entry) == Retain::Drop {
+                            set.remove(&entry);
+                        }
+                    }
+                    next
+                });
+            }
+        }
+        None
+    }
+
+    fn remove(&mut self, entry: RmapEntry) -> bool {
+        if let Kind::Many(number) = self.kind() {
+            return self.with_set(number, |set| set.remove(&entry));
+        }
+        let mut found = false;
+        self.visit(entry..=entry, LINE_ENTRIES, |_| {
+            found = true;
+            Retain::Drop
+        });
+        found
     }
 }
 
@@ -252,34 +394,49 @@ impl Taken {
 const _: () = assert!(RmapEntry::LOCATION_BITS + 12 + PAYLOAD_SHIFT <= 64);
 
 impl FrameTable {
-    /// Adds a mapping to the frame's map and so sets `EXPORTED`. The caller holds its MMU lock and
-    /// checks the invalidation sequence afterwards, before the mapping can be used.
-    pub fn rmap_add(&self, pfn: Pfn, entry: RmapEntry) {
+    /// Adds a mapping to the frame's map and so sets `EXPORTED`; whether it was not there. The caller
+    /// holds its MMU lock and checks the invalidation sequence afterwards, before the mapping can be
+    /// used.
+    pub fn rmap_add(&self, pfn: Pfn, entry: RmapEntry) -> bool {
         let mut map = LockedMap::lock(self, pfn);
-        map.push(entry);
+        let added = map.insert(entry);
         map.unlock();
+        added
     }
 
     /// Removes one mapping; whether it was there. `EXPORTED` is cleared with the last one.
     pub fn rmap_remove(&self, pfn: Pfn, entry: RmapEntry) -> bool {
-        let mut found = false;
-        self.visit(pfn, |other| {
-            if !found && other == entry {
-                found = true;
-                Retain::Drop
-            } else {
-                Retain::Keep
-            }
-        });
-        found
+        let mut map = LockedMap::lock(self, pfn);
+        let removed = map.remove(entry);
+        map.unlock();
+        removed
     }
 
     /// Calls `visit` with the location of each mapping that `client` has of the frame, and drops
-    /// those for which it says so. `visit` must not lock anything: the entry lock spins.
+    /// those for which it says so. `visit` must not lock anything: the entry lock spins. It is let go
+    /// from time to time: the client sees to it that no mapping of its own comes or goes meanwhile.
     pub fn rmap_visit(&self, pfn: Pfn, client: ClientId, mut visit: impl FnMut(u64) -> Retain) {
-        self.visit(pfn, |entry| {
-            if entry.client() == client { visit(entry.location()) } else { Retain::Keep }
-        });
+        let mut from = Some(0);
+        while let Some(location) = from {
+            from = self.rmap_visit_batch(pfn, client, location, &mut visit);
+        }
+    }
+
+    /// As [`rmap_visit`](Self::rmap_visit), but at most [`VISIT_BATCH`] mappings, of those at `from`
+    /// and above. Returns the location to go on from, or `None` after the last.
+    pub fn rmap_visit_batch(
+        &self,
+        pfn: Pfn,
+        client: ClientId,
+        from: u64,
+        mut visit: impl FnMut(u64) -> Retain,
+    ) -> Option<u64> {
+        let mut map = LockedMap::lock(self, pfn);
+        let first = RmapEntry::new(client, from);
+        let last = RmapEntry::new(client, RmapEntry::MAX_LOCATION);
+        let next = map.visit(first..=last, VISIT_BATCH, |entry| visit(entry.location()));
+        map.unlock();
+        next.map(RmapEntry::location)
     }
 
     /// Notes that a client wrote to the page, when it gives a mapping up of its own accord. For a
@@ -293,10 +450,15 @@ impl FrameTable {
     #[must_use]
     pub fn rmap_entries(&self, pfn: Pfn) -> Vec<RmapEntry> {
         let mut entries = Vec::new();
-        self.visit(pfn, |entry| {
-            entries.push(entry);
-            Retain::Keep
-        });
+        let mut from = Some(RmapEntry(0));
+        while let Some(first) = from {
+            let mut map = LockedMap::lock(self, pfn);
+            from = map.visit(first..=RmapEntry(u64::MAX), VISIT_BATCH, |entry| {
+                entries.push(entry);
+                Retain::Keep
+            });
+            map.unlock();
+        }
         entries
     }
 
@@ -306,119 +468,8 @@ impl FrameTable {
     pub fn is_rmap_empty(&self, pfn: Pfn) -> bool {
         self.frame(pfn).rmap.load(Ordering::Relaxed) & KIND_MASK == 0
     }
-
-    fn visit(&self, pfn: Pfn, mut visit: impl FnMut(RmapEntry) -> Retain) {
-        let mut map = LockedMap::lock(self, pfn);
-        let taken = map.take();
-        for &entry in taken.as_slice() {
-            if visit(entry) == Retain::Keep {
-                map.push(entry);
-            }
-        }
-        map.unlock();
-    }
 }
 
 #[cfg(all(test, not(any(loom, shuttle))))]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const FRAME: Pfn = Pfn::new(0);
-
-    fn client(raw: u16) -> ClientId {
-        ClientId::new(raw).unwrap()
-    }
-
-    #[test]
-    fn the_largest_entry_survives_inline_and_chained() {
-        let table = FrameTable::new(1);
-        let entry = RmapEntry::new(client(ClientId::MAX), RmapEntry::MAX_LOCATION);
-        table.rmap_add(FRAME, entry);
-        assert_eq!(table.rmap_entries(FRAME), [entry]);
-        let other = RmapEntry::new(client(0), 0);
-        table.rmap_add(FRAME, other);
-        let mut entries = table.rmap_entries(FRAME);
-        entries.sort_by_key(|entry| entry.0);
-        assert_eq!(entries, [other, entry]);
-    }
-
-    #[test]
-    fn a_client_sees_only_its_own_mappings() {
-        let table = FrameTable::new(1);
-        table.rmap_add(FRAME, RmapEntry::new(client(1), 10));
-        table.rmap_add(FRAME, RmapEntry::new(client(2), 20));
-        let mut seen = Vec::new();
-        table.rmap_visit(FRAME, client(2), |location| {
-            seen.push(location);
-            Retain::Drop
-        });
-        assert_eq!(seen, [20]);
-        assert!(table.get(FRAME).unwrap().is_exported(), "client 1 still maps it");
-        table.rmap_visit(FRAME, client(1), |_| Retain::Drop);
-        assert!(!table.get(FRAME).unwrap().is_exported());
-    }
-
-    #[test]
-    fn chunks_are_used_again() {
-        let table = FrameTable::new(1);
-        for _ in 0..100 {
-            for location in 0..50 {
-                table.rmap_add(FRAME, RmapEntry::new(client(1), location));
-            }
-            table.rmap_visit(FRAME, client(1), |_| Retain::Drop);
-        }
-        assert!(lock(&table.chunks.0).all.len() <= 50usize.div_ceil(CHUNK_ENTRIES) + 1);
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Add(u16, u64),
-        Remove(u16, u64),
-        DropAll(u16),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            3 => (0..3u16, 0..12u64).prop_map(|(client, at)| Step::Add(client, at)),
-            2 => (0..3u16, 0..12u64).prop_map(|(client, at)| Step::Remove(client, at)),
-            1 => (0..3u16).prop_map(Step::DropAll),
-        ]
-    }
-
-    proptest! {
-        /// Against a plain multiset: same entries and, after each step, I4.
-        #[test]
-        fn it_is_a_multiset_and_the_flag_follows_it(steps in prop::collection::vec(step(), 0..200)) {
-            let table = FrameTable::new(1);
-            let mut model: Vec<(u16, u64)> = Vec::new();
-            for step in steps {
-                match step {
-                    Step::Add(raw, at) => {
-                        table.rmap_add(FRAME, RmapEntry::new(client(raw), at));
-                        model.push((raw, at));
-                    }
-                    Step::Remove(raw, at) => {
-                        let found = table.rmap_remove(FRAME, RmapEntry::new(client(raw), at));
-                        let place = model.iter().position(|&entry| entry == (raw, at));
-                        prop_assert_eq!(found, place.is_some());
-                        place.map(|place| model.swap_remove(place));
-                    }
-                    Step::DropAll(raw) => {
-                        table.rmap_visit(FRAME, client(raw), |_| Retain::Drop);
-                        model.retain(|entry| entry.0 != raw);
-                    }
-                }
-                let mut entries: Vec<_> = table
-                    .rmap_entries(FRAME)
-                    .iter()
-                    .map(|entry| (entry.client().as_u16(), entry.location()))
-                    .collect();
-                entries.sort_unstable();
-                model.sort_unstable();
-                prop_assert_eq!(&entries, &model);
-                prop_assert_eq!(table.get(FRAME).unwrap().is_exported(), !model.is_empty());
-            }
-        }
-    }
-}
+#[path = "rmap_tests.rs"]
+mod tests;

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use crate::addr::{Gva, Pfn};
 use crate::export_rmap::{RevokeError, RmapEntry};
-use crate::host_mm::Streams;
+use crate::host_mm::{PausePoint, Streams};
 use crate::shadow_mmu::spte::{ADDRESS_MASK, Pte};
 use crate::shadow_mmu::tables::{ENTRIES, PageIndex};
 use crate::shadow_mmu::walk::{PagingContext, table_index};
@@ -244,6 +244,7 @@ impl Mmu {
             }
             zapped.push((place, old));
         }
+        self.mm.pause(PausePoint::Zapped);
         if let Err(error) = self.revoke(zapped.iter().map(|&(_, old)| old), &state.unflushed) {
             // Back to what processors may still use, and what the reverse map says.
             for (place, old) in zapped {
@@ -252,6 +253,7 @@ impl Mmu {
             }
             return Err(error);
         }
+        self.mm.pause(PausePoint::ZapFlushed);
         state.unflushed.clear();
         self.counters.guest_flushed.add(zapped.len() as u64);
         for (place, old) in zapped {
@@ -410,8 +412,9 @@ impl ShadowMmu {
         sptes.find(|&(_, _, mapped)| mapped == pfn).map(|(gva, _, _)| gva)
     }
 
-    /// Invariant I3: compares the reverse map with the SPTEs, both ways. Returns one sentence for
-    /// each difference, at most 16.
+    /// Invariant I3: compares the reverse map with the SPTEs, both ways, and their right to write with
+    /// what the frames allow. Returns one sentence for each difference, at most 32. The host may
+    /// invalidate meanwhile.
     #[must_use]
     pub fn check_reverse_map(&self) -> Vec<String> {
         let mmu = &*self.mmu;
@@ -420,7 +423,11 @@ impl ShadowMmu {
             return Vec::new();
         };
         let sptes = present_sptes(mmu, &state).map(|(_, place, pfn)| (place.location(), pfn));
-        mmu.mm.frame_table().client_differences(client, "SPTEs", sptes)
+        let mut differences = mmu.mm.frame_table().client_differences(client, "SPTEs", sptes);
+        let writable = present_sptes(mmu, &state).filter(|&(_, place, _)| mmu.is_writable(place));
+        let writable = writable.map(|(_, place, pfn)| (place.location(), pfn));
+        differences.extend(mmu.mm.frame_table().forbidden_writers("SPTE", writable));
+        differences
     }
 }
 

@@ -2,4 +2,8 @@
 
 mod concurrent;
 mod directed;
+mod hardware;
+mod neighbours;
+mod overtaken;
 mod random;
+mod refused;

@@ -36,7 +36,7 @@ impl Two {
     }
 }
 
-/// Insert against the visit of an invalidation: the map goes from inline to a chain and back.
+/// Insert against the visit of an invalidation: the map goes from one entry to a few and back.
 #[test]
 fn a_mapping_added_while_the_page_is_invalidated_is_in_the_map_or_backed_out() {
     check_bounded(|| {
