@@ -28,6 +28,8 @@ pub(crate) enum Check {
     SwapChecksum,
     /// The comparison of reverse map and shadow tables at the end.
     ReverseMap,
+    /// Those who look on: at the dirty log, at snapshots.
+    Observer,
     /// The watch over memory in use.
     Budget,
     /// What is left of peers that are gone.
@@ -46,6 +48,7 @@ impl fmt::Display for Check {
             Self::Tripwire => "the tripwire",
             Self::SwapChecksum => "the checksums of swap",
             Self::ReverseMap => "the check of the reverse map",
+            Self::Observer => "those who look on",
             Self::Budget => "the watch over the budget",
             Self::Peer => "the look for what peers left behind",
             Self::Injection => "the count of injected faults",
@@ -120,12 +123,14 @@ impl Violations {
 pub(crate) fn found_so_far(machine: &Machine) -> Option<(Check, u64)> {
     let oracle = machine.fleet.oracle_violations();
     let host = machine.mm.violations().1;
-    let first = match (oracle, host) {
-        (0, 0) => return None,
-        (0, _) => Check::HostMemory,
+    let differences = machine.fleet.differences();
+    let first = match (oracle, host, differences) {
+        (0, 0, 0) => return None,
+        (0, 0, _) => Check::ReverseMap,
+        (0, _, _) => Check::HostMemory,
         _ => Check::GuestOracle,
     };
-    Some((first, oracle.saturating_add(host)))
+    Some((first, oracle.saturating_add(host).saturating_add(differences)))
 }
 
 /// Everything that the checks have found, after the VMs have ended (no vCPU may run any more).
@@ -140,6 +145,7 @@ pub(crate) fn of_host(mm: &HostMm, peak_resident_bytes: u64) -> Violations {
     let mut all = Violations::default();
     let (host, total) = mm.violations();
     all.add(Check::HostMemory, host.iter().map(ToString::to_string), total);
+    all.add(Check::HostMemory, mm.miscounted(), 0);
     let stats = mm.stats();
     let budget = mm.config().host_memory_bytes;
     all.add(
@@ -230,6 +236,8 @@ fn over_budget(peak_frames: u64, frames: u64, resident: u64, budget: u64) -> Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr::{Gpa, PAGE_SIZE};
+    use crate::host_mm::{HostMmConfig, MIN_HOST_MEMORY_BYTES, Placement, Sabotage, SwapConfig};
 
     fn report(kind: u64) -> ViolationReport {
         ViolationReport { vcpu: 1, kind, gva: 0x40_0000, expected: 5, found: 4, page: 77 }
@@ -265,5 +273,24 @@ mod tests {
         assert_eq!(found.len(), 2);
         assert!(found[0].contains("11 frames"), "{found:?}");
         assert!(found[1].contains("8192 bytes"), "{found:?}");
+    }
+
+    /// Invariant I5 in bytes, with a rule broken on purpose and without.
+    #[test]
+    fn frames_that_keep_their_memory_are_noticed() {
+        const RATION: u64 = MIN_HOST_MEMORY_BYTES;
+        for (sabotage, is_noticed) in [(None, false), (Some(Sabotage::KeepMemory), true)] {
+            let placement = Placement::Identity { guest_bytes: 2 * RATION };
+            let swap = SwapConfig { path: None, dir: None, bytes: 2 * RATION };
+            let config = HostMmConfig { placement, sabotage, swap, ..HostMmConfig::new(RATION) };
+            let mm = HostMm::new(config).unwrap();
+            let object = mm.create_object(2 * RATION).unwrap();
+            for at in (0..2 * RATION).step_by(PAGE_SIZE) {
+                object.write(Gpa::new(at), &[1; PAGE_SIZE]).unwrap();
+            }
+            let found = of_host(&mm, mm.resident_bytes().unwrap());
+            let noticed = found.first.iter().any(|one| one.text.contains("I5: frames took up"));
+            assert_eq!(noticed, is_noticed, "{sabotage:?}: {found:?}");
+        }
     }
 }

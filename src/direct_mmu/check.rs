@@ -9,6 +9,7 @@ use crate::addr::{PAGE_SIZE, Pfn};
 use crate::direct_mmu::shard::Shard;
 use crate::direct_mmu::table::State;
 use crate::direct_mmu::{DirectMmu, Mmu};
+use crate::export_rmap::{Invalidation, LockedPage};
 
 /// Bits of an entry of `/proc/self/pagemap` (admin-guide/mm/pagemap.rst).
 const PAGEMAP_PRESENT: u64 = 1 << 63;
@@ -41,6 +42,29 @@ impl DirectMmu {
 }
 
 impl Mmu {
+    /// See [`ExportNotifier::still_allows`](crate::export_rmap::ExportNotifier::still_allows). A page
+    /// that is about to leave its frame may be read until that is punched.
+    pub(super) fn has_leftovers(&self, page: &LockedPage<'_>, kind: Invalidation) -> bool {
+        let number = u64::from(page.pfn().as_u32());
+        let forbidden = match kind {
+            Invalidation::Recall => return false,
+            Invalidation::Clean => State::WRITABLE | State::PROTECT_DUE,
+            Invalidation::Unmap | Invalidation::Replace(_) => {
+                State::MAPPED | State::WRITABLE | State::PROTECT_DUE
+            }
+        };
+        // Faults of the page are installed under this lock.
+        let Some(_noted) = self.shard_of(number).map(Shard::lock) else { return false };
+        if self.is_ending() || self.let_go.load(Ordering::Relaxed) {
+            return false;
+        }
+        let pagemap = self.pagemap.get_or_init(|| File::open("/proc/self/pagemap").ok());
+        let kernel = pagemap.as_ref().and_then(|file| self.kernel_entry(file, number).ok());
+        self.table.get(number).intersects(forbidden)
+            || kernel
+                .is_some_and(|entry| entry & PAGEMAP_PRESENT != 0 && entry & PAGEMAP_PROTECTED == 0)
+    }
+
     fn kernel_entry(&self, pagemap: &File, page: u64) -> io::Result<u64> {
         let first = (self.view.region().as_ptr().addr() / PAGE_SIZE) as u64;
         let mut entry = [0; size_of::<u64>()];

@@ -1,7 +1,7 @@
 //! Invariant I3: the reverse map lists exactly the mappings that a client has.
 
 use crate::addr::Pfn;
-use crate::export_rmap::frame_table::FrameTable;
+use crate::export_rmap::frame_table::{Frame, FrameTable};
 use crate::export_rmap::rmap::{ClientId, Retain, RmapEntry};
 
 /// Most differences that are described.
@@ -51,6 +51,17 @@ impl Differences {
                 format!(
                     "I3: frame {pfn} has {what} {location:#x}, but its reverse map does not list it"
                 )
+            });
+        }
+    }
+
+    /// Looks whether a mapping that can write is of a frame that may be written. The client holds its
+    /// MMU lock, without which no page becomes shared or lent that it maps.
+    pub fn check_writer(&mut self, table: &FrameTable, pfn: Pfn, location: u64) {
+        if table.get(pfn).is_some_and(Frame::is_read_only) {
+            let what = self.what;
+            self.tell(|| {
+                format!("I3: frame {pfn} is shared or lent, but {what} {location:x} may write it")
             });
         }
     }

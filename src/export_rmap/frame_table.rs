@@ -80,6 +80,13 @@ impl Frame {
         self.flags().contains(PageFlags::EXPORTED)
     }
 
+    /// Whether nobody may write the page that lives here: several have it, or copies of it are out.
+    /// A hint without the page lock.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.flags().contains(PageFlags::LENT) || self.owner().is_shared()
+    }
+
     /// Whether a page lives here. A hint without the page lock.
     #[must_use]
     pub fn is_in_use(&self) -> bool {
@@ -90,6 +97,12 @@ impl Frame {
     #[must_use]
     pub fn owner(&self) -> Owner {
         Owner::unpack(self.owner.load(Ordering::Relaxed))
+    }
+
+    /// Whether a thread sleeps for the page lock.
+    #[cfg(all(test, not(any(loom, shuttle)), feature = "export-notifier"))]
+    pub(crate) fn has_waiters(&self) -> bool {
+        self.flags().contains(PageFlags::WAITERS)
     }
 
     pub(super) fn set_owner(&self, owner: Owner) {

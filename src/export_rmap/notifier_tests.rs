@@ -11,6 +11,8 @@ struct Recorder {
     calls: AtomicUsize,
     flushed: Mutex<Vec<Pfn>>,
     dirty: bool,
+    /// It was not used, at any time.
+    unused: bool,
     fails: bool,
 }
 
@@ -19,12 +21,12 @@ impl ExportNotifier for Recorder {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let id = *self.id.get().unwrap();
         page.table().rmap_visit(page.pfn(), id, |_| Retain::Drop);
-        Harvest { dirty: self.dirty, accessed: true }
+        Harvest { dirty: self.dirty, accessed: !self.unused }
     }
 
     fn age_page(&self, _page: &LockedPage<'_>) -> bool {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        true
+        !self.unused
     }
 
     fn flush(&self, frames: &[Pfn], _reason: FlushReason) -> Result<(), RevokeError> {
@@ -73,14 +75,51 @@ fn the_flag_stays_until_the_last_of_two_clients_has_let_go() {
     assert_eq!(second.calls.load(Ordering::Relaxed), 1);
 }
 
+/// Whichever of them was asked last.
+#[test]
+fn one_clients_answer_is_the_answer_of_all() {
+    for used in 0..3 {
+        let (table, list) = (FrameTable::new(1), NotifierList::default());
+        let clients = [0, 1, 2].map(|number| {
+            let unused = number != used;
+            add(&list, Recorder { dirty: !unused, unused, ..Recorder::default() })
+        });
+        for (_, registration) in &clients {
+            table.rmap_add(FRAME, RmapEntry::new(registration.id(), 0));
+        }
+        let page = table.lock(FRAME);
+        assert!(list.age_page(&page), "client {used} has used it");
+        let harvest = list.invalidate_page(&page, Invalidation::Unmap);
+        assert_eq!(harvest, Harvest { dirty: true, accessed: true }, "client {used} has");
+        for (client, _) in &clients {
+            assert_eq!(client.calls.load(Ordering::Relaxed), 2);
+        }
+    }
+}
+
+#[test]
+fn a_flush_is_of_all_frames_for_every_client() {
+    let list = NotifierList::default();
+    let clients = [0, 1].map(|_| add(&list, Recorder::default()));
+    let frames = [5, 0, 7].map(Pfn::new);
+    list.flush(&frames, FlushReason::Invalidated).unwrap();
+    for (client, _) in &clients {
+        assert_eq!(*client.flushed.lock().unwrap(), frames);
+    }
+}
+
 #[test]
 fn one_client_failing_to_flush_does_not_spare_the_others() {
-    let list = NotifierList::default();
-    let (_failing, _r1) = add(&list, Recorder { fails: true, ..Recorder::default() });
-    let (sound, _r2) = add(&list, Recorder::default());
-    let result = list.flush(&[FRAME], FlushReason::Invalidated);
-    assert!(matches!(result, Err(RevokeError { frames: 1, .. })));
-    assert_eq!(*sound.flushed.lock().unwrap(), [FRAME]);
+    for failing in 0..3 {
+        let list = NotifierList::default();
+        let clients = [0, 1, 2]
+            .map(|number| add(&list, Recorder { fails: number == failing, ..Recorder::default() }));
+        let result = list.flush(&[FRAME], FlushReason::Invalidated);
+        assert!(matches!(result, Err(RevokeError { frames: 1, .. })), "client {failing} failed");
+        for (client, _) in &clients {
+            assert_eq!(*client.flushed.lock().unwrap(), [FRAME]);
+        }
+    }
 }
 
 #[test]

@@ -91,6 +91,21 @@ mod tests {
         assert!(!table.must_retry(table.lock(Pfn::new(1)).sequence()), "another frame");
     }
 
+    /// Whichever count is the larger one.
+    #[test]
+    fn a_retry_is_forced_across_the_wrap() {
+        let table = FrameTable::new(1);
+        let page = table.lock(FRAME);
+        let first = page.sequence();
+        for _ in 0..(1 << (u32::BITS - COUNT_SHIFT)) - 1 {
+            page.begin_invalidation();
+            assert!(table.must_retry(first));
+        }
+        let last = page.sequence();
+        page.begin_invalidation();
+        assert!(table.must_retry(last));
+    }
+
     #[test]
     fn the_count_wraps_without_touching_the_flags() {
         let table = FrameTable::new(1);

@@ -3,22 +3,22 @@
 //! Content is read and written only under the page lock, whose guard every access takes. Guests may
 //! write the same memory meanwhile through their own view; accesses are volatile or atomic.
 //!
-//! Whole pages go through the mapping where frames keep their memory. Where frames are punched each
-//! time that they lose their page, a call that copies costs less than mapping the frame anew, and the
-//! punch finds one mapping less to end.
+//! Frames get their memory through the mapping alone, so that it never comes in huge pages
+//! ([`small_pages`]). Where they are punched each time that they lose their page, the mapping is
+//! populated by a call before it is written, and whole pages are read by calls on the file: a signal
+//! says less than an error.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use vm_memory::mmap::MmapRegionError;
-use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
 use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
 use crate::export_rmap::LockedPage;
 use crate::host_mm::MmError;
-use crate::sys::memory;
+use crate::sys::{memory, small_pages};
 
 /// A page's bytes outside of any frame.
 pub(crate) type PageBuf = [u8; PAGE_SIZE];
@@ -34,19 +34,8 @@ pub(crate) struct HostView {
 
 /// Maps the whole memfd, shared.
 pub(super) fn map(memfd: &File, bytes: u64) -> Result<MmapRegion, MmError> {
-    let refused = |source| MmError::Host { what: "a mapping of the frames", source };
-    let memfd = memfd.try_clone().map_err(refused)?;
-    let bytes =
-        usize::try_from(bytes).map_err(|_| refused(std::io::ErrorKind::OutOfMemory.into()))?;
-    let region = MmapRegion::from_file(FileOffset::new(memfd, 0), bytes).map_err(|error| {
-        refused(match error {
-            MmapRegionError::Mmap(source) => source,
-            other => std::io::Error::other(other),
-        })
-    })?;
-    // Frames are exported, zapped and punched one by one; a huge page would be split each time.
-    memory::no_huge_pages(&region).map_err(refused)?;
-    Ok(region)
+    let map = || small_pages::map(memfd.try_clone()?, bytes);
+    map().map_err(|source| MmError::Host { what: "a mapping of the frames", source })
 }
 
 impl HostView {
@@ -54,6 +43,10 @@ impl HostView {
     pub(super) fn new(bytes: u64, punched: bool) -> Result<Self, MmError> {
         let memfd = memory::create_memfd("gnomon-frames", bytes)
             .map_err(|source| MmError::Host { what: "a memfd for the frames", source })?;
+        Self::of(memfd, bytes, punched)
+    }
+
+    fn of(memfd: File, bytes: u64, punched: bool) -> Result<Self, MmError> {
         let region = map(&memfd, bytes)?;
         Ok(Self { memfd: Arc::new(memfd), region: Arc::new(region), punched })
     }
@@ -102,12 +95,12 @@ impl HostView {
 
     /// Makes this the content of a page that nobody uses yet. The caller sets `DIRTY`.
     pub(super) fn fill(&self, page: &LockedPage<'_>, content: &PageBuf) -> Result<(), MmError> {
-        if !self.punched {
-            return self.write(page, 0, content);
+        if self.punched {
+            // A write to the file would cost a huge page where the host gives shared memory some.
+            small_pages::populate(&self.region, page.pfn().index() * PAGE_SIZE, PAGE_SIZE)
+                .map_err(|source| MmError::Host { what: "memory for a frame", source })?;
         }
-        self.memfd
-            .write_all_at(content, page.pfn().byte_offset())
-            .map_err(|source| MmError::Host { what: "memory for a frame", source })
+        self.write(page, 0, content)
     }
 
     /// Copies bytes out of a page. `offset + buf.len()` must not exceed the page.
@@ -153,4 +146,31 @@ fn position(page: &LockedPage<'_>, offset: usize, len: usize) -> Result<usize, M
 
 fn outside(page: &LockedPage<'_>, why: &dyn std::fmt::Display) -> MmError {
     MmError::View { pfn: page.pfn(), why: why.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export_rmap::FrameTable;
+    use crate::sys::generous::on_generous_tmpfs;
+
+    /// Invariant I5 in bytes, where a write to the file would take 2 MiB.
+    #[test]
+    fn a_frame_takes_a_page_and_gives_it_back_on_a_generous_host() {
+        const BYTES: u64 = 4 << 20;
+        on_generous_tmpfs(BYTES, |file| {
+            for punched in [false, true] {
+                let view = HostView::of(file(), BYTES, punched).unwrap();
+                let table = FrameTable::new(1024);
+                for number in [0, 1, 600] {
+                    let page = table.lock(Pfn::new(number));
+                    view.fill(&page, &[7; PAGE_SIZE]).unwrap();
+                    assert!(view.content(&page).unwrap() == [7; PAGE_SIZE]);
+                }
+                assert_eq!(view.allocated_bytes().unwrap(), 3 * PAGE_SIZE_U64);
+                view.punch(Pfn::new(0), 2).unwrap();
+                assert_eq!(view.allocated_bytes().unwrap(), PAGE_SIZE_U64);
+            }
+        });
+    }
 }

@@ -13,6 +13,7 @@
 //! [notifier list](crate::export_rmap::NotifierList).
 
 mod audit;
+mod checks;
 mod clean;
 mod clone;
 mod commons;
@@ -57,7 +58,9 @@ pub(crate) use frame_memory::FrameMemory;
 pub use frames::MIN_HOST_MEMORY_BYTES;
 pub use guest_view::GuestView;
 pub(crate) use guest_view::page_runs;
-pub use inject::{HostFault, Injection, InjectionCount, InjectionPlan, PeerFault, When};
+pub use inject::{
+    HostFault, Injection, InjectionCount, InjectionPlan, PauseCount, PausePoint, PeerFault, When,
+};
 pub use merge::Merged;
 pub use object::MemoryObject;
 pub use placement::Placement;

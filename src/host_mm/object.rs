@@ -358,7 +358,8 @@ impl MemoryObject {
 
 impl Drop for MemoryObject {
     fn drop(&mut self) {
-        self.pages.touched().for_each(|(_, entry)| self.mm.discard_page(entry));
+        let pages = &self.pages;
+        pages.touched().for_each(|(gfn, entry)| self.mm.discard_page(entry, pages.owner(gfn)));
         let mut numbers = lock(&self.mm.object_numbers);
         numbers.give_back(self.pages.number);
         let mut objects = self.mm.objects.load().to_vec();

@@ -18,7 +18,9 @@ use std::sync::atomic::Ordering;
 use crate::addr::{PAGE_SIZE, Pfn};
 use crate::export_rmap::{Invalidation, LockedPage, PageFlags};
 use crate::host_mm::reclaim::{Candidate, DetachedBatch, add_to_batch};
-use crate::host_mm::{Gfn, HostMm, MemoryObject, MmError, Place, frames, require_notifier};
+use crate::host_mm::{
+    Gfn, HostMm, MemoryObject, MmError, Place, Sabotage, frames, require_notifier,
+};
 
 /// Which frame a page may be in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,7 +59,11 @@ impl HostMm {
     /// Gives back the memory of `count` frames from `first`, locked and about to lose their pages,
     /// where frames are only rationed: every mapping of them ends with this.
     pub(super) fn give_memory_back(&self, first: Pfn, count: u32) -> Result<(), MmError> {
-        if self.is_identity() { self.view.punch(first, count) } else { Ok(()) }
+        let gfn = Gfn::new(u64::from(first.as_u32()));
+        if !self.is_identity() || self.is_sabotaged(Sabotage::KeepMemory, gfn) {
+            return Ok(());
+        }
+        self.view.punch(first, count)
     }
 
     /// From now on frames may lose their memory behind this layer's back: somebody removes a range

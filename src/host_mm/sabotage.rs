@@ -41,6 +41,8 @@ pub enum Sabotage {
     SkipRecall,
     /// A peer's copies are not taken from it when it has given them up.
     SkipPunch,
+    /// Direct paging: a frame that loses its page keeps its memory.
+    KeepMemory,
 }
 
 /// The guest frames to whose pages the sabotage applies.

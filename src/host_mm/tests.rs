@@ -2,6 +2,8 @@
 
 #[cfg_attr(not(feature = "export-notifier"), allow(dead_code))]
 mod client;
+#[cfg(feature = "export-notifier")]
+mod clock;
 #[cfg_attr(not(feature = "export-notifier"), allow(dead_code))]
 mod rig;
 
@@ -12,6 +14,10 @@ mod content;
 mod dirty_log;
 #[cfg(feature = "export-notifier")]
 mod history;
+#[cfg(feature = "export-notifier")]
+mod last_moment;
+#[cfg(feature = "export-notifier")]
+mod left;
 #[cfg(feature = "export-notifier")]
 mod lending;
 #[cfg(feature = "export-notifier")]

@@ -289,6 +289,24 @@ impl Slots {
         harvest
     }
 
+    /// What [`ExportNotifier::still_allows`](crate::export_rmap::ExportNotifier::still_allows) asks for.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(super) fn still_allows(&self, page: &LockedPage<'_>, kind: Invalidation) -> bool {
+        let locked = self.lock();
+        locked.state.slots.iter().filter(|slot| slot.pfn == page.pfn()).any(|slot| {
+            let is_live = slot.life == Life::Live;
+            match kind {
+                Invalidation::Unmap => is_live || slot.users() > 0,
+                Invalidation::Replace(owner) => {
+                    let is_it = owner.object == self.object && owner.gfn == slot.gfn;
+                    is_it && (is_live || slot.users() > 0)
+                }
+                Invalidation::Clean => is_live && slot.writable || slot.stale_users() > 0,
+                Invalidation::Recall => false,
+            }
+        })
+    }
+
     /// Clears the accessed state of the page's entries; whether any was set.
     pub(super) fn age(&self, page: &LockedPage<'_>) -> bool {
         let mut accessed = false;
@@ -350,6 +368,11 @@ impl Slots {
         let mut found = Differences::of(client, "IOTLB entry");
         for (location, pfn) in live(&self.lock().state.slots) {
             found.check_mapping(table, pfn, location);
+        }
+        for (location, slot) in (0..).zip(&self.lock().state.slots) {
+            if slot.life == Life::Live && slot.writable {
+                found.check_writer(table, slot.pfn, location);
+            }
         }
         for pfn in (0..table.len()).map(Pfn::new).filter(|&pfn| !table.is_rmap_empty(pfn)) {
             let mut from = Some(0);

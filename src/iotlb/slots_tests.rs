@@ -41,12 +41,12 @@ fn is_exported(table: &FrameTable, pfn: Pfn) -> bool {
 }
 
 /// Flushes on a thread of its own, which must sleep; `finish` is what it waits for.
-fn flush_sleeps_until(slots: &Slots, pfn: Pfn, finish: impl FnOnce()) {
+fn flush_sleeps_until(slots: &Slots, frames: &[Pfn], finish: impl FnOnce()) {
     use std::sync::atomic::{AtomicBool, Ordering};
     let (before, over) = (elsewhere(|| slots.stats().waits), AtomicBool::new(false));
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            slots.wait_for_stale(&[pfn]);
+            slots.wait_for_stale(frames);
             over.store(true, Ordering::SeqCst);
         });
         while elsewhere(|| slots.stats().waits) == before {
@@ -86,10 +86,27 @@ fn nothing_begins_after_an_invalidation_and_the_flush_waits_for_what_had() {
         assert!(!is_exported(&table, FRAME));
         assert!(elsewhere(|| slots.begin(PAGE, Read).is_none()));
         elsewhere(|| slots.wait_for_stale(&[Pfn::new(1)]));
-        flush_sleeps_until(&slots, FRAME, || drop(in_flight));
+        flush_sleeps_until(&slots, &[FRAME], || drop(in_flight));
         slots.wait_for_stale(&[FRAME]);
         assert_eq!(slots.stats().waits, 1, "an idle flush does not wait");
         map(&table, &slots, PAGE, Pfn::new(1), Read);
+    }
+}
+
+#[test]
+fn a_flush_of_many_frames_waits_for_each_of_them() {
+    let frames: Vec<Pfn> = (0..4).map(Pfn::new).collect();
+    for used in 0..4 {
+        let (table, slots) = slots(4);
+        for (pfn, page) in frames.iter().zip(100..) {
+            map(&table, &slots, Gfn::new(page), *pfn, Read);
+        }
+        let in_flight = slots.begin(Gfn::new(100 + used), Read).unwrap();
+        for pfn in &frames {
+            invalidate(&table, &slots, *pfn, Invalidation::Unmap);
+        }
+        flush_sleeps_until(&slots, &frames, || drop(in_flight));
+        assert_eq!(slots.stats().waits, 1);
     }
 }
 
@@ -109,7 +126,7 @@ fn a_cleaning_waits_for_writers_alone() {
     map(&table, &slots, PAGE, FRAME, Write);
     let writer = slots.begin(PAGE, Write).unwrap();
     assert!(invalidate(&table, &slots, FRAME, Invalidation::Clean).dirty);
-    flush_sleeps_until(&slots, FRAME, || drop(writer));
+    flush_sleeps_until(&slots, &[FRAME], || drop(writer));
     assert!(!invalidate(&table, &slots, FRAME, Invalidation::Clean).dirty, "harvested already");
 }
 

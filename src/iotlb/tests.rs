@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::Iotlb;
+use vm_memory::Bytes;
+
+use super::{DeviceAccess, Iotlb};
 use crate::addr::{Gfn, Gpa, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
 use crate::host_mm::{
     HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, MmError, Sabotage,
@@ -104,6 +106,60 @@ fn what_was_written_outlives_every_way_of_taking_the_frame() {
     assert!(stats.invalidated >= 3 && stats.write_protected >= 1, "{stats:?}");
     assert_eq!(mm.violations().1, 0);
     assert!(iotlb.check_reverse_map().is_empty());
+}
+
+/// Mapped by a read: the right to write is not the device's until the page is the guest's own.
+#[test]
+fn a_read_of_a_shared_page_gives_no_right_to_write() {
+    let mm = host(None);
+    let object = object(&mm, 4);
+    object.write(Gpa::new(0), &bytes(1, PAGE_SIZE)).unwrap();
+    let clone = object.copy_on_write_clone().unwrap();
+    let iotlb = Iotlb::new(object, ENTRIES).unwrap();
+    let mut found = vec![0; PAGE_SIZE];
+    iotlb.read(Gpa::new(0), &mut found).unwrap();
+    assert_eq!(found, bytes(1, PAGE_SIZE));
+    iotlb.write(Gpa::new(0), &bytes(2, PAGE_SIZE)).unwrap();
+    clone.read(Gpa::new(0), &mut found).unwrap();
+    assert_eq!(found, bytes(1, PAGE_SIZE), "the clone's page is its own");
+    assert_eq!(mm.stats().cow_copies, 1);
+    assert!(iotlb.check_reverse_map().is_empty());
+}
+
+/// Of a batch of pages that are taken with one flush, a device is in the middle of an access to one.
+#[test]
+fn a_batch_is_taken_only_after_the_access_to_any_of_its_pages() {
+    const PAGES: u64 = 4;
+    for used in 0..PAGES {
+        let mm = host(None);
+        let object = object(&mm, PAGES);
+        let iotlb = Iotlb::new(object, ENTRIES).unwrap();
+        iotlb.write(Gpa::new(0), &bytes(1, 4 * PAGE_SIZE)).unwrap();
+        let access = iotlb.begin(Gfn::new(used), DeviceAccess::Write).unwrap();
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // In the middle of an access no lock is to be waited for: all else is done elsewhere.
+            let (over, mm, iotlb) = (&over, &mm, &iotlb);
+            scope.spawn(move || {
+                mm.evict_frames(&all_frames(mm)).unwrap();
+                over.store(true, Ordering::SeqCst);
+            });
+            let waits = scope.spawn(move || {
+                while iotlb.stats().waits == 0 && !over.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+                iotlb.stats().waits
+            });
+            assert_eq!(waits.join().unwrap(), 1, "page {used} is in use");
+            assert!(!over.load(Ordering::SeqCst), "page {used} is in use");
+            access.page().write_slice(&bytes(2, PAGE_SIZE), 0).unwrap();
+            drop(access);
+        });
+        let mut found = vec![0; PAGE_SIZE];
+        iotlb.read(Gpa::new(used * PAGE_SIZE_U64), &mut found).unwrap();
+        assert_eq!(found, bytes(2, PAGE_SIZE), "the write was in the copy");
+        assert_eq!(mm.violations().1, 0);
+    }
 }
 
 #[test]

@@ -3,20 +3,23 @@
 //! Guarantee: what a slot held is gone from the peer's page tables and from the file when
 //! [`LentFile::take`] returns, whatever the peer has done with the file: it cannot evade, since
 //! punching a hole needs none of its doing. A peer never gets a frame: it can write its own file, and
-//! fool nobody but itself. The file cannot grow, so what a peer makes the host spend is bounded by
-//! its slots.
+//! fool nobody but itself. The file cannot grow, and no slot that is filled here costs more than a
+//! page, so what this makes the host spend is bounded by the slots.
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+
+use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
 use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
-use crate::sys::memory;
+use crate::sys::{memory, small_pages};
 
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct LentFile {
     memfd: File,
+    /// What slots are filled through; `None` without slots.
+    region: Option<MmapRegion>,
     slots: u32,
 }
 
@@ -24,10 +27,13 @@ impl LentFile {
     /// A file with so many empty slots, which takes up no memory yet.
     ///
     /// # Errors
-    /// If the host has no descriptor left.
+    /// If the host has no descriptor or no address space left.
     pub(super) fn new(slots: u32) -> io::Result<Self> {
-        let memfd = memory::create_memfd("gnomon-lent", u64::from(slots) * PAGE_SIZE_U64)?;
-        Ok(Self { memfd, slots })
+        let bytes = u64::from(slots) * PAGE_SIZE_U64;
+        let memfd = memory::create_memfd("gnomon-lent", bytes)?;
+        let map = || small_pages::map(memfd.try_clone()?, bytes);
+        let region = (slots > 0).then(map).transpose()?;
+        Ok(Self { memfd, region, slots })
     }
 
     /// The file, to be given to the peer.
@@ -39,9 +45,12 @@ impl LentFile {
     /// Puts a page into a slot.
     ///
     /// # Errors
-    /// If the host has no memory for it.
+    /// If the host has no memory for it, or there is no such slot.
     pub(super) fn put(&self, slot: u32, content: &[u8; PAGE_SIZE]) -> io::Result<()> {
-        self.memfd.write_all_at(content, u64::from(slot) * PAGE_SIZE_U64)
+        let region = self.region.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
+        let at = usize::try_from(slot).map_err(io::Error::other)?.saturating_mul(PAGE_SIZE);
+        small_pages::populate(region, at, PAGE_SIZE)?;
+        region.as_volatile_slice().write_slice(content, at).map_err(io::Error::other)
     }
 
     /// Takes what is in these slots from the peer.
@@ -101,6 +110,8 @@ mod tests {
     /// What a peer may try so that it keeps its pages, or makes the host spend memory.
     #[test]
     fn the_holder_can_neither_seal_nor_resize_the_file() {
+        use std::os::unix::fs::FileExt;
+
         use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 
         let lent = LentFile::new(2).unwrap();

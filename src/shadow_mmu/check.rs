@@ -1,11 +1,12 @@
-//! What stands in the shadow tables, whatever the reverse map says. Looked at in batches, as all else:
-//! other VMs may be at work.
+//! Checks of the rules that SPTEs keep, each where a broken one shows first. They look at what is,
+//! not at what led there; at many in batches, as all else does: other VMs are at work.
 
 use std::sync::atomic::Ordering;
 
 use crate::addr::{Gva, Pfn};
-use crate::export_rmap::Differences;
-use crate::shadow_mmu::roots::SptePlace;
+use crate::export_rmap::{Differences, Invalidation, LockedPage, Retain};
+use crate::shadow_mmu::fault::{Install, Target};
+use crate::shadow_mmu::roots::{SptePlace, State};
 use crate::shadow_mmu::spte::Pte;
 use crate::shadow_mmu::zap::{ALL, Cursor, Used};
 use crate::shadow_mmu::{Mmu, ShadowMmu};
@@ -17,9 +18,9 @@ impl ShadowMmu {
         self.mmu.find_spte(|spte, mapped| (mapped == pfn).then_some(spte.gva))
     }
 
-    /// Invariant I3: compares the reverse map with the SPTEs, both ways. Returns one sentence for
-    /// each difference, at most 16. No vCPU may be at work meanwhile; the host may, since it changes
-    /// both under the MMU lock.
+    /// Invariant I3: compares the reverse map with the SPTEs, both ways, and their right to write with
+    /// what the frames allow. Returns one sentence for each difference, at most 16. Guest and host may
+    /// be at work meanwhile: they change both under the MMU lock.
     #[must_use]
     pub fn check_reverse_map(&self) -> Vec<String> {
         let mmu = &*self.mmu;
@@ -29,7 +30,11 @@ impl ShadowMmu {
         };
         let mut found = Differences::of(client, "SPTE");
         mmu.find_spte(|spte, pfn| {
-            found.check_mapping(table, pfn, spte.place.location());
+            let location = spte.place.location();
+            found.check_mapping(table, pfn, location);
+            if mmu.is_writable(spte.place) {
+                found.check_writer(table, pfn, location);
+            }
             found.is_full().then_some(())
         });
         for pfn in (0..table.len()).map(Pfn::new).filter(|&pfn| !table.is_rmap_empty(pfn)) {
@@ -76,5 +81,60 @@ impl Mmu {
             number += 1;
         }
         None
+    }
+}
+
+impl Mmu {
+    /// What is about to be installed points to the frame in which the page is, does not write what must
+    /// not be written, and was read of the guest's tables after its last flush. The MMU lock is held, the
+    /// entry is in the reverse map, and nothing had overtaken the fault: so whoever takes the page away
+    /// has yet to call here.
+    pub(super) fn check_install(&self, locked: &State, new: Pte, install: &Install<'_>) {
+        let gfn = install.translation.gfn;
+        if let Target::Frame { token, .. } = install.target {
+            let writable = new.contains(Pte::WRITABLE);
+            self.mm.check_mapping(&self.object, gfn, token.pfn(), writable);
+            let is_current = locked.flush_count(install.root) == Some(install.flushes);
+            self.mm.check_translation(&self.object, gfn, token.pfn(), is_current);
+        }
+    }
+
+    /// After a flush of the guest's own, the MMU lock held: the frames of the SPTEs that it cleared are
+    /// exported still. Whoever wanted one of them until now had to call here, and so to wait.
+    pub(super) fn check_zapped(&self, zapped: impl Iterator<Item = Pte>) {
+        zapped.filter_map(|old| self.frame_of(old)).for_each(|pfn| self.mm.check_exported(pfn));
+    }
+
+    pub(super) fn is_writable(&self, place: SptePlace) -> bool {
+        let entry = self.tables.entry(place.page, place.index).load(Ordering::Acquire);
+        Pte::of(entry).contains(Pte::WRITABLE)
+    }
+
+    /// See [`ExportNotifier::still_allows`](crate::export_rmap::ExportNotifier::still_allows).
+    pub(super) fn has_leftovers(&self, page: &LockedPage<'_>, kind: Invalidation) -> bool {
+        let forbidden = match kind {
+            Invalidation::Unmap => Pte::PRESENT,
+            Invalidation::Replace(owner) if owner.object == self.object.number() => Pte::PRESENT,
+            Invalidation::Clean => Pte::WRITABLE,
+            Invalidation::Replace(_) | Invalidation::Recall => return false,
+        };
+        // What processors may still use without an SPTE has been flushed, too.
+        if self.lock().unflushed.contains(&page.pfn()) {
+            return true;
+        }
+        let Some(&client) = self.client.get() else {
+            return false;
+        };
+        let (mut is_left, mut from) = (false, Some(0));
+        while let Some(location) = from.filter(|_| !is_left) {
+            let _state = self.lock();
+            from = page.table().rmap_visit_batch(page.pfn(), client, location, |location| {
+                let place = SptePlace::of_location(location);
+                let spte = self.tables.entry(place.page, place.index);
+                is_left |= Pte::of(spte.load(Ordering::Acquire)).intersects(forbidden);
+                Retain::Keep
+            });
+        }
+        is_left
     }
 }

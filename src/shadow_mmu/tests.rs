@@ -3,4 +3,8 @@
 mod batches;
 mod concurrent;
 mod directed;
+mod hardware;
+mod neighbours;
+mod overtaken;
 mod random;
+mod refused;

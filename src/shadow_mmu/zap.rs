@@ -28,6 +28,7 @@ use std::sync::atomic::Ordering;
 use crate::addr::{Gva, PAGE_SIZE_U64, Pfn};
 use crate::export_rmap::RevokeError;
 use crate::export_rmap::rmap::VISIT_BATCH;
+use crate::host_mm::PausePoint;
 use crate::shadow_mmu::roots::{LEAF_SPAN, Root, RootTables, SptePlace, State, region_of};
 use crate::shadow_mmu::spte::Pte;
 use crate::shadow_mmu::{Mmu, ShadowMmu};
@@ -170,6 +171,7 @@ impl Mmu {
             }
             zapped.push((place, old));
         }
+        self.mm.pause(PausePoint::Zapped);
         if let Err(error) = self.revoke(zapped.iter().map(|&(_, old)| old), &state.unflushed) {
             // Back to what processors may still use, and what the reverse map says.
             for (place, old) in zapped {
@@ -178,6 +180,8 @@ impl Mmu {
             }
             return Err(error);
         }
+        self.mm.pause(PausePoint::ZapFlushed);
+        self.check_zapped(zapped.iter().map(|&(_, old)| old));
         state.unflushed.clear();
         self.counters.guest_flushed.add(zapped.len() as u64);
         for (place, old) in zapped {

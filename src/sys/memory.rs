@@ -184,20 +184,6 @@ pub fn page_words(region: &MmapRegion, offset: usize) -> Option<&[AtomicU64; PAG
     Some(unsafe { &*page })
 }
 
-/// Keeps the kernel from backing the region with huge pages, so that a frame is revoked without
-/// splitting one. Call it before the region is touched, and before it is registered with
-/// userfaultfd.
-///
-/// # Errors
-///
-/// The errno of `madvise`; a kernel without huge pages is no error.
-pub fn no_huge_pages(region: &MmapRegion) -> io::Result<()> {
-    match advise(region, 0, region.size(), libc::MADV_NOHUGEPAGE) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-        other => other,
-    }
-}
-
 /// Whether the kernel drops many ranges of this process in one `process_madvise` (Linux 6.13 and
 /// later).
 #[derive(Debug)]
@@ -337,8 +323,9 @@ fn vectored(
     #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
     {
         let base = region.as_ptr().addr();
-        if ranges.iter().all(|&(offset, len)| recording::note(base + offset, len)) {
-            return Ok(ranges.iter().map(|&(_, len)| len).sum());
+        let noted = ranges.iter().map(|&(offset, len)| recording::note(base + offset, len));
+        if let Some(noted) = noted.collect::<Option<Result<(), Errno>>>() {
+            return noted.map(|()| ranges.iter().map(|&(_, len)| len).sum());
         }
     }
     let mut vector = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; RANGES_PER_CALL];
@@ -365,17 +352,24 @@ fn without_first(mut ranges: &mut [(usize, usize)], mut done: usize) -> &mut [(u
 }
 
 /// `madvise` on a checked range. The advice keeps the content of the mappings that it is used on.
-fn advise(region: &MmapRegion, offset: usize, len: usize, advice: i32) -> io::Result<()> {
+pub(super) fn advise(
+    region: &MmapRegion,
+    offset: usize,
+    len: usize,
+    advice: i32,
+) -> io::Result<()> {
     if len == 0 {
         return Ok(());
     }
     #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
-    if advice == libc::MADV_DONTNEED && recording::note(region.as_ptr().addr() + offset, len) {
-        return Ok(());
+    if advice == libc::MADV_DONTNEED
+        && let Some(noted) = recording::note(region.as_ptr().addr() + offset, len)
+    {
+        return Ok(noted?);
     }
     // SAFETY:
     // 1. The range lies inside the region (callers checked it), which the borrow keeps mapped.
-    // 2. MADV_NOHUGEPAGE changes no content.
+    // 2. MADV_NOHUGEPAGE and MADV_POPULATE_WRITE change no content.
     // 3. MADV_DONTNEED is used only on shared file mappings (callers called `check_shared`): it
     //    drops page-table entries and leaves the file's pages, so the next access finds the same
     //    bytes. Not even an access at the same time, by a Rust reference or a vCPU, can tell; it
@@ -397,7 +391,7 @@ fn check_shared(region: &MmapRegion) -> io::Result<()> {
     Ok(())
 }
 
-fn check_range(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()> {
+pub(super) fn check_range(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()> {
     let inside = offset.checked_add(len).is_some_and(|end| end <= region.size());
     if !inside || !offset.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
         return Err(io::Error::new(

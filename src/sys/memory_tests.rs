@@ -1,15 +1,14 @@
 use std::os::unix::fs::FileExt;
 
-use vm_memory::{Bytes, FileOffset, VolatileMemory};
+use vm_memory::{Bytes, VolatileMemory};
 
 use super::*;
+use crate::sys::small_pages;
 
 fn shared(pages: usize) -> (File, MmapRegion) {
     let bytes = pages * PAGE_SIZE;
     let file = create_memfd("gnomon-test", bytes as u64).unwrap();
-    let region =
-        MmapRegion::from_file(FileOffset::new(file.try_clone().unwrap(), 0), bytes).unwrap();
-    no_huge_pages(&region).unwrap();
+    let region = small_pages::map(file.try_clone().unwrap(), bytes as u64).unwrap();
     (file, region)
 }
 

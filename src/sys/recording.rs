@@ -9,9 +9,19 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use nix::errno::Errno;
+
 thread_local! {
-    /// Addresses discarded by this thread since they were taken; `None` unless it records.
-    static DISCARDED: RefCell<Option<Vec<Range<usize>>>> = const { RefCell::new(None) };
+    /// `None` unless this thread records.
+    static NOTES: RefCell<Option<Notes>> = const { RefCell::new(None) };
+}
+
+#[derive(Debug, Default)]
+struct Notes {
+    /// Addresses discarded since they were taken.
+    discarded: Vec<Range<usize>>,
+    /// What the next discards come to instead.
+    refused: Option<Errno>,
 }
 
 /// As long as it lives, discards of this thread are noted and not made.
@@ -25,27 +35,41 @@ impl Recording {
     /// # Panics
     /// If this thread records already.
     pub(crate) fn start() -> Self {
-        let before = DISCARDED.with(|cell| cell.borrow_mut().replace(Vec::new()));
+        let before = NOTES.with(|cell| cell.borrow_mut().replace(Notes::default()));
         assert!(before.is_none(), "one recording at a time");
         Self { _thread: PhantomData }
     }
 
     /// The addresses discarded since the last call.
     pub(crate) fn take(&self) -> Vec<Range<usize>> {
-        DISCARDED.with(|cell| cell.borrow_mut().as_mut().map(std::mem::take).unwrap_or_default())
+        Self::notes(|notes| std::mem::take(&mut notes.discarded)).unwrap_or_default()
+    }
+
+    /// From now on discards fail with this errno, as the kernel's may, and are not noted; with `None`
+    /// they succeed again.
+    pub(crate) fn refuse(&self, errno: Option<Errno>) {
+        Self::notes(|notes| notes.refused = errno);
+    }
+
+    fn notes<T>(change: impl FnOnce(&mut Notes) -> T) -> Option<T> {
+        NOTES.with(|cell| cell.borrow_mut().as_mut().map(change))
     }
 }
 
 impl Drop for Recording {
     fn drop(&mut self) {
-        DISCARDED.with(|cell| cell.borrow_mut().take());
+        NOTES.with(|cell| cell.borrow_mut().take());
     }
 }
 
-/// Notes a discard; `false` if this thread does not record, so that it is to be made.
-pub(super) fn note(start: usize, len: usize) -> bool {
-    DISCARDED.with(|cell| {
-        let mut cell = cell.borrow_mut();
-        cell.as_mut().map(|discarded| discarded.push(start..start + len)).is_some()
+/// What a discard comes to that is noted or refused; `None` if this thread does not record, so that
+/// it is to be made.
+pub(super) fn note(start: usize, len: usize) -> Option<Result<(), Errno>> {
+    Recording::notes(|notes| {
+        if let Some(errno) = notes.refused {
+            return Err(errno);
+        }
+        notes.discarded.push(start..start + len);
+        Ok(())
     })
 }

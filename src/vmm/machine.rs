@@ -11,12 +11,12 @@ use std::mem::offset_of;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use vm_memory::{AtomicAccess, Bytes, FileOffset, MmapRegion, VolatileMemory};
+use vm_memory::{AtomicAccess, Bytes, MmapRegion, VolatileMemory};
 
 use crate::abi::{self, Control, VcpuCounters};
 use crate::addr::{Gpa, PAGE_SIZE_U64};
 use crate::shadow_mmu::MachineLayout;
-use crate::sys::memory;
+use crate::sys::{memory, small_pages};
 
 use super::error::VmError;
 use super::monitor::MonitorLayout;
@@ -112,12 +112,8 @@ pub(super) fn map_pinned(what: &'static str, bytes: u64) -> Result<Arc<MmapRegio
 /// which takes it away from every vCPU, and the content stays.
 pub(super) fn map_shared(what: &'static str, bytes: u64) -> Result<Arc<MmapRegion>, VmError> {
     let refused = |reason: String| VmError::Map { what, bytes, reason };
-    let size = usize::try_from(bytes).map_err(|error| refused(error.to_string()))?;
-    let file = memory::create_memfd("gnomon-window", bytes);
-    let file = FileOffset::new(file.map_err(|error| refused(error.to_string()))?, 0);
-    let region = MmapRegion::from_file(file, size).map_err(|error| refused(error.to_string()))?;
-    memory::no_huge_pages(&region).map_err(|error| refused(error.to_string()))?;
-    Ok(Arc::new(region))
+    let map = || small_pages::map(memory::create_memfd("gnomon-window", bytes)?, bytes);
+    map().map(Arc::new).map_err(|error| refused(error.to_string()))
 }
 
 /// One vCPU's counters as the guest keeps them in the control block. The guest may write

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t};
 use nix::sys::statvfs::statvfs;
-use vm_memory::{FileOffset, MmapRegion};
+use vm_memory::MmapRegion;
 
 use super::Finding;
 use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
@@ -15,6 +15,7 @@ use crate::cli::limits;
 use crate::cli::values::human_bytes;
 use crate::host_mm::MIN_HOST_MEMORY_BYTES;
 use crate::sys::memory::{ProcessMadvise, create_memfd, discard};
+use crate::sys::small_pages;
 use crate::sys::uffd::{Features, Tripwire, UffdError, uffd_features};
 use crate::sys::uffd_window::Window;
 
@@ -83,8 +84,7 @@ fn memfd_works() -> io::Result<()> {
 }
 
 fn small_memfd() -> io::Result<MmapRegion> {
-    let file = create_memfd("gnomon-doctor", PAGE_SIZE_U64)?;
-    MmapRegion::from_file(FileOffset::new(file, 0), PAGE_SIZE).map_err(io::Error::other)
+    small_pages::map(create_memfd("gnomon-doctor", PAGE_SIZE_U64)?, PAGE_SIZE_U64)
 }
 
 fn memfd(works: io::Result<()>) -> Finding {

@@ -5,6 +5,7 @@
 //! once more, powered off when asked, and no check found anything.
 
 mod course;
+mod observe;
 mod peers;
 mod population;
 mod progress;

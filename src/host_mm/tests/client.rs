@@ -60,12 +60,16 @@ pub(super) struct FakeClient {
     log: Arc<Log>,
     /// Frames that were invalidated and not flushed since.
     unflushed: Mutex<HashSet<Pfn>>,
-    /// Frames that were given to a page although they had not been flushed, and pages whose lock
-    /// was free during their flush.
+    /// What the count of each frame's invalidations was when it was seen last.
+    counts: Mutex<HashMap<Pfn, SequenceToken>>,
+    /// Frames that were given to a page although they had not been flushed, pages whose lock was free
+    /// during their flush, and calls for a page whose invalidation had not begun.
     pub(super) broken_promises: AtomicU64,
     pub(super) flush_fails: AtomicBool,
     /// What overtakes the next fault between its look at the page and its install.
     overtaking: Mutex<Option<Overtaking>>,
+    /// What a processor writes in the last moment in which it may: page and content.
+    last_write: Mutex<Option<(Gfn, Page)>>,
     /// A fault installs although it was overtaken: the rule broken.
     pub(super) installs_late: AtomicBool,
 }
@@ -84,9 +88,11 @@ impl FakeClient {
             processors: (0..processors).map(|_| Mutex::default()).collect(),
             log,
             unflushed: Mutex::default(),
+            counts: Mutex::default(),
             broken_promises: AtomicU64::new(0),
             flush_fails: AtomicBool::new(false),
             overtaking: Mutex::default(),
+            last_write: Mutex::default(),
             installs_late: AtomicBool::new(false),
         }
     }
@@ -94,6 +100,33 @@ impl FakeClient {
     /// Lets `what` happen in the middle of the next fault.
     pub(super) fn overtake_next_fault(&self, what: impl FnOnce() + Send + 'static) {
         *lock(&self.overtaking) = Some(Box::new(what));
+    }
+
+    /// Lets processor 0 write a page as the next flush begins, through what it has cached.
+    pub(super) fn write_at_next_flush(&self, gfn: Gfn, page: Page) {
+        *lock(&self.last_write) = Some((gfn, page));
+    }
+
+    /// Whether the write that was to come has been made.
+    pub(super) fn has_written_last(&self) -> bool {
+        lock(&self.last_write).is_none()
+    }
+
+    fn write_last(&self) {
+        let mut last_write = lock(&self.last_write);
+        let Some((gfn, page)) = last_write.as_ref() else { return };
+        let cached = lock(&self.processors[0]).get(&gfn.as_u64()).copied().unwrap_or(0);
+        if cached & (WRITABLE | DIRTY) == WRITABLE | DIRTY {
+            let offset = usize::try_from(cached & ADDRESS).unwrap();
+            self.view.region().as_volatile_slice().write_slice(page, offset).unwrap();
+            *last_write = None;
+        }
+    }
+
+    /// Notes the count of a locked page's frame; whether it has changed since.
+    fn note_count(&self, page: &LockedPage<'_>) -> bool {
+        let now = page.sequence();
+        lock(&self.counts).insert(page.pfn(), now) != Some(now)
     }
 
     fn must_retry(&self, token: SequenceToken) -> bool {
@@ -190,6 +223,7 @@ impl FakeClient {
             let read_only = page.is_read_only();
             let writable = if read_only { 0 } else { WRITABLE };
             let token = page.sequence();
+            self.note_count(&page);
             let (table, pfn) = (self.object.host_mm().frame_table(), page.pfn());
             // Nobody can be in the middle of taking a frame whose page lock is ours.
             if lock(&self.unflushed).contains(&pfn) {
@@ -251,6 +285,10 @@ impl FakeClient {
 
 impl ExportNotifier for FakeClient {
     fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
+        // A fault that has looked at the page must find that out before it is told of here.
+        if !self.note_count(page) {
+            self.broken_promises.fetch_add(1, Ordering::Relaxed);
+        }
         if kind == Invalidation::Recall {
             // It has mappings and no copies.
             return Harvest::default();
@@ -302,6 +340,7 @@ impl ExportNotifier for FakeClient {
                 source: std::io::Error::from_raw_os_error(libc::ENOMEM),
             });
         }
+        self.write_last();
         let gone: HashSet<u64> = frames.iter().map(|pfn| pfn.byte_offset()).collect();
         for processor in &self.processors {
             lock(processor).retain(|_, spte| !gone.contains(&(*spte & ADDRESS)));

@@ -42,6 +42,32 @@ fn a_write_is_logged_once_by_whomever_it_is_made() {
     rig.assert_sound();
 }
 
+/// More pages than words have bits: each is logged, and no other.
+#[test]
+fn every_page_has_a_bit_of_its_own() {
+    const MANY: u64 = 130;
+    let rig = Rig::new(config(), MANY);
+    let log = DirtyLog::start(rig.object.clone()).unwrap();
+    let all: Vec<_> = (0..MANY).map(gfn).collect();
+    assert_eq!(log.take(gfn(0), MANY).unwrap(), all);
+    for number in 0..MANY {
+        rig.client.write(0, gfn(number), &page(number)).unwrap();
+        // In the frame's flag, then as the object's bit.
+        assert_eq!(log.take(gfn(0), MANY).unwrap(), [gfn(number)]);
+        rig.client.write(0, gfn(number), &page(number + 1)).unwrap();
+        rig.evict(gfn(number));
+        assert_eq!(log.take(gfn(0), MANY).unwrap(), [gfn(number)]);
+    }
+    for first in [0, 62, 63, 64, 127] {
+        (0..MANY).for_each(|number| rig.host_write(gfn(number), &page(number)));
+        let taken: Vec<_> = (first..first + 2).map(gfn).collect();
+        assert_eq!(log.take(gfn(first), 2).unwrap(), taken, "and no others");
+        let left: Vec<_> = all.iter().copied().filter(|gfn| !taken.contains(gfn)).collect();
+        assert_eq!(log.take(gfn(0), MANY).unwrap(), left);
+    }
+    rig.assert_sound();
+}
+
 #[test]
 fn a_write_is_logged_whatever_becomes_of_the_page() {
     let rig = Rig::new(config(), PAGES);

@@ -294,6 +294,45 @@ fn pages_of_the_same_content_are_merged_until_one_is_written() {
     rig.assert_sound();
 }
 
+/// Every byte counts, wherever in the page it is.
+#[test]
+fn pages_that_differ_in_one_byte_are_not_merged() {
+    let rig = Rig::new(config(), 8);
+    for at in [0, 7, 8, 63, 64, 2047, 2048, 4031, 4032, 4087, 4088, 4095] {
+        for base in [page(1), ZEROS] {
+            let mut other = base;
+            other[at] ^= 0x80;
+            for (number, content) in [(0, base), (1, other)] {
+                rig.client.write(0, gfn(number), &content).unwrap();
+            }
+            let [one, two] = [0, 1].map(|number| rig.frame(gfn(number)).unwrap());
+            assert_eq!(rig.mm.merge_frames(one, two).unwrap(), Merged::No, "byte {at}");
+            assert_eq!(rig.mm.merge_zero_frame(two).unwrap(), Merged::No, "byte {at}");
+            rig.evict(gfn(1));
+            assert!(rig.client.read(1, gfn(1)).unwrap() == other, "byte {at}");
+            assert!(rig.client.read(1, gfn(0)).unwrap() == base, "byte {at}");
+        }
+    }
+    rig.assert_sound();
+}
+
+/// Somebody wanted to write it, got a copy, and did not write: that copy is the page's content now, and
+/// stands nowhere else.
+#[test]
+fn a_copy_that_nobody_writes_is_kept_all_the_same() {
+    let (parent, clone) = cloned();
+    drop(parent.object.lock_page_for_write(gfn(2)).unwrap());
+    // The last user of the shared page gets it without a copy, and does not write it either.
+    parent.evict(gfn(2));
+    assert!(parent.client.read(0, gfn(2)).unwrap() == page(2));
+    drop(clone.object.lock_page_for_write(gfn(2)).unwrap());
+    assert_eq!((parent.mm.stats().cow_copies, parent.mm.stats().cow_reuses), (1, 1));
+    clone.evict(gfn(2));
+    assert!(clone.client.read(0, gfn(2)).unwrap() == page(2));
+    parent.assert_sound();
+    clone.assert_sound();
+}
+
 #[test]
 fn a_page_of_zeros_joins_the_shared_zeros() {
     let rig = Rig::new(config(), 8);

@@ -63,9 +63,15 @@ pub(crate) fn config() -> HostMmConfig {
 impl Machine {
     /// On memory of its own, with swap in a file.
     pub(crate) fn new(config: HostMmConfig, shadow_pages: u32) -> Self {
+        Self::with_tables(config, memory::tables(shadow_pages))
+    }
+
+    /// As [`new`](Self::new), with this memory for its shadow pages.
+    pub(crate) fn with_tables(config: HostMmConfig, tables: Arc<MmapRegion>) -> Self {
         let mm = HostMm::new(config).unwrap();
         let view = mm.map_guest_view().unwrap();
-        Self::assemble(mm, view, memory::tables(shadow_pages), memory::window(), shadow_pages)
+        let shadow_pages = u32::try_from(tables.size() as u64 / PAGE_SIZE_U64).unwrap();
+        Self::assemble(mm, view, tables, memory::window(), shadow_pages)
     }
 
     /// On memory that outlives it, with swap in memory, too.

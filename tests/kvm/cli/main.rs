@@ -1,5 +1,6 @@
 //! The built program with guests on real KVM: exit codes, output that goes away, signals, reports.
 
+mod linux;
 #[path = "../common/patience.rs"]
 mod patience;
 #[path = "../common/trial.rs"]
@@ -17,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2};
 use patience::{at_least, until_enough};
 use serde_json::Value;
-use trial::kvm_trial;
+use trial::{kvm_trial, kvm_trial_or_ignore};
 
 /// Each run has two processors' worth of threads.
 const THREADS: usize = 1;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         kvm_trial("boot_outlives_its_readers", boot_outlives_its_readers),
         kvm_trial("boot_ends_at_a_signal", boot_ends_at_a_signal),
         kvm_trial("boot_ends_though_nobody_reads", boot_ends_though_nobody_reads),
+        kvm_trial("output_that_cannot_be_written_is_told", output_that_cannot_be_written_is_told),
         kvm_trial("boot_removes_its_swap_file", boot_removes_its_swap_file),
         kvm_trial("stress_reports_a_clean_run", stress_reports_a_clean_run),
         kvm_trial("stress_sweeps_after_a_signal", stress_sweeps_after_a_signal),
@@ -41,6 +43,11 @@ fn main() -> ExitCode {
         kvm_trial("stress_names_a_corrupt_page", stress_names_a_corrupt_page),
         kvm_trial("stress_counts_a_lost_guest_as_a_failure", stress_counts_a_lost_guest),
         kvm_trial("doctor_says_that_boot_works", doctor_says_that_boot_works),
+        kvm_trial_or_ignore(
+            "stock_kernels_are_refused_where_ring_0_is_emulated",
+            linux::stock_kernels_are_refused_where_ring_0_is_emulated,
+        ),
+        kvm_trial_or_ignore("block_devices_are_disks", linux::block_devices_are_disks),
     ];
     trial::run(trials, THREADS).exit_code()
 }
@@ -121,7 +128,8 @@ fn boot_outlives_its_readers() {
     assert!(line.starts_with("Gnomon test guest"), "{line}");
     drop((console, child.stderr.take()));
     let output = end_of(child);
-    assert_eq!(output.status.code(), Some(0), "the guest's own exit code: {:?}", output.status);
+    let code = output.status.code();
+    assert_eq!(code, Some(1), "the guest powered off, and its console could not be written");
 }
 
 fn boot_ends_at_a_signal() {
@@ -171,6 +179,32 @@ fn boot_ends_though_nobody_reads() {
     assert_eq!(output.status.code(), Some(143), "{summary}");
     assert!(summary.contains("ended by signal"), "{summary}");
     assert!(summary.contains("console could not be written"), "{summary}");
+}
+
+/// A run is not a success if nobody can have what it said.
+fn output_that_cannot_be_written_is_told() {
+    let quick = ["--cmdline", "workload=seq pages=64 ops=1"];
+    let short = ["--duration", "1s", "--invalidate", "none"];
+    for (words, lost) in [([&BOOT[..], &quick], true), ([&STRESS[..], &short], false)] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let child = gnomon(&words).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+        let output = end_of(child);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {said}");
+        let sentence = "cannot write all of its output to standard output: No space left";
+        assert_eq!(said.matches(sentence).count(), 1, "{words:?}: {said}");
+        assert_eq!(said.contains("bytes of the guest's console"), lost, "{words:?}: {said}");
+    }
+    // Closed, not sent to where nobody reads it.
+    let child = Command::new("sh")
+        .args(["-c", r#"exec "$0" "$@" >&-"#, env!("CARGO_BIN_EXE_gnomon")])
+        .args([&BOOT[..], &quick].concat())
+        .stderr(Stdio::piped())
+        .spawn();
+    let output = end_of(child.unwrap());
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("Bad file descriptor"), "{said}");
 }
 
 fn boot_removes_its_swap_file() {
