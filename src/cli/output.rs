@@ -1,7 +1,8 @@
 //! Standard output and error that may go away (`gnomon boot | head -1`).
 //!
 //! Guarantee: a reader that closed its end, or a full disk behind a redirection, loses output and
-//! nothing else: no panic, no signal, no change of the exit code.
+//! nothing else: no panic, no signal, and the run goes on. In the end [`conclude`] says so in a
+//! sentence, and a code that would have been 0 is that of a failure.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -12,22 +13,44 @@ use std::sync::{Arc, Mutex};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 
+use super::EXIT_FAILURE;
 use crate::sync::lock;
+use crate::sys::stdio;
 
 /// A line of what the user asked for, on standard output.
 pub(crate) fn print(text: impl fmt::Display) {
-    // See the module's guarantee.
-    let _ = writeln!(io::stdout().lock(), "{text}");
+    printed(writeln!(io::stdout().lock(), "{text}"));
+}
+
+/// Why standard output lacks something: the first that could not be written to it.
+static LACKING: Mutex<Option<io::Error>> = Mutex::new(None);
+
+/// Something was written to standard output, or could not be.
+pub(crate) fn printed(result: io::Result<()>) {
+    let result = match stdio::stdout_was_closed() {
+        true => Err(Errno::EBADF.into()),
+        false => result,
+    };
+    if let Err(error) = result {
+        lock(&LACKING).get_or_insert(error);
+    }
+}
+
+/// Writes out what standard output still holds, and says whether all of it could be written; returns
+/// the exit code of a run that would end with `code`.
+pub(crate) fn conclude(code: u8) -> u8 {
+    let flushed = io::stdout().lock().flush();
+    let lacking = lock(&LACKING).take().or(flushed.err());
+    let Some(error) = lacking else { return code };
+    note(format_args!(
+        "cannot write all of its output to standard output: {error}; redirect it to where there is room and a reader, or to /dev/null"
+    ));
+    if code == 0 { EXIT_FAILURE } else { code }
 }
 
 /// A line about the run itself, on standard error.
 pub(crate) fn note(text: impl fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "gnomon: {text}");
-}
-
-/// Writes out what standard output still holds of printed lines.
-pub(crate) fn flush() {
-    let _ = io::stdout().lock().flush();
 }
 
 /// How long a console waits for a reader before it looks whether that is still wanted.
@@ -56,6 +79,10 @@ impl StdoutConsole {
 impl Write for StdoutConsole {
     // Past the standard library's buffer: who waits here holds no lock of the process's.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if stdio::stdout_was_closed() {
+            printed(Ok(()));
+            return Err(Errno::EBADF.into());
+        }
         let stdout = io::stdout();
         loop {
             let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
@@ -68,7 +95,11 @@ impl Write for StdoutConsole {
                 // One byte finds room, or an error that says why not; more might have to wait.
                 _ => match nix::unistd::write(stdout.as_fd(), &bytes[..bytes.len().min(1)]) {
                     Err(Errno::EINTR) => {}
-                    other => return Ok(other?),
+                    Ok(count) => return Ok(count),
+                    Err(errno) => {
+                        printed(Err(errno.into()));
+                        return Err(errno.into());
+                    }
                 },
             }
         }

@@ -100,7 +100,7 @@ impl Frame {
     }
 
     /// Whether a thread sleeps for the page lock.
-    #[cfg(all(test, feature = "export-notifier"))]
+    #[cfg(all(test, not(any(loom, shuttle)), feature = "export-notifier"))]
     pub(crate) fn has_waiters(&self) -> bool {
         self.flags().contains(PageFlags::WAITERS)
     }

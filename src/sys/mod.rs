@@ -23,6 +23,7 @@ pub mod signal;
 pub mod slice;
 pub mod small_pages;
 pub mod socket;
+pub mod stdio;
 pub mod terminal;
 pub mod uffd;
 pub mod uffd_window;

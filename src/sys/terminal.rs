@@ -54,9 +54,9 @@ impl Terminal {
         }
         let found = termios::tcgetattr(&self.stdin)?;
         let was_saved = !SAVED.load(Ordering::Acquire).is_null();
-        let is_raw = |flags: LocalFlags| !flags.intersects(LocalFlags::ICANON | LocalFlags::ISIG);
-        // Raw from us, by way of a stop that nobody could do anything about.
-        if !(was_saved && is_raw(found.local_flags)) {
+        let others = LocalFlags::ICANON | LocalFlags::ISIG | LocalFlags::IEXTEN;
+        // Without any of these it is raw from us, by way of a stop that nobody could do anything about.
+        if !was_saved || found.local_flags.intersects(others) {
             save(self.stdin.as_fd(), &found);
         }
         let mut raw = found;

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vm_memory::MmapRegion;
 
@@ -14,7 +14,7 @@ use crate::export_rmap::ClientId;
 use crate::host_mm::{MemoryObject, TripwireWatch};
 use crate::iotlb::Iotlb;
 use crate::shadow_mmu::ShadowMmu;
-use crate::sync::lock;
+use crate::sync::{Patience, lock};
 
 use super::assemble::Shape;
 use super::clone::Birth;
@@ -165,9 +165,9 @@ impl Vm {
 
     /// Whether every thread was done in time.
     fn wait_for_threads(&self, timeout: Option<Duration>) -> bool {
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        self.shared.roster.wait_for_exit(self.threads.len(), timeout)
-            && self.shared.services.wait_for_device(deadline)
+        let mut patience = timeout.map(Patience::new);
+        self.shared.roster.wait_for_exit(self.threads.len(), &mut patience)
+            && self.shared.services.wait_for_device(&mut patience)
     }
 
     /// Asks the guest to finish: it sees the stop flag in the control block, makes its last

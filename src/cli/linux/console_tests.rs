@@ -98,9 +98,9 @@ impl Rig {
         (&self.keyboard).write_all(keys).unwrap();
     }
 
-    /// Shells may use settings of their own to edit lines, but none has Ctrl-C read as a key.
+    /// Shells have settings of their own to edit lines; this is one that they leave alone.
     fn is_raw(&self) -> bool {
-        !tcgetattr(&self.screen).unwrap().local_flags.contains(LocalFlags::ISIG)
+        !tcgetattr(&self.screen).unwrap().local_flags.contains(LocalFlags::IEXTEN)
     }
 
     fn pid(&self) -> Option<Pid> {

@@ -43,6 +43,18 @@ pub(super) enum Trouble {
     Wrong(String),
 }
 
+impl Trouble {
+    /// What has found it, unless a run has to live with it.
+    fn check(&self, injected: &InjectionPlan) -> Option<Check> {
+        match self {
+            Self::Wrong(_) => Some(Check::Observer),
+            Self::Host(error) if is_expected(error, injected) => None,
+            Self::Host(MmError::Swap(SwapError::Checksum { .. })) => Some(Check::SwapChecksum),
+            Self::Host(_) => Some(Check::Run),
+        }
+    }
+}
+
 impl From<MmError> for Trouble {
     fn from(error: MmError) -> Self {
         Self::Host(error)
@@ -73,6 +85,8 @@ struct Live {
     failed_batches: AtomicU64,
     broken: Mutex<Option<String>>,
     wrong: Mutex<Option<String>>,
+    /// What found the first of both.
+    by: Mutex<Option<Check>>,
 }
 
 impl Live {
@@ -186,10 +200,7 @@ impl Storms {
     /// What one of them has come upon first, if anything: that something is not as it must be, or an
     /// error that is neither a lack of swap nor injected.
     pub(crate) fn found(&self) -> Option<Check> {
-        let all = || self.live.iter().chain(&self.observers).map(|(_, live)| live);
-        let wrong = all().any(|live| lock(&live.wrong).is_some());
-        let broken = || all().any(|live| lock(&live.broken).is_some());
-        wrong.then_some(Check::Observer).or_else(|| broken().then_some(Check::Run))
+        self.live.iter().chain(&self.observers).find_map(|(_, live)| *lock(&live.by))
     }
 
     /// Ends them.
@@ -201,6 +212,7 @@ impl Storms {
                 let died = "a storm thread panicked".to_owned();
                 if let Some((_, live)) = self.live.first() {
                     lock(&live.broken).get_or_insert(died);
+                    lock(&live.by).get_or_insert(Check::Run);
                 }
             }
         }
@@ -235,6 +247,9 @@ fn storm(
             }
             Err(error) => {
                 live.failed_batches.fetch_add(1, Ordering::Relaxed);
+                if let Some(check) = error.check(injected) {
+                    lock(&live.by).get_or_insert(check);
+                }
                 match error {
                     Trouble::Wrong(what) => _ = lock(&live.wrong).get_or_insert(what),
                     Trouble::Host(error) if is_expected(&error, injected) => {}
@@ -262,15 +277,17 @@ fn is_lack_of_swap(error: &MmError) -> bool {
     matches!(error, MmError::Swap(SwapError::Full { .. } | SwapError::NoSpace { .. }))
 }
 
-/// Whether a write to swap failed as it was told to: the page stayed, and that is what was asked
+/// Whether swap failed as it was told to: the page stayed where it was, and that is what was asked
 /// for.
 fn is_injected(error: &MmError, injected: &InjectionPlan) -> bool {
-    let MmError::Swap(SwapError::Io { op: SwapOp::Write, source, .. }) = error else {
+    let MmError::Swap(SwapError::Io { op, source, .. }) = error else {
         return false;
     };
-    injected.items.iter().any(|item| {
-        matches!(item.fault, HostFault::SwapWrite(errno)
-            if source.raw_os_error() == Some(errno as i32))
+    let is_it = |errno| source.raw_os_error() == Some(errno as i32);
+    injected.items.iter().any(|item| match item.fault {
+        HostFault::SwapWrite(errno) => *op == SwapOp::Write && is_it(errno),
+        HostFault::SwapRead(errno) => *op == SwapOp::Read && is_it(errno),
+        _ => false,
     })
 }
 

@@ -116,13 +116,21 @@ impl FileDisk {
 fn open_writable(path: &Path, is_device: bool) -> Result<File, DiskError> {
     let claim = if is_device { libc::O_EXCL } else { 0 };
     let opened = OpenOptions::new().read(true).write(true).custom_flags(claim).open(path);
-    opened.map_err(|source| match source.raw_os_error() {
+    let not_writable = |source| DiskError::NotWritable { path: path.to_owned(), source };
+    let file = opened.map_err(|source| match source.raw_os_error() {
         Some(libc::EBUSY) => DiskError::Claimed { path: path.to_owned() },
         Some(libc::EACCES | libc::EPERM | libc::EROFS) if File::open(path).is_ok() => {
-            DiskError::NotWritable { path: path.to_owned(), source }
+            not_writable(source)
         }
         _ => DiskError::open(path, source),
-    })
+    })?;
+    // Not every kernel refuses to open one for writing that takes no writes.
+    if is_device
+        && block_device::is_read_only(&file).map_err(|error| DiskError::open(path, error))?
+    {
+        return Err(not_writable(io::Error::from_raw_os_error(libc::EROFS)));
+    }
+    Ok(file)
 }
 
 /// Whether something on this host has claimed the device, as file systems do.
