@@ -9,8 +9,9 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::values::human_count;
-use super::violations::{Check, Violations};
+use super::violations::{Check, EndCheck, Violations};
 use crate::host_mm::{Audit, HostMm, InjectionCount, InjectionPlan, MemoryObject, When};
+use crate::sys::signal;
 
 /// What is told before a run: a user should not take a fault for the host's own. The seed, only if
 /// anything hangs on it.
@@ -28,8 +29,9 @@ pub(crate) fn announcement(plan: &InjectionPlan) -> Option<String> {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Injected {
     pub(crate) items: Vec<Item>,
-    /// Where the guest's pages were at the end, once nothing was injected any more.
-    pub(crate) pages: Pages,
+    /// Where the guest's pages were at the end, once nothing was injected any more; `None` if nobody
+    /// looked for all of them, since the end was to be quick.
+    pub(crate) pages: Option<Pages>,
     #[serde(skip)]
     /// The first of the lost, a sentence each.
     pub(crate) lost: Vec<String>,
@@ -72,20 +74,22 @@ impl Injected {
             return None;
         }
         mm.end_injection();
-        // A page on its way to swap would be missed.
-        mm.stop_background_reclaim();
         let mut audit = Audit::default();
-        for object in memory {
-            audit.add(object.audit());
+        if !signal::is_stop_asked() {
+            // A page on its way to swap would be missed.
+            mm.stop_background_reclaim();
+            for object in memory {
+                audit.add(object.audit());
+            }
         }
-        Some(Self::new(&counts, &audit))
+        Some(Self::new(&counts, &audit, !signal::is_stop_asked()))
     }
 
-    fn new(counts: &[InjectionCount], audit: &Audit) -> Self {
+    fn new(counts: &[InjectionCount], audit: &Audit, is_whole: bool) -> Self {
         let &Audit { in_frames, in_swap, lost, .. } = audit;
         Self {
             items: counts.iter().map(Item::from).collect(),
-            pages: Pages { in_frames, in_swap, lost },
+            pages: is_whole.then_some(Pages { in_frames, in_swap, lost }),
             lost: audit
                 .first_lost
                 .iter()
@@ -97,7 +101,11 @@ impl Injected {
     /// Adds what is wrong. `ended_early` says that a signal, the user or a failure
     /// ended the run.
     pub(crate) fn add_violations(&self, all: &mut Violations, ended_early: bool) {
-        all.add(Check::SwapChecksum, self.lost.iter().cloned(), self.pages.lost);
+        let lost = self.pages.map_or(0, |pages| pages.lost);
+        all.add(Check::SwapChecksum, self.lost.iter().cloned(), lost);
+        if self.pages.is_none() {
+            all.unchecked.insert(EndCheck::InjectedPages);
+        }
         if all.total > 0 || ended_early {
             return;
         }
@@ -108,7 +116,9 @@ impl Injected {
     /// A line for each item, and one for the pages.
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = self.items.iter().map(Item::line).collect();
-        let Pages { in_frames, in_swap, lost } = self.pages;
+        let Some(Pages { in_frames, in_swap, lost }) = self.pages else {
+            return lines;
+        };
         lines.push(format!(
             "guest's pages at the end: {} in frames, {} read back from swap, {} lost",
             human_count(in_frames),
@@ -169,7 +179,7 @@ mod tests {
     fn injected(struck: u64, audit: &Audit) -> Injected {
         let when = When::Once(NonZeroU64::new(9).unwrap());
         let item = Injection { fault: HostFault::ShortWrite, when };
-        Injected::new(&[InjectionCount { item, calls: 1234, struck }], audit)
+        Injected::new(&[InjectionCount { item, calls: 1234, struck }], audit, true)
     }
 
     fn violations(injected: &Injected, ended_early: bool) -> Violations {

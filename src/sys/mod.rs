@@ -15,6 +15,8 @@ pub(crate) mod foreign;
 #[cfg(test)]
 pub(crate) mod generous;
 pub mod memory;
+pub mod names;
+pub mod pagemap;
 #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
 pub(crate) mod recording;
 pub mod signal;
@@ -22,5 +24,6 @@ pub mod slice;
 pub mod small_pages;
 pub mod socket;
 pub mod terminal;
+pub mod threads;
 pub mod uffd;
 pub mod uffd_window;

@@ -21,7 +21,7 @@ use crate::addr::{Gfn, PAGE_SIZE};
 use crate::peer::protocol::{
     Closing, MAX_NAMED_SLOTS, MAX_REQUESTS, MESSAGE_BYTES, NotAMessage, Reply, ReplyReader, Request,
 };
-use crate::sys::{small_pages, socket};
+use crate::sys::{signal, small_pages, socket};
 use slots::Slots;
 pub use slots::{Findings, TORN_LIMIT};
 
@@ -139,8 +139,13 @@ impl Client {
     pub fn on(socket: UnixStream, config: ClientConfig) -> Result<Self, ClientError> {
         socket.set_read_timeout(Some(HELLO_LIMIT)).map_err(failed("set up the socket"))?;
         let mut hello = [0; MESSAGE_BYTES];
-        let received = socket::receive_with_file(&socket, &mut hello);
-        let (count, file) = received.map_err(failed("receive the server's hello"))?;
+        let (count, file) = loop {
+            match socket::receive_with_file(&socket, &mut hello) {
+                // Not begun anew by the kernel, since it has a time limit.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                received => break received.map_err(failed("receive the server's hello"))?,
+            }
+        };
         if count == 0 {
             return Err(ClientError::Vanished);
         }
@@ -198,6 +203,10 @@ impl Client {
         while begun.elapsed() < GOODBYE_LIMIT {
             if let Some(why) = self.turn()? {
                 self.slots.closed(why);
+                return Ok(());
+            }
+            if signal::is_patience_over() {
+                // It has to go without a good-bye.
                 return Ok(());
             }
         }
@@ -343,6 +352,12 @@ impl Client {
         while !bytes.is_empty() {
             match (&self.socket).write(bytes) {
                 Ok(count) => bytes = &bytes[count..],
+                // To a server that has stopped to read nothing is said at the end.
+                Err(error)
+                    if error.kind() == ErrorKind::WouldBlock && signal::is_patience_over() =>
+                {
+                    return Ok(());
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     let mut watched = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
                     let _ = poll(&mut watched, PollTimeout::from(100u16));
