@@ -10,6 +10,8 @@ pub mod abi;
 pub mod addr;
 #[cfg(not(any(loom, shuttle)))]
 pub mod cli;
+#[cfg(not(any(loom, shuttle)))]
+mod compressed;
 mod counters;
 #[cfg(not(any(loom, shuttle)))]
 pub mod direct_mmu;

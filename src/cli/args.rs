@@ -3,6 +3,8 @@
 //! What a value means for this host (does the file exist, does KVM run so many vCPUs, does swap
 //! suffice) is the second stage's matter, in [`config`](super::config).
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,7 +20,7 @@ use super::values::{
 use crate::host_mm::{Injection, ReclaimPolicy, Sabotage};
 use crate::vmm::HostKind;
 
-const EXIT_CODES: &str = "Exit codes: 0 success; 1 failure, or violations found; 2 a command line that cannot be run; 128 + N ended by signal N. boot: the guest's own.";
+const EXIT_CODES: &str = "Exit codes: 0 success; 1 failure, violations found, or output that could not be written; 2 a command line that cannot be run; 128 + N ended by signal N. boot: the guest's own.";
 
 /// Runs guests on KVM with their memory rationed, swapped and translated by Gnomon itself.
 #[derive(Debug, Parser)]
@@ -77,16 +79,17 @@ pub(crate) struct BootArgs {
     /// Command line of the guest
     #[arg(long, value_name = "STR", allow_hyphen_values = true)]
     pub(crate) cmdline: Option<String>,
-    /// Kernel to boot: a Linux bzImage or vmlinux, or an ELF image that keeps to the guest ABI
+    /// Kernel to boot: a Linux bzImage or vmlinux, or an ELF image that keeps to the guest ABI; may be
+    /// compressed by gzip or zstd
     /// [default: the built-in test guest]
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: Option<PathBuf>,
     /// Linux: initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub(crate) initrd: Option<PathBuf>,
-    /// Linux: raw image of a disk, /dev/vda and so on; with ,ro only to be read, by
-    /// default ,rw. May be given again
-    #[arg(long, value_name = "FILE[,ro|,rw]")]
+    /// Linux: raw image of a disk or a block device, /dev/vda and so on; with ,ro only to be read, by
+    /// default ,rw; with ,raw also if it looks like an image of another format. May be given again
+    #[arg(long, value_name = "FILE[,ro|,rw][,raw]")]
     pub(crate) disk: Vec<DiskArg>,
     /// Linux: give the guest a balloon, by which pages that it frees leave their frames at once
     #[arg(long)]
@@ -350,6 +353,35 @@ pub(crate) fn description_of(value: impl ValueEnum) -> String {
     help.map_or_else(String::new, ToString::to_string)
 }
 
+/// The command line of these words. What begins with a minus and a digit is the value of the option
+/// before it, with a unit, too: clap takes `-1s` for options of one letter.
+///
+/// # Errors
+/// As clap: see [`complaint`].
+pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let mut joined: Vec<OsString> = Vec::new();
+    for word in words {
+        match joined.last_mut() {
+            Some(option) if is_option(option) && is_negative(&word) => {
+                option.push("=");
+                option.push(word);
+            }
+            _ => joined.push(word),
+        }
+    }
+    Cli::try_parse_from(joined)
+}
+
+/// Whether a word is an option whose value is another word, if it has one.
+fn is_option(word: &OsStr) -> bool {
+    let bytes = word.as_bytes();
+    bytes.len() > 2 && bytes.starts_with(b"--") && !bytes.contains(&b'=')
+}
+
+fn is_negative(word: &OsStr) -> bool {
+    matches!(word.as_bytes(), [b'-', digit, ..] if digit.is_ascii_digit())
+}
+
 /// What clap has to say about a command line, in one sentence; `None` if it is help or the version
 /// that the user asked for.
 pub(crate) fn complaint(error: &clap::Error) -> Option<String> {
@@ -409,8 +441,8 @@ mod tests {
     use super::*;
 
     fn complaint_about(words: &[&str]) -> String {
-        let words = ["gnomon"].iter().chain(words);
-        complaint(&Cli::try_parse_from(words).unwrap_err()).unwrap()
+        let words = ["gnomon"].iter().chain(words).map(OsString::from);
+        complaint(&parse(words).unwrap_err()).unwrap()
     }
 
     fn stress(words: &[&str]) -> StressArgs {
@@ -474,7 +506,7 @@ mod tests {
 
     #[test]
     fn bad_values_are_one_sentence_with_the_value_and_the_remedy() {
-        let cases: [(&[&str], &[&str]); 12] = [
+        let cases: [(&[&str], &[&str]); 16] = [
             (&["stress", "--dma", "101"], &["--dma \"101\"", "0 to 100"]),
             (&["boot", "--memory", "12Q"], &["--memory \"12Q\"", "such as 256M"]),
             (&["boot", "--memory", "0"], &["--memory \"0\"", "give at least 4K"]),
@@ -483,6 +515,10 @@ mod tests {
             (&["stress", "--vms", "0"], &["--vms \"0\"", "1 to 64"]),
             (&["stress", "--churn", "1"], &["--churn \"1\"", "such as 30s"]),
             (&["stress", "--duration", "30"], &["--duration \"30\"", "such as 30s"]),
+            (&["stress", "--duration", "-1s"], &["--duration \"-1s\"", "below 0", "such as 30s"]),
+            (&["stress", "--churn", "-2m"], &["--churn \"-2m\"", "below 0"]),
+            (&["boot", "--memory", "-1M"], &["--memory \"-1M\"", "such as 256M"]),
+            (&["stress", "--rate", "-5/s"], &["--rate \"-5/s\"", "such as 20000/s"]),
             (&["stress", "--rate", "0/s"], &["--rate \"0/s\"", "--invalidate none"]),
             (&["stress", "--seed", "x"], &["--seed \"x\"", "whole number"]),
             (

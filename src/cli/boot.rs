@@ -1,7 +1,8 @@
 //! `gnomon boot`: a guest with its console on standard output.
 //!
-//! Guarantee: the exit code is the guest's own, or says that it was stopped by a signal or that the
-//! run failed; a summary on standard error tells how it went, and what was not checked for a signal.
+//! Guarantee: the exit code is the guest's own, or says that it was stopped by a signal, that the run
+//! failed or that its console could not be written; a summary on standard error tells how it went, and
+//! what was not checked for a signal.
 
 use std::time::{Duration, Instant};
 

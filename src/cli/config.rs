@@ -5,9 +5,7 @@
 //! read and looked at, none is left behind.
 
 use std::borrow::Cow;
-use std::fs::{self, File};
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::ValueEnum;
@@ -15,6 +13,7 @@ use clap::ValueEnum;
 use super::args::{
     BootArgs, HostArgs, Invalidate, PolicyName, SabotageName, StressArgs, Workload, name_of,
 };
+use super::kernel_file;
 use super::limits::{self, HostLimits};
 use super::paging::{self, Paging};
 use super::report::json;
@@ -25,12 +24,15 @@ use crate::host_mm::{
 };
 use crate::peer::server::check_path;
 use crate::sys::names::folder_of;
-use crate::vmm::boot::{MAX_IMAGE_BYTES, TEST_GUEST};
+use crate::vmm::boot::TEST_GUEST;
 use crate::vmm::linux::KernelKind;
 use crate::vmm::{HostKind, VmConfig};
 
 /// Least memory of a guest: below it there is room for hardly more than its kernel.
 const MIN_MEMORY_BYTES: u64 = 16 << 20;
+/// Memory of the test guest that all its vCPUs share, and that of each.
+const TEST_GUEST_BYTES: u64 = 2 << 20;
+const TEST_GUEST_VCPU_BYTES: u64 = 432 << 10;
 /// Size of swap that nobody chose, unless the guest is larger.
 const DEFAULT_SWAP_BYTES: u64 = 1 << 30;
 /// Most bytes of a command line, without its NUL.
@@ -95,7 +97,7 @@ pub(crate) fn boot(args: &BootArgs, limits: &HostLimits) -> Result<MachineConfig
     refuse_peer_faults(&args.host, "boot serves no peers: use stress --export-socket")?;
     let (kernel, default_cmdline) = match &args.kernel {
         None => (Cow::Borrowed(TEST_GUEST), "mode=boot"),
-        Some(path) => (Cow::Owned(read_kernel(path)?), ""),
+        Some(path) => (Cow::Owned(kernel_file::read_kernel(path)?), ""),
     };
     let cmdline = args.cmdline.as_deref().unwrap_or(default_cmdline);
     check_cmdline(cmdline)?;
@@ -243,6 +245,10 @@ pub(crate) fn machine(
     seed: u64,
 ) -> Result<MachineConfig, UsageError> {
     check_sizes(sizes, limits)?;
+    // Only the built-in guest is borrowed.
+    if matches!(kernel, Cow::Borrowed(_)) {
+        check_test_guest(sizes)?;
+    }
     let memory_bytes = sizes.memory.bytes();
     let paging = Paging::resolve(host.paging, &kernel, memory_bytes);
     if paging != Paging::Shadow {
@@ -292,6 +298,20 @@ fn check_sizes(sizes: &Sizes, limits: &HostLimits) -> Result<(), UsageError> {
     {
         refuse!(
             "--vcpus {vcpus} is more than this host's KVM runs in one guest: give at most {most}"
+        );
+    }
+    Ok(())
+}
+
+/// What the test guest needs for its stacks, tables and least work set, as measured: 388 pages, and 107
+/// for each vCPU.
+fn check_test_guest(sizes: &Sizes) -> Result<(), UsageError> {
+    let &Sizes { memory, vcpus, .. } = sizes;
+    let needed = TEST_GUEST_BYTES + vcpus as u64 * TEST_GUEST_VCPU_BYTES;
+    let least = size(needed.next_multiple_of(1 << 20));
+    if memory < least {
+        refuse!(
+            "--memory {memory} is too little for the test guest with {vcpus} vCPUs: give at least {least}, or fewer --vcpus"
         );
     }
     Ok(())
@@ -367,56 +387,6 @@ pub(crate) fn check_cmdline(cmdline: &str) -> Result<(), UsageError> {
         refuse!("--cmdline has a NUL at byte {at}, where it would end: leave it out");
     }
     Ok(())
-}
-
-/// What to do about a file that is too large for whatever could be changed.
-pub(crate) const NAME_A_SMALLER_ONE: &str = "name a smaller one";
-
-/// Reads a kernel image, of which only the size is checked here.
-pub(crate) fn read_kernel(path: &Path) -> Result<Vec<u8>, UsageError> {
-    read_file("--kernel", path, MAX_IMAGE_BYTES, |_| NAME_A_SMALLER_ONE)
-}
-
-/// Reads the file that an option names, of at most `max` bytes. What to do about one that has so
-/// many bytes says `advice`.
-pub(crate) fn read_file(
-    option: &str,
-    path: &Path,
-    max: u64,
-    advice: impl Fn(u64) -> &'static str,
-) -> Result<Vec<u8>, UsageError> {
-    let shown = path.display();
-    let unreadable = |error: std::io::Error| {
-        let advice = match error.kind() {
-            std::io::ErrorKind::NotFound => "check the path",
-            std::io::ErrorKind::PermissionDenied => "give this user the right to read it",
-            _ => "name another file",
-        };
-        UsageError(format!("{option} {shown} cannot be read: {error}; {advice}"))
-    };
-    // Looked at before it is opened: opening a FIFO would wait.
-    let metadata = fs::metadata(path).map_err(unreadable)?;
-    if !metadata.is_file() {
-        refuse!("{option} {shown} is not a file: name another one");
-    }
-    let too_big = |bytes: u64| {
-        UsageError(format!(
-            "{option} {shown} has {bytes} bytes, more than the {} that it may have: {}",
-            size(max),
-            advice(bytes)
-        ))
-    };
-    if metadata.len() > max {
-        return Err(too_big(metadata.len()));
-    }
-    let mut contents = Vec::new();
-    let file = File::open(path).map_err(unreadable)?;
-    // The file may grow while it is read.
-    file.take(max.saturating_add(1)).read_to_end(&mut contents).map_err(unreadable)?;
-    if contents.len() as u64 > max {
-        return Err(too_big(contents.len() as u64));
-    }
-    Ok(contents)
 }
 
 fn without_repeats<T: Copy + PartialEq>(list: &[T]) -> Vec<T> {

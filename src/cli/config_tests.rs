@@ -2,9 +2,12 @@
 
 use clap::Parser;
 
+use std::fs::{self, File};
+
 use super::*;
 use crate::cli::args::{Cli, Command};
 use crate::host_mm::Sabotage;
+use crate::vmm::boot::MAX_IMAGE_BYTES;
 
 fn limits() -> HostLimits {
     HostLimits { max_vcpus: Some(8), available_bytes: Some(1 << 40) }
@@ -263,4 +266,21 @@ fn what_is_about_the_window_wants_direct_paging() {
     ] {
         assert_says(&stress_refusal(words), &["--paging direct"]);
     }
+}
+
+#[test]
+fn the_test_guest_has_memory_for_each_of_its_processors() {
+    let refused = |vcpus, memory_mib: u64| {
+        let sizes =
+            Sizes { memory: size(memory_mib << 20), host_memory: size(4 << 20), vcpus, vms: 1 };
+        check_test_guest(&sizes).map_err(|error| error.to_string())
+    };
+    assert_says(
+        &refused(255, 32).unwrap_err(),
+        &["--memory 32M", "255 vCPUs", "give at least 110M, or fewer --vcpus"],
+    );
+    assert_eq!((refused(255, 110), refused(33, 16)), (Ok(()), Ok(())));
+    assert_says(&refused(34, 16).unwrap_err(), &["give at least 17M"]);
+    // Guests that are not built in know what they need.
+    try_boot(&["--vcpus", "8", "--memory", "16M"]).unwrap();
 }

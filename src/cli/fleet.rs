@@ -116,6 +116,8 @@ pub(crate) struct Fleet {
     done: Done,
     latency: FaultLatency,
     found: Violations,
+    /// What [`check_running`](Self::check_running) has found.
+    differences: u64,
     oracle: u64,
     records: Vec<Record>,
     lines: Vec<String>,
@@ -142,6 +144,7 @@ impl Fleet {
             done: Done::default(),
             latency: FaultLatency::default(),
             found: Violations::default(),
+            differences: 0,
             oracle: 0,
             records: Vec::new(),
             lines: Vec::new(),
@@ -225,6 +228,29 @@ impl Fleet {
             self.members.iter().all(|member| member.outcome.is_some()).then_some(())
         };
         ending::wait_for(timeout, all_ended).is_some()
+    }
+
+    /// Compares reverse maps with what is mapped while the guests work, then takes the shadow pages of
+    /// one of them back. Whatever was known of its mappings alone must be known elsewhere by then.
+    ///
+    /// # Errors
+    /// As [`AnyVm::recycle`].
+    pub(crate) fn check_and_recycle(&mut self, turn: usize) -> Result<(), VmError> {
+        let running: Vec<_> =
+            self.members.iter().filter(|member| member.outcome.is_none()).collect();
+        let differences: Vec<String> =
+            running.iter().flat_map(|member| member.vm.check_running()).collect();
+        if let Some(member) = running.get(turn % running.len().max(1)) {
+            member.vm.recycle()?;
+        }
+        self.differences = self.differences.saturating_add(differences.len() as u64);
+        self.found.add(Check::ReverseMap, differences, 0);
+        Ok(())
+    }
+
+    /// What comparisons of reverse maps have found while guests worked.
+    pub(crate) fn differences(&self) -> u64 {
+        self.differences
     }
 
     /// Lets go of a member that has ended.

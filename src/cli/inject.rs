@@ -13,7 +13,7 @@ use crate::host_mm::{HostFault, Injection, When};
 /// Every item, as it is written.
 macro_rules! items {
     () => {
-        "swap-write=ERRNO@WHEN, swap-read=ERRNO@WHEN, swap-full[@N], short-write@WHEN, slow-notifier=MS[@WHEN], slow-device=MS[@WHEN], frame-enomem=P, eintr[=P], peer-hang[@N], peer-kill[@N]"
+        "swap-write=ERRNO@WHEN, swap-read=ERRNO@WHEN, swap-full[@N], short-write@WHEN, slow-notifier=MS[@WHEN], slow-device=MS[@WHEN], frame-enomem=P, eintr[=P], pause[=P], peer-hang[@N], peer-kill[@N]"
     };
 }
 
@@ -35,6 +35,8 @@ const ERRNOS: [(&str, Errno); 4] = [
 const MAX_SLOWNESS_MS: u64 = 10_000;
 /// How often calls are interrupted unless it is said.
 const DEFAULT_EINTR: f64 = 0.1;
+/// How often there is a pause at a point of the protocol unless it is said.
+const DEFAULT_PAUSE: f64 = 0.02;
 
 /// What is wrong with an item.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -115,6 +117,10 @@ pub(crate) fn parse_injection(text: &str) -> Result<Injection, InjectError> {
             (HostFault::Eintr, When::Chance(DEFAULT_EINTR))
         }
         "eintr" => (HostFault::Eintr, only_chance("eintr", value, when)?),
+        "pause" if value.is_none() && when.is_none() => {
+            (HostFault::Pause, When::Chance(DEFAULT_PAUSE))
+        }
+        "pause" => (HostFault::Pause, only_chance("pause", value, when)?),
         "peer-hang" => {
             no_value("peer-hang", value)?;
             (
@@ -244,6 +250,7 @@ mod tests {
         assert_eq!(parsed("swap-full@9"), parsed("swap-full@9+"), "full stays full");
         assert_eq!(parsed("slow-notifier=5"), parsed("slow-notifier=5@1+"));
         assert_eq!(parsed("eintr").when, When::Chance(DEFAULT_EINTR));
+        assert_eq!(parsed("pause").when, When::Chance(DEFAULT_PAUSE));
         assert_eq!(parsed("peer-hang@9"), parsed("peer-hang@9+"), "it does not recover");
         assert_eq!(parsed("peer-hang"), parsed("peer-hang@1+"));
         assert_eq!(parsed("peer-kill"), parsed("peer-kill@1"));
@@ -282,6 +289,8 @@ mod tests {
             ("frame-enomem=nan", &["probability"]),
             ("frame-enomem=0.1@5", &["frame-enomem takes a probability"]),
             ("eintr=2", &["eintr takes a probability"]),
+            ("pause=1", &["pause takes a probability"]),
+            ("pause@5", &["pause takes a probability"]),
             ("peer-hang=1", &["peer-hang takes no value"]),
             ("peer-hang@0", &["such as peer-hang@100"]),
             ("peer-kill@0.5", &["such as peer-kill@100"]),

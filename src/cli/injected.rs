@@ -10,7 +10,9 @@ use serde::Serialize;
 
 use super::values::human_count;
 use super::violations::{Check, EndCheck, Violations};
-use crate::host_mm::{Audit, HostMm, InjectionCount, InjectionPlan, MemoryObject, When};
+use crate::host_mm::{
+    Audit, HostFault, HostMm, InjectionCount, InjectionPlan, MemoryObject, PauseCount, When,
+};
 use crate::sys::signal;
 
 /// What is told before a run: a user should not take a fault for the host's own. The seed, only if
@@ -29,6 +31,8 @@ pub(crate) fn announcement(plan: &InjectionPlan) -> Option<String> {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Injected {
     pub(crate) items: Vec<Item>,
+    /// How often each point of the protocol was passed and paused at, with an item `pause`.
+    pub(crate) pauses: Vec<Pause>,
     /// Where the guest's pages were at the end, once nothing was injected any more; `None` if nobody
     /// looked for all of them, since the end was to be quick.
     pub(crate) pages: Option<Pages>,
@@ -50,6 +54,14 @@ pub(crate) struct Item {
     pub(crate) kind: &'static str,
     #[serde(skip)]
     pub(crate) advice: &'static str,
+}
+
+/// A point of the protocol.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Pause {
+    pub(crate) point: &'static str,
+    pub(crate) passed: u64,
+    pub(crate) paused: u64,
 }
 
 /// The guest's pages by where they are.
@@ -82,16 +94,21 @@ impl Injected {
                 audit.add(object.audit());
             }
         }
-        Some(Self::new(&counts, &audit, !signal::is_stop_asked()))
+        let audit = (!signal::is_stop_asked()).then_some(audit);
+        Some(Self::new(&counts, &mm.pauses(), audit.as_ref()))
     }
 
-    fn new(counts: &[InjectionCount], audit: &Audit, is_whole: bool) -> Self {
-        let &Audit { in_frames, in_swap, lost, .. } = audit;
+    /// Without an audit nobody has looked for all pages.
+    fn new(counts: &[InjectionCount], pauses: &[PauseCount], audit: Option<&Audit>) -> Self {
+        let pages =
+            |&Audit { in_frames, in_swap, lost, .. }: &Audit| Pages { in_frames, in_swap, lost };
+        let pages = audit.map(pages);
+        let first_lost = audit.map_or(&[][..], |audit| &audit.first_lost);
         Self {
             items: counts.iter().map(Item::from).collect(),
-            pages: is_whole.then_some(Pages { in_frames, in_swap, lost }),
-            lost: audit
-                .first_lost
+            pauses: pauses.iter().map(Pause::from).collect(),
+            pages,
+            lost: first_lost
                 .iter()
                 .map(|(gfn, error)| format!("I2: guest frame {gfn} is lost in swap: {error}"))
                 .collect(),
@@ -116,6 +133,11 @@ impl Injected {
     /// A line for each item, and one for the pages.
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = self.items.iter().map(Item::line).collect();
+        let told = self.pauses.iter().filter(|pause| pause.passed > 0).map(Pause::told);
+        let told: Vec<String> = told.collect();
+        if !told.is_empty() {
+            lines.push(format!("pauses by point, of so many passings: {}", told.join(", ")));
+        }
         let Some(Pages { in_frames, in_swap, lost }) = self.pages else {
             return lines;
         };
@@ -129,6 +151,19 @@ impl Injected {
     }
 }
 
+impl From<&PauseCount> for Pause {
+    fn from(count: &PauseCount) -> Self {
+        let &PauseCount { point, passed, paused } = count;
+        Self { point: point.name(), passed, paused }
+    }
+}
+
+impl Pause {
+    fn told(&self) -> String {
+        format!("{} {} of {}", self.point, human_count(self.paused), human_count(self.passed))
+    }
+}
+
 impl From<&InjectionCount> for Item {
     fn from(count: &InjectionCount) -> Self {
         Self {
@@ -136,9 +171,11 @@ impl From<&InjectionCount> for Item {
             calls: count.calls,
             struck: count.struck,
             kind: count.item.fault.calls(),
-            advice: match count.item.fault.concerns_peers() {
-                true => "let gnomon peer stay for longer, or have it hold more pages",
-                false => "run longer with more memory than host memory",
+            advice: match count.item.fault {
+                HostFault::PeerHang | HostFault::PeerKill => {
+                    "let gnomon peer stay for longer, or have it hold more pages"
+                }
+                _ => "run longer with more memory than host memory",
             },
         }
     }
@@ -174,12 +211,12 @@ mod tests {
     use crate::addr::{Gfn, SwapSlot};
     use crate::cli::violations::Violation;
     use crate::host_mm::swap::SwapError;
-    use crate::host_mm::{HostFault, Injection};
+    use crate::host_mm::{HostFault, Injection, PausePoint};
 
     fn injected(struck: u64, audit: &Audit) -> Injected {
         let when = When::Once(NonZeroU64::new(9).unwrap());
         let item = Injection { fault: HostFault::ShortWrite, when };
-        Injected::new(&[InjectionCount { item, calls: 1234, struck }], audit, true)
+        Injected::new(&[InjectionCount { item, calls: 1234, struck }], &[], Some(audit))
     }
 
     fn violations(injected: &Injected, ended_early: bool) -> Violations {
@@ -209,6 +246,16 @@ mod tests {
         assert!(lines[1].contains("1,000 in frames, 5 read back from swap, 0 lost"), "{lines:?}");
         let lines = injected(0, &audit).lines();
         assert!(lines[0].contains("short-write@9: never struck, in 1,234"), "{lines:?}");
+    }
+
+    #[test]
+    fn pauses_are_told_by_point() {
+        let point = |point, passed, paused| PauseCount { point, passed, paused };
+        let points = [point(PausePoint::Counted, 2000, 31), point(PausePoint::SlotFreed, 0, 0)];
+        let injected = Injected::new(&[], &points, Some(&Audit::default()));
+        let lines = injected.lines();
+        assert_eq!(lines[0], "pauses by point, of so many passings: counted 31 of 2,000");
+        assert_eq!((lines.len(), injected.pauses[1].point), (2, "slot-freed"));
     }
 
     #[test]

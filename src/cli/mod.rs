@@ -4,7 +4,7 @@
 //! on standard error for each thing that is wrong, never with a panic; nothing is created or
 //! changed on the host before the whole command line has been accepted.
 //!
-//! Exit codes: 0 for success, 1 for a failure or violations found, 2 for a command line that cannot
+//! Exit codes: 0 for success, 1 for a failure, violations found or output that could not be written, 2 for a command line that cannot
 //! be run, 128 + N after signal N, and from `boot` whatever the guest says.
 
 mod args;
@@ -13,8 +13,10 @@ mod config;
 mod doctor;
 mod ending;
 mod fleet;
+mod hint;
 mod inject;
 mod injected;
+mod kernel_file;
 mod limits;
 mod linux;
 mod machine;
@@ -29,9 +31,7 @@ mod violations;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use args::{BootArgs, Cli, Command};
+use args::{BootArgs, Command};
 use config::UsageError;
 use limits::HostLimits;
 
@@ -42,20 +42,19 @@ const EXIT_FAILURE: u8 = 1;
 
 /// Runs the command line `words`, the program's name first, and returns the process's exit code.
 pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let code = match Cli::try_parse_from(words) {
+    let code = match args::parse(words) {
         Ok(cli) => execute(cli.command),
         Err(error) => complain(&error),
     };
-    output::flush();
-    ExitCode::from(code)
+    ExitCode::from(output::conclude(code))
 }
 
 /// Prints help, the version, or the one sentence that says what is wrong.
 fn complain(error: &clap::Error) -> u8 {
     match args::complaint(error) {
         None => {
-            // Styled where standard output is a terminal; a closed one loses the help.
-            let _ = error.print();
+            // Styled where standard output is a terminal.
+            output::printed(error.print());
             0
         }
         Some(sentence) => {
@@ -78,7 +77,7 @@ fn execute(command: Command) -> u8 {
         Ok(code) => code,
         Err(error) => {
             // Every error of the layers below carries its cause in its own message.
-            output::note(&error);
+            output::note(format_args!("{error}{}", hint::of(&error)));
             if error.is::<UsageError>() { EXIT_USAGE } else { EXIT_FAILURE }
         }
     }

@@ -1,8 +1,9 @@
 //! Standard output and error that may go away (`gnomon boot | head -1`).
 //!
 //! Guarantee: a reader that closed its end, or a full disk behind a redirection, loses output and
-//! nothing else: no panic, no signal, no change of the exit code. One that has stopped to read holds a
-//! run up, but not the end that a signal asks for.
+//! nothing else: no panic, no signal, and the run goes on. In the end [`conclude`] says so in a
+//! sentence, and a code that would have been 0 is that of a failure. One that has stopped to read holds
+//! a run up, but not the end that a signal asks for.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -13,14 +14,42 @@ use std::sync::{Arc, Mutex};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 
+use super::EXIT_FAILURE;
 use crate::sync::lock;
-use crate::sys::signal;
+use crate::sys::{signal, stdio};
 
 /// A line of what the user asked for, on standard output.
 pub(crate) fn print(text: impl fmt::Display) {
     let mut stdout = io::stdout().lock();
-    // See the module's guarantee. What is in the buffer came first.
-    let _ = stdout.flush().and_then(|()| write_patiently(stdout.as_fd(), &format!("{text}\n")));
+    // What is in the buffer came first.
+    let result = stdout.flush();
+    printed(result.and_then(|()| write_patiently(stdout.as_fd(), &format!("{text}\n"))));
+}
+
+/// Why standard output lacks something: the first that could not be written to it.
+static LACKING: Mutex<Option<io::Error>> = Mutex::new(None);
+
+/// Something was written to standard output, or could not be.
+pub(crate) fn printed(result: io::Result<()>) {
+    let result = match stdio::stdout_was_closed() {
+        true => Err(Errno::EBADF.into()),
+        false => result,
+    };
+    if let Err(error) = result {
+        lock(&LACKING).get_or_insert(error);
+    }
+}
+
+/// Writes out what standard output still holds, and says whether all of it could be written; returns
+/// the exit code of a run that would end with `code`.
+pub(crate) fn conclude(code: u8) -> u8 {
+    let flushed = io::stdout().lock().flush();
+    let lacking = lock(&LACKING).take().or(flushed.err());
+    let Some(error) = lacking else { return code };
+    note(format_args!(
+        "cannot write all of its output to standard output: {error}; redirect it to where there is room and a reader, or to /dev/null"
+    ));
+    if code == 0 { EXIT_FAILURE } else { code }
 }
 
 /// A line about the run itself, on standard error.
@@ -83,11 +112,6 @@ fn write_some(
     }
 }
 
-/// Writes out what standard output still holds of printed lines.
-pub(crate) fn flush() {
-    let _ = io::stdout().lock().flush();
-}
-
 /// How long a writer waits for a reader before it looks whether that is still wanted.
 const PATIENCE_MS: u16 = 50;
 
@@ -114,9 +138,23 @@ impl StdoutConsole {
 impl Write for StdoutConsole {
     // Past the standard library's buffer: who waits here holds no lock of the process's.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if stdio::stdout_was_closed() {
+            printed(Ok(()));
+            return Err(Errno::EBADF.into());
+        }
         let stdout = io::stdout();
         // One byte finds room, or an error that says why not; more might have to wait.
-        write_some(stdout.as_fd(), bytes, 1, || self.given_up.load(Ordering::Relaxed))
+        let written =
+            write_some(stdout.as_fd(), bytes, 1, || self.given_up.load(Ordering::Relaxed));
+        if let Err(error) = &written
+            && error.kind() != io::ErrorKind::TimedOut
+        {
+            // What a reader who has stopped to read did not get at the end is counted as lost.
+            printed(Err(error
+                .raw_os_error()
+                .map_or(error.kind().into(), io::Error::from_raw_os_error)));
+        }
+        written
     }
 
     fn flush(&mut self) -> io::Result<()> {

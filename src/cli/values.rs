@@ -29,10 +29,7 @@ pub(crate) enum ValueError {
     #[error("{NOT_A_SIZE}")]
     NotASize,
     /// The size needs more than 64 bits.
-    #[error(
-        "that is more bytes than 64 bits can count; the largest guest is {}",
-        Size(abi::MAX_MEMORY_BYTES)
-    )]
+    #[error("that is more bytes than 64 bits can count; give less, such as 256M")]
     SizeOverflow,
     /// Nothing.
     #[error("a size of 0 bytes is of no use; give at least 4K")]
@@ -48,6 +45,9 @@ pub(crate) enum ValueError {
     /// The text does not say a duration.
     #[error("{NOT_A_DURATION}")]
     NotADuration,
+    /// The text says a time that is over before it begins.
+    #[error("a time below 0 there is none; {NOT_A_DURATION}")]
+    NegativeDuration,
     /// No time.
     #[error("a duration of 0 leaves no time to run; give at least 1ms")]
     ZeroDuration,
@@ -161,6 +161,10 @@ fn split_number(text: &str) -> Option<(&str, &str)> {
 
 /// Parses `30s`, `500ms`, `2m`, `1h`, and fractions of them such as `1.5s`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, ValueError> {
+    let below_zero = text.strip_prefix('-').filter(|rest| !rest.starts_with('-'));
+    if below_zero.is_some_and(|rest| parse_duration(rest) != Err(ValueError::NotADuration)) {
+        return Err(ValueError::NegativeDuration);
+    }
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let unit_ms = match unit {
@@ -349,8 +353,11 @@ mod tests {
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_duration("1h"), Ok(Duration::from_secs(3600)));
         assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
-        for text in ["", "30", "s", "-1s", "30 s", "1e3s", "NaNs", "infs", "..s", "1d"] {
+        for text in ["", "30", "s", "-s", "--1s", "30 s", "1e3s", "NaNs", "infs", "..s", "1d"] {
             assert_eq!(parse_duration(text), Err(ValueError::NotADuration), "{text}");
+        }
+        for text in ["-1s", "-0s", "-100000h"] {
+            assert_eq!(parse_duration(text), Err(ValueError::NegativeDuration), "{text}");
         }
         assert_eq!(parse_duration("0s"), Err(ValueError::ZeroDuration));
         assert_eq!(parse_duration("0.1ms"), Err(ValueError::ZeroDuration));

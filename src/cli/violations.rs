@@ -30,6 +30,8 @@ pub(crate) enum Check {
     SwapChecksum,
     /// The comparison of reverse map and shadow tables at the end.
     ReverseMap,
+    /// Those who look on: at the dirty log, at snapshots.
+    Observer,
     /// The watch over memory in use.
     Budget,
     /// What is left of peers that are gone.
@@ -48,6 +50,7 @@ impl fmt::Display for Check {
             Self::Tripwire => "the tripwire",
             Self::SwapChecksum => "the checksums of swap",
             Self::ReverseMap => "the check of the reverse map",
+            Self::Observer => "those who look on",
             Self::Budget => "the watch over the budget",
             Self::Peer => "the look for what peers left behind",
             Self::Injection => "the count of injected faults",
@@ -175,12 +178,14 @@ impl Violations {
 pub(crate) fn found_so_far(machine: &Machine) -> Option<(Check, u64)> {
     let oracle = machine.fleet.oracle_violations();
     let host = machine.mm.violations().1;
-    let first = match (oracle, host) {
-        (0, 0) => return None,
-        (0, _) => Check::HostMemory,
+    let differences = machine.fleet.differences();
+    let first = match (oracle, host, differences) {
+        (0, 0, 0) => return None,
+        (0, 0, _) => Check::ReverseMap,
+        (0, _, _) => Check::HostMemory,
         _ => Check::GuestOracle,
     };
-    Some((first, oracle.saturating_add(host)))
+    Some((first, oracle.saturating_add(host).saturating_add(differences)))
 }
 
 /// Everything that the checks have found, after the VMs have ended (no vCPU may run any more).
@@ -195,6 +200,7 @@ pub(crate) fn of_host(mm: &HostMm, peak_resident_bytes: u64) -> Violations {
     let mut all = Violations::default();
     let (host, total) = mm.violations();
     all.add(Check::HostMemory, host.iter().map(ToString::to_string), total);
+    all.add(Check::HostMemory, mm.miscounted(), 0);
     let stats = mm.stats();
     let budget = mm.config().host_memory_bytes;
     all.add(

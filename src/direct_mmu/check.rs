@@ -7,7 +7,8 @@ use crate::addr::Pfn;
 use crate::direct_mmu::shard::Shard;
 use crate::direct_mmu::table::State;
 use crate::direct_mmu::{DirectMmu, Mmu};
-use crate::sys::pagemap::{Mapped, Pagemap};
+use crate::export_rmap::{Invalidation, LockedPage};
+use crate::sys::pagemap::{self, Mapped, Pagemap};
 use crate::sys::signal;
 
 /// Pages of which the kernel is asked at a time.
@@ -51,6 +52,29 @@ impl Mmu {
         kernel.is_present()
             || !self.table.get(page).is_empty()
             || u32::try_from(page).is_ok_and(is_listed)
+    }
+
+    /// See [`ExportNotifier::still_allows`](crate::export_rmap::ExportNotifier::still_allows). A page
+    /// that is about to leave its frame may be read until that is punched.
+    pub(super) fn has_leftovers(&self, page: &LockedPage<'_>, kind: Invalidation) -> bool {
+        let number = u64::from(page.pfn().as_u32());
+        let forbidden = match kind {
+            Invalidation::Recall => return false,
+            Invalidation::Clean => State::WRITABLE | State::PROTECT_DUE,
+            Invalidation::Unmap | Invalidation::Replace(_) => {
+                State::MAPPED | State::WRITABLE | State::PROTECT_DUE
+            }
+        };
+        // Faults of the page are installed under this lock.
+        let Some(_noted) = self.shard_of(number).map(Shard::lock) else { return false };
+        if self.is_ending() || self.let_go.load(Ordering::Relaxed) {
+            return false;
+        }
+        let file = self.pagemap.get_or_init(|| pagemap::file().ok());
+        let region = self.view.region();
+        let kernel = file.as_ref().and_then(|file| pagemap::entry(file, region, number).ok());
+        self.table.get(number).intersects(forbidden)
+            || kernel.is_some_and(|kernel| kernel.is_present() && !kernel.is_protected())
     }
 
     fn difference(&self, page: u64, kernel: Mapped) -> Option<String> {

@@ -10,7 +10,7 @@ use crate::direct_mmu::{Mmu, offset_of};
 use crate::export_rmap::{
     ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Retain, RevokeError,
 };
-use crate::host_mm::Sabotage;
+use crate::host_mm::{PausePoint, Sabotage};
 use crate::sys::uffd_window::InstallError;
 
 impl Mmu {
@@ -53,6 +53,7 @@ impl Mmu {
         for shard in &self.shards {
             let own = pages.iter().copied().filter(|page| shard.pages.contains(page));
             for run in runs(own) {
+                self.mm.pause(PausePoint::Flushing);
                 self.protect(shard, &run)?;
                 self.counters.write_protected.add(run.end - run.start);
                 for page in run {
@@ -66,7 +67,7 @@ impl Mmu {
 
 impl ExportNotifier for Mmu {
     fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
-        let Some((number, _noted)) = self.mapping(page) else {
+        let Some((number, noted)) = self.mapping(page) else {
             return Harvest::default();
         };
         let gone = match kind {
@@ -87,7 +88,13 @@ impl ExportNotifier for Mmu {
             page.table().rmap_visit(page.pfn(), client, |_| Retain::Drop);
             self.counters.invalidated.add(1);
         }
+        drop(noted);
+        self.mm.pause(PausePoint::Told);
         Harvest { dirty: old.contains(State::WRITABLE), accessed: old.contains(State::ACCESSED) }
+    }
+
+    fn still_allows(&self, page: &LockedPage<'_>, kind: Invalidation) -> bool {
+        self.has_leftovers(page, kind)
     }
 
     fn age_page(&self, page: &LockedPage<'_>) -> bool {

@@ -11,7 +11,7 @@ use crate::direct_mmu::shard::{Deferral, Fault, LockedShard, Shard};
 use crate::direct_mmu::table::State;
 use crate::direct_mmu::{Mmu, offset_of};
 use crate::export_rmap::{LockedPage, PageFlags, RmapEntry, SequenceToken};
-use crate::host_mm::Sabotage;
+use crate::host_mm::{PausePoint, Sabotage};
 use crate::sys::uffd_window::InstallError;
 
 /// What a fault wants installed.
@@ -149,6 +149,8 @@ impl Mmu {
             }
             return None;
         }
+        self.mm.pause(PausePoint::FaultChecked);
+        self.mm.check_mapping(&self.object, gfn, wanted.token.pfn(), wanted.writable);
         Some(fresh)
     }
 
@@ -228,10 +230,7 @@ impl Mmu {
     /// Test and sabotage: lets something overtake a fault that has looked at its page.
     pub(super) fn dawdle(&self, page: u64) {
         let gfn = Gfn::new(page);
-        let dawdlers = [Sabotage::LateInstall, Sabotage::Dawdle];
-        if dawdlers.iter().any(|&rule| self.mm.is_sabotaged(rule, gfn)) {
-            std::thread::sleep(std::time::Duration::from_micros(300));
-        }
+        self.mm.pause_for(PausePoint::FaultNoted, Sabotage::LateInstall, gfn);
         #[cfg(test)]
         {
             let overtaking = crate::sync::lock(&self.overtaking).take();

@@ -141,6 +141,8 @@ struct Mmu {
     /// The window is the kernel's: what is mapped there is in no books.
     let_go: AtomicBool,
     failure: Mutex<Option<String>>,
+    /// What the kernel maps, for checks; `None` if it does not tell.
+    pagemap: OnceLock<Option<std::fs::File>>,
     on_failure: OnFailure,
     /// What overtakes the next fault between its look at the page and its install.
     #[cfg(test)]
@@ -201,6 +203,7 @@ impl DirectMmu {
             ending: AtomicBool::new(false),
             let_go: AtomicBool::new(false),
             failure: Mutex::default(),
+            pagemap: OnceLock::new(),
             on_failure: Box::new(on_failure),
             #[cfg(test)]
             overtaking: Mutex::default(),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::addr::Pfn;
-use crate::export_rmap::frame_table::FrameTable;
+use crate::export_rmap::frame_table::{Frame, FrameTable};
 use crate::export_rmap::rmap::ClientId;
 
 /// Most differences that are described.
@@ -42,6 +42,23 @@ impl FrameTable {
             })
         };
         (0..self.len()).map(Pfn::new).filter_map(compare).take(MOST).collect()
+    }
+
+    /// Those of a client's writable mappings, as (location, frame), whose frames nobody may write: a
+    /// sentence for each, up to a bound. The client holds its MMU lock, without which no page becomes
+    /// shared or lent that it maps.
+    #[must_use]
+    pub fn forbidden_writers(
+        &self,
+        what: &str,
+        writable: impl IntoIterator<Item = (u64, Pfn)>,
+    ) -> Vec<String> {
+        let is_forbidden = |&(_, pfn): &(u64, Pfn)| self.get(pfn).is_some_and(Frame::is_read_only);
+        let found = writable.into_iter().filter(is_forbidden).take(MOST);
+        let tell = |(location, pfn)| {
+            format!("I3: frame {pfn} is shared or lent, but {what} {location:x} may write it")
+        };
+        found.map(tell).collect()
     }
 }
 

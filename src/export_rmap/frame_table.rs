@@ -80,6 +80,13 @@ impl Frame {
         self.flags().contains(PageFlags::EXPORTED)
     }
 
+    /// Whether nobody may write the page that lives here: several have it, or copies of it are out.
+    /// A hint without the page lock.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.flags().contains(PageFlags::LENT) || self.owner().is_shared()
+    }
+
     /// Whether a page lives here. A hint without the page lock.
     #[must_use]
     pub fn is_in_use(&self) -> bool {
@@ -93,7 +100,7 @@ impl Frame {
     }
 
     /// Whether a thread sleeps for the page lock.
-    #[cfg(all(test, feature = "export-notifier"))]
+    #[cfg(all(test, not(any(loom, shuttle)), feature = "export-notifier"))]
     pub(crate) fn has_waiters(&self) -> bool {
         self.flags().contains(PageFlags::WAITERS)
     }

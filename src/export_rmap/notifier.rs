@@ -88,6 +88,13 @@ pub trait ExportNotifier: Send + Sync {
     /// Clears the accessed state of this client's mappings of the page; whether any was set.
     fn age_page(&self, page: &LockedPage<'_>) -> bool;
 
+    /// For checks: whether anything is left that an invalidation of this kind ends, a mapping or what
+    /// somebody caches of one, once its [`flush`](Self::flush) has returned and while the page is
+    /// still locked. A client that cannot tell says no.
+    fn still_allows(&self, _page: &LockedPage<'_>, _kind: Invalidation) -> bool {
+        false
+    }
+
     /// Revokes every cached translation of these frames that the mappings no longer allow. The
     /// frames' page locks are held unless the reason is [`FlushReason::Aged`].
     ///
@@ -238,6 +245,12 @@ impl NotifierList {
         lock(&self.writers).give_back(id.as_u16());
     }
 
+    /// Whether a client has this number.
+    #[must_use]
+    pub fn is_registered(&self, client: ClientId) -> bool {
+        self.entries.load().iter().any(|entry| entry.id == client)
+    }
+
     /// `export_notifier(function, args…)`: calls `call` with each registered notifier.
     pub fn notify(&self, mut call: impl FnMut(&dyn ExportNotifier)) {
         if cfg!(not(feature = "export-notifier")) {
@@ -271,6 +284,13 @@ impl NotifierList {
             self.notify(|client| accessed |= client.age_page(page));
         }
         accessed
+    }
+
+    /// Whether any client [still allows](ExportNotifier::still_allows) what an invalidation ended.
+    pub fn still_allowed(&self, page: &LockedPage<'_>, kind: Invalidation) -> bool {
+        let mut found = false;
+        self.notify(|client| found |= client.still_allows(page, kind));
+        found
     }
 
     /// Has every client revoke its translations of these frames: one flush for a batch.

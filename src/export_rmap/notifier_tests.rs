@@ -98,6 +98,17 @@ fn one_clients_answer_is_the_answer_of_all() {
 }
 
 #[test]
+fn a_flush_is_of_all_frames_for_every_client() {
+    let list = NotifierList::default();
+    let clients = [0, 1].map(|_| add(&list, Recorder::default()));
+    let frames = [5, 0, 7].map(Pfn::new);
+    list.flush(&frames, FlushReason::Invalidated).unwrap();
+    for (client, _) in &clients {
+        assert_eq!(*client.flushed.lock().unwrap(), frames);
+    }
+}
+
+#[test]
 fn one_client_failing_to_flush_does_not_spare_the_others() {
     for failing in 0..3 {
         let list = NotifierList::default();

@@ -153,7 +153,7 @@ impl<'a> LockedPage<'a> {
     /// it are out.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
-        self.owner().is_shared() || self.flags().contains(PageFlags::LENT)
+        self.frame().is_read_only()
     }
 
     /// Gives the frame to a page.

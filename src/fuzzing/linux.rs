@@ -12,8 +12,9 @@ use crate::addr::{Gpa, PAGE_SIZE_U64};
 use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, SwapConfig};
 use crate::vmm::linux::{Entry, LinuxError, LinuxImage, load};
 
-/// Pages of descriptors, PVH's structures, boot parameters, page tables, command line, ACPI tables.
-const MOST_STRUCTURES: u64 = 2 + 1 + 5 + 2 + 4;
+/// Pages of descriptors, PVH's structures, boot parameters, page tables, command line, ACPI tables, the
+/// firmware's entry.
+const MOST_STRUCTURES: u64 = 2 + 1 + 5 + 2 + 4 + 1;
 /// Bytes of a setup part of one sector.
 const SETUP_BYTES: usize = 1024;
 

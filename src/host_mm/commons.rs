@@ -73,6 +73,18 @@ struct Names {
     users: Vec<u32>,
     /// Numbers that nobody names. First in, first out: a number rests before it is used again.
     free: std::collections::VecDeque<u32>,
+    counts: NameCounts,
+}
+
+/// How names have come and gone since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct NameCounts {
+    /// Pages that became shared.
+    pub(super) taken_in: u64,
+    /// Shared pages that their last user got for itself.
+    pub(super) given_back: u64,
+    /// Guest pages that left a shared page for a copy.
+    pub(super) copied: u64,
 }
 
 impl Commons {
@@ -88,6 +100,16 @@ impl Commons {
     pub(super) fn len(&self) -> u64 {
         let names = lock(&self.names);
         (names.users.len() - ZERO_PAGES as usize - names.free.len()) as u64
+    }
+
+    /// Has `look` look while no entry goes from or to [`Place::Shared`].
+    pub(super) fn holding_names<T>(&self, look: impl FnOnce(&ObjectPages) -> T) -> T {
+        let _names = lock(&self.names);
+        look(&self.pages)
+    }
+
+    pub(super) fn counts(&self) -> NameCounts {
+        lock(&self.names).counts
     }
 
     fn entry(&self, shared: SharedPage) -> Result<&Entry, MmError> {
@@ -106,6 +128,7 @@ impl Commons {
         let shared =
             self.publish(&mut names, |_, at| Ok(at.replace(Place::Absent, place, page)))?;
         self.hand_over(page, entry, shared);
+        names.counts.taken_in += 1;
         Ok(shared)
     }
 
@@ -131,6 +154,7 @@ impl Commons {
             Ok(is_placed)
         })?;
         entry.store(Place::Shared(shared), page);
+        names.counts.taken_in += 1;
         Ok(shared)
     }
 
@@ -205,6 +229,7 @@ impl Commons {
         if !entry.replace_frameless(Place::Shared(shared), to) {
             return Left::NotHere;
         }
+        names.counts.copied += u64::from(matches!(to, Place::Frame(_)));
         names.remove(shared)
     }
 
@@ -225,6 +250,7 @@ impl Commons {
         entry.store(Place::Frame(page.pfn()), page);
         names.remove(shared);
         names.free.push_back(shared.0);
+        names.counts.given_back += 1;
         Ok(true)
     }
 

@@ -17,7 +17,7 @@ use crate::addr::Gfn;
 use crate::export_rmap::Invalidation;
 use crate::host_mm::object::{ObjectPages, Place};
 use crate::host_mm::reclaim::{Candidate, DetachedBatch, add_to_batch};
-use crate::host_mm::{HostMm, MemoryObject, MmError, pages, require_notifier};
+use crate::host_mm::{HostMm, MemoryObject, MmError, PausePoint, pages, require_notifier};
 
 /// One bit a page: written since the log took it last, and not in a frame that says so itself.
 #[derive(Debug)]
@@ -92,6 +92,7 @@ impl DirtyLog {
             mm.harvest_page(object, gfn, &mut batch)?;
         }
         mm.harvest_batch(&mut batch)?;
+        mm.pause(PausePoint::Harvested);
         let Some(bits) = object.dirty.get() else {
             return Ok(Vec::new());
         };

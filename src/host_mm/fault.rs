@@ -9,7 +9,7 @@ use crate::export_rmap::{FlushReason, Invalidation, LockedPage, Owner, PageFlags
 use crate::host_mm::commons::SharedPage;
 use crate::host_mm::frames::FreeFrame;
 use crate::host_mm::object::{Entry, ObjectPages, Place};
-use crate::host_mm::{HostMm, MmError, MmViolation, ViolationKind};
+use crate::host_mm::{HostMm, MmError, MmViolation, PausePoint, ViolationKind};
 
 const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 
@@ -151,6 +151,7 @@ impl HostMm {
             page.clear_flags(PageFlags::IN_USE);
             return Ok(None);
         }
+        self.pause(PausePoint::Filling);
         if let Err(error) = self.fill(object, gfn, place, &page) {
             if self.give_memory_back(page.pfn(), 1).is_err() {
                 // It is taken up for good, and so is its unit of the ration.
@@ -216,14 +217,14 @@ impl HostMm {
     }
 
     /// Forgets a page for good, when its object goes away.
-    pub(super) fn discard_page(&self, entry: &Entry) {
+    pub(super) fn discard_page(&self, entry: &Entry, owner: Owner) {
         loop {
             match entry.load() {
                 Place::Absent => return,
                 Place::Swap(slot) => {
                     // No frame, so no page lock: who takes the name of the slot away owns it.
                     if entry.replace_frameless(Place::Swap(slot), Place::Absent) {
-                        self.free_slot_of(entry, slot);
+                        self.free_slot_of(entry, slot, owner);
                         return;
                     }
                 }
@@ -245,6 +246,7 @@ impl HostMm {
     /// As [`discard_page`](Self::discard_page), for a page whose frame is locked.
     pub(super) fn discard_locked(&self, page: &LockedPage<'_>, entry: &Entry) {
         page.begin_invalidation();
+        self.pause(PausePoint::Counted);
         let revoked = self.revoke_for_good(page) && self.give_memory_back(page.pfn(), 1).is_ok();
         entry.store(Place::Absent, page);
         self.free_copy(page);
@@ -263,6 +265,9 @@ impl HostMm {
         }
         self.notifiers.invalidate_page(page, Invalidation::Unmap);
         let flushed = self.notifiers.flush(&[page.pfn()], FlushReason::Invalidated);
+        if flushed.is_ok() {
+            self.check_revoked(page, Invalidation::Unmap);
+        }
         flushed.is_ok() && !page.frame().is_exported()
     }
 
@@ -276,7 +281,8 @@ impl HostMm {
 
     /// Frees the slot that an entry has named and names no more: until it does not, somebody may come
     /// to the slot, and must not find it another page's.
-    pub(super) fn free_slot_of(&self, entry: &Entry, slot: SwapSlot) {
+    pub(super) fn free_slot_of(&self, entry: &Entry, slot: SwapSlot, owner: Owner) {
+        self.check_slot_unnamed(slot, entry, owner);
         debug_assert_ne!(entry.load(), Place::Swap(slot), "it is named still");
         self.free_slot(slot);
     }

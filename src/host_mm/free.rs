@@ -5,7 +5,7 @@ use crate::addr::Gfn;
 use crate::export_rmap::{Invalidation, PageFlags};
 use crate::host_mm::object::Place;
 use crate::host_mm::reclaim::{Candidate, DetachedBatch, add_to_batch, vacate_all};
-use crate::host_mm::{MemoryObject, MmError, require_notifier};
+use crate::host_mm::{MemoryObject, MmError, PausePoint, require_notifier};
 
 impl MemoryObject {
     /// Forgets the content of `count` pages from `first`; those outside the object are passed over.
@@ -42,9 +42,11 @@ impl MemoryObject {
             match place {
                 Place::Absent => return Ok(()),
                 Place::Swap(slot) => {
+                    // Before the page is seen to be zero: it is written by then.
+                    self.pages.note_written(gfn);
+                    mm.pause(PausePoint::Freeing);
                     if entry.replace_frameless(place, Place::Absent) {
-                        self.pages.note_written(gfn);
-                        mm.free_slot_of(entry, slot);
+                        mm.free_slot_of(entry, slot, self.pages.owner(gfn));
                         *freed += 1;
                         return Ok(());
                     }
@@ -56,6 +58,7 @@ impl MemoryObject {
                     let Some(page) = mm.fault_in_shared(entry, shared)? else { continue };
                     mm.revoke_from(&page, self.pages.owner(gfn))?;
                     self.pages.note_written(gfn);
+                    mm.pause(PausePoint::Freeing);
                     mm.leave_shared(entry, shared, Some(page));
                     *freed += 1;
                     return Ok(());

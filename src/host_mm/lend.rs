@@ -16,7 +16,7 @@ use crate::host_mm::fault::Intent;
 use crate::host_mm::host_view::PageBuf;
 use crate::host_mm::object::{Entry, Place};
 use crate::host_mm::reclaim::{BATCH, Candidate, DetachedBatch, lock_beside_batch};
-use crate::host_mm::{HostMm, MemoryObject, MmError, Sabotage, require_notifier};
+use crate::host_mm::{HostMm, MemoryObject, MmError, PausePoint, Sabotage, require_notifier};
 
 /// Takes a page that is lent: its number, its frame, whose lock is held, and its content.
 type Borrow<'b> = dyn FnMut(Gfn, &LockedPage<'_>, &PageBuf) + 'b;
@@ -123,7 +123,9 @@ impl HostMm {
         gfn: Gfn,
         borrow: &mut Borrow<'_>,
     ) -> Result<(), MmError> {
+        self.check_revoked(page, Invalidation::Clean);
         page.set_flags(PageFlags::LENT);
+        self.pause(PausePoint::Lending);
         let content = self.content(page)?;
         borrow(gfn, page, &content);
         self.counters.lent.add(1);
@@ -140,11 +142,13 @@ impl HostMm {
             return Ok(());
         }
         page.begin_invalidation();
+        self.pause(PausePoint::Counted);
         if !self.is_sabotaged(Sabotage::SkipRecall, page.owner().gfn) {
             self.notifiers.invalidate_page(page, Invalidation::Recall);
             // Even if nobody was told: an earlier flush may have failed.
             self.notifiers.flush(&[page.pfn()], FlushReason::Recalled)?;
         }
+        self.pause(PausePoint::Recalled);
         page.clear_flags(PageFlags::LENT);
         self.counters.recalls.add(1);
         Ok(())

@@ -10,7 +10,7 @@ use crate::export_rmap::Invalidation;
 use crate::host_mm::commons::SharedPage;
 use crate::host_mm::object::Place;
 use crate::host_mm::reclaim::{Candidate, DetachedBatch, Revoked, is_zero};
-use crate::host_mm::{HostMm, MmError, require_notifier};
+use crate::host_mm::{HostMm, MmError, PausePoint, require_notifier};
 
 /// What came of an attempt to merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +44,7 @@ impl HostMm {
         if self.content(kept.page())? != self.content(other.page())? {
             return Ok(Merged::No);
         }
+        self.pause(PausePoint::Compared);
         let owner = kept.page().owner();
         let shared =
             if owner.is_shared() { SharedPage::of(owner) } else { self.make_shared(&kept)? };

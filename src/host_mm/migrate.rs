@@ -6,7 +6,7 @@ use crate::export_rmap::{Invalidation, PageFlags};
 use crate::host_mm::frames::FreeFrame;
 use crate::host_mm::object::Place;
 use crate::host_mm::reclaim::{DetachedBatch, Revoked};
-use crate::host_mm::{HostMm, MmError, require_notifier};
+use crate::host_mm::{HostMm, MmError, PausePoint, require_notifier};
 
 impl HostMm {
     /// Moves the pages in these frames to free frames, as far as there are any, the frame holds a
@@ -56,6 +56,7 @@ impl HostMm {
         // The slot's copy goes with the page.
         new.set_slot(old.slot());
         old.set_slot(None);
+        self.pause(PausePoint::Moved);
         let vacated = revoked.vacate(self, Place::Frame(new.pfn()));
         if vacated.is_ok() {
             frame.into_use();

@@ -13,6 +13,7 @@
 //! [notifier list](crate::export_rmap::NotifierList).
 
 mod audit;
+mod checks;
 mod clean;
 mod clone;
 mod commons;
@@ -56,7 +57,9 @@ pub use error::MmError;
 pub(crate) use frame_memory::FrameMemory;
 pub use frames::MIN_HOST_MEMORY_BYTES;
 pub use guest_view::GuestView;
-pub use inject::{HostFault, Injection, InjectionCount, InjectionPlan, PeerFault, When};
+pub use inject::{
+    HostFault, Injection, InjectionCount, InjectionPlan, PauseCount, PausePoint, PeerFault, When,
+};
 pub use merge::Merged;
 pub use object::MemoryObject;
 pub use placement::Placement;

@@ -358,8 +358,9 @@ impl MemoryObject {
 
 impl Drop for MemoryObject {
     fn drop(&mut self) {
-        let touched = self.pages.touched().take_while(|_| !signal::is_stop_asked());
-        touched.for_each(|(_, entry)| self.mm.discard_page(entry));
+        let pages = &self.pages;
+        let touched = pages.touched().take_while(|_| !signal::is_stop_asked());
+        touched.for_each(|(gfn, entry)| self.mm.discard_page(entry, pages.owner(gfn)));
         let mut numbers = lock(&self.mm.object_numbers);
         numbers.give_back(self.pages.number);
         let mut objects = self.mm.objects.load().to_vec();

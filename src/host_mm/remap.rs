@@ -8,7 +8,7 @@ use crate::export_rmap::Invalidation;
 use crate::host_mm::fault::Intent;
 use crate::host_mm::object::{Entry, Place};
 use crate::host_mm::reclaim::{Candidate, DetachedBatch};
-use crate::host_mm::{MemoryObject, MmError, require_notifier};
+use crate::host_mm::{MemoryObject, MmError, PausePoint, require_notifier};
 
 /// Pages of each side that change places in one step.
 pub const MAX_REMAP_PAGES: u64 = 32;
@@ -110,6 +110,7 @@ impl MemoryObject {
                 a.set_owner(owner_b);
                 b.set_owner(owner_a);
                 one.entry.store(Place::Frame(b.pfn()), a);
+                mm.pause(PausePoint::Exchanging);
                 two.entry.store(Place::Frame(a.pfn()), b);
                 // Copies in swap carry the names that the pages had.
                 mm.forget_copy(a)?;

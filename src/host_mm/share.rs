@@ -23,7 +23,7 @@ use crate::host_mm::fault::Intent;
 use crate::host_mm::frames::FreeFrame;
 use crate::host_mm::object::{Entry, ObjectPages, Place};
 use crate::host_mm::reclaim::Revoked;
-use crate::host_mm::{HostMm, MmError, Sabotage};
+use crate::host_mm::{HostMm, MmError, PausePoint, Sabotage};
 
 impl HostMm {
     /// Number of pages that are shared now, without the zero pages.
@@ -40,6 +40,8 @@ impl HostMm {
 
     /// Makes a private page, which nobody can write, a shared one that its guest page alone names.
     pub(super) fn make_shared(&self, page: &Revoked<'_>) -> Result<SharedPage, MmError> {
+        self.check_revoked(page.page(), Invalidation::Clean);
+        self.pause(PausePoint::Sharing);
         page.log_written();
         let shared = self.commons.take_in(page.page(), page.entry()?)?;
         // The copy in swap carries the name that the page had.
@@ -92,6 +94,7 @@ impl HostMm {
             return Err(error);
         }
         new.set_flags(PageFlags::DIRTY);
+        self.pause(PausePoint::Copied);
         let left = self.commons.leave(entry, shared, Place::Frame(new.pfn()));
         debug_assert_ne!(left, Left::NotHere, "the page lock of the old frame is ours");
         frame.into_use();
@@ -124,11 +127,16 @@ impl HostMm {
     /// Takes the mappings of one guest page away from the clients that have them; others keep
     /// theirs.
     pub(super) fn revoke_from(&self, page: &LockedPage<'_>, owner: Owner) -> Result<(), MmError> {
+        let kind = Invalidation::Replace(owner);
         page.begin_invalidation();
+        self.pause(PausePoint::Counted);
         if page.frame().is_exported() {
-            self.notifiers.invalidate_page(page, Invalidation::Replace(owner));
+            let harvest = self.notifiers.invalidate_page(page, kind);
+            self.check_harvest(page, harvest);
+            self.pause(PausePoint::Detached);
             self.notifiers.flush(&[page.pfn()], FlushReason::Invalidated)?;
         }
+        self.check_revoked(page, kind);
         Ok(())
     }
 
@@ -159,7 +167,9 @@ impl HostMm {
     fn discard_shared(&self, shared: SharedPage, page: Option<&LockedPage<'_>>) {
         match (self.commons.pages.entry(shared.gfn()), page) {
             (Some(entry), Some(page)) => self.discard_locked(page, entry),
-            (Some(entry), None) => self.discard_page(entry),
+            (Some(entry), None) => {
+                self.discard_page(entry, self.commons.pages.owner(shared.gfn()));
+            }
             (None, _) => {}
         }
         self.commons.retire(shared);

@@ -2,6 +2,8 @@
 
 #[cfg_attr(not(feature = "export-notifier"), allow(dead_code))]
 mod client;
+#[cfg(feature = "export-notifier")]
+mod clock;
 #[cfg_attr(not(feature = "export-notifier"), allow(dead_code))]
 mod rig;
 

@@ -18,6 +18,19 @@ pub enum ViolationKind {
     StillExported,
     /// I6: a page that was harvested clean differs from its copy in swap.
     CleanPageDiffers,
+    /// I1, I3: something that an invalidation ended still stands after its flush.
+    NotRevoked,
+    /// I1, I3: a frame is about to be mapped, or accessed, for a page that is not in it.
+    MappedElsewhere,
+    /// I3: a mapping is about to be able to write a page that nobody may write: several have it, or
+    /// copies of it are out.
+    MappedWritable,
+    /// I1: a mapping is about to be made of what the guest's tables said before its last flush.
+    FlushedByGuest,
+    /// I2: a page that nobody may write has been written.
+    WrittenReadOnly,
+    /// I2: a slot of swap is about to be free that a page still names.
+    SlotNamed,
     /// I1 could not be watched: the kernel refused to punch a freed frame out of the memfd.
     NotPunched,
 }
@@ -46,6 +59,35 @@ impl fmt::Display for MmViolation {
                 f,
                 "I6: guest frame {gfn} of object {object} in frame {} was harvested clean, but differs from its copy in swap",
                 self.pfn
+            ),
+            ViolationKind::NotRevoked => write!(
+                f,
+                "I1: guest frame {gfn} of object {object} in frame {} can still be used as before its invalidation, though that was flushed",
+                self.pfn
+            ),
+            ViolationKind::MappedElsewhere => write!(
+                f,
+                "I1: guest frame {gfn} of object {object} was to be mapped to frame {}, where it is not",
+                self.pfn
+            ),
+            ViolationKind::MappedWritable => write!(
+                f,
+                "I3: guest frame {gfn} of object {object} in frame {} was to be mapped writable, though it is shared or lent",
+                self.pfn
+            ),
+            ViolationKind::FlushedByGuest => write!(
+                f,
+                "I1: guest frame {gfn} of object {object} in frame {} was to be mapped by what the guest has flushed since",
+                self.pfn
+            ),
+            ViolationKind::WrittenReadOnly => write!(
+                f,
+                "I2: guest frame {gfn} of object {object} in frame {} was written while it was shared or lent",
+                self.pfn
+            ),
+            ViolationKind::SlotNamed => write!(
+                f,
+                "I2: a slot of swap is freed which guest frame {gfn} of object {object} still names",
             ),
             ViolationKind::NotPunched => write!(
                 f,

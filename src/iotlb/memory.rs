@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 
@@ -11,7 +10,7 @@ use crate::export_rmap::{
     ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Registration,
     RevokeError,
 };
-use crate::host_mm::{GuestView, HostMm, MemoryObject, MmError, Sabotage};
+use crate::host_mm::{GuestView, HostMm, MemoryObject, MmError, PausePoint, Sabotage};
 
 use super::slots::{DeviceAccess, InFlight, Slots};
 use super::stats::IotlbStats;
@@ -217,6 +216,8 @@ impl Unit {
     fn begin(&self, gfn: Gfn, access: DeviceAccess) -> Result<PageAccess<'_>, MmError> {
         let in_flight = self.translate(gfn, access)?;
         let pfn = in_flight.pfn();
+        // Nobody can take the page away before the access is over: a flush waits for that.
+        self.mm.check_mapping(&self.object, gfn, pfn, access == DeviceAccess::Write);
         let page = self.view.region().get_slice(pfn.index() * PAGE_SIZE, PAGE_SIZE);
         let page = page.map_err(|error| MmError::View { pfn, why: error.to_string() })?;
         Ok(PageAccess { unit: self, in_flight, gfn, page })
@@ -233,6 +234,7 @@ impl Unit {
             };
             let (token, writable) = (page.sequence(), !page.is_read_only());
             drop(page);
+            self.mm.pause(PausePoint::DeviceNoted);
             let table = self.mm.frame_table();
             if let Some(in_flight) = self.slots.install(table, gfn, token, writable, access) {
                 return Ok(in_flight);
@@ -257,16 +259,19 @@ impl Unit {
         if let Some(time) = self.mm.device_slowness() {
             std::thread::sleep(time);
         }
-        let dawdlers = [Sabotage::SkipIotlbWait, Sabotage::Dawdle];
-        if dawdlers.iter().any(|&rule| self.mm.is_sabotaged(rule, gfn)) {
-            std::thread::sleep(Duration::from_micros(300));
-        }
+        self.mm.pause_for(PausePoint::DeviceAccess, Sabotage::SkipIotlbWait, gfn);
     }
 }
 
 impl ExportNotifier for Unit {
     fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
-        self.slots.invalidate(page, kind)
+        let harvest = self.slots.invalidate(page, kind);
+        self.mm.pause(PausePoint::Told);
+        harvest
+    }
+
+    fn still_allows(&self, page: &LockedPage<'_>, kind: Invalidation) -> bool {
+        self.slots.still_allows(page, kind)
     }
 
     fn age_page(&self, page: &LockedPage<'_>) -> bool {

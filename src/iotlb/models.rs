@@ -8,7 +8,7 @@
 
 use crate::addr::{Gfn, Pfn};
 use crate::export_rmap::models::host::Host;
-use crate::export_rmap::models::{FRAME, check, thread};
+use crate::export_rmap::models::{FRAME, check, check_bounded, thread};
 use crate::export_rmap::{
     ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Registration, RevokeError,
 };
@@ -111,6 +111,32 @@ fn a_write_in_flight_during_an_eviction_is_in_the_copy() {
         assert_eq!(writer.join().unwrap(), VALUE);
         check_end(&host, &device);
     });
+}
+
+/// Two pages leave with one flush, and the device is in the middle of a write to either.
+#[test]
+fn a_write_in_flight_to_any_page_of_a_batch_is_in_the_copy() {
+    for page in [PAGE, OTHER_PAGE] {
+        check_bounded(move || {
+            let (host, device, _registration) = machine(2, 2, 2);
+            device.access(&host, PAGE, None);
+            device.access(&host, OTHER_PAGE, None);
+            let writer = thread::spawn({
+                let (host, device) = (host.clone(), device.clone());
+                // If it can without a fault.
+                move || {
+                    let gfn = Gfn::new(page as u64);
+                    let begun = device.slots.begin(gfn, DeviceAccess::Write);
+                    begun.map(|in_flight| touch(&host, &in_flight, Some(VALUE)))
+                }
+            });
+            assert_eq!(host.evict(&[FRAME, Pfn::new(1)]), 2);
+            let written = writer.join().unwrap().unwrap_or(0);
+            let copy = host.copy(page, WORD).load(Ordering::Relaxed);
+            assert_eq!(copy, written, "I2: a write was lost");
+            check_books(&host, &device);
+        });
+    }
 }
 
 #[test]

@@ -288,6 +288,24 @@ impl Slots {
         harvest
     }
 
+    /// What [`ExportNotifier::still_allows`](crate::export_rmap::ExportNotifier::still_allows) asks for.
+    #[cfg(not(any(loom, shuttle)))]
+    pub(super) fn still_allows(&self, page: &LockedPage<'_>, kind: Invalidation) -> bool {
+        let locked = self.lock();
+        locked.state.slots.iter().filter(|slot| slot.pfn == page.pfn()).any(|slot| {
+            let is_live = slot.life == Life::Live;
+            match kind {
+                Invalidation::Unmap => is_live || slot.users() > 0,
+                Invalidation::Replace(owner) => {
+                    let is_it = owner.object == self.object && owner.gfn == slot.gfn;
+                    is_it && (is_live || slot.users() > 0)
+                }
+                Invalidation::Clean => is_live && slot.writable || slot.stale_users() > 0,
+                Invalidation::Recall => false,
+            }
+        })
+    }
+
     /// Clears the accessed state of the page's entries; whether any was set.
     pub(super) fn age(&self, page: &LockedPage<'_>) -> bool {
         let mut accessed = false;
@@ -347,7 +365,13 @@ impl Slots {
             return Vec::new();
         };
         let locked = self.lock();
-        table.client_differences(client, "IOTLB entries", live(&locked.state.slots))
+        let slots = &locked.state.slots;
+        let mut differences = table.client_differences(client, "IOTLB entries", live(slots));
+        let live_writable = |slot: &Slot| slot.life == Life::Live && slot.writable;
+        let writable = (0..).zip(slots).filter(|(_, slot)| live_writable(slot));
+        let writable = writable.map(|(at, slot)| (at, slot.pfn));
+        differences.extend(table.forbidden_writers("IOTLB entry", writable));
+        differences
     }
 }
 

@@ -108,6 +108,24 @@ fn what_was_written_outlives_every_way_of_taking_the_frame() {
     assert!(iotlb.check_reverse_map().is_empty());
 }
 
+/// Mapped by a read: the right to write is not the device's until the page is the guest's own.
+#[test]
+fn a_read_of_a_shared_page_gives_no_right_to_write() {
+    let mm = host(None);
+    let object = object(&mm, 4);
+    object.write(Gpa::new(0), &bytes(1, PAGE_SIZE)).unwrap();
+    let clone = object.copy_on_write_clone().unwrap();
+    let iotlb = Iotlb::new(object, ENTRIES).unwrap();
+    let mut found = vec![0; PAGE_SIZE];
+    iotlb.read(Gpa::new(0), &mut found).unwrap();
+    assert_eq!(found, bytes(1, PAGE_SIZE));
+    iotlb.write(Gpa::new(0), &bytes(2, PAGE_SIZE)).unwrap();
+    clone.read(Gpa::new(0), &mut found).unwrap();
+    assert_eq!(found, bytes(1, PAGE_SIZE), "the clone's page is its own");
+    assert_eq!(mm.stats().cow_copies, 1);
+    assert!(iotlb.check_reverse_map().is_empty());
+}
+
 /// Of a batch of pages that are taken with one flush, a device is in the middle of an access to one.
 #[test]
 fn a_batch_is_taken_only_after_the_access_to_any_of_its_pages() {

@@ -1,13 +1,18 @@
 //! What the server knows of one peer, without any I/O: the state of each slot, what the peer has
 //! still to acknowledge, and what it is to be told, in order.
 //!
-//! Guarantee: whatever bytes a peer sends, in whatever order with what the host does, a slot is
-//! free only when its page was taken from the peer, and everything here is bounded.
+//! Guarantee: whatever bytes a peer sends, in whatever order with what the host does,
+//!
+//! - a slot is free only when its page was taken from the peer;
+//! - each page that is asked for is answered exactly once, with that page, as long as the connection
+//!   lasts: an answer belongs to a request, not to a slot, which may have been lent, given up and asked
+//!   for again since;
+//! - everything here is bounded, and each step costs no more than what it names.
 //!
 //! | slot | how it gets there | page in the file | entry in the reverse map |
 //! |---|---|---|---|
 //! | free | at first; `FREED`, `UNMAPPED` or `REFUSED` was queued | no | no |
-//! | wanted | the peer's `MAP` | no | no |
+//! | wanted | the peer's `MAP`, whose job alone may answer | no | no |
 //! | held | lent; `MAPPED` was queued | yes | yes |
 //! | dropped | invalidated; `INVALIDATE` is queued at the next flush | yes, until the `ACK` | no |
 //!
@@ -16,7 +21,8 @@
 //! slot before it learns that it must give it up, and `FREED` comes before any `MAPPED` for the same
 //! slot, since only the peer itself can ask for that.
 
-use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use crate::addr::{Gfn, Pfn};
@@ -63,7 +69,8 @@ pub struct Holding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Slot {
     Free,
-    Wanted,
+    /// By the job of this number: no other may lend into it, or refuse it.
+    Wanted(u64),
     Held(Holding),
     Dropped(Pfn),
 }
@@ -71,6 +78,8 @@ enum Slot {
 /// Pages to be lent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Job {
+    /// Number among the peer's.
+    pub number: u64,
     /// Number of the memory object.
     pub object: u32,
     /// First page.
@@ -86,6 +95,12 @@ impl Job {
     pub fn pages(self) -> impl Iterator<Item = (Gfn, u32)> {
         let first = self.first.as_u64();
         (0..self.count).map(move |at| (Gfn::new(first + u64::from(at)), self.slot + at))
+    }
+
+    /// The slot for one of its pages.
+    fn slot_of(self, gfn: Gfn) -> Option<u32> {
+        let at = u32::try_from(gfn.as_u64().checked_sub(self.first.as_u64())?).ok()?;
+        (at < self.count).then(|| self.slot + at)
     }
 }
 
@@ -127,9 +142,14 @@ pub struct Book {
     queued: u64,
     /// Number of the last batch whose slots are free again.
     done: u64,
+    /// Of each frame that something was dropped of and is not free yet, the last batch with any of
+    /// it: after `queued`, if it is yet to be announced.
+    pending: HashMap<Pfn, u64>,
     jobs: VecDeque<Job>,
-    /// Jobs that are queued or under way.
-    unanswered: usize,
+    /// Number of the last job.
+    asked: u64,
+    /// Pages without an answer of each job that has any, by its number.
+    open: HashMap<u64, u32>,
     inbox: Vec<u8>,
     outbox: VecDeque<u8>,
     has_left: bool,
@@ -146,8 +166,10 @@ impl Book {
             in_flight: VecDeque::new(),
             queued: 0,
             done: 0,
+            pending: HashMap::new(),
             jobs: VecDeque::new(),
-            unanswered: 0,
+            asked: 0,
+            open: HashMap::new(),
             inbox: Vec::new(),
             outbox: VecDeque::new(),
             has_left: false,
@@ -189,7 +211,7 @@ impl Book {
         self.inbox.drain(..MESSAGE_BYTES);
         let event = match request {
             Request::Map { object, first, count, slot } => {
-                self.ask(Job { object, first, count, slot })?;
+                self.ask(Job { number: self.asked + 1, object, first, count, slot })?;
                 Event::Asked
             }
             Request::Unmap { slot, count } => {
@@ -198,7 +220,7 @@ impl Book {
                     match self.slots[slot as usize] {
                         // Dropped: the request has crossed its invalidation.
                         Slot::Held(_) | Slot::Dropped(_) => {}
-                        Slot::Free | Slot::Wanted => return Err(Fault::NotHeld(slot)),
+                        Slot::Free | Slot::Wanted(_) => return Err(Fault::NotHeld(slot)),
                     }
                 }
                 Event::Released(range)
@@ -218,7 +240,7 @@ impl Book {
     }
 
     fn ask(&mut self, job: Job) -> Result<(), Fault> {
-        if self.unanswered == MAX_REQUESTS {
+        if self.open.len() == MAX_REQUESTS {
             return Err(Fault::TooManyRequests);
         }
         for slot in self.range(job.slot, job.count)? {
@@ -230,14 +252,15 @@ impl Book {
         let is_inside = job.first.as_u64() + u64::from(job.count) <= pages;
         for (gfn, slot) in job.pages() {
             if is_inside {
-                self.slots[slot as usize] = Slot::Wanted;
+                self.slots[slot as usize] = Slot::Wanted(job.number);
             } else {
                 self.say(&Reply::Refused { slot, gfn, why: Refusal::Outside });
             }
         }
         if is_inside {
             self.jobs.push_back(job);
-            self.unanswered += 1;
+            self.asked = job.number;
+            self.open.insert(job.number, job.count);
         }
         Ok(())
     }
@@ -249,25 +272,40 @@ impl Book {
         self.jobs.pop_front()
     }
 
-    /// The job is done: slots that nothing was lent into are refused.
+    /// The slot that waits for this page of the job; `None` if it has its answer, or there is none.
+    #[must_use]
+    pub fn wanted(&self, job: Job, gfn: Gfn) -> Option<u32> {
+        let slot = job.slot_of(gfn)?;
+        (self.slots.get(slot as usize) == Some(&Slot::Wanted(job.number))).then_some(slot)
+    }
+
+    /// The job is done: what of it has no answer is refused. A slot that was lent to, given up and
+    /// asked for again meanwhile is wanted by another job.
     pub fn answer(&mut self, job: Job) {
-        self.unanswered = self.unanswered.saturating_sub(1);
+        self.open.remove(&job.number);
         for (gfn, slot) in job.pages() {
-            if let Some(found @ Slot::Wanted) = self.slot(slot) {
-                *found = Slot::Free;
+            if self.wanted(job, gfn).is_some() {
+                self.slots[slot as usize] = Slot::Free;
                 self.say(&Reply::Refused { slot, gfn, why: Refusal::Unavailable });
             }
         }
     }
 
-    /// Notes that the page was copied into the slot, and tells the peer; `false` if the slot does not
-    /// wait for one. The page lock is held, and the copy's entry is in the reverse map.
-    pub fn lend(&mut self, slot: u32, object: u32, holding: Holding) -> bool {
-        match self.slot(slot) {
-            Some(found @ Slot::Wanted) => *found = Slot::Held(holding),
-            _ => return false,
+    /// Notes that the page of a job was copied into the slot that [waits for it](Self::wanted), and
+    /// tells the peer; `false` if none does. The page lock is held, and the copy's entry is in the
+    /// reverse map.
+    pub fn lend(&mut self, job: Job, holding: Holding) -> bool {
+        let gfn = holding.owner.gfn;
+        let Some(slot) = self.wanted(job, gfn) else { return false };
+        self.slots[slot as usize] = Slot::Held(holding);
+        // The last page's answer is the request's: the peer may ask for more from here on.
+        if let Entry::Occupied(mut open) = self.open.entry(job.number) {
+            *open.get_mut() -= 1;
+            if *open.get() == 0 {
+                open.remove();
+            }
         }
-        self.say(&Reply::Mapped { slot, object, gfn: holding.owner.gfn });
+        self.say(&Reply::Mapped { slot, object: job.object, gfn });
         true
     }
 
@@ -296,6 +334,7 @@ impl Book {
         {
             *found = Slot::Dropped(holding.pfn);
             self.dropped.push(slot);
+            self.pending.insert(holding.pfn, self.queued + 1);
         }
     }
 
@@ -303,16 +342,9 @@ impl Book {
     /// that must be [`done`](Self::done) before the frames may be used for anything else, and
     /// whether it is new.
     pub fn announce(&mut self, frames: &[Pfn], now: Instant) -> Option<(u64, bool)> {
-        let concerns = |slots: &[u32]| {
-            let of_frame = |slot: &u32| {
-                let slot = self.slots.get(*slot as usize);
-                matches!(slot, Some(Slot::Dropped(pfn)) if frames.contains(pfn))
-            };
-            slots.iter().any(of_frame)
-        };
-        if !concerns(&self.dropped) {
-            let last = self.in_flight.iter().rev().find(|batch| concerns(&batch.slots));
-            return last.map(|batch| (batch.sequence, false));
+        let last = *frames.iter().filter_map(|pfn| self.pending.get(pfn)).max()?;
+        if last <= self.queued {
+            return Some((last, false));
         }
         self.queued += 1;
         let slots = std::mem::take(&mut self.dropped);
@@ -327,18 +359,16 @@ impl Book {
         self.done
     }
 
-    /// When a batch that is not acknowledged yet was queued.
-    #[must_use]
-    pub fn sent(&self, sequence: u64) -> Option<Instant> {
-        let batch = self.in_flight.iter().find(|batch| batch.sequence == sequence);
-        batch.map(|batch| batch.sent)
-    }
-
     /// The slots of an acknowledged batch were taken from the peer.
     pub fn freed(&mut self, batch: &Batch) {
         for &slot in &batch.slots {
-            if let Some(found) = self.slot(slot) {
+            if let Some(found) = self.slots.get_mut(slot as usize)
+                && let Slot::Dropped(pfn) = *found
+            {
                 *found = Slot::Free;
+                if self.pending.get(&pfn) == Some(&batch.sequence) {
+                    self.pending.remove(&pfn);
+                }
             }
         }
         self.done = batch.sequence;
@@ -358,12 +388,15 @@ impl Book {
         reply.write(&mut self.outbox);
     }
 
-    /// Everything was taken from the peer. Only the reason why is left to be told.
+    /// Everything was taken from the peer. Only the reason why is left to be told: that is the answer
+    /// to all that has none.
     pub fn close(&mut self, why: Closing) {
         self.slots.fill(Slot::Free);
         self.dropped.clear();
         self.in_flight.clear();
+        self.pending.clear();
         self.jobs.clear();
+        self.open.clear();
         self.done = self.queued;
         self.say(&Reply::Closed { why });
     }

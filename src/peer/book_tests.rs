@@ -30,8 +30,9 @@ fn with_two() -> Book {
     let asked = hear(&mut book, Request::Map { object: 0, first: Gfn::new(0), count: 2, slot: 0 });
     assert_eq!(asked, Ok(Some(Event::Asked)));
     let job = book.take_job().unwrap();
-    assert!(book.lend(0, 0, holding(0, FRAME)) && book.lend(1, 0, holding(1, OTHER)));
-    assert!(!book.lend(2, 0, holding(2, FRAME)), "nobody asked for it");
+    assert!(book.lend(job, holding(0, FRAME)) && book.lend(job, holding(1, OTHER)));
+    assert!(!book.lend(job, holding(2, FRAME)), "nobody asked for it");
+    assert!(!book.lend(job, holding(1, FRAME)), "it has its answer");
     book.answer(job);
     assert_eq!(said(&mut book).len(), 2);
     book
@@ -90,10 +91,36 @@ fn what_is_not_lent_is_refused() {
     );
     let job = book.take_job().unwrap();
     assert_eq!(book.take_job(), None);
-    book.lend(1, 0, holding(9, FRAME));
+    assert!(book.lend(job, holding(9, FRAME)));
     book.answer(job);
     assert_eq!(said(&mut book)[1], refused(0, 8, Refusal::Unavailable));
     hear(&mut book, map(0, 2)).unwrap();
+}
+
+/// The peer gives a page up and asks for another in its slot while the job that lent it goes on.
+#[test]
+fn a_job_answers_no_later_request_for_its_slots() {
+    for second in [7, 0] {
+        let mut book = Book::new(4, vec![10]);
+        let map = |first, count| Request::Map { object: 0, first: Gfn::new(first), count, slot: 0 };
+        hear(&mut book, map(0, 2)).unwrap();
+        let first_job = book.take_job().unwrap();
+        assert!(book.lend(first_job, holding(0, FRAME)));
+        hear(&mut book, Request::Unmap { slot: 0, count: 1 }).unwrap();
+        book.released(0);
+        // Another page, or the same once more.
+        hear(&mut book, map(second, 1)).unwrap();
+        assert_eq!(book.wanted(first_job, Gfn::new(0)), None, "it has its answer");
+        said(&mut book);
+        book.answer(first_job);
+        let refused = Reply::Refused { slot: 1, gfn: Gfn::new(1), why: Refusal::Unavailable };
+        assert_eq!(said(&mut book), [refused], "its own page alone");
+        let second_job = book.take_job().unwrap();
+        assert!(book.lend(second_job, holding(second, OTHER)));
+        book.answer(second_job);
+        let mapped = Reply::Mapped { slot: 0, object: 0, gfn: Gfn::new(second) };
+        assert_eq!(said(&mut book), [mapped]);
+    }
 }
 
 #[test]

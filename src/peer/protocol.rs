@@ -252,7 +252,9 @@ impl Request {
         let (low, high) = halves(a);
         let request = match (kind, b, c) {
             (1, _, 0) if (1..=MAX_MAP_PAGES).contains(&count) => {
-                page(b).map(|first| Self::Map { object: low, first, count, slot: high })
+                // Each of its pages must have an answer that is a message.
+                let last = b.checked_add(u64::from(count) - 1).and_then(page);
+                last.map(|_| Self::Map { object: low, first: Gfn::new(b), count, slot: high })
             }
             (2, 0, 0) if count > 0 && high == 0 => Some(Self::Unmap { slot: low, count }),
             (3, 0, 0) if count == 0 => Some(Self::Ack { sequence: a }),

@@ -52,6 +52,14 @@ fn reply() -> impl Strategy<Value = Reply> {
     ]
 }
 
+#[test]
+fn a_request_whose_last_page_cannot_be_named_is_none() {
+    let map = |first, count| Request::Map { object: 0, first: Gfn::new(first), count, slot: 0 };
+    assert_eq!(Request::parse(&map(MAX_GFN - 2, 2).bytes()), Ok(map(MAX_GFN - 2, 2)));
+    Request::parse(&map(MAX_GFN - 2, 3).bytes()).unwrap_err();
+    Request::parse(&map(u64::MAX, 2).bytes()).unwrap_err();
+}
+
 proptest! {
     #[test]
     fn requests_survive_the_wire(request in request()) {

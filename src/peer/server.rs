@@ -1,9 +1,11 @@
 //! The socket that peers connect to, and the peers that have.
 //!
 //! Guarantee: only processes of this user (and of root) are served, at most [`MAX_PEERS`] at a time;
-//! they may come and go at any time. [`PeerServer::stop`] returns when every copy was taken back,
+//! they may come and go at any time, and what is kept for those that have gone is bounded, however
+//! often they come. [`PeerServer::stop`] returns when every copy was taken back,
 //! every client is unregistered and every thread has ended.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::fd::AsFd;
@@ -11,8 +13,9 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use nix::fcntl::{Flock, FlockArg};
@@ -20,10 +23,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::addr::{Gfn, PAGE_SIZE, Pfn};
-use crate::export_rmap::ClientId;
+use crate::export_rmap::{ClientId, Registration};
 use crate::host_mm::{HostMm, MemoryObject};
 use crate::peer::protocol::{Closing, MAX_NAMED_SLOTS, Reply};
-use crate::peer::session::{Common, Session};
+use crate::peer::session::{Clock, Common, Session};
 use crate::peer::tally::{PeerStats, Tally};
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys::names::{Leftover, folder_of};
@@ -34,6 +37,8 @@ pub const MAX_PEERS: usize = 16;
 /// Attempts to lock the directory of the socket, and the time between two.
 const LOCK_ATTEMPTS: u32 = 100;
 const LOCK_RETRY: Duration = Duration::from_millis(5);
+/// Peers that are gone and whose threads have not ended yet: a lender may be waiting for a page.
+const MAX_LEAVING: usize = MAX_PEERS;
 /// Slots of a peer, unless it is said.
 pub const DEFAULT_SLOTS: u32 = 1024;
 
@@ -93,8 +98,8 @@ struct Sessions {
     threads: Vec<JoinHandle<()>>,
     /// Of each memory object, in order.
     infos: Vec<Reply>,
-    /// All clients that ever were.
-    clients: Vec<ClientId>,
+    /// All clients that ever were: no more than there are numbers.
+    clients: HashSet<ClientId>,
     next_number: u64,
 }
 
@@ -173,7 +178,8 @@ impl PeerServer {
         on_cut_off: OnCutOff,
     ) -> Result<Self, ServeError> {
         let (listener, socket) = bind(path)?;
-        let server = Self::without_socket(mm, objects, config, on_cut_off)?;
+        let clock = Box::new(Instant::now);
+        let server = Self::without_socket(mm, objects, config, on_cut_off, clock)?;
         *lock(&server.socket) = Some(socket);
         let shared = server.shared.clone();
         let acceptor = std::thread::Builder::new().name("peers".to_owned());
@@ -182,12 +188,13 @@ impl PeerServer {
         Ok(server)
     }
 
-    /// A server that peers are handed to.
+    /// A server that peers are handed to, with what it goes by for time.
     pub(super) fn without_socket(
         mm: &Arc<HostMm>,
         objects: Vec<Arc<MemoryObject>>,
         config: ServerConfig,
         on_cut_off: OnCutOff,
+        clock: Clock,
     ) -> Result<Self, ServeError> {
         let info = |(number, object): (u32, &Arc<MemoryObject>)| Reply::Info {
             object: number,
@@ -202,6 +209,7 @@ impl PeerServer {
             objects,
             slots: config.slots.min(most),
             limit: config.limit,
+            clock,
             tally: Tally::default(),
         };
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
@@ -274,7 +282,10 @@ impl PeerServer {
     /// [stop](signal::is_stop_asked) is asked for.
     #[must_use]
     pub fn leftovers(&self) -> Vec<String> {
-        let clients = lock(&self.shared.sessions).clients.clone();
+        let notifiers = self.shared.common.mm.notifiers();
+        let mut clients = lock(&self.shared.sessions).clients.clone();
+        // A number that somebody else has by now says nothing of the peer that had it.
+        clients.retain(|&client| !notifiers.is_registered(client));
         let table = self.shared.common.mm.frame_table();
         let frames = (0..table.len()).map(Pfn::new).take_while(|_| !signal::is_stop_asked());
         let frames = frames.filter(|&pfn| !table.is_rmap_empty(pfn));
@@ -330,17 +341,22 @@ impl Shared {
         }
         let mut sessions = lock(&self.sessions);
         sessions.forget_ended();
-        if sessions.live.len() == MAX_PEERS {
+        let is_full = sessions.live.len() == MAX_PEERS;
+        if is_full || sessions.threads.len() == MAX_PEERS + MAX_LEAVING {
             return self.refuse(&stream, Closing::TooMany);
         }
         let Ok(spare) = stream.try_clone() else {
             return self.refuse(&stream, Closing::Trouble);
         };
-        sessions.next_number += 1;
-        let number = sessions.next_number;
+        let number = sessions.next_number + 1;
         let Ok(session) = Session::new(self.common.clone(), number, stream) else {
             return self.refuse(&spare, Closing::Trouble);
         };
+        // Before the client is registered, which only this thread takes off the list again.
+        let Ok((thread, register)) = self.spawn(session.clone()) else {
+            return self.refuse(&spare, Closing::Trouble);
+        };
+        sessions.threads.push(thread);
         // From here on everything that is invalidated reaches it; it has nothing yet.
         let Ok(registration) = self.common.mm.register_client(session.clone()) else {
             return self.refuse(&spare, Closing::TooMany);
@@ -352,22 +368,31 @@ impl Shared {
             session.close(Closing::HungUp);
         }
         sessions.infos.iter().for_each(|info| session.say(info));
-        let (shared, served) = (self.clone(), session.clone());
-        let thread = std::thread::Builder::new().name(format!("peer-{number}")).spawn(move || {
-            served.serve();
-            served.settle();
-            shared.common.mm.notifiers().unregister(registration);
-            shared.tell(&served);
-        });
-        let Ok(thread) = thread else {
-            // The registration went with the closure. The client stays on the list, without pages.
-            session.close(Closing::Trouble);
-            return;
-        };
-        sessions.clients.push(client);
+        sessions.next_number = number;
+        sessions.clients.insert(client);
         sessions.live.push(session);
-        sessions.threads.push(thread);
         self.common.tally.served();
+        // The thread waits for this.
+        let _ = register.send(registration);
+    }
+
+    /// A thread that serves a peer as soon as it is sent the client's registration, and ends if there
+    /// is none.
+    fn spawn(
+        self: &Arc<Self>,
+        session: Arc<Session>,
+    ) -> std::io::Result<(JoinHandle<()>, mpsc::Sender<Registration>)> {
+        let (register, registered) = mpsc::channel();
+        let shared = self.clone();
+        let name = format!("peer-{}", session.number);
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            let Ok(registration) = registered.recv() else { return };
+            session.serve();
+            session.settle();
+            shared.common.mm.notifiers().unregister(registration);
+            shared.tell(&session);
+        });
+        Ok((thread?, register))
     }
 
     fn refuse(&self, mut stream: &UnixStream, why: Closing) {

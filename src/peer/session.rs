@@ -2,7 +2,8 @@
 //!
 //! Guarantee: when [`flush`](ExportNotifier::flush) has returned, the peer has given up every page
 //! that was invalidated before, or was cut off; either way the pages are gone from its page tables.
-//! That takes no longer than the limit, whatever the peer does.
+//! That takes no longer than the limit, whatever the peer does; time in which this process itself was
+//! stopped is not the peer's, and does not count ([`Patience`]).
 //!
 //! Two threads serve it. One reads and writes the socket and never takes a page lock, so that an
 //! acknowledgement gets through whatever waits for it with page locks held. The other lends pages.
@@ -30,12 +31,15 @@ use crate::peer::book::{Book, Event, Fault, Holding, Job};
 use crate::peer::lent::LentFile;
 use crate::peer::protocol::{Closing, Reply};
 use crate::peer::tally::Tally;
-use crate::sync::{Arc, Condvar, Mutex, MutexGuard, lock};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, Patience, lock};
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 4096;
 /// Time between attempts to take back what the kernel would not take back.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// What time it is: [`Instant::now`], but in tests.
+pub(super) type Clock = Box<dyn Fn() -> Instant + Send + Sync>;
 
 /// What all sessions of a server share.
 pub(super) struct Common {
@@ -44,6 +48,7 @@ pub(super) struct Common {
     pub(super) slots: u32,
     /// Time in which a peer must acknowledge.
     pub(super) limit: Duration,
+    pub(super) clock: Clock,
     pub(super) tally: Tally,
 }
 
@@ -277,18 +282,7 @@ impl Session {
                     self.changed.notify_all();
                     Ok(())
                 }
-                Event::Released(slots) => slots.into_iter().try_for_each(|slot| {
-                    let Some(Holding { pfn, .. }) = state.book.held(slot) else { return Ok(()) };
-                    self.take(&[slot])?;
-                    // Last, as in any removal of a client's own: until here the host must ask.
-                    if let Some(client) = self.client() {
-                        let entry = RmapEntry::new(client, slot.into());
-                        self.common.mm.frame_table().rmap_remove(pfn, entry);
-                    }
-                    state.book.released(slot);
-                    self.common.tally.unmapped();
-                    Ok(())
-                }),
+                Event::Released(slots) => self.release(&mut state.book, slots),
                 Event::Acked(batch) => self.take(&batch.slots).map(|()| {
                     state.book.freed(&batch);
                     self.common.tally.acknowledged(batch.sent.elapsed());
@@ -300,6 +294,23 @@ impl Session {
                 return self.cut_off(state, Closing::Trouble, None);
             }
         }
+    }
+
+    /// The peer has given these slots up.
+    fn release(&self, book: &mut Book, slots: std::ops::Range<u32>) -> std::io::Result<()> {
+        let held: Vec<(u32, Pfn)> =
+            slots.filter_map(|slot| Some((slot, book.held(slot)?.pfn))).collect();
+        self.take(&held.iter().map(|&(slot, _)| slot).collect::<Vec<u32>>())?;
+        for (slot, pfn) in held {
+            // Last, as in any removal of a client's own: until here the host must ask.
+            if let Some(client) = self.client() {
+                let entry = RmapEntry::new(client, slot.into());
+                self.common.mm.frame_table().rmap_remove(pfn, entry);
+            }
+            book.released(slot);
+            self.common.tally.unmapped();
+        }
+        Ok(())
     }
 
     fn take(&self, slots: &[u32]) -> std::io::Result<()> {
@@ -383,24 +394,25 @@ impl Session {
         page: &LockedPage<'_>,
         content: &[u8; PAGE_SIZE],
     ) {
-        let slot = job.pages().find(|&(other, _)| other == gfn);
-        let (Some((_, slot)), Some(client)) = (slot, self.client()) else {
+        let Some(client) = self.client() else { return };
+        let mut locked = self.lock();
+        let state = &mut *locked.state;
+        // After a cut-off nothing may get into the file any more, and at no time into a slot that
+        // does not wait for just this.
+        let Some(slot) = state.book.wanted(job, gfn).filter(|_| state.end.is_none()) else {
             return;
         };
-        let mut locked = self.lock();
-        // After a cut-off nothing may get into the file any more.
-        if locked.state.end.is_some() || self.lent.put(slot, content).is_err() {
+        if self.lent.put(slot, content).is_err() {
+            // A part of it may be there, and a slot that is refused is empty.
+            if self.take(&[slot]).is_err() {
+                self.cut_off(state, Closing::Trouble, None);
+            }
             return;
         }
-        let entry = RmapEntry::new(client, slot.into());
         let owner = Owner { object: object.number(), gfn };
-        page.table().rmap_add(page.pfn(), entry);
-        if locked.state.book.lend(slot, job.object, Holding { owner, pfn: page.pfn() }) {
-            self.common.tally.lent();
-        } else {
-            // No slot that a job names changes before the job is answered.
-            page.table().rmap_remove(page.pfn(), entry);
-        }
+        page.table().rmap_add(page.pfn(), RmapEntry::new(client, slot.into()));
+        state.book.lend(job, Holding { owner, pfn: page.pfn() });
+        self.common.tally.lent();
     }
 }
 
@@ -460,14 +472,12 @@ impl ExportNotifier for Session {
                     self.send(&mut locked.state);
                 }
             }
+            // Whoever announced the batch was here first, so nobody waits longer than it may take.
+            let mut patience = Patience::at(self.common.limit, (self.common.clock)());
             while locked.state.end.is_none() && locked.state.book.done() < sequence {
-                let sent = locked.state.book.sent(sequence);
-                let left = sent.map(|sent| self.common.limit.saturating_sub(sent.elapsed()));
-                let left = left.unwrap_or_default();
-                if left.is_zero() {
-                    self.cut_off(&mut locked.state, Closing::TooSlow, None);
-                } else {
-                    locked = self.wait(locked, Some(left));
+                match patience.slice_at((self.common.clock)()) {
+                    Some(slice) => locked = self.wait(locked, Some(slice)),
+                    None => self.cut_off(&mut locked.state, Closing::TooSlow, None),
                 }
             }
         }

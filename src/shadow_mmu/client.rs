@@ -6,6 +6,7 @@ use crate::addr::Pfn;
 use crate::export_rmap::{
     ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Retain, RevokeError,
 };
+use crate::host_mm::PausePoint;
 use crate::shadow_mmu::Mmu;
 use crate::shadow_mmu::roots::SptePlace;
 use crate::shadow_mmu::spte::Pte;
@@ -63,6 +64,7 @@ impl ExportNotifier for Mmu {
             });
             if keep { Retain::Keep } else { Retain::Drop }
         });
+        self.mm.pause(PausePoint::Told);
         let Counters { write_protected, invalidated, .. } = &self.counters;
         let counter = if keep { write_protected } else { invalidated };
         counter.add(visited);
@@ -79,6 +81,10 @@ impl ExportNotifier for Mmu {
         accessed
     }
 
+    fn still_allows(&self, page: &LockedPage<'_>, kind: Invalidation) -> bool {
+        self.has_leftovers(page, kind)
+    }
+
     fn flush(&self, frames: &[Pfn], reason: FlushReason) -> Result<(), RevokeError> {
         match reason {
             FlushReason::Recalled => return Ok(()),
@@ -86,6 +92,7 @@ impl ExportNotifier for Mmu {
             FlushReason::Aged => self.counters.aged_zaps.add(frames.len() as u64),
             FlushReason::Invalidated => {}
         }
+        self.mm.pause(PausePoint::Flushing);
         self.guest_view.revoke(frames)?;
         if reason == FlushReason::Invalidated {
             let unflushed = &mut self.lock().unflushed;

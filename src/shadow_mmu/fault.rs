@@ -9,11 +9,10 @@
 //! Either way the fault starts over. It never installs what it read before.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use crate::addr::{Gpa, Gva};
 use crate::export_rmap::{LockedPage, SequenceToken};
-use crate::host_mm::{MmError, Sabotage};
+use crate::host_mm::{MmError, PausePoint, Sabotage};
 use crate::shadow_mmu::roots::{FlushCount, Root, SptePlace, State};
 use crate::shadow_mmu::spte::Pte;
 use crate::shadow_mmu::walk::{Access, PagingContext, Translation, Walk};
@@ -127,10 +126,9 @@ impl Mmu {
                 let gpa = Gpa::new(translation.gfn.base().as_u64() | offset);
                 return Ok(FaultOutcome::OutsideRam { gpa });
             };
-            let dawdlers = [Sabotage::LateInstall, Sabotage::Dawdle];
-            if dawdlers.iter().any(|&rule| self.mm.is_sabotaged(rule, translation.gfn)) {
-                dawdle();
-            }
+            // Widens the time between reading a page and installing it: harmless with the retry.
+            let (point, rule) = (PausePoint::FaultNoted, Sabotage::LateInstall);
+            self.mm.pause_for(point, rule, translation.gfn);
             let install = Install { root, gva, access, translation: &translation, target, flushes };
             match self.install(&install)? {
                 Installed::Done => {
@@ -177,7 +175,7 @@ impl Mmu {
         let entry = self.tables.entry(place.page, place.index);
         let old = Pte::of(entry.load(Ordering::Acquire));
         if old.is_present() && old.address() == new.address() {
-            return Ok(self.upgrade(place, new, install));
+            return Ok(self.upgrade(&state, place, new, install));
         }
         if old.is_present() {
             // A fault that was overtaken would zap what the one that overtook it has installed.
@@ -212,7 +210,7 @@ impl Mmu {
     /// Installs where nothing is; the MMU lock is held.
     pub(super) fn install_new(
         &self,
-        _locked: &State,
+        locked: &State,
         place: SptePlace,
         mut new: Pte,
         install: &Install<'_>,
@@ -235,6 +233,8 @@ impl Mmu {
                 new.remove(Pte::WRITABLE);
             }
         }
+        self.mm.pause(PausePoint::FaultChecked);
+        self.check_install(locked, new, install);
         // Release: what hardware finds through the entry was written before.
         self.tables.entry(place.page, place.index).store(new.bits(), Ordering::Release);
         self.counters.installs.add(1);
@@ -243,13 +243,21 @@ impl Mmu {
 
     /// Adds rights to an SPTE that points where it should; the MMU lock is held. Needs no flush:
     /// a processor walks again before it raises a fault for a right that is missing.
-    fn upgrade(&self, place: SptePlace, new: Pte, install: &Install<'_>) -> Installed {
+    fn upgrade(
+        &self,
+        locked: &State,
+        place: SptePlace,
+        new: Pte,
+        install: &Install<'_>,
+    ) -> Installed {
         // The entry is in the reverse map, so an invalidation either is seen here or finds it.
         if let Target::Frame { token, .. } = install.target
             && self.mm.frame_table().must_retry(token)
         {
             return Installed::Retry;
         }
+        self.mm.pause(PausePoint::UpgradeChecked);
+        self.check_install(locked, new, install);
         let entry = self.tables.entry(place.page, place.index);
         let gained = new & !Pte::NO_EXECUTE;
         entry.fetch_or(gained.bits(), Ordering::AcqRel);
@@ -259,10 +267,4 @@ impl Mmu {
         self.counters.upgrades.add(1);
         Installed::Done
     }
-}
-
-/// Sabotage `LateInstall`: widens the window between reading a page and installing it. With the
-/// retry in place it is harmless, as a test shows.
-fn dawdle() {
-    std::thread::sleep(Duration::from_micros(300));
 }

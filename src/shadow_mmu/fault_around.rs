@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE_U64};
 use crate::export_rmap::LockedPage;
-use crate::host_mm::MmError;
+use crate::host_mm::{MmError, PausePoint};
 use crate::shadow_mmu::Mmu;
 use crate::shadow_mmu::fault::{Install, Installed, Target};
 use crate::shadow_mmu::spte::Pte;
@@ -39,6 +39,7 @@ impl Mmu {
         if neighbours.is_empty() {
             return Ok(());
         }
+        self.mm.pause(PausePoint::AroundNoted);
         let mut state = self.lock();
         if state.flush_count(fault.root) != Some(fault.flushes) {
             return Ok(());

@@ -19,6 +19,7 @@
 //!
 //! Lock order: a page lock may be held when the MMU lock is taken, never the other way round.
 
+mod check;
 mod client;
 mod config;
 mod fault;

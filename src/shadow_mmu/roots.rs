@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use crate::addr::{Gva, Pfn};
 use crate::export_rmap::{RevokeError, RmapEntry};
-use crate::host_mm::Streams;
+use crate::host_mm::{PausePoint, Streams};
 use crate::shadow_mmu::spte::{ADDRESS_MASK, Pte};
 use crate::shadow_mmu::tables::{ENTRIES, PageIndex};
 use crate::shadow_mmu::walk::{PagingContext, table_index};
@@ -245,6 +245,7 @@ impl Mmu {
             }
             zapped.push((place, old));
         }
+        self.mm.pause(PausePoint::Zapped);
         if let Err(error) = self.revoke(zapped.iter().map(|&(_, old)| old), &state.unflushed) {
             // Back to what processors may still use, and what the reverse map says.
             for (place, old) in zapped {
@@ -253,6 +254,7 @@ impl Mmu {
             }
             return Err(error);
         }
+        self.mm.pause(PausePoint::ZapFlushed);
         state.unflushed.clear();
         self.counters.guest_flushed.add(zapped.len() as u64);
         for (place, old) in zapped {
@@ -411,9 +413,10 @@ impl ShadowMmu {
         sptes.find(|&(_, _, mapped)| mapped == pfn).map(|(gva, _, _)| gva)
     }
 
-    /// Invariant I3: compares the reverse map with the SPTEs, both ways. Returns one sentence for
-    /// each difference, at most 16. When a [stop](signal::is_stop_asked) is asked for it leaves off,
-    /// and knows of none.
+    /// Invariant I3: compares the reverse map with the SPTEs, both ways, and their right to write with
+    /// what the frames allow. Returns one sentence for each difference, at most 32. The host may
+    /// invalidate meanwhile. When a [stop](signal::is_stop_asked) is asked for it leaves off, and knows
+    /// of none.
     #[must_use]
     pub fn check_reverse_map(&self) -> Vec<String> {
         let mmu = &*self.mmu;
@@ -427,9 +430,16 @@ impl ShadowMmu {
             is_cut |= signal::is_stop_asked();
             !is_cut
         });
-        let differences = mmu.mm.frame_table().client_differences(client, "SPTEs", sptes);
-        // Without all SPTEs, the reverse map has too many entries.
-        if is_cut { Vec::new() } else { differences }
+        let mut differences = mmu.mm.frame_table().client_differences(client, "SPTEs", sptes);
+        if is_cut {
+            // Without all SPTEs, the reverse map has too many entries.
+            return Vec::new();
+        }
+        let writable = present_sptes(mmu, &state).filter(|&(_, place, _)| mmu.is_writable(place));
+        let writable = writable.take_while(|_| !signal::is_stop_asked());
+        let writable = writable.map(|(_, place, pfn)| (place.location(), pfn));
+        differences.extend(mmu.mm.frame_table().forbidden_writers("SPTE", writable));
+        differences
     }
 }
 

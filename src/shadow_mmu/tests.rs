@@ -3,6 +3,7 @@
 mod concurrent;
 mod directed;
 mod hardware;
+mod neighbours;
 mod overtaken;
 mod random;
 mod refused;

@@ -4,6 +4,9 @@
 //! code that runs.
 
 #[cfg(not(any(loom, shuttle)))]
+mod patience;
+
+#[cfg(not(any(loom, shuttle)))]
 mod imp {
     pub use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
     pub use std::sync::{Condvar, Mutex, MutexGuard};
@@ -36,6 +39,8 @@ mod imp {
 }
 
 pub use imp::*;
+#[cfg(not(any(loom, shuttle)))]
+pub use patience::Patience;
 /// The same in all: what is modelled is what the pointer shares, not its count.
 pub use std::sync::Arc;
 

@@ -9,11 +9,13 @@
     reason = "the wrappers of raw system calls; each block argues why its call is sound"
 )]
 
+pub mod block_device;
 #[cfg(test)]
 #[cfg_attr(not(feature = "export-notifier"), allow(dead_code))]
 pub(crate) mod foreign;
 #[cfg(test)]
 pub(crate) mod generous;
+pub mod job_control;
 pub mod memory;
 pub mod names;
 pub mod pagemap;
@@ -23,6 +25,7 @@ pub mod signal;
 pub mod slice;
 pub mod small_pages;
 pub mod socket;
+pub mod stdio;
 pub mod terminal;
 pub mod threads;
 pub mod uffd;

@@ -32,6 +32,28 @@ impl Mapped {
     }
 }
 
+/// The file, opened.
+///
+/// # Errors
+/// As `open`.
+pub fn file() -> io::Result<File> {
+    File::open("/proc/self/pagemap")
+}
+
+/// What is mapped of one page of the region.
+///
+/// # Errors
+/// As `pread`.
+pub fn entry(file: &File, region: &MmapRegion, page: u64) -> io::Result<Mapped> {
+    let mut entry = [0; ENTRY_BYTES];
+    file.read_exact_at(&mut entry, offset(region, page))?;
+    Ok(Mapped(u64::from_ne_bytes(entry)))
+}
+
+fn offset(region: &MmapRegion, page: u64) -> u64 {
+    ((region.as_ptr().addr() / PAGE_SIZE) as u64 + page) * ENTRY_BYTES as u64
+}
+
 /// The file, opened, with room for many entries: a call a page would cost a hundred times more.
 #[derive(Debug)]
 pub struct Pagemap {
@@ -45,8 +67,7 @@ impl Pagemap {
     /// # Errors
     /// As `open`.
     pub fn open(pages: usize) -> io::Result<Self> {
-        let file = File::open("/proc/self/pagemap")?;
-        Ok(Self { file, bytes: vec![0; pages * ENTRY_BYTES] })
+        Ok(Self { file: file()?, bytes: vec![0; pages * ENTRY_BYTES] })
     }
 
     /// What is mapped of up to `count` pages of the region from page `first` on, in order; fewer if
@@ -60,11 +81,10 @@ impl Pagemap {
         first: u64,
         count: u64,
     ) -> io::Result<impl Iterator<Item = Mapped>> {
-        let start = (region.as_ptr().addr() / PAGE_SIZE) as u64;
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         let len = count.saturating_mul(ENTRY_BYTES).min(self.bytes.len());
         let bytes = &mut self.bytes[..len];
-        self.file.read_exact_at(bytes, (start + first) * ENTRY_BYTES as u64)?;
+        self.file.read_exact_at(bytes, offset(region, first))?;
         let (entries, _) = bytes.as_chunks::<ENTRY_BYTES>();
         Ok(entries.iter().map(|&entry| Mapped(u64::from_ne_bytes(entry))))
     }

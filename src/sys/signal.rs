@@ -262,11 +262,22 @@ impl AsFd for StopNotice {
     }
 }
 
-/// Only calls that are safe in a signal handler: atomics, clock_gettime, tcsetattr, write, and what
-/// [`end_now`] calls. It leaves errno as it was.
-extern "C" fn on_stop(signal: libc::c_int) {
+/// The body of a signal handler, which has to leave errno as it was.
+pub(super) fn keeping_errno(body: impl FnOnce()) {
     // SAFETY: the location of this thread's errno is always valid.
     let errno = unsafe { *libc::__errno_location() };
+    body();
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = errno };
+}
+
+extern "C" fn on_stop(signal: libc::c_int) {
+    keeping_errno(|| note_stop(signal));
+}
+
+/// Only calls that are safe in a signal handler: atomics, clock_gettime, tcgetpgrp, tcsetattr,
+/// pthread_sigmask, write, and what [`end_now`] calls.
+fn note_stop(signal: libc::c_int) {
     super::terminal::restore();
     let now = monotonic_nanos();
     let _ = STOP_TIME.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
@@ -280,8 +291,6 @@ extern "C" fn on_stop(signal: libc::c_int) {
     // SAFETY: writes 8 bytes from a local variable to an eventfd that is never closed (or to -1:
     // EBADF).
     let _ = unsafe { libc::write(descriptor, ptr::from_ref(&one).cast(), size_of::<u64>()) };
-    // SAFETY: as above.
-    unsafe { *libc::__errno_location() = errno };
 }
 
 /// The second signal: ends the process by the signal's default action, which a waiting parent is told.
@@ -317,7 +326,7 @@ fn monotonic_nanos() -> u64 {
 }
 
 /// Whether a signal is ignored. Safe in a signal handler.
-fn is_ignored(signal: libc::c_int) -> Result<bool, Errno> {
+pub(super) fn is_ignored(signal: libc::c_int) -> Result<bool, Errno> {
     // SAFETY: sigaction is a C structure of integers and an optional function pointer: all zeros is
     // a value of it.
     let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
@@ -327,7 +336,7 @@ fn is_ignored(signal: libc::c_int) -> Result<bool, Errno> {
 }
 
 /// `sigaction` with an empty mask. Safe in a signal handler.
-fn set_action(
+pub(super) fn set_action(
     signal: libc::c_int,
     handler: libc::sighandler_t,
     flags: libc::c_int,

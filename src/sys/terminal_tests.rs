@@ -84,13 +84,15 @@ fn the_terminal_is_as_before_whichever_way_a_process_ends() {
 
 fn run_child(way: &str) {
     let stop = StopNotice::install().unwrap();
-    let Input::Raw(raw) = RawTerminal::enter().unwrap() else { panic!("not raw") };
+    let raw = Terminal::at_stdin().unwrap();
+    assert!(raw.take().unwrap() && raw.take().unwrap());
     println!("now raw");
     match way {
         "signal" => {
             assert!(stop.wait(None).unwrap());
             print!("noted");
             std::io::stdout().flush().unwrap();
+            assert!(!raw.take().unwrap(), "never again");
             std::mem::forget(raw);
             loop {
                 std::thread::park();

@@ -36,7 +36,7 @@ mod worker;
 pub use balloon::{Balloon, BalloonStats};
 #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
 pub(crate) use blk::Disk;
-pub use blk::{Block, BlockStats, DiskError, DiskMode};
+pub use blk::{Block, BlockStats, Contents, DiskError, DiskMode, DiskTrouble, Format};
 pub use device::Device;
 pub use mmio::{MmioTransport, REGISTER_BYTES};
 

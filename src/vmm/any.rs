@@ -194,6 +194,28 @@ impl AnyVm {
         self.services().bus.lost_console_bytes()
     }
 
+    /// [`Vm::recycle`]; nothing with direct paging.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn recycle(&self) -> Result<(), VmError> {
+        match self {
+            Self::Shadow(vm) => vm.recycle(),
+            Self::Direct(_) => Ok(()),
+        }
+    }
+
+    /// Compares what the reverse map has of this VM with what is mapped, as far as that can be done
+    /// while its vCPUs run; one sentence for each difference.
+    #[must_use]
+    pub fn check_running(&self) -> Vec<String> {
+        let mut differences = self.iotlb().check_reverse_map();
+        if let Self::Shadow(vm) = self {
+            differences.extend(vm.shadow().check_reverse_map());
+        }
+        differences
+    }
+
     /// Compares what the reverse map has of this VM with what is mapped; one sentence for each
     /// difference. No vCPU may run any more. With direct paging this ends background reclaim.
     #[must_use]

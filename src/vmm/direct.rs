@@ -7,7 +7,7 @@ use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::abi;
 use crate::addr::{Gfn, Gpa};
@@ -15,6 +15,7 @@ use crate::direct_mmu::{DirectConfig, DirectMmu};
 use crate::export_rmap::ClientId;
 use crate::host_mm::HostMm;
 use crate::iotlb::Iotlb;
+use crate::sync::Patience;
 
 use super::assemble::{IOTLB_ENTRIES, check_memory};
 use super::boot::{self, BootMap, Image};
@@ -127,8 +128,8 @@ impl DirectVm {
 
     /// As [`Vm::wait`](super::Vm::wait).
     pub fn wait(&mut self, timeout: Option<Duration>) -> Option<Outcome> {
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        if self.machine.is_over(timeout) && self.services.wait_for_device(deadline) {
+        let mut patience = timeout.map(Patience::new);
+        if self.machine.is_over(&mut patience) && self.services.wait_for_device(&mut patience) {
             self.join_device();
             return self.machine.wait(timeout);
         }

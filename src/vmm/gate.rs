@@ -190,6 +190,11 @@ impl Gate {
         Paused::Done(work())
     }
 
+    /// How often everybody was paused.
+    pub(super) fn epoch(&self) -> u64 {
+        lock(&self.state).epoch
+    }
+
     /// Turns every vCPU away from now on, and kicks out those that are inside. Does not wait.
     pub(super) fn stop(&self) {
         let mut state = lock(&self.state);

@@ -12,12 +12,12 @@
 //! without which Gnomon cannot run at all.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
-use kvm_bindings::kvm_segment;
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_segment};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
@@ -72,8 +72,11 @@ pub struct HostTraits {
     pub clear_takes_effect: bool,
     /// With a zap, both bits were set again, and a cleared entry made the next use fault.
     pub zap_revokes: bool,
-    /// Ring-0 code ran at the speed of ring-3 code.
+    /// The processor ran the guest's ring-0 code by itself. Otherwise KVM emulates it, the few
+    /// instructions that it knows.
     pub ring0_native: bool,
+    /// It is PVM, which has no use for VMX or SVM.
+    pub is_pvm: bool,
 }
 
 impl HostTraits {
@@ -94,6 +97,20 @@ impl HostTraits {
     /// something else than what it is told.
     pub fn probe() -> Result<Self, VmError> {
         Probe::new()?.observe()
+    }
+
+    /// Why stock kernels cannot run here, if they cannot: half a sentence.
+    #[must_use]
+    pub fn against_stock_kernels(&self) -> Option<&'static str> {
+        match (self.ring0_native, self.is_pvm) {
+            (true, _) => None,
+            (false, true) => Some(
+                "its KVM is PVM (kvm_pvm), which runs without VMX and SVM and emulates a guest's ring 0, and not all of its instructions",
+            ),
+            (false, false) => Some(
+                "its KVM has neither VMX nor SVM and emulates a guest's ring 0, and not all of its instructions",
+            ),
+        }
     }
 
     /// [`HostTraits::probe`], done once in the life of the process; `None` if it failed.
@@ -135,17 +152,17 @@ const _: () = assert!(abi::PORT_EXIT == 0xf4, "the code below names the port");
 const TOUCH: [u8; 5] = [0xc6, 0x07, 0x01, 0xe6, 0xf4];
 /// `mov rax, cr3; mov cr3, rax; out 0xf4, al`
 const RELOAD_CR3: [u8; 8] = [0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8, 0xe6, 0xf4];
-/// `dec ecx; jnz -4; out 0xf4, al`
-const COUNT_DOWN: [u8; 6] = [0xff, 0xc9, 0x75, 0xfc, 0xe6, 0xf4];
-/// Where [`COUNT_DOWN`] stands in both code pages.
-const COUNT_DOWN_OFFSET: usize = 0x100;
+/// `paddd xmm0, xmm0; out 0xf4, al`: an instruction that every 64-bit processor has and KVM's emulator
+/// does not know.
+const ADD_VECTORS: [u8; 6] = [0x66, 0x0f, 0xfe, 0xc0, 0xe6, 0xf4];
+/// Where [`ADD_VECTORS`] stands in both code pages.
+const ADD_VECTORS_OFFSET: usize = 0x100;
 
-/// Rounds of the loop that is timed: 4000 instructions, some milliseconds if they are emulated.
-const ROUNDS: u64 = 2000;
-/// Ring-0 code that is slower than ring-3 code by more than this is emulated.
-const EMULATED_FACTOR: u32 = 8;
-/// Timings taken of each, of which the best counts: others may be on the processor.
-const TIMINGS: usize = 3;
+/// A register of PVM's, and what it holds: "MVP".
+const MSR_PVM: u32 = 0x4b56_4d11;
+const PVM_NAME: u64 = 0x4d_5650;
+/// Its kernel module.
+const PVM_MODULE: &str = "/sys/module/kvm_pvm";
 /// Exits that mean nothing, such as signals, before the probe gives up.
 const MAX_INTERRUPTIONS: u32 = 1000;
 
@@ -156,6 +173,8 @@ enum Ended {
     Done,
     /// A page fault.
     PageFault,
+    /// KVM does not know an instruction of it.
+    Unknown,
 }
 
 /// Ring of a piece of guest code.
@@ -226,6 +245,7 @@ impl Probe {
             clear_takes_effect: ended == Ended::PageFault,
             zap_revokes: marks_after_zap == ACCESSED | DIRTY && ended_after_zap == Ended::PageFault,
             ring0_native: self.is_ring0_native()?,
+            is_pvm: self.is_pvm(),
         })
     }
 
@@ -240,17 +260,15 @@ impl Probe {
 
     /// Writes to the target page at CPL 3. Returns how that ended, and the marks in its entry.
     fn touch(&mut self) -> Result<(Ended, u64), VmError> {
-        let ended = self.run(Ring::Three, CODE_GVA, 0)?;
+        let ended = self.run(Ring::Three, CODE_GVA)?;
         Ok((ended, self.entry().load(Ordering::Acquire) & (ACCESSED | DIRTY)))
     }
 
     /// Has the processor drop its cached translations without telling KVM to.
     fn forget_translations(&mut self) -> Result<(), VmError> {
-        match self.run(Ring::Zero, KERNEL_CODE_GVA, 0)? {
+        match self.run(Ring::Zero, KERNEL_CODE_GVA)? {
             Ended::Done => Ok(()),
-            Ended::PageFault => {
-                Err(VmError::Probe { found: "a CR3 load ended in a page fault".to_owned() })
-            }
+            ended => Err(VmError::Probe { found: format!("a CR3 load ended in {ended:?}") }),
         }
     }
 
@@ -262,29 +280,33 @@ impl Probe {
     }
 
     fn is_ring0_native(&mut self) -> Result<bool, VmError> {
-        let mut best = |ring, code| -> Result<Duration, VmError> {
-            let mut best = Duration::MAX;
-            for _ in 0..TIMINGS {
-                let begin = Instant::now();
-                self.run(ring, code + COUNT_DOWN_OFFSET as u64, ROUNDS)?;
-                best = best.min(begin.elapsed());
+        // At CPL 3 first: what does not run there either says nothing of CPL 0.
+        match self.run(Ring::Three, CODE_GVA + ADD_VECTORS_OFFSET as u64)? {
+            Ended::Done => {
+                Ok(self.run(Ring::Zero, KERNEL_CODE_GVA + ADD_VECTORS_OFFSET as u64)?
+                    == Ended::Done)
             }
-            Ok(best)
-        };
-        let user = best(Ring::Three, CODE_GVA)?;
-        let kernel = best(Ring::Zero, KERNEL_CODE_GVA)?;
-        Ok(kernel < user * EMULATED_FACTOR)
+            ended => Err(VmError::Probe { found: format!("SSE at CPL 3 ended in {ended:?}") }),
+        }
     }
 
-    /// Runs the code at `rip`, with `count` in RCX and the target's address in RDI, to its end.
-    fn run(&mut self, ring: Ring, rip: u64, count: u64) -> Result<Ended, VmError> {
+    fn is_pvm(&self) -> bool {
+        let entry = kvm_msr_entry { index: MSR_PVM, ..Default::default() };
+        let named = Msrs::from_entries(&[entry]).is_ok_and(|mut msrs| {
+            self.fd.get_msrs(&mut msrs).is_ok_and(|read| read == 1)
+                && msrs.as_slice().iter().all(|msr| msr.data == PVM_NAME)
+        });
+        named || Path::new(PVM_MODULE).exists()
+    }
+
+    /// Runs the code at `rip`, with the target's address in RDI, to its end.
+    fn run(&mut self, ring: Ring, rip: u64) -> Result<Ended, VmError> {
         let mut cpu = GuestCpu::at_boot(Gpa::new(0), self.features);
         cpu.rip = rip;
         // The code's own right to its port, rather than the I/O bitmap's: some emulated processors
         // read that only in a TSS that is not in use.
         cpu.rflags |= rflags::IOPL;
         cpu.gpr[gpr::RDI] = TARGET_GVA;
-        cpu.gpr[gpr::RCX] = count;
         let root = table_address(&self.monitor, PML4);
         real::set_all(&mut self.fd, &self.monitor, 0, &cpu, root)?;
         if let Ring::Zero = ring {
@@ -316,6 +338,10 @@ impl Probe {
                 Ok(VcpuExit::IoOut(port, _)) if port == u16::from(vector::PF) => {
                     return Ok(Ended::PageFault);
                 }
+                Ok(VcpuExit::IoOut(port, _)) if port == u16::from(vector::UD) => {
+                    return Ok(Ended::Unknown);
+                }
+                Ok(VcpuExit::InternalError) => return Ok(Ended::Unknown),
                 Ok(VcpuExit::Intr) => {}
                 Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
                 other => {
@@ -366,8 +392,8 @@ fn write_tables(monitor: &MonitorLayout, tables: &MmapRegion) -> Result<(), moni
 
     put(CODE, 0, &TOUCH)?;
     put(KERNEL_CODE, 0, &RELOAD_CR3)?;
-    put(CODE, COUNT_DOWN_OFFSET, &COUNT_DOWN)?;
-    put(KERNEL_CODE, COUNT_DOWN_OFFSET, &COUNT_DOWN)
+    put(CODE, ADD_VECTORS_OFFSET, &ADD_VECTORS)?;
+    put(KERNEL_CODE, ADD_VECTORS_OFFSET, &ADD_VECTORS)
 }
 
 #[cfg(test)]
@@ -381,6 +407,7 @@ mod tests {
             clear_takes_effect: true,
             zap_revokes: true,
             ring0_native: true,
+            is_pvm: false,
         }
     }
 

@@ -66,7 +66,7 @@ impl Reports {
 }
 
 /// What a hypercall does.
-pub(super) enum HypercallResult {
+pub enum HypercallResult {
     /// Goes on with this value in RAX.
     Value(u64),
     /// Ends the VM.

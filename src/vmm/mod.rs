@@ -35,7 +35,7 @@ mod machine;
 pub mod memory;
 mod monitor;
 mod offer;
-mod plain;
+pub mod plain;
 mod progress;
 mod real;
 mod real_state;

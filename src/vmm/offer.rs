@@ -31,4 +31,14 @@ impl KvmOffer {
             no_execute: features.nx,
         })
     }
+
+    /// Whether KVM makes a VM with a vCPU, and has what Gnomon needs of it. Whatever is at the device's
+    /// path, this is what counts.
+    ///
+    /// # Errors
+    /// [`KvmError`]: what is missing.
+    pub fn try_out() -> Result<(), KvmError> {
+        let device = KvmDevice::open()?;
+        device.create_vm()?.create_vcpu(0, &device.guest_cpuid()?).map(drop)
+    }
 }

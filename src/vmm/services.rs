@@ -4,10 +4,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use crate::host_mm::MemoryObject;
 use crate::iotlb::Iotlb;
+use crate::sync::Patience;
 
 use super::devices::PortBus;
 use super::error::VmError;
@@ -72,8 +72,8 @@ impl Services {
         })
     }
 
-    /// Waits until the device's thread is done; `false` when the deadline passes first.
-    pub(super) fn wait_for_device(&self, deadline: Option<Instant>) -> bool {
-        self.bus.dma().wait_until_over(deadline)
+    /// Waits until the device's thread is done; `false` when the patience runs out first.
+    pub(super) fn wait_for_device(&self, patience: &mut Option<Patience>) -> bool {
+        self.bus.dma().wait_until_over(patience)
     }
 }

@@ -6,8 +6,9 @@ use std::time::Instant;
 use crate::shadow_mmu::ShadowMmu;
 use crate::sync::Mutex;
 
-use super::gate::Gate;
-use super::kvm::KvmVm;
+use super::gate::{Gate, Paused};
+use super::kvm::{KvmError, KvmVm};
+use super::machine::TABLES_SLOT;
 use super::monitor::MonitorLayout;
 use super::roster::Roster;
 use super::services::Services;
@@ -31,6 +32,15 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// Takes all shadow pages back while no vCPU is inside the gate, unless that happened since
+    /// `epoch`. The caller is not inside.
+    pub(super) fn recycle(&self, epoch: u64) -> Paused<Result<(), KvmError>> {
+        self.gate.pause_all(epoch, || {
+            self.shadow.recycle();
+            self.kvm.flush_slot(TABLES_SLOT)
+        })
+    }
+
     /// Ends the VM: the outcome stands if it is the first, and every vCPU leaves its loop.
     pub(super) fn end(&self, outcome: Outcome) {
         self.roster.end(outcome);

@@ -17,7 +17,6 @@ use super::cpu::GuestCpu;
 use super::error::{GuestError, VmError};
 use super::gate::{Gate, Pass, Paused, Refused};
 use super::kick::Kicker;
-use super::machine::TABLES_SLOT;
 use super::monitor::MonitorStack;
 use super::progress::ProgressGuard;
 use super::real;
@@ -252,12 +251,7 @@ impl Vcpu {
         if self.recycles > MAX_RECYCLES {
             return Err(self.guest_error(GuestError::ShadowPagesExhausted { times: self.recycles }));
         }
-        let shared = Arc::clone(&self.shared);
-        let paused = shared.gate.pause_all(epoch, || {
-            shared.shadow.recycle();
-            shared.kvm.flush_slot(TABLES_SLOT)
-        });
-        match paused {
+        match self.shared.recycle(epoch) {
             Paused::Done(flushed) => {
                 self.counts(|counts| counts.recycles.add(1));
                 Ok(flushed?)

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vm_memory::MmapRegion;
 
@@ -14,13 +14,13 @@ use crate::export_rmap::ClientId;
 use crate::host_mm::{MemoryObject, TripwireWatch};
 use crate::iotlb::Iotlb;
 use crate::shadow_mmu::ShadowMmu;
-use crate::sync::lock;
+use crate::sync::{Patience, lock};
 
 use super::assemble::Shape;
 use super::clone::Birth;
 use super::devices::dma::DmaStats;
 use super::error::VmError;
-use super::gate::Position;
+use super::gate::{Paused, Position};
 use super::hypercall::{ViolationReport, VmObserver};
 use super::kick::Kicker;
 use super::machine::GuestCounters;
@@ -165,9 +165,9 @@ impl Vm {
 
     /// Whether every thread was done in time.
     fn wait_for_threads(&self, timeout: Option<Duration>) -> bool {
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        self.shared.roster.wait_for_exit(self.threads.len(), timeout)
-            && self.shared.services.wait_for_device(deadline)
+        let mut patience = timeout.map(Patience::new);
+        self.shared.roster.wait_for_exit(self.threads.len(), &mut patience)
+            && self.shared.services.wait_for_device(&mut patience)
     }
 
     /// Asks the guest to finish: it sees the stop flag in the control block, makes its last
@@ -179,6 +179,18 @@ impl Vm {
     /// Ends the VM at once, whatever its guest does. Does not wait; [`Self::wait`] does.
     pub fn kill(&self) {
         self.shared.end(Outcome::Killed);
+    }
+
+    /// Takes all shadow pages back, as when they run out: the guest faults anew on whatever it uses.
+    /// For stress.
+    ///
+    /// # Errors
+    /// What KVM refused; the guest must not go on then.
+    pub fn recycle(&self) -> Result<(), VmError> {
+        match self.shared.recycle(self.shared.gate.epoch()) {
+            Paused::Done(flushed) => Ok(flushed?),
+            Paused::AlreadyDone | Paused::Stopping => Ok(()),
+        }
     }
 
     /// The guest's memory as the host sees it.

@@ -7,6 +7,8 @@ LOG=/testbed/linux.log
 STATUS=/testbed/linux.status
 # Seconds for one guest, from its start to its end.
 GUEST_LIMIT=450
+# More for the guest's command line.
+GUEST_OPTIONS=
 # Pages are evicted and cleaned without need, and those that are dropped as clean compared with their
 # copies. Each page that is taken costs the guest a fault, which takes long here: at full rate a storm
 # would leave it no time of its own.
@@ -30,7 +32,7 @@ start_linux() {
         code=0
         # First by SIGTERM: how far the guest got stands in gnomon's report.
         timeout -k 20 "$GUEST_LIMIT" gnomon boot --kernel "$LINUX/$kernel" --initrd "$LINUX/initrd" \
-            --cmdline "console=ttyS0 quiet panic=-1 mitigations=off tasks=$tasks" "$@" <&3 2>&1 || code=$?
+            --cmdline "console=ttyS0 quiet panic=-1 mitigations=off ${GUEST_OPTIONS:-} tasks=$tasks" "$@" <&3 2>&1 || code=$?
         echo "$code" >"$STATUS"
     } | tee "$LOG" &
     guest=$!

@@ -2,6 +2,8 @@
 //! with nothing written to any disk image.
 
 use std::fs::{self, File};
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use tempfile::TempDir;
@@ -89,7 +91,51 @@ fn malformed_kernels() {
     folder.assert_kernel_refused(&folder.changed(0x236, &[0]), &["no 64-bit entry"]);
     folder.assert_kernel_refused(&folder.changed(0x211, &[0]), &["damaged header", "loadflags"]);
     let large = folder.changed(0x260, &[0, 0, 0, 0x20]);
-    folder.assert_kernel_refused(&large, &["guest memory up to", "choose more memory"]);
+    folder.assert_kernel_refused(&large, &["guest memory up to", "choose more memory, 528 MiB"]);
+    let wide = folder.changed(0x260, &[0, 0, 0, 0x80]);
+    folder.assert_kernel_refused(&wide, &["up to 2164260864 bytes (2064 MiB)", "first 1024 MiB"]);
+    let high = folder.changed(0x258, &[0, 0, 0, 0, 1]);
+    folder.assert_kernel_refused(&high, &["at 0x100000000", "first 1024 MiB"]);
+}
+
+/// What `tool -c` makes of a file; `None` where there is no such tool.
+fn packed(tool: &str, contents: &[u8]) -> Option<Vec<u8>> {
+    let mut child =
+        Command::new(tool).arg("-c").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().ok()?;
+    child.stdin.take()?.write_all(contents).ok()?;
+    Some(child.wait_with_output().ok()?.stdout)
+}
+
+/// By the tools themselves, where they are: those of the library's own tests are of its making.
+#[test]
+fn compressed_kernels() {
+    let folder = Folder::new();
+    let damaged = fs::read(folder.changed(0x211, &[0])).unwrap();
+    for tool in ["gzip", "zstd"] {
+        let Some(packed) = packed(tool, &damaged) else { continue };
+        // Unpacked, and then refused for what is in it.
+        let whole = folder.file(tool, &packed);
+        folder.assert_kernel_refused(&whole, &["damaged header", "loadflags"]);
+        let cut = folder.file("cut", &packed[..packed.len() - 7]);
+        folder.assert_kernel_refused(&cut, &[&cut, tool, "damaged or truncated", "copy it again"]);
+    }
+    for tool in ["xz", "lz4", "bzip2", "lzma", "lzop"] {
+        let Some(packed) = packed(tool, &damaged) else { continue };
+        let path = folder.file(tool, &packed);
+        let name = format!("is compressed by {tool}, which is not unpacked here");
+        folder.assert_kernel_refused(&path, &[&path, &name, "unpack it yourself"]);
+    }
+    let efi = folder.file("efi", b"MZ and so on");
+    folder.assert_kernel_refused(&efi, &[&efi, "EFI program", "objcopy"]);
+}
+
+/// One gzip file after the other, each of a few KiB that hold a MiB of zeros.
+#[test]
+fn a_kernel_that_unpacks_to_more_than_it_may() {
+    let folder = Folder::new();
+    let Some(mib) = packed("gzip", &vec![0; 1 << 20]) else { return };
+    let bomb = folder.file("bomb", &mib.repeat(300));
+    folder.assert_kernel_refused(&bomb, &[&bomb, "holds more than the 256M", "a smaller one"]);
 }
 
 #[test]
@@ -145,7 +191,51 @@ fn disk_images_that_cannot_be_used() {
     folder.file("odd", &[7; 1000]);
     refused("odd", &["1000 bytes", "no multiple of 512"]);
     assert_eq!(fs::read(folder.path("odd")).unwrap(), [7; 1000]);
-    refused(".", &["not a regular file"]);
+    refused(".", &["not a regular file, nor a block device"]);
+    refused("../../../../../../dev/null", &["not a regular file, nor a block device"]);
+    let mut qcow2 = vec![0; 4096];
+    qcow2[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    folder.file("qcow2", &qcow2);
+    refused("qcow2", &["is a qcow2 image", "qemu-img convert -f qcow2 -O raw", "add ,raw"]);
+    // As raw it is taken, and what is wrong next is told.
+    let raw = format!("{},raw", folder.path("qcow2"));
+    let missing = folder.path("missing");
+    folder.assert_refused(&["--disk", &raw, "--disk", &missing], &["there is no disk image"]);
+    assert_eq!(fs::read(folder.path("qcow2")).unwrap(), qcow2);
+}
+
+/// Images of all formats that `qemu-img` writes, where there is one.
+#[test]
+fn disk_images_of_other_formats() {
+    let folder = Folder::new();
+    for (format, options, name) in [
+        ("qcow2", "", "is a qcow2 image"),
+        ("qcow", "", "is a qcow image"),
+        ("qed", "", "is a QED image"),
+        ("vdi", "", "is a VDI image"),
+        ("vdi", "static=on", "is a VDI image"),
+        ("vhdx", "", "is a VHDX image"),
+        ("vpc", "", "is a VHD image"),
+        ("vpc", "subformat=fixed", "is a VHD image"),
+        ("vmdk", "", "is a VMDK image"),
+        ("vmdk", "subformat=monolithicFlat", "is a VMDK image"),
+        ("vmdk", "subformat=streamOptimized", "is a VMDK image"),
+        ("parallels", "", "is a Parallels image"),
+    ] {
+        let path = folder.path(&format!("{format}.image"));
+        let mut make = Command::new("qemu-img");
+        make.args(["create", "-q", "-f", format, &path, "1M"]);
+        if !options.is_empty() {
+            make.args(["-o", options]);
+        }
+        // One that was built without a format, or is not there at all.
+        if !make.stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+            continue;
+        }
+        let before = fs::read(&path).unwrap();
+        folder.assert_refused(&["--disk", &path], &[&path, name, "qemu-img convert", "add ,raw"]);
+        assert!(fs::read(&path).unwrap() == before, "{format} was changed");
+    }
 }
 
 #[test]

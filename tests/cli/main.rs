@@ -43,6 +43,8 @@ fn sizes() {
         assert_refused(&[command, "--memory", "513G"], &["--memory 513G", "at most 512G"]);
         assert_refused(&[command, "--host-memory", "1M"], &["--host-memory 1M", "at least 4M"]);
         assert_refused(&[command, "--host-memory", "5T"], &["--host-memory", "4 TiB"]);
+        assert_refused(&[command, "--host-memory", "-1M"], &["--host-memory \"-1M\""]);
+        assert_refused(&[command, "--host-memory", "99999999999999999999G"], &["give less"]);
         assert_refused(&[command, "--swap-size", "-1"], &["--swap-size \"-1\"", "such as 256M"]);
         assert_refused(&[command, "--swap-size", "16384T"], &["--swap-size 16P", "give less"]);
     }
@@ -166,6 +168,54 @@ fn help_and_version_are_no_errors() {
         let said = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(0));
         assert!(said.contains(part), "no {part:?} in {said}");
+    }
+}
+
+#[test]
+fn times_below_zero() {
+    assert_refused(&["stress", "--duration", "-1s"], &["--duration \"-1s\"", "such as 30s"]);
+    assert_refused(&["peer", "socket", "--duration", "-5m"], &["--duration \"-5m\"", "below 0"]);
+}
+
+/// What is asked for and cannot be written is told, and is a failure.
+#[test]
+fn output_that_cannot_be_written() {
+    let (reader, without_reader) = std::io::pipe().unwrap();
+    drop(reader);
+    let without_reader: std::process::Stdio = without_reader.into();
+    let full =
+        || -> std::process::Stdio { File::options().write(true).open("/dev/full").unwrap().into() };
+    let cases: [(&[&str], std::process::Stdio, &str); 4] = [
+        (&["--help"], full(), "No space left"),
+        (&["--version"], full(), "No space left"),
+        (&["doctor", "--json"], full(), "No space left"),
+        (&["boot", "--help"], without_reader, "Broken pipe"),
+    ];
+    for (words, stdout, why) in cases {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_gnomon")).args(words).stdout(stdout).output().unwrap();
+        assert_output_is_lacking(words, &output, why);
+    }
+    let closed = Command::new("sh")
+        .args(["-c", r#""$0" --version >&-"#, env!("CARGO_BIN_EXE_gnomon")])
+        .output()
+        .unwrap();
+    assert_output_is_lacking(&["--version"], &closed, "Bad file descriptor");
+    // To nobody, and on purpose.
+    let nobody = Command::new(env!("CARGO_BIN_EXE_gnomon"))
+        .arg("--version")
+        .stdout(std::process::Stdio::null())
+        .status();
+    assert_eq!(nobody.unwrap().code(), Some(0));
+}
+
+#[track_caller]
+fn assert_output_is_lacking(words: &[&str], output: &Output, why: &str) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{words:?}: {said}");
+    assert_eq!(said.lines().count(), 1, "{words:?}: {said}");
+    for part in ["cannot write all of its output", why, "redirect it"] {
+        assert!(said.contains(part), "{words:?}: no {part:?} in {said}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! The workloads. Each goes on where its last slice ended, in an order that only the seed decides.
 
+mod contested;
 mod demand;
 mod dma;
 mod paging;

@@ -7,6 +7,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::contested::Contested;
 use super::demand::DemandModel;
 use crate::abi::Violation;
 use crate::exceptions::{Trap, VECTOR_PAGE_FAULT};
@@ -86,7 +87,7 @@ impl Failure {
     }
 }
 
-type Checked = Result<(), Failure>;
+pub(super) type Checked = Result<(), Failure>;
 
 /// One vCPU's mappings and the model of them.
 pub(super) struct PagingState {
@@ -99,6 +100,7 @@ pub(super) struct PagingState {
     /// First word of each frame.
     stamps: [u64; FRAMES],
     demand: DemandModel,
+    contested: Contested,
     rng: Rng,
 }
 
@@ -112,6 +114,7 @@ impl PagingState {
             slots: [None; SLOTS],
             stamps: [0; FRAMES],
             demand: DemandModel::new(),
+            contested: Contested::new(worker),
             rng,
         };
         for frame in 0..FRAMES {
@@ -136,6 +139,7 @@ impl PagingState {
     pub(super) fn operation(&mut self, worker: &Worker) {
         let slot = self.rng.below(SLOTS as u64) as usize;
         let result = match self.slots[slot] {
+            _ if self.rng.below(3) == 0 => self.contest(worker),
             None => self.map(slot),
             Some(frame) => match self.rng.below(16) {
                 0 => self.unmap(slot),
@@ -160,6 +164,17 @@ impl PagingState {
             worker.report(Violation::Paging, failure.address, failure.expected, failure.found, gfn);
             self.start_over(worker);
         }
+    }
+
+    /// What several vCPUs do to the same addresses.
+    fn contest(&mut self, worker: &Worker) -> Checked {
+        if self.rng.below(2) == 0 {
+            self.contested.visit(&mut self.rng);
+            return Ok(());
+        }
+        let frame = self.rng.below(FRAMES as u64) as usize;
+        let target = (frame, self.block.frame(frame));
+        self.contested.remap(worker, &mut self.rng, target, &self.stamps)
     }
 
     fn address(&self, slot: usize) -> u64 {
@@ -355,11 +370,27 @@ impl PagingState {
         expect_flags(address, entry, ACCESSED)?;
         self.store(address, frame)?;
         expect_flags(address, entry, ACCESSED | DIRTY)?;
+        // Another address of the page: an `invlpg` of either is one of the page.
+        let other = (0..FRAMES).find(|&other| {
+            let start = self.block.frame(other) / LARGE_BYTES;
+            other != frame && start == physical / LARGE_BYTES
+        });
+        let beside = other.map(|other| (large + self.block.frame(other) % LARGE_BYTES, other));
+        if let Some((address, other)) = beside {
+            self.store(address, other)?;
+        }
         entry.fetch_and(!WRITE, Ordering::Relaxed);
         x86::invlpg(address);
         self.expect_store_fault(address, frame, FAULT_PRESENT | FAULT_WRITE)?;
+        if let Some((address, other)) = beside {
+            self.expect_store_fault(address, other, FAULT_PRESENT | FAULT_WRITE)?;
+            self.expect_frame(address, other)?;
+        }
         entry.store(0, Ordering::Relaxed);
         x86::invlpg(address);
+        if let Some((address, _)) = beside {
+            expect_fault(address, 0, probe::load(address).map(|_| ()))?;
+        }
         expect_fault(address, 0, probe::load(address).map(|_| ()))
     }
 
@@ -408,6 +439,7 @@ impl PagingState {
     /// After a failure: nothing mapped, frames stamped afresh, no translation left.
     fn start_over(&mut self, worker: &Worker) {
         self.demand.release(&worker.vcpu.demand, false);
+        self.contested.clear(worker);
         let tables = self.block.leaves;
         tables[0].clear();
         tables[1].clear();
@@ -422,7 +454,7 @@ impl PagingState {
     }
 }
 
-fn unexpected(address: u64, expected: u64, trap: Trap) -> Failure {
+pub(super) fn unexpected(address: u64, expected: u64, trap: Trap) -> Failure {
     Failure { address, expected, found: FAULTED | trap.vector << 32 | trap.error_code }
 }
 
@@ -433,7 +465,7 @@ fn expect_flags(address: u64, entry: &AtomicU64, expected: u64) -> Checked {
 }
 
 /// An access must have ended in a page fault at the address, with the error code.
-fn expect_fault(address: u64, error_code: u64, result: Result<(), Trap>) -> Checked {
+pub(super) fn expect_fault(address: u64, error_code: u64, result: Result<(), Trap>) -> Checked {
     let found = match result {
         Ok(()) => NO_FAULT,
         Err(trap) if trap.address != address => trap.address,

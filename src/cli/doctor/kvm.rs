@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Finding;
 use crate::abi;
+use crate::vmm::linux::NEEDS_VIRTUALISATION;
 use crate::vmm::{HostKind, HostTraits, KVM_DEVICE, KvmOffer, VmError};
 
 /// Bits of a machine address that any processor with KVM has; with less, no guest fits.
@@ -89,6 +90,7 @@ fn kind(probed: Option<Result<HostTraits, VmError>>) -> Vec<Finding> {
         revocation(&traits),
         nested_paging(traits.kind(), &module_parameter()),
         ring0(traits.ring0_native),
+        stock_kernels(&traits),
     ]
 }
 
@@ -126,6 +128,17 @@ fn ring0(native: bool) -> Finding {
     )
 }
 
+fn stock_kernels(traits: &HostTraits) -> Finding {
+    let what = "stock Linux kernels";
+    match traits.against_stock_kernels() {
+        None => Finding::ok(what, "KVM can run them: gnomon boot --kernel /boot/vmlinuz-…"),
+        Some(why) => Finding::limited(
+            what,
+            format!("not on this host: {why}; other guests run; for them {NEEDS_VIRTUALISATION}"),
+        ),
+    }
+}
+
 /// What the KVM module says about nested paging, in brackets; only a detail.
 fn module_parameter() -> String {
     for (module, name) in [("kvm_intel", "ept"), ("kvm_amd", "npt")] {
@@ -158,6 +171,7 @@ mod tests {
             clear_takes_effect: hardware,
             zap_revokes: true,
             ring0_native: hardware,
+            is_pvm: !hardware,
         }
     }
 
@@ -193,7 +207,12 @@ mod tests {
         assert!(hardware.iter().all(|finding| finding.status == Status::Ok), "{hardware:?}");
         let software = kind(Some(Ok(traits(false))));
         let statuses: Vec<Status> = software.iter().map(|finding| finding.status).collect();
-        assert_eq!(statuses, [Status::Ok, Status::Limited, Status::Limited]);
+        assert_eq!(statuses, [Status::Ok, Status::Limited, Status::Limited, Status::Limited]);
+        let kernels = software.last().unwrap().to_string();
+        assert!(
+            kernels.contains("stock Linux kernels: not on this host: its KVM is PVM"),
+            "{kernels}"
+        );
     }
 
     #[test]

@@ -1,14 +1,12 @@
 //! `gnomon boot` of a Linux kernel, resolved against this host.
 
-use std::path::PathBuf;
-use std::str::FromStr;
-
+use super::disks::DiskArg;
 use crate::cli::args::{BootArgs, Invalidate, PagingMode, name_of};
-use crate::cli::config::{self, NAME_A_SMALLER_ONE, Sizes, UsageError, refuse};
+use crate::cli::config::{self, Sizes, UsageError, refuse};
+use crate::cli::kernel_file;
 use crate::cli::limits::HostLimits;
 use crate::cli::values::size;
 use crate::host_mm::HostMmConfig;
-use crate::virtio::DiskMode;
 use crate::vmm::linux::KernelKind;
 use crate::vmm::linux::layout::{MAX_MEMORY_BYTES, MAX_VIRTIO_DEVICES};
 
@@ -33,36 +31,12 @@ pub(crate) struct LinuxConfig {
     pub(super) warnings: Vec<String>,
 }
 
-/// `FILE[,ro|,rw]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct DiskArg {
-    pub(super) path: PathBuf,
-    pub(super) mode: DiskMode,
-}
-
-impl FromStr for DiskArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (path, mode) = match text.rsplit_once(',') {
-            Some((path, "ro")) => (path, DiskMode::ReadOnly),
-            Some((path, "rw")) => (path, DiskMode::ReadWrite),
-            // A comma may be part of a name; with ,rw so may an end in ,ro.
-            _ => (text, DiskMode::ReadWrite),
-        };
-        if path.is_empty() {
-            return Err("name a file, with ,ro behind it for one that is only read".to_owned());
-        }
-        Ok(Self { path: path.into(), mode })
-    }
-}
-
 /// Resolves `gnomon boot` if it names a Linux kernel; `None` if it names another, or none.
 pub(crate) fn resolve(
     args: &BootArgs,
     limits: &HostLimits,
 ) -> Result<Option<LinuxConfig>, UsageError> {
-    let kernel = args.kernel.as_deref().map(config::read_kernel).transpose()?;
+    let kernel = args.kernel.as_deref().map(kernel_file::read_kernel).transpose()?;
     let kernel = match kernel {
         Some(kernel) if KernelKind::of(&kernel).is_linux() => kernel,
         _ => {
@@ -100,7 +74,9 @@ pub(crate) fn resolve(
         initrd: args
             .initrd
             .as_deref()
-            .map(|path| config::read_file("--initrd", path, args.memory.bytes(), initrd_advice))
+            .map(|path| {
+                kernel_file::read_file("--initrd", path, args.memory.bytes(), initrd_advice)
+            })
             .transpose()?,
         cmdline: machine.vm.cmdline,
         vcpus: machine.vm.vcpus,
@@ -132,7 +108,7 @@ fn storm(args: &BootArgs) -> Result<Vec<Invalidate>, UsageError> {
 
 /// What to do about a RAM disk of more bytes than the guest's memory has.
 fn initrd_advice(bytes: u64) -> &'static str {
-    if bytes < MAX_MEMORY_BYTES { "choose more --memory" } else { NAME_A_SMALLER_ONE }
+    if bytes < MAX_MEMORY_BYTES { "choose more --memory" } else { kernel_file::NAME_A_SMALLER_ONE }
 }
 
 /// Refuses what only Linux guests have.

@@ -6,7 +6,9 @@
 
 mod config;
 mod console;
+mod disks;
 mod escape;
+mod keys;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,12 +27,15 @@ use super::violations::{self, Check, EndCheck, Violations};
 use super::{EXIT_FAILURE, boot, exit_code_of_signal};
 use crate::direct_mmu::DirectConfig;
 use crate::host_mm::{HostMm, MemoryObject, MmError};
-use crate::virtio::{Balloon, Block, Device};
-use crate::vmm::linux::{LinuxImage, LinuxVm};
+use crate::sys::job_control::ContinueNotice;
+use crate::virtio::{Balloon, Device};
+use crate::vmm::linux::{LinuxError, LinuxImage, LinuxVm};
 use crate::vmm::{Outcome, Removal, VmError};
 
-pub(crate) use config::{DiskArg, LinuxConfig, resolve};
+pub(crate) use config::{LinuxConfig, resolve};
 use console::Console;
+pub(crate) use disks::DiskArg;
+use disks::Disks;
 
 /// That of every Linux guest.
 const PAGING: Paging = Paging::Direct(Removal::Free);
@@ -67,16 +72,18 @@ enum End {
 /// If the guest cannot be started.
 pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
     let ending = Ending::install()?;
+    let continued = ContinueNotice::install()?;
     // Disks before memory: what the user can mend is said first.
-    let disks = open_disks(&config.disks)?;
+    let mut disks = Disks::open(&config.disks)?;
     let memory = Memory(HostMm::new(config.host.clone()).map_err(refused_memory)?);
     let object = memory.0.create_object(mm_bytes(&config)).map_err(refused_memory)?;
     let balloon = config.balloon.then(|| Arc::new(Balloon::new(object.clone())));
-    let devices = disks.into_iter().chain(balloon.clone().map(|it| it as Arc<dyn Device>));
+    let mut devices = disks.devices();
+    devices.extend(balloon.clone().map(|it| it as Arc<dyn Device>));
     let screen = StdoutConsole::new();
-    let mut vm = make(&config, &object, devices.collect(), screen.clone())?;
+    let mut vm = make(&config, &object, devices, screen.clone())?;
     memory.0.start_background_reclaim().map_err(refused_memory)?;
-    for warning in &config.warnings {
+    for warning in config.warnings.iter().chain(&disks.warnings()) {
         output::note(warning);
     }
     if let Some(line) = injected::announcement(&config.host.inject) {
@@ -89,11 +96,12 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
     let objects = Arc::<Objects>::default();
     objects.add(vm.object());
     let mut storms = Storms::start(&memory.0, &objects, &storm, storm_rate, seed)?;
-    let console = Console::open(vm.input())?;
+    let input = vm.input();
+    let console = Console::open(move |keys| input.send(keys))?;
     let begun = Instant::now();
     vm.start()?;
     ending.phase("running the guest");
-    let end = wait(&mut vm, &ending, &console, &screen);
+    let end = wait(&mut vm, (&ending, continued), &console, &screen, &mut disks);
     let elapsed = begun.elapsed();
     storms.stop();
     if !end.is_stuck() {
@@ -130,6 +138,9 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
     for line in injected {
         output::note(line);
     }
+    for trouble in disks.report() {
+        output::note(trouble);
+    }
     for failure in vm.device_failures() {
         output::note(printable(&failure));
     }
@@ -150,16 +161,6 @@ fn storm_announcement(config: &LinuxConfig) -> Option<String> {
     })
 }
 
-fn open_disks(disks: &[DiskArg]) -> anyhow::Result<Vec<Arc<dyn Device>>> {
-    let mut opened: Vec<Arc<dyn Device>> = Vec::new();
-    for (index, disk) in disks.iter().enumerate() {
-        let block = Block::open(&disk.path, disk.mode, &format!("gnomon-disk{index}"))
-            .map_err(|error| UsageError(format!("--disk: {error}")))?;
-        opened.push(Arc::new(block));
-    }
-    Ok(opened)
-}
-
 fn make(
     config: &LinuxConfig,
     object: &Arc<MemoryObject>,
@@ -175,6 +176,7 @@ fn make(
     };
     let vm = LinuxVm::new(&image, object, DirectConfig::default(), devices, Box::new(screen));
     vm.map_err(|error| match error {
+        VmError::Linux(error @ LinuxError::Host { .. }) => error.into(),
         VmError::Linux(error) => UsageError(format!("cannot boot Linux: {error}")).into(),
         other => from_vm(other, PAGING),
     })
@@ -188,8 +190,20 @@ fn mm_bytes(config: &LinuxConfig) -> u64 {
 }
 
 /// Waits for the end of the guest, a signal, or Ctrl-A x.
-fn wait(vm: &mut LinuxVm, ending: &Ending, console: &Console, screen: &StdoutConsole) -> End {
+fn wait(
+    vm: &mut LinuxVm,
+    (ending, continued): (&Ending, ContinueNotice),
+    console: &Console,
+    screen: &StdoutConsole,
+    disks: &mut Disks,
+) -> End {
+    let mut continues = continued.count();
     loop {
+        disks.tell();
+        if continued.count() != continues {
+            continues = continued.count();
+            vm.tell_of_pause();
+        }
         if let Some(outcome) = vm.wait(Some(TICK)) {
             return End::Outcome(outcome);
         }

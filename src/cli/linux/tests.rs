@@ -83,17 +83,6 @@ fn without_a_storm_nothing_is_told_of_one() {
 }
 
 #[test]
-fn a_disk_is_written_unless_it_is_said() {
-    let disk = |text: &str| text.parse::<DiskArg>().unwrap();
-    let (ro, rw) = (DiskMode::ReadOnly, DiskMode::ReadWrite);
-    for (text, path, mode) in
-        [("a", "a", rw), ("a,ro", "a", ro), ("a,rw", "a", rw), ("a,ro,rw", "a,ro", rw)]
-    {
-        assert_eq!(disk(text), DiskArg { path: path.into(), mode });
-    }
-}
-
-#[test]
 fn other_kernels_are_not_for_linux() {
     assert!(resolved(&[]).unwrap().is_none());
     assert!(resolved(&["--kernel", "OTHER"]).unwrap().is_none());

@@ -47,6 +47,8 @@ pub(crate) struct Report {
     pub(crate) faults: FaultReport,
     pub(crate) exits: ExitReport,
     pub(crate) storms: Vec<StormCount>,
+    /// Those who looked on: their turns, and the pages that they found written.
+    pub(crate) observers: Vec<StormCount>,
     pub(crate) vms: VmsReport,
     pub(crate) host: MmStats,
     pub(crate) shadow: ShadowStats,
@@ -174,7 +176,9 @@ impl Report {
         // They are kept until here because their pages were looked for.
         let has_ended = machine.retire_all();
         let mut violations = all_violations(machine, course, peers.as_ref(), injected.as_ref());
-        let is_sound = config.sabotage.is_none() && config.machine.host.inject.items.is_empty();
+        // Pauses let nothing fail.
+        let may_fail = config.machine.host.inject.may_fail();
+        let is_sound = config.sabotage.is_none() && !may_fail;
         if is_sound && (has_ended || signal::is_stop_asked()) {
             let left = || violations::left_behind(machine);
             violations.look(EndCheck::Leftovers, Check::ReverseMap, left);
@@ -196,6 +200,7 @@ impl Report {
             faults: FaultReport::from(figures.vcpus),
             exits: ExitReport::from(figures.vcpus),
             storms: course.storms.clone(),
+            observers: course.observers.clone(),
             vms: VmsReport::new(&fleet.records(), course.population, fleet.merged_across()),
             host: figures.host,
             shadow: figures.shadow,
@@ -247,7 +252,8 @@ fn all_violations(
     if let Some(bad_end) = &course.bad_end {
         all.add_one(bad_end.clone());
     }
-    for storm in &course.storms {
+    for storm in course.storms.iter().chain(&course.observers) {
+        all.add(Check::Observer, storm.wrong.clone(), 0);
         if let Some(broken) = &storm.broken {
             all.add_one(Violation::of_run(format!("the {} storm failed: {broken}", storm.kind)));
         }

@@ -91,6 +91,9 @@ fn figures(report: &Report) -> String {
         row(&format!("storm: {}, pages tried", storm.kind), storm.tried);
         row(&format!("storm: {}, pages done", storm.kind), storm.done);
     }
+    for observer in &report.observers {
+        row(&format!("{}: pages found written", observer.kind), observer.done);
+    }
     if report.direct.faults > 0 {
         row("mappings ended by invalidations", report.direct.invalidated);
         row("pages write-protected", report.direct.write_protected);

@@ -44,7 +44,9 @@ pub(crate) fn report() -> Report {
             done: 70_000,
             failed_batches: 0,
             broken: None,
+            wrong: None,
         }],
+        observers: Vec::new(),
         vms: VmsReport::default(),
         host: MmStats { swap_ins: 5, ..MmStats::default() },
         shadow: ShadowStats::default(),
@@ -228,6 +230,7 @@ fn any_violation_fails_a_run_even_an_interrupted_one() {
         detection: None,
         peak_resident_bytes: 0,
         storms: Vec::new(),
+        observers: Vec::new(),
         population: PopulationCount::default(),
     };
     let mut found = Violations::default();

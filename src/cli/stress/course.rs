@@ -10,6 +10,7 @@ use super::population::{Population, PopulationCount};
 use super::progress::{Progress, Status};
 use super::storm::{StormCount, Storms};
 use crate::addr::PAGE_SIZE_U64;
+use crate::cli::args::Invalidate;
 use crate::cli::config::StressConfig;
 use crate::cli::ending::{Ending, TICK};
 use crate::cli::fleet::{Fate, Member};
@@ -53,6 +54,8 @@ pub(crate) struct Course {
     /// Most bytes that frames were seen to take up.
     pub(crate) peak_resident_bytes: u64,
     pub(crate) storms: Vec<StormCount>,
+    /// Those who look on.
+    pub(crate) observers: Vec<StormCount>,
     pub(crate) population: PopulationCount,
 }
 
@@ -86,6 +89,8 @@ pub(crate) fn run(
     let kinds = &config.invalidations;
     let objects = machine.fleet.objects();
     let mut storms = Storms::start(&machine.mm, objects, kinds, config.rate, config.seed)?;
+    let removes = kinds.contains(&Invalidate::Remove);
+    storms.observe(objects, removes, config.seed)?;
     let work_end = watch.begun + config.duration;
     let phase_end =
         watch.phase(machine, &storms, work_end, |machine| population.tend(machine, Instant::now()));
@@ -106,6 +111,7 @@ pub(crate) fn run(
         detection: None,
         peak_resident_bytes: 0,
         storms: Vec::new(),
+        observers: Vec::new(),
         population: population.count,
     };
     match phase_end {
@@ -125,6 +131,7 @@ pub(crate) fn run(
     course.detection = watch.detection;
     course.peak_resident_bytes = watch.peak_resident_bytes;
     course.storms = storms.counts();
+    course.observers = storms.observed();
     Ok(course)
 }
 
@@ -315,8 +322,7 @@ impl<'a> Watch<'a> {
     }
 
     fn look(&mut self, machine: &Machine, storms: &Storms) {
-        let found =
-            violations::found_so_far(machine).or(storms.is_broken().then_some((Check::Run, 1)));
+        let found = violations::found_so_far(machine).or(storms.found().map(|check| (check, 1)));
         if let (Some((by, _)), None) = (found, self.detection) {
             let seconds = self.begun.elapsed().as_secs_f64();
             self.detection = Some(Detection { seconds, by });

@@ -6,6 +6,7 @@
 //! the report says what was not checked.
 
 mod course;
+mod observe;
 mod peers;
 mod population;
 mod progress;

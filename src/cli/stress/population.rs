@@ -15,6 +15,10 @@ use crate::cli::violations::Violation;
 use crate::host_mm::InjectionPlan;
 use crate::vmm::VmError;
 
+/// Time between two comparisons of reverse maps with what is mapped. After each, a VM's shadow pages are
+/// taken back: it faults anew on everything, which takes it a fraction of this.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+
 /// What came of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct PopulationCount {
@@ -36,6 +40,9 @@ pub(super) struct Population {
     due: Option<Instant>,
     turn: usize,
     injected: InjectionPlan,
+    /// When reverse maps are compared, and shadow pages taken back, the next time.
+    check_due: Option<Instant>,
+    checks: usize,
     pub(super) count: PopulationCount,
 }
 
@@ -47,6 +54,8 @@ impl Population {
             due: None,
             turn: 0,
             injected: config.machine.host.inject.clone(),
+            check_due: None,
+            checks: 0,
             count: PopulationCount::default(),
         }
     }
@@ -62,6 +71,7 @@ impl Population {
     /// If a VM cannot be cloned for a reason that is neither a lack of swap nor injected.
     pub(super) fn tend(&mut self, machine: &mut Machine, now: Instant) -> Result<(), Violation> {
         self.let_go(machine);
+        self.check(machine, now)?;
         match (self.due, self.churn) {
             (None, _) if self.wanted > 1 && machine.fleet.is_working() => {
                 while machine.fleet.members.len() < self.wanted {
@@ -78,6 +88,17 @@ impl Population {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Compares reverse maps and takes shadow pages back, now and then.
+    fn check(&mut self, machine: &mut Machine, now: Instant) -> Result<(), Violation> {
+        let due = *self.check_due.get_or_insert(now + CHECK_INTERVAL);
+        if now < due || !machine.fleet.is_working() {
+            return Ok(());
+        }
+        self.check_due = Some(now + CHECK_INTERVAL);
+        self.checks += 1;
+        machine.fleet.check_and_recycle(self.checks).map_err(|error| Violation::of_failure(&error))
     }
 
     /// Those that have ended, as they were to.

@@ -9,7 +9,9 @@ use std::sync::atomic::Ordering;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
+use super::observe::Snapshot;
+use super::storm::{Source, Trouble};
+use crate::addr::{Gfn, Gpa, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
 use crate::cli::args::Invalidate;
 use crate::cli::fleet::Objects;
 use crate::host_mm::{HostMm, MAX_REMAP_PAGES, MemoryObject, Merged, MmError};
@@ -17,11 +19,10 @@ use crate::sync::{Mutex, lock};
 
 /// Pages of the memory object that copies are made in: few, for they want frames and swap.
 const SPARE_PAGES: u64 = 256;
+/// What the last byte of a page differs by from one that it is not to be taken for.
+const LAST: u8 = 0x80;
 /// Pages that are remapped in one step.
 const REMAPPED: usize = 8;
-
-/// Invalidates the pages in these frames as far as possible; returns how many it did.
-pub(super) type Source = dyn Fn(&[Pfn], &mut StdRng) -> Result<usize, MmError> + Send;
 
 /// The source of a kind, if there is anything for a storm to do.
 ///
@@ -35,9 +36,9 @@ pub(super) fn source(
     let spare = || mm.create_object(SPARE_PAGES * PAGE_SIZE_U64);
     let (mm, objects) = (mm.clone(), objects.clone());
     Ok(Some(match kind {
-        Invalidate::Reclaim => Box::new(move |frames, _| mm.evict_frames(frames)),
-        Invalidate::Clean => Box::new(move |frames, _| mm.clean_frames(frames)),
-        Invalidate::Migrate => Box::new(move |frames, _| mm.migrate_frames(frames)),
+        Invalidate::Reclaim => Box::new(move |frames, _| Ok(mm.evict_frames(frames)?)),
+        Invalidate::Clean => Box::new(move |frames, _| Ok(mm.clean_frames(frames)?)),
+        Invalidate::Migrate => Box::new(move |frames, _| Ok(mm.migrate_frames(frames)?)),
         Invalidate::Cow => cow(objects),
         Invalidate::Merge => {
             let spare = spare()?;
@@ -47,9 +48,10 @@ pub(super) fn source(
             let spare = spare()?;
             remap(objects, spare)
         }
-        Invalidate::Zero => Box::new(move |frames, _| {
-            frames.iter().try_fold(0, |done, &pfn| Ok(done + count(mm.merge_zero_frame(pfn)?)))
-        }),
+        Invalidate::Zero => {
+            let spare = spare()?;
+            zero(mm, spare)?
+        }
         // The guest's part: it gives pages back of its own accord.
         Invalidate::Free | Invalidate::Remove | Invalidate::None => return Ok(None),
     }))
@@ -82,10 +84,12 @@ fn count(merged: Merged) -> usize {
 }
 
 /// do_wp_page: snapshots share the pages until the next ones are taken, and the guests' writes copy
-/// them.
+/// them. What the snapshots hold stays what it was.
 fn cow(objects: Arc<Objects>) -> Box<Source> {
-    let snapshots: Mutex<Vec<Arc<MemoryObject>>> = Mutex::default();
+    let snapshots: Mutex<Vec<Snapshot>> = Mutex::default();
     Box::new(move |frames, random| {
+        let mut snapshots = lock(&snapshots);
+        snapshots.iter().try_for_each(Snapshot::check)?;
         let live = objects.live();
         let pages = targets(&live, frames, random);
         let mut taken = Vec::new();
@@ -93,10 +97,11 @@ fn cow(objects: Arc<Objects>) -> Box<Source> {
             let of_it = pages.iter().filter(|(one, _)| Arc::ptr_eq(one, object));
             let of_it: Vec<Gfn> = of_it.map(|(_, gfn)| *gfn).collect();
             if !of_it.is_empty() {
-                taken.push(object.share_pages(of_it.into_iter())?);
+                let snapshot = object.share_pages(of_it.iter().copied())?;
+                taken.push(Snapshot::of(snapshot, &of_it)?);
             }
         }
-        *lock(&snapshots) = taken;
+        *snapshots = taken;
         Ok(pages.len())
     })
 }
@@ -118,11 +123,46 @@ fn merge(objects: Arc<Objects>, spare: Arc<MemoryObject>) -> Box<Source> {
             let copy = Gfn::new(gfn.as_u64() % SPARE_PAGES);
             let mut content = [0; PAGE_SIZE];
             object.read(gfn.base(), &mut content)?;
+            // Now and then the copy differs in its last byte, and so is none.
+            let differs = random.random_ratio(1, 4);
+            content[PAGE_SIZE - 1] ^= if differs { LAST } else { 0 };
             spare.write(copy.base(), &content)?;
-            done += merge_resident(&object, gfn, &spare, copy)?;
+            let merged = merge_resident(&object, gfn, &spare, copy)?;
+            if differs && merged > 0 {
+                let number = object.number();
+                return Err(Trouble::Wrong(format!(
+                    "I2: guest frame {gfn} of object {number} was merged with a page that differs in its last byte"
+                )));
+            }
+            done += merged;
         }
         Ok(done)
     })
+}
+
+/// Pages of zeros are merged with the shared one. Beside the guests' there are pages that are zero but
+/// for their last byte, which are none, here and when they are evicted.
+fn zero(mm: Arc<HostMm>, spare: Arc<MemoryObject>) -> Result<Box<Source>, MmError> {
+    let last = |page: u64| Gpa::new(page * PAGE_SIZE_U64 + PAGE_SIZE_U64 - 1);
+    (0..SPARE_PAGES).try_for_each(|page| spare.write(last(page), &[LAST]))?;
+    Ok(Box::new(move |frames, random| {
+        let almost = random.random_range(0..SPARE_PAGES);
+        let frame = spare.try_lock_resident(Gfn::new(almost)).map(|page| page.pfn());
+        if let Some(pfn) = frame {
+            // It may have got another page, which may be zero.
+            mm.merge_zero_frame(pfn)?;
+        }
+        let mut found = [0];
+        spare.read(last(almost), &mut found)?;
+        if found != [LAST] {
+            return Err(Trouble::Wrong(format!(
+                "I2: page {almost:#x} of object {} was taken for zeros, though its last byte is none",
+                spare.number()
+            )));
+        }
+        let merge = |done, &pfn| Ok(done + count(mm.merge_zero_frame(pfn)?));
+        frames.iter().try_fold(0, merge)
+    }))
 }
 
 /// Merges two pages, if both are in frames, and not in the same.

@@ -1,4 +1,5 @@
-//! Storm threads: one for each kind of invalidation, forced upon frames chosen at random.
+//! Storm threads: one for each kind of invalidation, forced upon frames chosen at random; and those
+//! that look on.
 //!
 //! Guarantee: a storm keeps to its rate (pages tried a second) on average or, where the host cannot
 //! keep up, falls behind without a later burst; it sleeps between batches; and stopping it waits
@@ -12,10 +13,12 @@ use std::time::{Duration, Instant};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::sources::{Source, source};
+use super::observe;
+use super::sources::source;
 use crate::addr::Pfn;
 use crate::cli::args::{Invalidate, name_of};
 use crate::cli::fleet::Objects;
+use crate::cli::violations::Check;
 use crate::host_mm::swap::{SwapError, SwapOp};
 use crate::host_mm::{HostFault, HostMm, InjectionPlan, MmError};
 use crate::sync::{Condvar, Mutex, lock};
@@ -25,6 +28,39 @@ use crate::sys::threads;
 const BATCH: u32 = 32;
 /// A storm that is further behind than this gives the rest up.
 const MAX_LAG: Duration = Duration::from_millis(100);
+
+/// Invalidates the pages in these frames as far as possible; returns how many it did.
+pub(super) type Source = dyn Fn(&[Pfn], &mut StdRng) -> Result<usize, Trouble> + Send;
+
+/// Turns that somebody who looks on takes in a second.
+const LOOKS_PER_SECOND: u32 = 20;
+
+/// Why a batch did not come to its end.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// Host memory could not.
+    Host(MmError),
+    /// Something is not as it must be.
+    Wrong(String),
+}
+
+impl Trouble {
+    /// What has found it, unless a run has to live with it.
+    fn check(&self, injected: &InjectionPlan) -> Option<Check> {
+        match self {
+            Self::Wrong(_) => Some(Check::Observer),
+            Self::Host(error) if is_expected(error, injected) => None,
+            Self::Host(MmError::Swap(SwapError::Checksum { .. })) => Some(Check::SwapChecksum),
+            Self::Host(_) => Some(Check::Run),
+        }
+    }
+}
+
+impl From<MmError> for Trouble {
+    fn from(error: MmError) -> Self {
+        Self::Host(error)
+    }
+}
 
 /// What a storm of one kind has done.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -39,6 +75,8 @@ pub(crate) struct StormCount {
     pub(crate) failed_batches: u64,
     /// The first error that is neither a lack of swap nor injected: something is broken.
     pub(crate) broken: Option<String>,
+    /// The first thing that was found not to be as it must.
+    pub(crate) wrong: Option<String>,
 }
 
 #[derive(Default)]
@@ -47,6 +85,22 @@ struct Live {
     done: AtomicU64,
     failed_batches: AtomicU64,
     broken: Mutex<Option<String>>,
+    wrong: Mutex<Option<String>>,
+    /// What found the first of both.
+    by: Mutex<Option<Check>>,
+}
+
+impl Live {
+    fn count(&self, kind: &str) -> StormCount {
+        StormCount {
+            kind: kind.to_owned(),
+            tried: self.tried.load(Ordering::Relaxed),
+            done: self.done.load(Ordering::Relaxed),
+            failed_batches: self.failed_batches.load(Ordering::Relaxed),
+            broken: lock(&self.broken).clone(),
+            wrong: lock(&self.wrong).clone(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -58,7 +112,9 @@ struct Stop {
 /// The storms of a run; dropping them stops them.
 pub(crate) struct Storms {
     stop: Arc<Stop>,
-    live: Vec<(Invalidate, Arc<Live>)>,
+    live: Vec<(String, Arc<Live>)>,
+    /// Those who look on.
+    observers: Vec<(String, Arc<Live>)>,
     threads: Vec<JoinHandle<()>>,
     injected: InjectionPlan,
 }
@@ -76,52 +132,76 @@ impl Storms {
         seed: u64,
     ) -> anyhow::Result<Self> {
         let injected = mm.config().inject.clone();
-        let mut storms =
-            Self { stop: Arc::default(), live: Vec::new(), threads: Vec::new(), injected };
+        let mut storms = Self::none(injected);
         for &kind in kinds {
             if let Some(work) = source(kind, mm, objects)? {
-                storms.spawn(kind, work, mm.frame_count(), rate, seed)?;
+                // Each kind has its own sequence, which does not depend on what else runs.
+                let random = StdRng::seed_from_u64(seed ^ ((kind as u64 + 1) << 32));
+                let live = storms.spawn(&name_of(kind), work, random, mm.frame_count(), rate)?;
+                storms.live.push((name_of(kind), live));
             }
         }
         Ok(storms)
     }
 
-    fn spawn(
+    fn none(injected: InjectionPlan) -> Self {
+        let (stop, threads) = (Arc::default(), Vec::new());
+        Self { stop, live: Vec::new(), observers: Vec::new(), threads, injected }
+    }
+
+    /// Has somebody look on: compare the dirty log with what is written. `removes` says that parts of
+    /// a window are removed meanwhile.
+    ///
+    /// # Errors
+    /// If the host has no thread left.
+    pub(crate) fn observe(
         &mut self,
-        kind: Invalidate,
-        work: Box<Source>,
-        frames: u32,
-        rate: u32,
+        objects: &Arc<Objects>,
+        removes: bool,
         seed: u64,
     ) -> std::io::Result<()> {
+        if cfg!(not(feature = "export-notifier")) {
+            return Ok(());
+        }
+        let (name, random) = ("dirty log", StdRng::seed_from_u64(seed ^ 1));
+        let work = observe::dirty_log(objects.clone(), removes);
+        let live = self.spawn(name, work, random, BATCH, LOOKS_PER_SECOND * BATCH)?;
+        self.observers.push((name.to_owned(), live));
+        Ok(())
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        work: Box<Source>,
+        random: StdRng,
+        frames: u32,
+        rate: u32,
+    ) -> std::io::Result<Arc<Live>> {
         let live = Arc::new(Live::default());
         let (stop, counts) = (self.stop.clone(), live.clone());
         let injected = self.injected.clone();
-        // Each kind has its own sequence, which does not depend on what else runs.
-        let random = StdRng::seed_from_u64(seed ^ ((kind as u64 + 1) << 32));
         let thread = std::thread::Builder::new()
-            .name(format!("storm-{}", name_of(kind)))
+            .name(format!("storm-{name}"))
             .spawn(move || storm(&stop, &counts, &injected, &*work, random, frames, rate))?;
-        self.live.push((kind, live));
         self.threads.push(thread);
-        Ok(())
+        Ok(live)
     }
 
     /// What they have done so far.
     pub(crate) fn counts(&self) -> Vec<StormCount> {
-        let counts = self.live.iter().map(|(kind, live)| StormCount {
-            kind: name_of(*kind),
-            tried: live.tried.load(Ordering::Relaxed),
-            done: live.done.load(Ordering::Relaxed),
-            failed_batches: live.failed_batches.load(Ordering::Relaxed),
-            broken: lock(&live.broken).clone(),
-        });
-        counts.collect()
+        self.live.iter().map(|(kind, live)| live.count(kind)).collect()
     }
 
-    /// Whether one of them has met an error that is neither a lack of swap nor injected.
-    pub(crate) fn is_broken(&self) -> bool {
-        self.live.iter().any(|(_, live)| lock(&live.broken).is_some())
+    /// What those who look on have done so far: turns taken, pages found written.
+    pub(crate) fn observed(&self) -> Vec<StormCount> {
+        self.observers.iter().map(|(name, live)| live.count(name)).collect()
+    }
+
+    /// What one of them has come upon first, if anything: that something is not as it must be, or an
+    /// error that is neither a lack of swap nor injected.
+    pub(crate) fn found(&self) -> Option<Check> {
+        self.live.iter().chain(&self.observers).find_map(|(_, live)| *lock(&live.by))
     }
 
     /// Ends them, as [`threads::join`] does.
@@ -133,6 +213,7 @@ impl Storms {
                 let died = "a storm thread panicked".to_owned();
                 if let Some((_, live)) = self.live.first() {
                     lock(&live.broken).get_or_insert(died);
+                    lock(&live.by).get_or_insert(Check::Run);
                 }
             }
         }
@@ -167,8 +248,15 @@ fn storm(
             }
             Err(error) => {
                 live.failed_batches.fetch_add(1, Ordering::Relaxed);
-                if !is_expected(&error, injected) {
-                    lock(&live.broken).get_or_insert_with(|| error.to_string());
+                if let Some(check) = error.check(injected) {
+                    lock(&live.by).get_or_insert(check);
+                }
+                match error {
+                    Trouble::Wrong(what) => _ = lock(&live.wrong).get_or_insert(what),
+                    Trouble::Host(error) if is_expected(&error, injected) => {}
+                    Trouble::Host(error) => {
+                        lock(&live.broken).get_or_insert_with(|| error.to_string());
+                    }
                 }
             }
         }
@@ -190,15 +278,17 @@ fn is_lack_of_swap(error: &MmError) -> bool {
     matches!(error, MmError::Swap(SwapError::Full { .. } | SwapError::NoSpace { .. }))
 }
 
-/// Whether a write to swap failed as it was told to: the page stayed, and that is what was asked
+/// Whether swap failed as it was told to: the page stayed where it was, and that is what was asked
 /// for.
 fn is_injected(error: &MmError, injected: &InjectionPlan) -> bool {
-    let MmError::Swap(SwapError::Io { op: SwapOp::Write, source, .. }) = error else {
+    let MmError::Swap(SwapError::Io { op, source, .. }) = error else {
         return false;
     };
-    injected.items.iter().any(|item| {
-        matches!(item.fault, HostFault::SwapWrite(errno)
-            if source.raw_os_error() == Some(errno as i32))
+    let is_it = |errno| source.raw_os_error() == Some(errno as i32);
+    injected.items.iter().any(|item| match item.fault {
+        HostFault::SwapWrite(errno) => *op == SwapOp::Write && is_it(errno),
+        HostFault::SwapRead(errno) => *op == SwapOp::Read && is_it(errno),
+        _ => false,
     })
 }
 
@@ -264,7 +354,7 @@ mod tests {
     }
 
     fn storms(injected: InjectionPlan) -> Storms {
-        Storms { stop: Arc::default(), live: Vec::new(), threads: Vec::new(), injected }
+        Storms::none(injected)
     }
 
     /// Runs `work` as a reclaim storm over `frames` frames until `until` says so.
@@ -275,7 +365,8 @@ mod tests {
         until: impl Fn(&StormCount) -> bool,
     ) -> StormCount {
         let mut storms = storms(InjectionPlan::default());
-        storms.spawn(Invalidate::Reclaim, work, frames, rate, 1).unwrap();
+        let live = storms.spawn("reclaim", work, StdRng::seed_from_u64(1), frames, rate).unwrap();
+        storms.live.push(("reclaim".to_owned(), live));
         let deadline = Instant::now() + Duration::from_secs(60);
         while !until(&storms.counts()[0]) && Instant::now() < deadline {
             std::thread::yield_now();
@@ -312,11 +403,12 @@ mod tests {
 
     #[test]
     fn a_lack_of_swap_is_no_breakage_and_other_errors_are() {
-        let full =
-            Box::new(|_: &[Pfn], _: &mut StdRng| Err(MmError::Swap(SwapError::Full { slots: 1 })));
+        let full = Box::new(|_: &[Pfn], _: &mut StdRng| {
+            Err(MmError::Swap(SwapError::Full { slots: 1 }).into())
+        });
         let count = run(full, 64, 1_000_000, |count| count.failed_batches > 3);
         assert_eq!(count.broken, None);
-        let broken = Box::new(|_: &[Pfn], _: &mut StdRng| Err(MmError::TooManyObjects));
+        let broken = Box::new(|_: &[Pfn], _: &mut StdRng| Err(MmError::TooManyObjects.into()));
         let count = run(broken, 64, 1_000_000, |count| count.failed_batches > 3);
         assert!(count.broken.unwrap().contains("memory objects"));
     }
@@ -340,7 +432,8 @@ mod tests {
         let mut storms = storms(InjectionPlan::default());
         // One batch in 32 seconds: the second one would come long after the test.
         let work = Box::new(|chosen: &[Pfn], _: &mut StdRng| Ok(chosen.len()));
-        storms.spawn(Invalidate::Clean, work, 64, 1, 1).unwrap();
+        let live = storms.spawn("clean", work, StdRng::seed_from_u64(1), 64, 1).unwrap();
+        storms.live.push(("clean".to_owned(), live));
         let begun = Instant::now();
         storms.stop();
         assert!(begun.elapsed() < Duration::from_secs(16));

@@ -137,6 +137,41 @@ fn a_fault_that_an_eviction_overtook_starts_over() {
     rig.assert_sound();
 }
 
+/// Of pages that are taken with one flush, not all are neighbours.
+#[test]
+fn every_page_of_a_batch_loses_the_right_to_write() {
+    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    let pages = [5, 6, 9, 20];
+    let frames = pages.map(pfn);
+    pages.iter().for_each(|&number| rig.write(number, &page(1)));
+    rig.settle_ahead();
+    assert_eq!(rig.mm.clean_frames(&frames).unwrap(), pages.len());
+    rig.assert_sound();
+    // Each of these writes must be seen, or the page counts as clean.
+    pages.iter().for_each(|&number| rig.write(number, &page(2)));
+    rig.settle_ahead();
+    assert_eq!(rig.mm.evict_frames(&frames).unwrap(), pages.len());
+    for number in pages {
+        assert!(rig.read(number) == page(2), "page {number}");
+    }
+    rig.assert_sound();
+}
+
+#[test]
+fn what_the_window_has_written_outlives_it() {
+    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    rig.write(5, &page(1));
+    rig.evict(5);
+    rig.write(5, &page(2));
+    let Rig { mmu, mm, object, .. } = rig;
+    drop(mmu);
+    assert_eq!(mm.evict_frames(&[pfn(5)]).unwrap(), 1);
+    let mut content = page(0);
+    object.read(Gfn::new(5).base(), &mut content).unwrap();
+    assert!(content == page(2));
+    assert_eq!(mm.violations().1, 0);
+}
+
 #[test]
 fn sabotage_late_install_loses_the_write_and_is_found() {
     let Some((rig, gate)) = gated(Some(Sabotage::LateInstall)) else { return };

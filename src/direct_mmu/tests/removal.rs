@@ -45,6 +45,27 @@ fn removed_pages_are_zero_wherever_they_were() {
     assert_eq!(rig.mm.resident_bytes().unwrap(), 0);
 }
 
+/// The worker waits for the lock of a page that is removed, while another one is touched that is removed
+/// with it and stands in swap.
+#[test]
+fn a_fault_on_a_page_whose_removal_is_not_done_waits_for_it() {
+    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    (4..8).for_each(|number| rig.write(number, &page(number)));
+    rig.evict(6);
+    let handed_over = || rig.mmu.mmu.counters.snapshot().handed_over;
+    thread::scope(|scope| {
+        let locked = rig.object.lock_page(Gfn::new(4)).unwrap();
+        memory::remove(rig.window().region(), 4 * PAGE_SIZE, 4 * PAGE_SIZE).unwrap();
+        let before = handed_over();
+        let reader = scope.spawn(|| rig.read(6));
+        eventually(|| handed_over() > before || reader.is_finished());
+        drop(locked);
+        assert!(reader.join().unwrap() == page(0), "the old page came back");
+    });
+    rig.mmu.settle();
+    rig.assert_sound();
+}
+
 #[test]
 fn sabotage_drop_event_brings_removed_pages_back() {
     let config = HostMmConfig { sabotage: Some(Sabotage::DropEvent), ..memory(FRAMES) };

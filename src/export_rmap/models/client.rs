@@ -15,12 +15,12 @@ use crate::addr::Pfn;
 use crate::export_rmap::models::host::Host;
 use crate::export_rmap::{
     ClientId, ExportNotifier, FlushReason, FrameTable, Harvest, Invalidation, LockedPage,
-    PageFlags, Registration, Retain, RevokeError, RmapEntry, SequenceToken,
+    Registration, Retain, RevokeError, RmapEntry, SequenceToken,
 };
 use crate::sync::{Arc, AtomicU32, Mutex, Ordering, lock};
 
 const PRESENT: u32 = 1 << 0;
-const WRITABLE: u32 = 1 << 1;
+pub(super) const WRITABLE: u32 = 1 << 1;
 const ACCESSED: u32 = 1 << 2;
 const DIRTY: u32 = 1 << 3;
 const FRAME_SHIFT: u32 = 8;
@@ -89,6 +89,12 @@ impl Client {
         self.sptes[page].load(Ordering::Relaxed) & DIRTY != 0
     }
 
+    /// Whether an SPTE allows its page to be written.
+    #[cfg(loom)]
+    pub(super) fn may_write(&self, page: usize) -> bool {
+        self.sptes[page].load(Ordering::Relaxed) & WRITABLE != 0
+    }
+
     /// One read (`write` is `None`) or write by the guest; `None` is a page fault.
     pub(super) fn touch(&self, host: &Host, page: usize, write: Option<u32>) -> Option<u32> {
         let mut tlb = lock(&self.tlb);
@@ -134,10 +140,10 @@ impl Client {
         if write {
             host.recall(&locked);
         }
-        let is_lent = locked.flags().contains(PageFlags::LENT);
+        let read_only = locked.is_read_only();
         let token = locked.sequence();
         drop(locked);
-        let rights = if is_lent { 0 } else { WRITABLE };
+        let rights = if read_only { 0 } else { WRITABLE };
         self.install_with(&host.table, page, write, token, rights)
     }
 
@@ -153,7 +159,8 @@ impl Client {
         self.install_with(table, page, write, token, WRITABLE)
     }
 
-    fn install_with(
+    /// The same with so many rights.
+    pub(super) fn install_with(
         &self,
         table: &FrameTable,
         page: usize,

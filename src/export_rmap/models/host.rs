@@ -7,6 +7,7 @@
 //! | [`Host::evict`] | `DetachedBatch::detach`, `revoke`, `Revoked::release` |
 //! | [`Host::clean`] | `HostMm::clean_frames` |
 //! | [`Host::lend`], [`Host::recall`] | `MemoryObject::lend_pages`, `lock_page_for_write` |
+//! | [`Host::share`] | `HostMm::share_batch`, `make_shared` |
 //! | [`Host::discard`] | `HostMm::discard_page`, `revoke_for_good` |
 //! | `places` | the memory object's entries |
 //! | `memory`, `copies` | frames and swap slots: some words a page instead of 4 KiB |
@@ -190,6 +191,16 @@ impl Host {
         let [(locked, _)] = pages;
         locked.set_flags(PageFlags::LENT);
         borrow(&locked, self.word(locked.pfn(), 0).load(Ordering::Relaxed));
+    }
+
+    /// Shares the page: read-only everywhere and flushed, and only then somebody else's, too.
+    #[cfg(loom)]
+    pub(super) fn share(&self, page: usize) {
+        let pages = [(self.lock_page(page), page)];
+        self.detach(&pages, Invalidation::Clean);
+        self.flush(&pages);
+        let owner = Owner { object: Owner::SHARED, ..pages[0].0.owner() };
+        pages[0].0.set_owner(owner);
     }
 
     /// Ends all copies of a page that is about to be written.

@@ -30,6 +30,8 @@ mod page_lock;
 #[cfg(loom)]
 mod reuse;
 #[cfg(loom)]
+mod sharing;
+#[cfg(loom)]
 mod two_clients;
 
 #[cfg(loom)]

@@ -1,10 +1,11 @@
 //! Detach, flush, reuse: a frame goes to another page only when no processor can use what it
 //! cached of the old one.
 
+use crate::addr::Pfn;
 use crate::export_rmap::Registration;
 use crate::export_rmap::models::client::Client;
 use crate::export_rmap::models::host::Host;
-use crate::export_rmap::models::{FRAME, check, thread};
+use crate::export_rmap::models::{FRAME, check, check_bounded, thread};
 use crate::sync::{Arc, Ordering};
 
 const PAGE: usize = 0;
@@ -45,6 +46,35 @@ fn a_frame_is_reused_only_after_the_flush() {
         assert_eq!(host.word(FRAME, 0).load(Ordering::Relaxed), OTHER_VALUE);
         host.check_books(&[&client]);
     });
+}
+
+/// Two frames and one flush for both: whichever page the guest reads, its frame has been flushed.
+#[test]
+fn frames_of_a_batch_are_reused_only_after_the_flush_of_each() {
+    for page in 0..2 {
+        check_bounded(move || {
+            let host = Arc::new(Host::new(4, 2));
+            let (client, _registration) = Client::register(&host, 4, 0);
+            for (number, value) in [(0, VALUE), (1, VALUE), (2, OTHER_VALUE), (3, OTHER_VALUE)] {
+                host.copy(number, 0).store(value, Ordering::Relaxed);
+            }
+            for number in 0..2 {
+                client.fault(&host, number, false);
+                client.touch(&host, number, None).unwrap();
+            }
+            let guest = thread::spawn({
+                let (host, client) = (host.clone(), client.clone());
+                move || {
+                    let found = client.touch(&host, page, None);
+                    assert!(found.is_none_or(|found| found == VALUE), "I1: {found:?}");
+                }
+            });
+            assert_eq!(host.evict(&[FRAME, Pfn::new(1)]), 2);
+            drop((host.lock_page(2), host.lock_page(3)));
+            guest.join().unwrap();
+            host.check_books(&[&client]);
+        });
+    }
 }
 
 /// The old page is forgotten, which needs no flush if no client maps it: a removal is flushed

@@ -12,6 +12,7 @@
 mod device;
 mod interrupt;
 mod notifier;
+mod pause;
 mod peer;
 mod swap;
 mod trigger;
@@ -24,8 +25,10 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use crate::host_mm::HostMm;
+use pause::Pauses;
 use trigger::Trigger;
 
+pub use pause::{PauseCount, PausePoint};
 pub use peer::PeerFault;
 pub(in crate::host_mm) use swap::{InjectingBackend, InjectingFile};
 pub use trigger::When;
@@ -49,6 +52,8 @@ pub enum HostFault {
     FrameEnomem,
     /// Signals come during a system call of swap or of a flush, and it returns `EINTR`.
     Eintr,
+    /// A thread stops for a moment at a point of the protocol.
+    Pause,
     /// A peer does not answer an invalidation.
     PeerHang,
     /// A peer goes away instead of answering an invalidation.
@@ -68,6 +73,7 @@ impl HostFault {
             Self::SlowDevice(_) => "accesses of devices",
             Self::FrameEnomem => "allocations of frames",
             Self::Eintr => "system calls of swap and flushes",
+            Self::Pause => "points of the protocol passed",
             Self::PeerHang | Self::PeerKill => "invalidations sent to peers",
         }
     }
@@ -88,6 +94,7 @@ impl fmt::Display for Injection {
         match (self.fault, self.when) {
             (HostFault::FrameEnomem, When::Chance(chance)) => write!(f, "frame-enomem={chance}"),
             (HostFault::Eintr, When::Chance(chance)) => write!(f, "eintr={chance}"),
+            (HostFault::Pause, When::Chance(chance)) => write!(f, "pause={chance}"),
             (fault @ (HostFault::SlowNotifier(_) | HostFault::SlowDevice(_)), When::ALWAYS) => {
                 write!(f, "{}", Name(fault))
             }
@@ -109,6 +116,7 @@ impl fmt::Display for Name {
             HostFault::SlowDevice(time) => write!(f, "slow-device={}", time.as_millis()),
             HostFault::FrameEnomem => f.write_str("frame-enomem"),
             HostFault::Eintr => f.write_str("eintr"),
+            HostFault::Pause => f.write_str("pause"),
             HostFault::PeerHang => f.write_str("peer-hang"),
             HostFault::PeerKill => f.write_str("peer-kill"),
         }
@@ -122,6 +130,14 @@ pub struct InjectionPlan {
     pub items: Vec<Injection>,
     /// Of the random choices.
     pub seed: u64,
+}
+
+impl InjectionPlan {
+    /// Whether anything is to fail, rather than only take longer.
+    #[must_use]
+    pub fn may_fail(&self) -> bool {
+        self.items.iter().any(|item| item.fault != HostFault::Pause)
+    }
 }
 
 /// What came of an item.
@@ -139,6 +155,7 @@ pub struct InjectionCount {
 #[derive(Debug)]
 pub(in crate::host_mm) struct Injector {
     items: Vec<(Injection, Trigger)>,
+    pauses: Vec<Pauses>,
     over: AtomicBool,
 }
 
@@ -149,14 +166,20 @@ impl Injector {
             .zip(&plan.items)
             .map(|(number, &item)| (item, Trigger::new(item.when, plan.seed, number)))
             .collect();
-        (!items.is_empty()).then(|| Arc::new(Self { items, over: AtomicBool::new(false) }))
+        let pauses = (0..).zip(&plan.items);
+        let pauses = pauses.filter_map(|(number, item)| Pauses::of(item, plan, number)).collect();
+        (!items.is_empty()).then(|| Arc::new(Self { items, pauses, over: AtomicBool::new(false) }))
+    }
+
+    fn is_over(&self) -> bool {
+        // Relaxed: whoever ends the injection has stopped those who must not be struck any more.
+        self.over.load(Ordering::Relaxed)
     }
 
     /// Counts a call for each item whose fault `pick` wants; what it picked of the first that
     /// strikes.
     pub(in crate::host_mm) fn strike<T>(&self, pick: impl Fn(HostFault) -> Option<T>) -> Option<T> {
-        // Relaxed: whoever ends the injection has stopped those who must not be struck any more.
-        if self.over.load(Ordering::Relaxed) {
+        if self.is_over() {
             return None;
         }
         let mut struck = None;
@@ -185,14 +208,18 @@ impl HostMm {
     /// What came of each injected item so far, in the plan's order.
     #[must_use]
     pub fn injected(&self) -> Vec<InjectionCount> {
-        let items = self.injector.iter().flat_map(|injector| &injector.items);
-        items
-            .map(|(item, trigger)| InjectionCount {
-                item: *item,
-                calls: trigger.calls(),
-                struck: trigger.struck(),
-            })
-            .collect()
+        let Some(injector) = &self.injector else {
+            return Vec::new();
+        };
+        let mut pauses = injector.pauses.iter().map(Pauses::total);
+        let count = |&(item, ref trigger): &(Injection, Trigger)| {
+            let of_item = (trigger.calls(), trigger.struck());
+            // A pause is counted by point.
+            let of_points = (item.fault == HostFault::Pause).then(|| pauses.next()).flatten();
+            let (calls, struck) = of_points.unwrap_or(of_item);
+            InjectionCount { item, calls, struck }
+        };
+        injector.items.iter().map(count).collect()
     }
 
     /// Nothing is injected from now on: the disk is mended. Counts stay as they are.

@@ -41,6 +41,10 @@ impl ExportNotifier for SlowNotifier {
         self.inner.age_page(page)
     }
 
+    fn still_allows(&self, page: &LockedPage<'_>, kind: Invalidation) -> bool {
+        self.inner.still_allows(page, kind)
+    }
+
     fn flush(&self, frames: &[Pfn], reason: FlushReason) -> Result<(), RevokeError> {
         self.dawdle();
         self.inner.flush(frames, reason)

@@ -105,6 +105,20 @@ impl HostMm {
         picked
     }
 
+    /// One pass of the hand over all frames: those whose pages are to go, which stay all the same.
+    #[cfg(all(test, feature = "export-notifier"))]
+    pub(in crate::host_mm) fn judge_all(&self) -> Vec<Pfn> {
+        let objects = self.objects.load();
+        let (mut victims, mut scanned) = (Vec::new(), 0);
+        while scanned < self.reclaimer.hand.frames {
+            let picked = self.pick(&objects, usize::MAX, false);
+            scanned += picked.scanned;
+            let _ = self.notifiers.flush(&picked.aged, FlushReason::Aged);
+            victims.extend(picked.victims.iter().map(|victim| victim.page.pfn()));
+        }
+        victims
+    }
+
     fn judge(&self, candidate: &Candidate<'_>, impatient: bool, aged: &mut Vec<Pfn>) -> Verdict {
         let page = &candidate.page;
         let used = self.notifiers.age_page(page);

@@ -18,7 +18,7 @@ use crate::host_mm::host_view::PageBuf;
 use crate::host_mm::object::{Entry, ObjectPages, Place};
 use crate::host_mm::reclaim::Reclaimed;
 use crate::host_mm::swap::SwapError;
-use crate::host_mm::{HostMm, MmError, MmViolation, Sabotage, ViolationKind};
+use crate::host_mm::{HostMm, MmError, MmViolation, PausePoint, Sabotage, ViolationKind};
 
 /// Pages of which one duplicate in swap is given up at a time when swap is full.
 const DUPLICATES_AT_ONCE: usize = 64;
@@ -98,6 +98,7 @@ impl<'a> DetachedBatch<'a> {
             .into_iter()
             .filter_map(|candidate| {
                 candidate.page.begin_invalidation();
+                mm.pause(PausePoint::Counted);
                 // Without the notifier nobody can be told, and exported pages stay. Looked at after
                 // the count went up, as the notifier list does: a fault that is not seen backs out.
                 if cfg!(not(feature = "export-notifier")) && candidate.page.frame().is_exported() {
@@ -122,11 +123,14 @@ impl<'a> DetachedBatch<'a> {
             .filter(|page| !self.mm.is_sabotaged(Sabotage::SkipFlush, page.0.gfn))
             .map(|page| page.0.page.pfn())
             .collect();
+        self.mm.pause(PausePoint::Detached);
         self.mm.notifiers.flush(&frames, FlushReason::Invalidated)?;
+        self.mm.pause(PausePoint::Flushed);
         if self.kind == Invalidation::Unmap {
             // Copies are gone as mappings are. Not before the flush: if that fails, they may not be.
             self.pages.iter().for_each(|page| page.0.page.clear_flags(PageFlags::LENT));
         }
+        self.pages.iter().for_each(|page| self.mm.check_revoked(&page.0.page, self.kind));
         Ok(self.into_revoked())
     }
 
@@ -188,6 +192,7 @@ impl<'a> Revoked<'a> {
     /// The page's memory is given back, if it had to be.
     fn leave(self, mm: &'a HostMm, place: Place) -> Result<FreeFrame<'a>, MmError> {
         let entry = self.entry()?;
+        mm.pause(PausePoint::Saved);
         self.log_written();
         let page = &self.0.page;
         entry.store(place, page);
@@ -309,6 +314,7 @@ impl HostMm {
     }
 
     fn note_harvest(&self, page: &LockedPage<'_>, harvest: Harvest) {
+        self.check_harvest(page, harvest);
         if harvest.dirty && !self.is_sabotaged(Sabotage::DropDirty, page.owner().gfn) {
             page.set_flags(PageFlags::BY_WRITE);
         }

@@ -54,6 +54,15 @@ pub enum SwapError {
         /// With the errno.
         source: io::Error,
     },
+    /// The swap file is shorter than it was made.
+    #[error(
+        "cannot read swap slot {slot}: another program has cut the swap file short, and what was there \
+         is lost; start again, and let nothing else write to the swap file"
+    )]
+    CutShort {
+        /// The slot.
+        slot: Slot,
+    },
     /// A slot does not hold the page that should be there.
     #[error(
         "swap slot {slot} does not hold what page {owner_tag:#x} wrote there: checksum \
@@ -103,11 +112,14 @@ impl fmt::Display for Expected<'_> {
 }
 
 impl SwapError {
-    /// Gives a full file system its own sentence.
+    /// Gives a full file system, and a file that ends too early, their own sentences.
     pub(super) fn from_io(op: SwapOp, slot: Slot, source: io::Error) -> Self {
         match source.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) if op == SwapOp::Write => {
                 Self::NoSpace { slot, source }
+            }
+            None if op == SwapOp::Read && source.kind() == io::ErrorKind::UnexpectedEof => {
+                Self::CutShort { slot }
             }
             _ => Self::Io { op, slot, source },
         }

@@ -30,8 +30,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
-use crate::host_mm::HostFault;
 use crate::host_mm::inject::{InjectingBackend, InjectingFile, Injector};
+use crate::host_mm::{HostFault, PausePoint};
 use crate::sync::{Mutex, lock};
 
 pub use backend::{Slot, SwapBackend};
@@ -199,6 +199,8 @@ impl SwapSpace {
             map.take(first + len);
             len += 1;
         }
+        drop(map);
+        self.pause(PausePoint::SlotTaken);
         Some(SlotRun { first: Slot::at(first, 0), len })
     }
 
@@ -326,7 +328,15 @@ impl SwapSpace {
         // Under the lock, before another owner can have the slot.
         self.checksums.forget(slot);
         map.release(slot.as_u32());
+        drop(map);
+        self.pause(PausePoint::SlotFreed);
         Ok(())
+    }
+
+    fn pause(&self, point: PausePoint) {
+        if let Some(injector) = &self.injector {
+            injector.pause(point);
+        }
     }
 
     /// Slots in use.

@@ -58,6 +58,13 @@ fn every_page_has_a_bit_of_its_own() {
         rig.evict(gfn(number));
         assert_eq!(log.take(gfn(0), MANY).unwrap(), [gfn(number)]);
     }
+    for first in [0, 62, 63, 64, 127] {
+        (0..MANY).for_each(|number| rig.host_write(gfn(number), &page(number)));
+        let taken: Vec<_> = (first..first + 2).map(gfn).collect();
+        assert_eq!(log.take(gfn(first), 2).unwrap(), taken, "and no others");
+        let left: Vec<_> = all.iter().copied().filter(|gfn| !taken.contains(gfn)).collect();
+        assert_eq!(log.take(gfn(0), MANY).unwrap(), left);
+    }
     rig.assert_sound();
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 
 use super::rig::{Rig, config, gfn, page};
-use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
+use crate::addr::{Gfn, Gpa, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
 use crate::export_rmap::PageFlags;
 use crate::export_rmap::pausing_client::PausingClient;
 use crate::host_mm::{DirtyLog, MemoryObject};
@@ -70,6 +70,41 @@ fn who_wants_to_read_or_write_the_page_gets_the_frame_that_it_is_in() {
         assert!(rig.host_read(ONE) == page(1));
         assert_books(rig, (1, 1));
     }
+}
+
+/// Two writers have seen that the page is shared, and wait for its frame. The first gets a page of its
+/// own; the second must find that its guest page has moved there.
+#[test]
+fn who_wants_a_shared_page_that_another_has_left_follows() {
+    let rig = Rig::new(config(), 4);
+    rig.host_write(ONE, &page(1));
+    let clone = rig.object.copy_on_write_clone().unwrap();
+    let used = || rig.mm.stats().frames_in_use;
+    let before = used();
+    thread::scope(|scope| {
+        let shared = clone.try_lock_resident(ONE).unwrap();
+        let writers = [8, 16].map(|at| {
+            let object = &rig.object;
+            scope.spawn(move || {
+                let at = Gpa::new(PAGE_SIZE_U64 + at);
+                object.write(at, &[7; 8]).unwrap();
+            })
+        });
+        // Each has taken a frame for its copy, and waits, or is about to.
+        while used() < before + 2 {
+            thread::yield_now();
+        }
+        drop(shared);
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+    });
+    let mut expected = page(1);
+    expected[8..24].fill(7);
+    assert!(rig.host_read(ONE) == expected, "one of the two writes is lost");
+    assert!(read(&clone) == page(1));
+    assert_eq!((used(), rig.mm.stats().cow_copies), (before + 1, 1));
+    drop(clone);
+    rig.object.free_pages(gfn(0), 4).unwrap();
+    assert_books(rig, (0, 0));
 }
 
 #[test]

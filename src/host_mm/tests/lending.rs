@@ -173,6 +173,21 @@ fn what_takes_a_page_away_takes_its_copies() {
     rig.assert_sound();
 }
 
+/// Also by a mapping that is made after the copies were.
+#[test]
+fn a_lent_page_is_mapped_read_only() {
+    let rig = Rig::new(config(), 8);
+    let lender = Lender::new(&rig.mm);
+    rig.host_write(ONE, &page(1));
+    lender.lend(&rig.object, &[ONE], 0);
+    assert_eq!(rig.client.read(0, ONE).unwrap(), page(1));
+    assert!(lender.content(0).is_some());
+    rig.client.write(0, ONE, &page(2)).unwrap();
+    assert_eq!(lender.content(0), None);
+    assert_eq!(rig.mm.stats().recalls, 1);
+    rig.assert_sound();
+}
+
 /// A page whose copies are out and which is cleaned: they stay, and the next write recalls them all the
 /// same. So it is with one that was to be evicted and could not be flushed.
 #[test]

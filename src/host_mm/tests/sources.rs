@@ -142,6 +142,25 @@ fn a_range_changes_places_in_one_invalidation() {
     other.assert_sound();
 }
 
+/// Their copies in swap carry the names that they had: what is in the frames is the only one.
+#[test]
+fn pages_that_change_places_leave_their_copies_behind() {
+    let rig = written(2);
+    let other = Rig::beside(&rig, rig.mm.create_object(2 * PAGE_SIZE_U64).unwrap());
+    other.client.write(0, gfn(1), &page(55)).unwrap();
+    rig.clean(gfn(0));
+    other.clean(gfn(1));
+    assert_eq!(rig.mm.stats().swap_slots_used, 2);
+    rig.object.exchange_pages(gfn(0), &other.object, gfn(1), 1).unwrap();
+    assert_eq!(rig.mm.stats().swap_slots_used, 0);
+    rig.evict(gfn(0));
+    other.evict(gfn(1));
+    assert!(rig.client.read(0, gfn(0)).unwrap() == page(55));
+    assert!(other.client.read(0, gfn(1)).unwrap() == page(0));
+    rig.assert_sound();
+    other.assert_sound();
+}
+
 #[test]
 fn a_range_moved_to_copies_keeps_its_content() {
     let rig = written(4);

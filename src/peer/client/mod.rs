@@ -19,8 +19,10 @@ use vm_memory::MmapRegion;
 
 use crate::addr::{Gfn, PAGE_SIZE};
 use crate::peer::protocol::{
-    Closing, MAX_NAMED_SLOTS, MAX_REQUESTS, MESSAGE_BYTES, NotAMessage, Reply, ReplyReader, Request,
+    Closing, MAX_MAP_PAGES, MAX_NAMED_SLOTS, MAX_REQUESTS, MESSAGE_BYTES, NotAMessage, Reply,
+    ReplyReader, Request,
 };
+use crate::sync::Patience;
 use crate::sys::{signal, small_pages, socket};
 use slots::Slots;
 pub use slots::{Findings, TORN_LIMIT};
@@ -31,8 +33,14 @@ const TICK: Duration = Duration::from_millis(5);
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
 /// Time for the server to take leave.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(30);
-/// Most pages that are asked for with one request.
+/// Time for the server to answer what it was asked, in which it speaks.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// Most pages that are asked for with one request, but for some that ask for as many as can be.
 const RUN: u32 = 8;
+/// How many those are. They take long, so that much happens to their slots meanwhile.
+const LONG_RUN: f64 = 0.1;
+/// How many pages are given up as soon as they are lent.
+const AT_ONCE: f64 = 0.125;
 /// Held pages that are read again at each look.
 const READS: u32 = 4;
 
@@ -113,11 +121,16 @@ pub struct Client {
     reader: ReplyReader,
     slots: Slots,
     objects: Vec<Option<Object>>,
-    unanswered: Vec<(u32, u32)>,
+    /// A slot that was given up and is to be asked for again at once.
+    again: Option<u32>,
+    last_turn: Instant,
     random: StdRng,
     config: ClientConfig,
     heard: u64,
     is_hanging: bool,
+    /// Nothing more is asked for.
+    is_finishing: bool,
+    /// It has said good-bye.
     is_leaving: bool,
 }
 
@@ -137,15 +150,9 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub fn on(socket: UnixStream, config: ClientConfig) -> Result<Self, ClientError> {
-        socket.set_read_timeout(Some(HELLO_LIMIT)).map_err(failed("set up the socket"))?;
         let mut hello = [0; MESSAGE_BYTES];
-        let (count, file) = loop {
-            match socket::receive_with_file(&socket, &mut hello) {
-                // Not begun anew by the kernel, since it has a time limit.
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                received => break received.map_err(failed("receive the server's hello"))?,
-            }
-        };
+        let received = wait_for_hello(&socket, &mut hello);
+        let (count, file) = received.map_err(failed("receive the server's hello"))?;
         if count == 0 {
             return Err(ClientError::Vanished);
         }
@@ -165,11 +172,13 @@ impl Client {
             reader,
             slots: Slots::new(slots, region),
             objects: vec![None; objects as usize],
-            unanswered: Vec::new(),
+            again: None,
+            last_turn: Instant::now(),
             random: StdRng::seed_from_u64(config.seed),
             config,
             heard: 0,
             is_hanging: false,
+            is_finishing: false,
             is_leaving: false,
         })
     }
@@ -182,11 +191,15 @@ impl Client {
         let begun = Instant::now();
         let mut closed = None;
         while closed.is_none() {
-            if !self.is_hanging && (begun.elapsed() >= self.config.duration || is_over()) {
+            if self.is_hanging || (begun.elapsed() < self.config.duration && !is_over()) {
+                closed = self.turn()?;
+                continue;
+            }
+            closed = self.finish(&is_over)?;
+            if closed.is_none() {
                 self.leave()?;
                 break;
             }
-            closed = self.turn()?;
         }
         if let Some(why) = closed {
             self.slots.closed(why);
@@ -195,12 +208,29 @@ impl Client {
         Ok(ClientReport { elapsed, findings: self.slots.findings, closed })
     }
 
+    /// Asks for nothing more, and waits for the answers to all that was.
+    fn finish(&mut self, is_over: impl Fn() -> bool) -> Result<Option<Closing>, ClientError> {
+        self.is_finishing = true;
+        let begun = self.slots.lived();
+        let mut patience = Patience::new(GOODBYE_LIMIT);
+        while self.slots.unanswered() > 0 && !is_over() && patience.slice().is_some() {
+            if let Some(why) = self.turn()? {
+                return Ok(Some(why));
+            }
+            if self.slots.lived() - begun >= ANSWER_LIMIT {
+                self.slots.never_answered();
+                break;
+            }
+        }
+        Ok(None)
+    }
+
     /// Says good-bye and waits until the server has taken everything back.
     fn leave(&mut self) -> Result<(), ClientError> {
         self.send(Request::Bye)?;
         self.is_leaving = true;
-        let begun = Instant::now();
-        while begun.elapsed() < GOODBYE_LIMIT {
+        let mut patience = Patience::new(GOODBYE_LIMIT);
+        while patience.slice().is_some() {
             if let Some(why) = self.turn()? {
                 self.slots.closed(why);
                 return Ok(());
@@ -230,12 +260,17 @@ impl Client {
             }
             Err(error) => return Err(failed("read the socket")(error)),
         }
+        let now = Instant::now();
+        let passed = now - std::mem::replace(&mut self.last_turn, now);
+        let mut has_heard = false;
         while let Some(reply) = self.reader.take()? {
+            has_heard = true;
             if let Some(why) = self.hear(reply)? {
                 return Ok(Some(why));
             }
         }
-        if !self.is_hanging && !self.is_leaving {
+        self.slots.tick(passed, has_heard);
+        if !self.is_hanging && !self.is_finishing {
             self.act()?;
         }
         Ok(None)
@@ -257,14 +292,13 @@ impl Client {
                     let from_first = gfn.as_u64().checked_sub(object.watched.as_u64());
                     from_first.is_some_and(|offset| offset < object.watched_count)
                 });
-                let hold = self.config.hold.mul_f64(self.random.random_range(0.5..1.5));
+                let hold = match self.random.random_bool(AT_ONCE) {
+                    true => Duration::ZERO,
+                    false => self.config.hold.mul_f64(self.random.random_range(0.5..1.5)),
+                };
                 self.slots.mapped(slot, (object, gfn), is_watched, hold);
-                self.answered(slot);
             }
-            Reply::Refused { slot, gfn, .. } => {
-                self.slots.refused(slot, gfn);
-                self.answered(slot);
-            }
+            Reply::Refused { slot, gfn, why } => self.slots.refused(slot, gfn, why),
             Reply::Invalidate { sequence, slots } => {
                 self.heard += 1;
                 if self.config.hang_after.is_some_and(|after| self.heard > after) {
@@ -276,23 +310,12 @@ impl Client {
                 self.slots.findings.acknowledged += 1;
             }
             Reply::Freed { sequence } => self.slots.freed(sequence),
-            Reply::Unmapped { slot } => self.slots.unmapped(slot),
-        }
-        Ok(None)
-    }
-
-    /// A slot of a request has its answer.
-    fn answered(&mut self, slot: u32) {
-        let of_slot = |(first, count): &(u32, u32)| (*first..*first + *count).contains(&slot);
-        if let Some(at) = self.unanswered.iter().position(of_slot) {
-            let (first, count) = self.unanswered.swap_remove(at);
-            // Answers come in any order: what is left is one request, or two that count as such.
-            for rest in [(first, slot - first), (slot + 1, first + count - slot - 1)] {
-                if rest.1 > 0 {
-                    self.unanswered.push(rest);
-                }
+            Reply::Unmapped { slot } => {
+                self.slots.unmapped(slot);
+                self.again = Some(slot);
             }
         }
+        Ok(None)
     }
 
     /// Gives up what is behind its time, reads some of what is held, and asks for more.
@@ -305,22 +328,32 @@ impl Client {
                 self.slots.verify(slot);
             }
         }
-        // The last ones are left to requests that were answered in part.
-        while self.unanswered.len() < MAX_REQUESTS / 2 {
-            let most = self.random.random_range(1..=RUN);
-            let Some((slot, count)) = self.slots.free_run(self.config.pages, most) else {
-                return Ok(());
+        // A slot that has just been given up, with the request that lent it maybe still under way.
+        if self.slots.unanswered() < MAX_REQUESTS
+            && let Some(slot) = self.again.take().filter(|&slot| self.slots.is_free(slot))
+        {
+            self.ask(slot, 1)?;
+        }
+        while self.slots.unanswered() < MAX_REQUESTS {
+            let most = match self.random.random_bool(LONG_RUN) {
+                true => MAX_MAP_PAGES,
+                false => self.random.random_range(1..=RUN),
             };
-            let Some((object, first, count)) = self.choose(count) else {
+            let run = self.slots.free_run(self.config.pages, most);
+            let Some((slot, count)) = run else { return Ok(()) };
+            if !self.ask(slot, count)? {
                 return Ok(());
-            };
-            for at in 0..count {
-                self.slots.asked(slot + at, object, Gfn::new(first.as_u64() + u64::from(at)));
             }
-            self.unanswered.push((slot, count));
-            self.send(Request::Map { object, first, count, slot })?;
         }
         Ok(())
+    }
+
+    /// Asks for pages into free slots; `false` if there is none to ask for.
+    fn ask(&mut self, slot: u32, count: u32) -> Result<bool, ClientError> {
+        let Some((object, first, count)) = self.choose(count) else { return Ok(false) };
+        self.slots.asked(slot, object, first, count);
+        self.send(Request::Map { object, first, count, slot })?;
+        Ok(true)
     }
 
     /// Pages to ask for: often one that is held already, otherwise any that the oracle watches.
@@ -369,6 +402,21 @@ impl Client {
             }
         }
         Ok(())
+    }
+}
+
+/// Receives the first bytes that the server sends, and the file with them.
+fn wait_for_hello(socket: &UnixStream, hello: &mut [u8]) -> io::Result<(usize, Option<File>)> {
+    let mut patience = Patience::new(HELLO_LIMIT);
+    let late = || io::Error::new(ErrorKind::TimedOut, "nothing came in 10 s");
+    loop {
+        let slice = patience.slice().ok_or_else(late)?;
+        socket.set_read_timeout(Some(slice))?;
+        match socket::receive_with_file(socket, hello) {
+            Err(error)
+                if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => {}
+            received => return received,
+        }
     }
 }
 

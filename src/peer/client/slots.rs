@@ -2,7 +2,9 @@
 //!
 //! What is checked, each exactly, without any guess about time but for the last two:
 //!
-//! - a message about a slot fits what the peer asked for and gave up;
+//! - a message about a slot fits what the peer asked for and gave up: each request is answered once,
+//!   with its own pages, and in the order of the requests;
+//! - a slot that is free is empty when it is asked for, and one that is refused is;
 //! - a held page reads the same at any time, until the peer has acknowledged that it gave it up, or
 //!   the connection is closed;
 //! - two copies of one page that are held at the same time are the same: nobody wrote in between;
@@ -13,6 +15,7 @@
 //! - a held slot that is found empty is the end of the connection: slots are emptied before the
 //!   message goes out that says so, which must come in [`CLOSED_LIMIT`].
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
@@ -22,7 +25,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::addr::{Gfn, PAGE_SIZE};
 use crate::page_format::WORDS;
-use crate::peer::protocol::Closing;
+use crate::peer::protocol::{Closing, Refusal};
 use crate::peer::verify::{Page, Verifier, Words};
 
 /// Time in which the writer of a page that was caught in the middle of a write must ask for it. It
@@ -30,6 +33,10 @@ use crate::peer::verify::{Page, Verifier, Words};
 pub const TORN_LIMIT: Duration = Duration::from_secs(30);
 /// Time in which the server must say that it has closed the connection, once it has emptied a slot.
 const CLOSED_LIMIT: Duration = Duration::from_secs(30);
+/// Most of the time between two looks that counts: for the rest this process had no processor.
+const LONGEST_TICK: Duration = Duration::from_millis(20);
+/// A server at work says something more often than this.
+const SILENCE: Duration = Duration::from_secs(1);
 /// Violations that are kept in words.
 const MAX_KEPT: usize = 20;
 
@@ -39,8 +46,8 @@ struct Held {
     object: u32,
     gfn: Gfn,
     hash: u64,
-    /// When it was lent, if it was in the middle of a write.
-    torn: Option<Instant>,
+    /// How long the connection had lived when it was lent, if it was in the middle of a write.
+    torn: Option<Duration>,
     /// When the peer gives it up of its own accord.
     until: Instant,
 }
@@ -51,6 +58,8 @@ enum Slot {
     Asked {
         object: u32,
         gfn: Gfn,
+        /// Number of the request.
+        request: u64,
     },
     Held(Held),
     /// Given up; the server has not said that it is empty.
@@ -62,6 +71,8 @@ enum Slot {
 /// What a peer has done and found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Findings {
+    /// Pages asked for.
+    pub asked: u64,
     /// Pages lent.
     pub mapped: u64,
     /// Pages that the server could not lend.
@@ -95,13 +106,65 @@ impl Findings {
     }
 }
 
+/// How long the connection has lived, that is, the peer ran and the server spoke: neither is to be
+/// blamed for time in which it was stopped.
+#[derive(Debug, Default)]
+struct Life {
+    lived: Duration,
+    silent: Duration,
+}
+
+impl Life {
+    fn tick(&mut self, passed: Duration, has_heard: bool) {
+        let passed = passed.min(LONGEST_TICK);
+        self.silent = if has_heard { Duration::ZERO } else { self.silent + passed };
+        if self.silent < SILENCE {
+            self.lived += passed;
+        }
+    }
+}
+
+/// Requests that have not been answered in full.
+#[derive(Debug, Default)]
+struct Requests {
+    /// Pages without an answer of each, oldest first.
+    left: VecDeque<u32>,
+    /// Number of the oldest.
+    oldest: u64,
+}
+
+impl Requests {
+    /// The number of a new one.
+    fn begin(&mut self, pages: u32) -> u64 {
+        self.left.push_back(pages);
+        self.oldest + self.left.len() as u64 - 1
+    }
+
+    /// A page of this request has its answer; `false` if it was not its turn.
+    fn answered(&mut self, request: u64) -> bool {
+        let at = request.checked_sub(self.oldest).and_then(|at| usize::try_from(at).ok());
+        if let Some(left) = at.and_then(|at| self.left.get_mut(at)) {
+            *left = left.saturating_sub(1);
+        }
+        while self.left.front() == Some(&0) {
+            self.left.pop_front();
+            self.oldest += 1;
+        }
+        // It was the oldest with anything left, or was that until just now.
+        request <= self.oldest
+    }
+}
+
 /// The slots and the file that they are in.
 pub(super) struct Slots {
     slots: Vec<Slot>,
     region: MmapRegion,
     verifier: Verifier,
-    /// The first held slot that was found empty: when, and what that is unless it is the end.
-    emptied: Option<(Instant, String)>,
+    requests: Requests,
+    /// The first held slot that was found empty: when in the connection's life, and what that is unless
+    /// it is the end.
+    emptied: Option<(Duration, String)>,
+    life: Life,
     pub(super) findings: Findings,
 }
 
@@ -111,7 +174,9 @@ impl Slots {
             slots: vec![Slot::Free; count as usize],
             region,
             verifier: Verifier::default(),
+            requests: Requests::default(),
             emptied: None,
+            life: Life::default(),
             findings: Findings::default(),
         }
     }
@@ -131,15 +196,42 @@ impl Slots {
         self.slots.get_mut(slot as usize)
     }
 
-    /// A run of free slots, at most so many; `None` if too few are free for more than `most_used`
+    /// So much time has passed since the last look, and whether the server has said anything.
+    pub(super) fn tick(&mut self, passed: Duration, has_heard: bool) {
+        self.life.tick(passed, has_heard);
+    }
+
+    /// How long the connection has lived.
+    pub(super) fn lived(&self) -> Duration {
+        self.life.lived
+    }
+
+    /// Whether nothing is in a slot, or asked for.
+    pub(super) fn is_free(&self, slot: u32) -> bool {
+        matches!(self.slots.get(slot as usize), Some(Slot::Free))
+    }
+
+    /// The first run of so many free slots, or the longest; `None` if too few are free for more than `most_used`
     /// to stay unused.
     pub(super) fn free_run(&self, most_used: usize, most: u32) -> Option<(u32, u32)> {
         let used = self.slots.iter().filter(|slot| !matches!(slot, Slot::Free)).count();
-        let most = most.min(u32::try_from(most_used.saturating_sub(used)).unwrap_or(u32::MAX));
-        let is_free = |slot: &Slot| matches!(slot, Slot::Free);
-        let first = self.slots.iter().position(is_free).filter(|_| most > 0)?;
-        let run = self.slots[first..].iter().take(most as usize).take_while(|slot| is_free(slot));
-        Some((u32::try_from(first).ok()?, u32::try_from(run.count()).ok()?))
+        let room = u32::try_from(most_used.saturating_sub(used)).unwrap_or(u32::MAX);
+        let most = most.min(room) as usize;
+        let mut run = 0;
+        let mut longest = (0, 0);
+        for (at, slot) in self.slots.iter().enumerate() {
+            run = if matches!(slot, Slot::Free) { run + 1 } else { 0 };
+            if run > longest.1 {
+                longest = (at + 1 - run, run);
+            }
+            if run == most {
+                break;
+            }
+        }
+        let (first, count) = longest;
+        (count.min(most) > 0)
+            .then(|| Some((u32::try_from(first).ok()?, u32::try_from(count.min(most)).ok()?)))
+            .flatten()
     }
 
     /// A page that is held, chosen at random.
@@ -152,22 +244,59 @@ impl Slots {
         })
     }
 
-    pub(super) fn asked(&mut self, slot: u32, object: u32, gfn: Gfn) {
-        if let Some(found) = self.get(slot) {
-            *found = Slot::Asked { object, gfn };
+    /// Notes that pages are asked for.
+    pub(super) fn asked(&mut self, first_slot: u32, object: u32, first: Gfn, count: u32) {
+        let request = self.requests.begin(count);
+        for at in 0..count {
+            let slot = first_slot + at;
+            if !self.is_empty(slot) {
+                self.findings.violation(format!("slot {slot} is free, but can be read"));
+            }
+            let gfn = Gfn::new(first.as_u64() + u64::from(at));
+            if let Some(found) = self.get(slot) {
+                *found = Slot::Asked { object, gfn, request };
+                self.findings.asked += 1;
+            }
         }
     }
 
-    pub(super) fn refused(&mut self, slot: u32, gfn: Gfn) {
-        match self.get(slot) {
-            Some(found @ Slot::Asked { .. }) => {
-                *found = Slot::Free;
-                self.findings.refused += 1;
-            }
-            _ => self
-                .findings
-                .violation(format!("slot {slot} was refused page {gfn}, which nobody asked for")),
+    /// Number of requests that have not been answered in full.
+    pub(super) fn unanswered(&self) -> usize {
+        self.requests.left.len()
+    }
+
+    /// Notes that the server did not answer all in its time.
+    pub(super) fn never_answered(&mut self) {
+        let left: u32 = self.requests.left.iter().sum();
+        self.findings.violation(format!("{left} pages were asked for and never answered"));
+    }
+
+    /// A page of a request has its answer.
+    fn answered(&mut self, slot: u32, request: u64) {
+        if !self.requests.answered(request) {
+            let oldest = self.requests.oldest;
+            self.findings.violation(format!(
+                "slot {slot}, of request {request}, was answered before all of request {oldest} was"
+            ));
         }
+    }
+
+    pub(super) fn refused(&mut self, slot: u32, gfn: Gfn, why: Refusal) {
+        let request = match self.get(slot) {
+            Some(&mut Slot::Asked { gfn: asked, request, .. }) if asked == gfn => request,
+            found => {
+                let found = format!("{found:?}");
+                return self
+                    .findings
+                    .violation(format!("slot {slot} was refused page {gfn}, but is {found}"));
+            }
+        };
+        self.findings.refused += 1;
+        if why == Refusal::Outside {
+            self.findings.violation(format!("page {gfn} exists, and was refused since {why}"));
+        }
+        self.freed_slot(slot);
+        self.answered(slot, request);
     }
 
     pub(super) fn mapped(
@@ -177,15 +306,20 @@ impl Slots {
         is_watched: bool,
         hold: Duration,
     ) {
-        match self.get(slot) {
-            Some(Slot::Asked { object: asked, gfn: page }) if (*asked, *page) == (object, gfn) => {}
+        let request = match self.get(slot) {
+            Some(&mut Slot::Asked { object: asked, gfn: page, request })
+                if (asked, page) == (object, gfn) =>
+            {
+                request
+            }
             found => {
                 let found = format!("{found:?}");
                 return self.findings.violation(format!(
                     "slot {slot} was lent page {gfn} of object {object}, but is {found}"
                 ));
             }
-        }
+        };
+        self.answered(slot, request);
         self.findings.mapped += 1;
         let words = self.words(slot);
         let hash = hash(&words);
@@ -195,7 +329,7 @@ impl Slots {
             match self.verifier.check(gfn, &words) {
                 Ok(Page::Torn) => {
                     self.findings.torn += 1;
-                    torn = Some(now);
+                    torn = Some(self.life.lived);
                 }
                 Ok(Page::Zero | Page::Whole) => {}
                 Err(wrong) => self.findings.violation(format!("page {gfn} {wrong}")),
@@ -234,7 +368,7 @@ impl Slots {
     fn differs(&mut self, slot: u32, violation: String) {
         // Read again: half of a page can be read before it goes, and half after.
         if self.is_empty(slot) {
-            self.emptied.get_or_insert_with(|| (Instant::now(), violation));
+            self.emptied.get_or_insert((self.life.lived, violation));
         } else {
             self.findings.violation(violation);
         }
@@ -271,7 +405,8 @@ impl Slots {
 
     /// What is behind its time is given up: those slots are returned.
     pub(super) fn expire(&mut self, now: Instant) -> Vec<u32> {
-        if self.emptied.as_ref().is_some_and(|(since, _)| now - *since > CLOSED_LIMIT) {
+        let lived = self.life.lived;
+        if self.emptied.as_ref().is_some_and(|(since, _)| lived - *since > CLOSED_LIMIT) {
             self.emptied_by_nobody();
         }
         let mut given_up = Vec::new();
@@ -280,7 +415,7 @@ impl Slots {
             let gfn = held.gfn;
             match held.torn {
                 // Kept: whoever writes it must ask for it.
-                Some(since) if now - since < TORN_LIMIT => continue,
+                Some(since) if lived - since < TORN_LIMIT => continue,
                 Some(_) => self.findings.violation(format!(
                     "page {gfn} was copied in the middle of a write that did not go on in {} s",
                     TORN_LIMIT.as_secs()
@@ -367,13 +502,14 @@ fn hash(words: &Words) -> u64 {
 mod tests {
     use super::*;
 
+    const TICK: Duration = Duration::from_millis(5);
     const HOUR: Duration = Duration::from_secs(3600);
 
     /// A peer that holds a page in slot 1, which is then emptied under it.
     fn emptied() -> Slots {
         let mut slots = Slots::new(2, MmapRegion::new(2 * PAGE_SIZE).unwrap());
+        slots.asked(1, 0, Gfn::new(5), 1);
         write(&slots, &[7; PAGE_SIZE]);
-        slots.asked(1, 0, Gfn::new(5));
         slots.mapped(1, (0, Gfn::new(5)), false, HOUR);
         slots.verify(1);
         write(&slots, &[0; PAGE_SIZE]);
@@ -400,7 +536,15 @@ mod tests {
         let mut slots = emptied();
         slots.expire(Instant::now());
         assert_eq!(slots.findings.violations, 0);
-        slots.expire(Instant::now() + 2 * CLOSED_LIMIT);
+        // Neither a server that is silent nor a peer that did not run is the end of that time.
+        slots.tick(2 * CLOSED_LIMIT, true);
+        (0..100_000).for_each(|_| slots.tick(TICK, false));
+        slots.expire(Instant::now());
+        assert_eq!(slots.findings.violations, 0);
+        while slots.life.lived < 2 * CLOSED_LIMIT {
+            slots.tick(TICK, true);
+        }
+        slots.expire(Instant::now());
         assert_eq!(slots.findings.violations, 1);
 
         let mut slots = emptied();
@@ -414,5 +558,57 @@ mod tests {
         write(&slots, &[8; PAGE_SIZE]);
         slots.verify(1);
         assert_eq!(slots.findings.violations, 1);
+    }
+
+    /// Three requests, of two, one and one pages.
+    fn asked() -> Slots {
+        let mut slots = Slots::new(8, MmapRegion::new(8 * PAGE_SIZE).unwrap());
+        slots.asked(0, 0, Gfn::new(10), 2);
+        slots.asked(2, 0, Gfn::new(20), 1);
+        slots.asked(3, 0, Gfn::new(30), 1);
+        slots
+    }
+
+    #[test]
+    fn answers_that_belong_to_their_requests_are_no_violation() {
+        let mut slots = asked();
+        slots.refused(1, Gfn::new(11), Refusal::Unavailable);
+        slots.mapped(0, (0, Gfn::new(10)), false, HOUR);
+        assert_eq!(slots.unanswered(), 2);
+        // The same page in the same slot once more.
+        slots.asked(1, 0, Gfn::new(11), 1);
+        slots.mapped(2, (0, Gfn::new(20)), false, HOUR);
+        slots.mapped(3, (0, Gfn::new(30)), false, HOUR);
+        slots.mapped(1, (0, Gfn::new(11)), false, HOUR);
+        assert_eq!(slots.unanswered(), 0);
+        assert_eq!(
+            (slots.findings.asked, slots.findings.mapped, slots.findings.refused),
+            (5, 4, 1)
+        );
+        assert_eq!(slots.findings.violations, 0, "{:?}", slots.findings);
+    }
+
+    #[test]
+    fn an_answer_that_belongs_to_no_request_is_a_violation() {
+        let wrong: [(&str, fn(&mut Slots)); 7] = [
+            ("slot 0 was refused page 0xb", |it| it.refused(0, Gfn::new(11), Refusal::Unavailable)),
+            ("slot 5 was refused", |it| it.refused(5, Gfn::new(10), Refusal::Unavailable)),
+            ("page 0xa exists", |it| it.refused(0, Gfn::new(10), Refusal::Outside)),
+            ("slot 0 was lent page 0xb", |it| it.mapped(0, (0, Gfn::new(11)), false, HOUR)),
+            ("slot 2, of request 1, was answered before", |it| {
+                it.mapped(2, (0, Gfn::new(20)), false, HOUR);
+            }),
+            ("slot 0 was refused page 0xa", |it| {
+                it.mapped(0, (0, Gfn::new(10)), false, HOUR);
+                it.refused(0, Gfn::new(10), Refusal::Unavailable);
+            }),
+            ("4 pages were asked for and never answered", Slots::never_answered),
+        ];
+        for (said, answer) in wrong {
+            let mut slots = asked();
+            answer(&mut slots);
+            assert_eq!(slots.findings.violations, 1, "{said}: {:?}", slots.findings);
+            assert!(slots.findings.first[0].starts_with(said), "{:?}", slots.findings);
+        }
     }
 }

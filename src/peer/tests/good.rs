@@ -1,6 +1,7 @@
 //! Peers that keep to the protocol find what it promises, and notice where it is broken.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::rig::{PAGES, Rig, content};
@@ -183,6 +184,62 @@ fn a_slot_that_is_given_up_is_empty_and_can_be_used_again() {
     assert!(peer.page(0) == EMPTY && peer.page(1) == EMPTY);
     rig.assert_sound();
     assert_eq!(rig.server.stats().cut_off, 0);
+}
+
+/// A page is lent, given up and another asked for in its slot, while the rest of the first request
+/// waits for a page.
+#[test]
+fn a_slot_that_is_asked_for_again_gets_the_answer_to_the_later_request() {
+    let rig = Rig::new(LIMIT);
+    (0..8).for_each(|gfn| rig.write(gfn, 1));
+    let mut peer = rig.raw();
+    let map = |first, count, slot| Request::Map { object: 0, first: Gfn::new(first), count, slot };
+    // The lender gives away what it has before it waits for this one.
+    let locked = rig.object.lock_page(Gfn::new(1)).unwrap();
+    peer.say(map(0, 2, 0));
+    assert_eq!(peer.hear_prompted(), Reply::Mapped { slot: 0, object: 0, gfn: Gfn::new(0) });
+    peer.say(Request::Unmap { slot: 0, count: 1 });
+    assert_eq!(peer.hear(), Some(Reply::Unmapped { slot: 0 }));
+    assert!(peer.page(0) == EMPTY);
+    peer.say(map(7, 1, 0));
+    drop(locked);
+    assert_eq!(peer.hear(), Some(Reply::Mapped { slot: 1, object: 0, gfn: Gfn::new(1) }));
+    assert_eq!(peer.hear(), Some(Reply::Mapped { slot: 0, object: 0, gfn: Gfn::new(7) }));
+    assert!(peer.page(0) == content(7, 1) && peer.page(1) == content(1, 1));
+    assert_eq!(rig.exported(), 2);
+    rig.assert_sound();
+}
+
+/// Time in which the server is stopped is not the peer's: here the clock leaps while it waits.
+#[test]
+fn a_peer_is_not_cut_off_for_time_in_which_the_server_did_not_run() {
+    let begun = Instant::now();
+    let (stopped, looks) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let clock = {
+        let (stopped, looks) = (stopped.clone(), looks.clone());
+        // An hour, and otherwise no time passes.
+        move || {
+            looks.fetch_add(1, Ordering::SeqCst);
+            begun + Duration::from_secs(3600) * u32::from(stopped.load(Ordering::SeqCst))
+        }
+    };
+    let rig = Rig::with_clock(Duration::from_secs(1), None, None, Box::new(clock));
+    rig.write(5, 1);
+    let mut peer = rig.raw();
+    peer.map(5, 1, 9);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| rig.write(5, 2));
+        assert_eq!(peer.hear(), Some(Reply::Invalidate { sequence: 1, slots: vec![9] }));
+        rig.wait_for("a look at the clock", |_| looks.load(Ordering::SeqCst) > 1);
+        stopped.store(true, Ordering::SeqCst);
+        let before = looks.load(Ordering::SeqCst);
+        rig.wait_for("looks after the leap", |_| looks.load(Ordering::SeqCst) > before + 2);
+        peer.say(Request::Ack { sequence: 1 });
+        writer.join().unwrap();
+    });
+    assert_eq!(peer.hear(), Some(Reply::Freed { sequence: 1 }));
+    assert_eq!(rig.server.stats().cut_off, 0);
+    rig.assert_sound();
 }
 
 #[test]

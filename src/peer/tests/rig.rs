@@ -14,6 +14,7 @@ use crate::host_mm::{
 };
 use crate::page_format::{BODY, NUMBER_BITS, WORDS};
 use crate::peer::protocol::{MESSAGE_BYTES, Reply, ReplyReader, Request};
+use crate::peer::session::Clock;
 use crate::peer::{PeerServer, ServerConfig};
 use crate::sync::lock;
 use crate::sys::socket;
@@ -41,6 +42,15 @@ impl Rig {
         sabotage: Option<Sabotage>,
         inject: Option<(HostFault, When)>,
     ) -> Self {
+        Self::with_clock(limit, sabotage, inject, Box::new(Instant::now))
+    }
+
+    pub(super) fn with_clock(
+        limit: Duration,
+        sabotage: Option<Sabotage>,
+        inject: Option<(HostFault, When)>,
+        clock: Clock,
+    ) -> Self {
         let items = inject.map(|(fault, when)| Injection { fault, when }).into_iter().collect();
         let mm = HostMm::new(HostMmConfig {
             swap: SwapConfig { path: None, dir: None, bytes: 64 << 20 },
@@ -58,6 +68,7 @@ impl Rig {
             vec![object.clone()],
             ServerConfig { slots: SLOTS, limit },
             Box::new(move |sentence| lock(&heard).push(sentence.to_owned())),
+            clock,
         )
         .unwrap();
         server.watch(0, Gfn::new(0), PAGES);
@@ -165,6 +176,25 @@ impl RawPeer {
             match (&self.socket).read(&mut bytes).expect("it does not hang") {
                 0 => return None,
                 count => self.reader.push(&bytes[..count]),
+            }
+        }
+    }
+
+    /// The next message about a page that is lent. What the lender has queued goes out with the next
+    /// thing that is sent, so the peer asks for what is refused at once, until that has happened.
+    pub(super) fn hear_prompted(&mut self) -> Reply {
+        let nowhere = Gfn::new(1 << 40);
+        loop {
+            self.say(Request::Map { object: 0, first: nowhere, count: 1, slot: SLOTS - 1 });
+            let mut lent = None;
+            loop {
+                match self.hear().expect("it is served") {
+                    Reply::Refused { gfn, .. } if gfn == nowhere => break,
+                    reply => assert!(lent.replace(reply).is_none(), "one message at most"),
+                }
+            }
+            if let Some(reply) = lent {
+                return reply;
             }
         }
     }

@@ -1,4 +1,4 @@
-//! virtio-blk (VIRTIO 1.2, 5.2) over a raw disk image.
+//! virtio-blk (VIRTIO 1.2, 5.2) over a raw disk image or a block device.
 //!
 //! What a guest is told is true: a write is acknowledged once the image has it, and, unless the
 //! driver has agreed to a write-back cache, once it is durable; a flush is acknowledged once all
@@ -6,7 +6,10 @@
 //! dropped what it could not write, and would call the next one a success.
 
 mod disk;
+mod error;
+mod format;
 mod request;
+mod trouble;
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -17,10 +20,14 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES,
 };
 
-pub use disk::{DiskError, DiskMode};
+pub use disk::{Contents, DiskMode};
+pub use error::DiskError;
+pub use format::Format;
+pub use trouble::DiskTrouble;
 
 pub(crate) use disk::Disk;
-use disk::{FileDisk, SECTOR_BYTES};
+use disk::{FileDisk, Opened, SECTOR_BYTES};
+use trouble::Troubles;
 
 use super::device::{Device, read_bytes};
 use super::rings::{Request, Trouble};
@@ -63,6 +70,9 @@ pub struct Block {
     disk: Box<dyn Disk>,
     mode: DiskMode,
     sectors: u64,
+    /// What the guest had better write at a time.
+    block_bytes: u64,
+    is_shared: bool,
     serial: [u8; VIRTIO_BLK_ID_BYTES as usize],
     features: AtomicU64,
     /// The driver has asked for a write-back cache.
@@ -71,6 +81,7 @@ pub struct Block {
     is_unsound: AtomicBool,
     bounce: Mutex<Box<[u8]>>,
     counters: Counters,
+    troubles: Troubles,
 }
 
 impl std::fmt::Debug for Block {
@@ -80,14 +91,20 @@ impl std::fmt::Debug for Block {
 }
 
 impl Block {
-    /// A disk whose content is the raw image at `path`, locked as long as this lives. `serial` is what
-    /// the guest can ask for, cut off after 20 bytes.
+    /// A disk whose content is the raw image, or the block device, at `path`, locked as long as this
+    /// lives. `serial` is what the guest can ask for, cut off after 20 bytes.
     ///
     /// # Errors
     /// [`DiskError`], one sentence for each thing that can be wrong with an image.
-    pub fn open(path: &Path, mode: DiskMode, serial: &str) -> Result<Self, DiskError> {
-        let (disk, bytes) = FileDisk::open(path, mode)?;
-        Ok(Self::on(Box::new(disk), bytes, mode, serial))
+    pub fn open(
+        path: &Path,
+        mode: DiskMode,
+        contents: Contents,
+        serial: &str,
+    ) -> Result<Self, DiskError> {
+        let Opened { disk, bytes, sector_bytes, is_shared } = FileDisk::open(path, mode, contents)?;
+        let block = Self::on(Box::new(disk), bytes, mode, serial);
+        Ok(Self { block_bytes: sector_bytes, is_shared, ..block })
     }
 
     /// The same on a disk of another kind, of so many bytes.
@@ -100,13 +117,29 @@ impl Block {
             disk,
             mode,
             sectors: bytes / SECTOR_BYTES,
+            block_bytes: SECTOR_BYTES,
+            is_shared: false,
             serial: padded,
             features: AtomicU64::new(0),
             is_writeback: AtomicBool::new(false),
             is_unsound: AtomicBool::new(false),
             bounce: Mutex::new(vec![0; BOUNCE_BYTES].into_boxed_slice()),
             counters: Counters::default(),
+            troubles: Troubles::default(),
         }
+    }
+
+    /// Whether it is a device that something else on this host may write to, such as a file system that
+    /// is mounted: what the guest reads may be half written.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
+    /// What the host refused so far, in the order in which each cause was first seen.
+    #[must_use]
+    pub fn troubles(&self) -> Vec<DiskTrouble> {
+        self.troubles.list()
     }
 
     /// What it has done.
@@ -150,8 +183,8 @@ impl Device for Block {
         let mut space = [0; CONFIG_BYTES];
         space[CONFIG_CAPACITY..][..8].copy_from_slice(&self.sectors.to_le_bytes());
         space[CONFIG_SEG_MAX..][..4].copy_from_slice(&SEG_MAX.to_le_bytes());
-        let sector = u32::try_from(SECTOR_BYTES).unwrap_or(u32::MAX);
-        space[CONFIG_BLK_SIZE..][..4].copy_from_slice(&sector.to_le_bytes());
+        let block = u32::try_from(self.block_bytes).unwrap_or(u32::MAX);
+        space[CONFIG_BLK_SIZE..][..4].copy_from_slice(&block.to_le_bytes());
         space[CONFIG_WRITEBACK] = self.is_writeback().into();
         read_bytes(&space, offset, data);
     }

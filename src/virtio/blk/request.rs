@@ -16,6 +16,7 @@ use crate::sync::lock;
 use crate::virtio::rings::{Request, Trouble};
 
 use super::disk::SECTOR_BYTES;
+use super::trouble::Op;
 use super::{Block, DiskMode};
 
 const HEADER: usize = 16;
@@ -39,12 +40,6 @@ impl From<Trouble> for Refused {
             Trouble::Memory(_) => Self::Failed,
             over => Self::Over(over),
         }
-    }
-}
-
-impl From<io::Error> for Refused {
-    fn from(_: io::Error) -> Self {
-        Self::Failed
     }
 }
 
@@ -111,7 +106,7 @@ fn read(block: &Block, request: &Request<'_>, sector: u64, bytes: u64) -> Result
     let mut done = 0;
     while done < bytes {
         let piece = piece(&mut bounce, bytes - done);
-        block.disk.read_exact_at(piece, start + done)?;
+        block.disk.read_exact_at(piece, start + done).map_err(failed(block, Op::Read))?;
         request.write(done, piece)?;
         done += piece.len() as u64;
     }
@@ -131,7 +126,7 @@ fn write(block: &Block, request: &Request<'_>, sector: u64) -> Result<(), Refuse
     while done < bytes {
         let piece = piece(&mut bounce, bytes - done);
         request.read(HEADER_BYTES + done, piece)?;
-        block.disk.write_all_at(piece, start + done)?;
+        block.disk.write_all_at(piece, start + done).map_err(failed(block, Op::Write))?;
         done += piece.len() as u64;
     }
     block.counters.writes.add(1);
@@ -145,11 +140,23 @@ fn flush(block: &Block) -> Result<(), Refused> {
         return Ok(());
     }
     if block.is_unsound.load(Ordering::Relaxed) {
+        block.troubles.again(Op::Flush);
         return Err(Refused::Failed);
     }
-    block.disk.sync().inspect_err(|_| block.is_unsound.store(true, Ordering::Relaxed))?;
+    block.disk.sync().map_err(|error| {
+        block.is_unsound.store(true, Ordering::Relaxed);
+        failed(block, Op::Flush)(error)
+    })?;
     block.counters.flushes.add(1);
     Ok(())
+}
+
+/// The guest is told that it failed, the user why.
+fn failed(block: &Block, op: Op) -> impl Fn(io::Error) -> Refused {
+    move |error| {
+        block.troubles.add(op, &error);
+        Refused::Failed
+    }
 }
 
 /// As much of the bounce buffer as is wanted.

@@ -9,7 +9,7 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 
 use super::rig::{BOTH, BUFFERS, Driver, Piece, VERSION_1, host};
-use crate::virtio::{Block, DiskMode};
+use crate::virtio::{Block, Contents, DiskMode};
 
 pub(super) const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
 pub(super) const CONFIG_WCE: u64 = 1 << VIRTIO_BLK_F_CONFIG_WCE;
@@ -55,7 +55,9 @@ fn what_is_written_is_in_the_image_and_read_back() {
     for kind in BOTH {
         let (mm, object) = host(kind, None);
         let file = image(1 << 20);
-        let block = Arc::new(Block::open(file.path(), DiskMode::ReadWrite, "gnomon-0").unwrap());
+        let block = Arc::new(
+            Block::open(file.path(), DiskMode::ReadWrite, Contents::Checked, "gnomon-0").unwrap(),
+        );
         let driver = Driver::ready(block.clone(), &object, VERSION_1 | FLUSH, 16);
         assert_eq!(u64::from_le_bytes(driver.config(0)), 2048, "sectors");
         assert_eq!(u32::from_le_bytes(driver.config(20)), 512, "block size");
@@ -92,7 +94,8 @@ fn what_is_written_is_in_the_image_and_read_back() {
 fn a_request_past_the_end_or_of_part_of_a_sector_is_refused_and_changes_nothing() {
     let (_mm, object) = host(BOTH[0], None);
     let file = image(1 << 20);
-    let block = Arc::new(Block::open(file.path(), DiskMode::ReadWrite, "").unwrap());
+    let block =
+        Arc::new(Block::open(file.path(), DiskMode::ReadWrite, Contents::Checked, "").unwrap());
     let driver = Driver::ready(block, &object, VERSION_1 | FLUSH, 16);
     driver.write(DATA, &[1; 1024]);
     for (sector, len) in [(2048, 512), (2047, 1024), (u64::MAX, 512), (0, 511), (0, 513)] {
@@ -112,7 +115,8 @@ fn a_request_past_the_end_or_of_part_of_a_sector_is_refused_and_changes_nothing(
 fn a_read_only_disk_is_not_written() {
     let (_mm, object) = host(BOTH[0], None);
     let file = image(1 << 20);
-    let block = Arc::new(Block::open(file.path(), DiskMode::ReadOnly, "").unwrap());
+    let block =
+        Arc::new(Block::open(file.path(), DiskMode::ReadOnly, Contents::Checked, "").unwrap());
     let driver = Driver::new(block, &object);
     assert!(driver.offered() & 1 << VIRTIO_BLK_F_RO != 0);
     assert!(driver.offered() & FLUSH == 0);
@@ -125,10 +129,71 @@ fn a_read_only_disk_is_not_written() {
     assert_eq!(driver.read(DATA, 512), [0; 512]);
 }
 
+/// A file of so many bytes with these at these places.
+fn image_with(bytes: u64, pieces: &[(u64, &[u8])]) -> tempfile::NamedTempFile {
+    let file = image(bytes);
+    for (at, piece) in pieces {
+        std::os::unix::fs::FileExt::write_all_at(file.as_file(), piece, *at).unwrap();
+    }
+    file
+}
+
+/// The bytes are those of images that `qemu-img` makes.
+#[test]
+fn images_of_other_formats_are_refused_by_name_unless_they_are_to_be_raw() {
+    let mib = 1 << 20;
+    let images: &[(u64, u64, &[u8], &str)] = &[
+        (196_616, 0, b"QFI\xfb\0\0\0\x03", "is a qcow2 image"),
+        (560, 0, b"QFI\xfb\0\0\0\x01", "is a qcow image"),
+        (327_680, 0, b"QED\0\0\0\x01\0", "is a QED image"),
+        (8 * mib, 0, b"vhdxfileQ\0E\0M\0U\0", "is a VHDX image"),
+        (2560, 0, b"conectix\0\0\0\x02", "is a VHD image"),
+        (mib + 31_232, mib + 31_232 - 512, b"conectix\0\0\0\x02", "is a VHD image"),
+        (mib + 511, mib, b"conectix\0\0\0\0", "is a VHD image"),
+        (65_536, 0, b"KDMV\x01\0\0\0", "is a VMDK image"),
+        (350, 0, b"# Disk DescriptorFile\nversion=1\n", "is a VMDK image"),
+        (1024, 0x40, b"\x7f\x10\xda\xbe\x01\0\x01\0", "is a VDI image"),
+        (mib, 0, b"WithouFreSpacExt\x02\0\0\0", "is a Parallels image"),
+        (mib, mib - 512, b"koly\0\0\0\x04", "is a DMG image"),
+        (777, 0, b"\x1f\x8b\x08\0\0\0\0\0", "is a gzip image"),
+        (777, 0, b"\xfd7zXZ\0\0\x04", "is an xz image"),
+    ];
+    for &(bytes, at, magic, name) in images {
+        let file = image_with(bytes, &[(at, magic)]);
+        let open = |contents| Block::open(file.path(), DiskMode::ReadOnly, contents, "");
+        let said = open(Contents::Checked).unwrap_err().to_string();
+        assert!(said.contains(name) && said.contains("add ,raw"), "{said}");
+        let remedy = if bytes == 777 { "unpack it with" } else { "qemu-img convert -f" };
+        assert!(said.contains(remedy), "{said}");
+        match open(Contents::Raw) {
+            Ok(_) => assert_eq!(bytes % 512, 0, "{name}"),
+            Err(error) => assert!(error.to_string().contains("no multiple of 512"), "{error}"),
+        }
+    }
+    // What guests make of their own disks is raw.
+    let raw: &[(u64, &[u8])] = &[
+        (510, &[0x55, 0xaa]),
+        (512, b"EFI PART"),
+        (1080, &[0x53, 0xef]),
+        (0, b"LUKS\xba\xbe\0\x02"),
+        (0, b"LABELONE"),
+        (257, b"ustar"),
+        (32_769, b"CD001"),
+        (0, b"hsqs"),
+        (512, b"QFI\xfb"),
+        (0, b"QFI\xfa"),
+    ];
+    for piece in raw {
+        let file = image_with(mib, &[*piece]);
+        Block::open(file.path(), DiskMode::ReadWrite, Contents::Checked, "").unwrap();
+    }
+}
+
 /// One sentence for each thing that can be wrong with an image.
 #[test]
 fn images_that_cannot_be_used_are_refused_with_a_sentence() {
-    let open = |path: &std::path::Path, mode| Block::open(path, mode, "").map(drop);
+    let open =
+        |path: &std::path::Path, mode| Block::open(path, mode, Contents::Checked, "").map(drop);
     let folder = tempfile::tempdir().unwrap();
     let refused = |name: &str, sentence: &str| {
         let path = folder.path().join(name);
@@ -139,9 +204,11 @@ fn images_that_cannot_be_used_are_refused_with_a_sentence() {
     };
     refused("missing", "there is no disk image");
     std::fs::create_dir(folder.path().join("folder")).unwrap();
-    refused("folder", "not a regular file");
+    refused("folder", "not a regular file, nor a block device");
     nix::unistd::mkfifo(&folder.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     refused("pipe", "not a regular file");
+    std::os::unix::fs::symlink("/dev/null", folder.path().join("null")).unwrap();
+    refused("null", "not a regular file, nor a block device");
     std::fs::write(folder.path().join("empty"), []).unwrap();
     refused("empty", "is empty");
     std::fs::write(folder.path().join("odd"), [0; 1000]).unwrap();
@@ -153,7 +220,7 @@ fn images_that_cannot_be_used_are_refused_with_a_sentence() {
 #[test]
 fn an_image_is_locked_against_writers_and_several_may_read() {
     let file = image(512);
-    let open = |mode| Block::open(file.path(), mode, "");
+    let open = |mode| Block::open(file.path(), mode, Contents::Checked, "");
     let writer = open(DiskMode::ReadWrite).unwrap();
     for mode in [DiskMode::ReadOnly, DiskMode::ReadWrite] {
         let error = open(mode).unwrap_err().to_string();

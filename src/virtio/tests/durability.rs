@@ -1,5 +1,7 @@
 //! What the guest is told of its writes is true, whatever the disk does.
 
+use std::sync::Arc;
+
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
@@ -7,6 +9,7 @@ use virtio_bindings::bindings::virtio_blk::{
 use super::blk::{CONFIG_WCE, FLUSH, pattern, request};
 use super::disk::{Op, TestDisk};
 use super::rig::{BOTH, BUFFERS, Driver, VERSION_1, host};
+use crate::virtio::Block;
 
 const DATA: u64 = BUFFERS + 0x2000;
 const SECTORS: usize = 64;
@@ -18,7 +21,15 @@ fn disk() -> TestDisk {
 }
 
 fn driver(disk: &TestDisk, features: u64) -> Driver {
-    Driver::ready(disk.block(), &host(BOTH[0], None).1, VERSION_1 | features, 16)
+    driver_of(disk.block(), features)
+}
+
+fn driver_of(block: Arc<Block>, features: u64) -> Driver {
+    Driver::ready(block, &host(BOTH[0], None).1, VERSION_1 | features, 16)
+}
+
+fn troubles(block: &Block) -> Vec<String> {
+    block.troubles().iter().map(ToString::to_string).collect()
 }
 
 fn write(driver: &Driver, sector: u64, seed: u64) -> (u32, u32) {
@@ -74,8 +85,10 @@ fn without_a_write_back_cache_an_acknowledged_write_is_durable() {
 #[test]
 fn after_a_flush_that_failed_none_succeeds() {
     let disk = disk();
-    let driver = driver(&disk, FLUSH);
+    let block = disk.block();
+    let driver = driver_of(block.clone(), FLUSH);
     assert_eq!(write(&driver, 0, 1), OK);
+    assert!(troubles(&block).is_empty());
     disk.set(|state| state.fail = Some((Op::Sync, libc::EIO)));
     assert_eq!(request(&driver, VIRTIO_BLK_T_FLUSH, 0, &[]), FAILED);
     disk.set(|state| state.fail = None);
@@ -84,12 +97,16 @@ fn after_a_flush_that_failed_none_succeeds() {
     assert_eq!(write(&driver, 0, 1), FAILED, "it would have to be durable");
     let read = request(&driver, VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]);
     assert_eq!(read, (VIRTIO_BLK_S_OK, 513), "reading goes on");
+    let told = troubles(&block);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("3 flushes failed (Input/output error"), "{told:?}");
 }
 
 #[test]
 fn errors_of_the_disk_are_errors_of_the_request_alone() {
     let disk = disk();
-    let driver = driver(&disk, FLUSH);
+    let block = disk.block();
+    let driver = driver_of(block.clone(), FLUSH);
     for errno in [libc::EIO, libc::ENOSPC, libc::EROFS] {
         disk.set(|state| state.fail = Some((Op::Write, errno)));
         assert_eq!(write(&driver, 0, 1), FAILED);
@@ -99,6 +116,19 @@ fn errors_of_the_disk_are_errors_of_the_request_alone() {
         disk.set(|state| state.fail = None);
         assert_eq!(write(&driver, 0, 1), OK);
     }
+    let told = troubles(&block);
+    assert_eq!(told.len(), 6, "{told:?}");
+    assert!(told[2].contains("1 write failed (No space left on device"), "{told:?}");
+    assert!(told[2].contains("the file system that the image is on is full"), "{told:?}");
+}
+
+#[test]
+fn what_the_driver_does_wrong_is_no_trouble_of_the_disk() {
+    let disk = disk();
+    let block = disk.block();
+    let driver = driver_of(block.clone(), FLUSH);
+    assert_eq!(write(&driver, SECTORS as u64, 1), FAILED);
+    assert!(troubles(&block).is_empty());
 }
 
 #[test]
@@ -118,8 +148,14 @@ fn short_and_interrupted_transfers_are_taken_up_again() {
 #[test]
 fn an_image_that_has_become_shorter_is_an_error() {
     let disk = disk();
-    let driver = driver(&disk, FLUSH);
+    let block = disk.block();
+    let driver = driver_of(block.clone(), FLUSH);
     disk.set(|state| state.content.truncate(1000));
-    let read = request(&driver, VIRTIO_BLK_T_IN, 1, &[(DATA, 512, true)]);
-    assert_eq!(read, (VIRTIO_BLK_S_IOERR, 0));
+    for _ in 0..10 {
+        let read = request(&driver, VIRTIO_BLK_T_IN, 1, &[(DATA, 512, true)]);
+        assert_eq!(read, (VIRTIO_BLK_S_IOERR, 0));
+    }
+    let told = troubles(&block);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("10 reads failed: the image is shorter than it was"), "{told:?}");
 }

@@ -10,12 +10,12 @@ use super::rig::{
     ACKNOWLEDGE, BOTH, BUFFERS, DRIVER, DRIVER_OK, Driver, EVENT_IDX, FEATURES_OK, NEEDS_RESET,
     RINGS, VERSION_1, host, until,
 };
-use crate::virtio::{Block, DiskMode, REGISTER_BYTES};
+use crate::virtio::{Block, Contents, DiskMode, REGISTER_BYTES};
 
 fn disk() -> (tempfile::NamedTempFile, Arc<Block>) {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 20).unwrap();
-    let block = Block::open(file.path(), DiskMode::ReadWrite, "serial").unwrap();
+    let block = Block::open(file.path(), DiskMode::ReadWrite, Contents::Checked, "serial").unwrap();
     (file, Arc::new(block))
 }
 

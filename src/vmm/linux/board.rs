@@ -3,7 +3,7 @@
 //! | where | what |
 //! |---|---|
 //! | ports 0x3f8 to 0x3ff | serial port, interrupt 4 |
-//! | port 0x64 | reset; there is no keyboard |
+//! | ports 0x64, 0xcf9 | reset; there is no keyboard, nor PCI |
 //! | ports 0x70, 0x71 | CMOS: reads as 0, for whoever waits until its update is over |
 //! | ports 0xb000 to 0xb005 | ACPI events and power-off |
 //! | from 0xd000_0000 on | virtio devices |
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::layout::{VIRTIO_BASE, VIRTIO_STRIDE};
 use super::line::Line;
-use super::power::{Power, Request};
+use super::power::{Power, RESET_CONTROL_PORT, Request};
 use super::room::Room;
 use crate::addr::Gpa;
 use crate::sync::{Mutex, lock};
@@ -108,6 +108,8 @@ impl Bus for Board {
                 *byte = lock(&self.serial).read(register);
             }
             (CMOS..=CMOS_LAST, _) => data.fill(0),
+            // No wider: PCI's configuration address has the same place.
+            (RESET_CONTROL_PORT, [byte]) => *byte = self.power.reset_control(),
             _ => {
                 for (at, byte) in (0..).zip(data) {
                     match self.power.read(port.wrapping_add(at)) {

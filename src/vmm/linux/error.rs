@@ -4,6 +4,10 @@ use super::layout;
 use crate::host_mm::MmError;
 use crate::vmm::boot::BootError;
 
+/// What a host that cannot run stock kernels lacks.
+pub const NEEDS_VIRTUALISATION: &str =
+    "use a host with VMX or SVM, or one that passes them on to this virtual machine";
+
 /// Why a Linux guest cannot be booted: a sentence that says what to change.
 #[derive(Debug, thiserror::Error)]
 pub enum LinuxError {
@@ -15,6 +19,12 @@ pub enum LinuxError {
     MemorySize {
         /// What was asked for.
         bytes: u64,
+    },
+    /// A host whose KVM runs no kernel but those that keep to the guest ABI.
+    #[error("this host cannot run stock Linux kernels: {why}; {NEEDS_VIRTUALISATION}")]
+    Host {
+        /// Why, as half a sentence.
+        why: &'static str,
     },
     /// Neither a bzImage nor a vmlinux.
     #[error(
@@ -55,13 +65,25 @@ pub enum LinuxError {
     },
     /// The kernel needs more memory than there is.
     #[error(
-        "the kernel needs guest memory up to {end} bytes, and there are {memory_bytes}: choose more memory"
+        "the kernel needs guest memory up to {end} bytes, and there are {memory_bytes}: choose more memory, {} MiB at least",
+        end.div_ceil(1 << 20)
     )]
     KernelTooLarge {
         /// First byte after what it needs.
         end: u64,
         /// Memory of the guest.
         memory_bytes: u64,
+    },
+    /// The kernel needs memory where no guest's kernel can be.
+    #[error(
+        "the kernel is built to lie at {start:#x} and needs guest memory from there up to {end} bytes ({} MiB), and here a kernel has to lie in the first {} MiB, whatever the guest's memory: use one that is built for a lower address (CONFIG_PHYSICAL_START) or is smaller",
+        end.div_ceil(1 << 20), layout::MAPPED_AT_ENTRY >> 20
+    )]
+    KernelTooHigh {
+        /// Where it begins.
+        start: u64,
+        /// First byte after what it needs.
+        end: u64,
     },
     /// The library that loads kernels found something that our checks did not.
     #[error("the kernel image cannot be loaded: {reason}")]

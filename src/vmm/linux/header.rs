@@ -71,17 +71,12 @@ impl Plan {
             return damaged("syssize", syssize.into());
         }
         let load_at = header.pref_address;
-        if !(layout::HIGH_MEMORY..layout::MAX_MEMORY_BYTES).contains(&load_at) {
+        if load_at < layout::HIGH_MEMORY {
             return damaged("pref_address", load_at);
         }
         let needed = u64::from(header.init_size).max(bytes);
-        let end = load_at + needed;
-        if end > layout::MAPPED_AT_ENTRY {
-            return damaged("init_size", needed);
-        }
-        if end > memory_bytes {
-            return Err(LinuxError::KernelTooLarge { end, memory_bytes });
-        }
+        let end = load_at.saturating_add(needed);
+        check_room(load_at, end, memory_bytes)?;
         let max_cmdline = u64::from(header.cmdline_size);
         if max_cmdline == 0 {
             return damaged("cmdline_size", max_cmdline);
@@ -89,6 +84,17 @@ impl Plan {
         let initrd_end = u64::from(header.initrd_addr_max) + 1;
         Ok(Self { load_at, bytes, end, max_cmdline, initrd_end })
     }
+}
+
+/// Whether a kernel of `[start, end)` has room in a guest with so much memory.
+pub(super) fn check_room(start: u64, end: u64, memory_bytes: u64) -> Result<(), LinuxError> {
+    if end > layout::MAPPED_AT_ENTRY {
+        return Err(LinuxError::KernelTooHigh { start, end });
+    }
+    if end > memory_bytes {
+        return Err(LinuxError::KernelTooLarge { end, memory_bytes });
+    }
+    Ok(())
 }
 
 /// The header as the file has it, with zeros where the file's is shorter.

@@ -72,10 +72,20 @@ fn each_fault_has_its_sentence() {
     assert!(refused(&with(0x211, &[0])).contains("loadflags is 0x0"));
     assert!(refused(&with(0x1f4, &[0; 4])).contains("syssize is 0x0"));
     assert!(refused(&with(0x258, &[0; 8])).contains("pref_address is 0x0"));
-    assert!(refused(&with(0x258, &[0xff; 8])).contains("pref_address is 0xffffffffffffffff"));
+    let highest = refused(&with(0x258, &[0xff; 8]));
+    assert!(highest.contains("is built to lie at 0xffffffffffffffff"), "{highest}");
+    let high = refused(&with(0x258, &0x4000_0000u64.to_le_bytes()));
+    assert!(high.contains("up to 1075838976 bytes (1026 MiB)"), "{high}");
+    assert!(high.contains("in the first 1024 MiB") && !high.contains("damaged"), "{high}");
+    let wide = refused(&with(0x260, &u32::MAX.to_le_bytes()));
+    assert!(
+        wide.contains("at 0x1000000 and needs guest memory") && wide.contains("4112 MiB"),
+        "{wide}"
+    );
     assert!(refused(&with(0x238, &[0; 4])).contains("cmdline_size is 0x0"));
     let big = refused(&with(0x260, &(64u32 << 20).to_le_bytes()));
     assert!(big.contains("up to 83886080 bytes, and there are 67108864"), "{big}");
+    assert!(big.contains("choose more memory, 80 MiB at least"), "{big}");
 }
 
 #[test]

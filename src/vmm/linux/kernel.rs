@@ -94,10 +94,9 @@ impl<'a> Kernel<'a> {
                 |error| match error {
                     BootError::NotElf { .. } => LinuxError::NotAKernel,
                     BootError::OutsideRam { start, bytes, min, .. } if start >= min => {
-                        LinuxError::KernelTooLarge {
-                            end: start.saturating_add(bytes),
-                            memory_bytes,
-                        }
+                        let room =
+                            header::check_room(start, start.saturating_add(bytes), memory_bytes);
+                        room.err().unwrap_or(error.into())
                     }
                     error => error.into(),
                 },

@@ -106,7 +106,11 @@ fn what_is_no_kernel_is_refused_with_a_sentence() {
     assert!(refused(&cut[..0x208]).contains("the file ends at 0x208"));
     let far = Header { address: RAM, ..DATA };
     let far = Maker { headers: vec![CODE, far], ..Maker::default() }.build();
-    assert!(refused(&far).contains("choose more memory"), "{}", refused(&far));
+    assert!(refused(&far).contains("choose more memory, 65 MiB"), "{}", refused(&far));
+    let further = Header { address: 1 << 30, ..DATA };
+    let further = Maker { headers: vec![CODE, further], ..Maker::default() }.build();
+    let said = refused(&further);
+    assert!(said.contains("at 0x40000000") && said.contains("the first 1024 MiB"), "{said}");
 }
 
 proptest! {

@@ -2,18 +2,31 @@
 //!
 //! | guest-physical | what |
 //! |---|---|
+//! | 0x472 | the PC's reset flag, a word |
 //! | 0x500 | descriptor table of the entry |
 //! | 0x6000 | PVH: `hvm_start_info`, its list of modules and its memory map |
 //! | 0x7000 | `boot_params` |
 //! | 0x9000 | page tables of the entry, five pages |
 //! | 0x2_0000 | command line |
 //! | 0xe_0000 | ACPI tables, in the area that is reserved on a PC |
+//! | 0xf_fff0 | what a jump to a PC's firmware finds: a reset |
 //! | 0x10_0000 | kernel and initial RAM disk, up to the end of RAM |
 //! | 0xd000_0000 | registers of the virtio devices |
 //! | 0xfec0_0000 | KVM's I/O APIC, and its local APICs 2 MiB above |
 
 use crate::abi;
 
+/// A word by which an operating system tells a PC's firmware how it wants to be started again, just
+/// before it resets the machine: [`RESET_COLD`] or [`RESET_WARM`].
+pub(super) const RESET_FLAG: u64 = 0x472;
+/// Begin from nothing.
+pub(super) const RESET_COLD: u16 = 0;
+/// Leave the memory test out.
+pub(super) const RESET_WARM: u16 = 0x1234;
+/// What stands there before a guest says anything.
+pub(super) const RESET_NOT_ASKED: u16 = 0xffff;
+/// Where a processor begins in real mode, and a guest that has the firmware reset the machine jumps to.
+pub(super) const FIRMWARE_ENTRY: u64 = 0xf_fff0;
 /// The descriptor table of the entry.
 pub(super) const GDT: u64 = 0x500;
 /// `hvm_start_info`.

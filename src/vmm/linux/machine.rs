@@ -10,11 +10,13 @@ use super::board::Board;
 use super::kernel::Entry;
 use super::layout::{SERIAL_IRQ, virtio_place};
 use super::line::Line;
-use super::{LinuxImage, load, registers};
+use super::{LinuxError, LinuxImage, layout, load, registers};
+use crate::addr::Gpa;
 use crate::direct_mmu::{DirectConfig, DirectMmu};
 use crate::host_mm::{HostMm, MemoryObject};
 use crate::virtio::{Device, MmioTransport};
-use crate::vmm::error::VmError;
+use crate::vmm::error::{GuestError, VmError};
+use crate::vmm::host_kind::HostTraits;
 use crate::vmm::plain::{PlainConfig, PlainMachine, Registers};
 use crate::vmm::stats::VcpuCounts;
 use crate::vmm::vm::Outcome;
@@ -43,6 +45,7 @@ impl LinuxVm {
     ) -> Result<Self, VmError> {
         let image = LinuxImage { devices: devices.len(), ..*image };
         let entry = load(object, &image)?;
+        check_host(HostTraits::of_this_host())?;
         let serial_line = Line::default();
         let mut lines = vec![(SERIAL_IRQ, serial_line.clone())];
         let mut transports = Vec::with_capacity(devices.len());
@@ -82,7 +85,13 @@ impl LinuxVm {
     /// Waits until the machine is over and all its vCPU threads are done; `None` when `timeout`
     /// passes first, or when the outcome was taken by an earlier call, or it was never started.
     pub fn wait(&mut self, timeout: Option<Duration>) -> Option<Outcome> {
-        self.machine.wait(timeout)
+        let outcome = self.machine.wait(timeout)?;
+        Some(as_it_was_meant(outcome, reset_flag(&self.object)))
+    }
+
+    /// Tells the guest that its clock went on without it: after the process was stopped.
+    pub fn tell_of_pause(&self) {
+        self.machine.interrupt();
     }
 
     /// Ends the machine at once. Does not wait; [`Self::wait`] does.
@@ -177,8 +186,84 @@ impl LinuxInput {
     }
 }
 
+/// Refuses a host that would emulate the kernel, as far as it goes. One that cannot be probed is not
+/// refused: whatever is wrong with it will be said when the machine is made.
+fn check_host(traits: Option<HostTraits>) -> Result<(), LinuxError> {
+    match traits.and_then(|traits| traits.against_stock_kernels()) {
+        Some(why) => Err(LinuxError::Host { why }),
+        None => Ok(()),
+    }
+}
+
+/// A triple fault is one of the ways in which a kernel resets the machine (`reboot=t`, and the last that
+/// Linux tries). It is told from one that was not meant by the PC's reset flag, which a kernel sets just
+/// before, whichever way it takes: the processor's state is gone by then.
+fn as_it_was_meant(outcome: Outcome, reset_flag: Option<u16>) -> Outcome {
+    let is_asked = matches!(reset_flag, Some(layout::RESET_COLD | layout::RESET_WARM));
+    match outcome {
+        Outcome::Failed(VmError::Guest { source: GuestError::Shutdown, .. }) if is_asked => {
+            Outcome::Rebooted
+        }
+        other => other,
+    }
+}
+
+/// The reset flag; `None` if it cannot be read, as that of a guest whose swap has failed.
+fn reset_flag(object: &MemoryObject) -> Option<u16> {
+    let mut flag = [0; 2];
+    object.read(Gpa::new(layout::RESET_FLAG), &mut flag).ok()?;
+    Some(u16::from_le_bytes(flag))
+}
+
 fn first_registers(entry: Entry) -> Registers {
     let mut sregs: kvm_sregs = Registers::long_mode().sregs;
     let regs = registers::at_entry(entry, &mut sregs);
     Registers { regs, sregs }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn traits(ring0_native: bool, is_pvm: bool) -> HostTraits {
+        HostTraits {
+            accessed_returns: true,
+            dirty_returns: true,
+            clear_takes_effect: true,
+            zap_revokes: true,
+            ring0_native,
+            is_pvm,
+        }
+    }
+
+    #[test]
+    fn a_triple_fault_is_a_reset_if_the_guest_has_said_so_before() {
+        let object = super::super::tests::guest();
+        let kernel = super::super::header::tests::bzimage();
+        let image =
+            LinuxImage { kernel: &kernel, initrd: None, cmdline: b"", vcpus: 1, devices: 0 };
+        load(&object, &image).unwrap();
+        let failed = |source| Outcome::Failed(VmError::Guest { vcpu: 0, rip: 0xfff0, source });
+        let meant = |source| as_it_was_meant(failed(source), reset_flag(&object));
+        assert!(matches!(meant(GuestError::Shutdown), Outcome::Failed(_)), "nothing was said");
+        for (value, is_reset) in [(0u16, true), (0x1234, true), (0xffff, false), (0x1235, false)] {
+            object.write(Gpa::new(0x472), &value.to_le_bytes()).unwrap();
+            let outcome = meant(GuestError::Shutdown);
+            assert_eq!(matches!(outcome, Outcome::Rebooted), is_reset, "{value:#x}: {outcome:?}");
+            let other = meant(GuestError::OutsideRam { gpa: Gpa::new(0) });
+            assert!(matches!(other, Outcome::Failed(_)), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_emulates_ring_0_is_refused_and_says_why() {
+        assert!(check_host(None).is_ok());
+        assert!(check_host(Some(traits(true, false))).is_ok());
+        assert!(check_host(Some(traits(true, true))).is_ok(), "a PVM with VMX or SVM beneath");
+        for (is_pvm, why) in [(true, "is PVM (kvm_pvm)"), (false, "neither VMX nor SVM")] {
+            let said = check_host(Some(traits(false, is_pvm))).unwrap_err().to_string();
+            assert!(said.starts_with("this host cannot run stock Linux kernels: "), "{said}");
+            assert!(said.contains(why) && said.contains("use a host with VMX or SVM"), "{said}");
+        }
+    }
 }

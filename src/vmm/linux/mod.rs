@@ -28,7 +28,7 @@ use crate::addr::Gpa;
 use crate::host_mm::MemoryObject;
 use crate::vmm::boot::{self, BootMap};
 
-pub use error::LinuxError;
+pub use error::{LinuxError, NEEDS_VIRTUALISATION};
 pub use kernel::KernelKind;
 pub use machine::{LinuxInput, LinuxVm};
 
@@ -88,6 +88,8 @@ pub(crate) fn load(object: &MemoryObject, image: &LinuxImage<'_>) -> Result<Entr
     }
     let mut pieces = tables;
     pieces.push((layout::CMDLINE, cmdline));
+    pieces.push((layout::RESET_FLAG, layout::RESET_NOT_ASKED.to_le_bytes().to_vec()));
+    pieces.push((layout::FIRMWARE_ENTRY, power::FIRMWARE_RESET.to_vec()));
     pieces.push((layout::GDT, registers::gdt(loaded.entry)));
     match loaded.entry {
         Entry::Pvh(_) => pieces.extend(pvh::build(&memory)),

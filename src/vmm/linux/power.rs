@@ -1,8 +1,9 @@
-//! Power-off and reset: ACPI's fixed registers, and the keyboard controller's reset line.
+//! Power-off and reset: ACPI's fixed registers, the keyboard controller's reset line, and the reset
+//! control register of PCI chipsets.
 //!
-//! Source: ACPI 6.5, 4.8.3 (PM1 events and control). No event ever happens: there is no button.
+//! Source: ACPI 6.5, 4.8.3 (PM1 events and control); Intel ICH9 datasheet, 13.7.5 (RST_CNT). No event ever happens: there is no button.
 
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 /// PM1a status, then enable: two bytes each.
 pub(super) const EVENT_PORT: u16 = 0xb000;
@@ -16,6 +17,14 @@ pub(super) const CONTROL_BYTES: u8 = 2;
 pub(super) const RESET_PORT: u16 = 0x64;
 /// What resets the machine there: pulse the processor's reset line.
 pub(super) const RESET_VALUE: u8 = 0xfe;
+/// The reset control register.
+pub(super) const RESET_CONTROL_PORT: u16 = 0xcf9;
+/// RST_CPU: what resets the machine there.
+const RESET_CONTROL_CPU: u8 = 1 << 2;
+/// `mov al, 0xfe; out 0x64, al; jmp $`: a firmware that knows nothing but to reset the machine, in real
+/// mode.
+pub(super) const FIRMWARE_RESET: [u8; 6] =
+    [0xb0, RESET_VALUE, 0xe6, RESET_PORT.to_le_bytes()[0], 0xeb, 0xfe];
 /// `SLP_TYP` of `\_S5`: off.
 pub(super) const SLEEP_TYPE_OFF: u8 = 5;
 
@@ -46,6 +55,7 @@ pub(super) enum Request {
 pub(super) struct Power {
     enabled_events: AtomicU16,
     control: AtomicU16,
+    reset_control: AtomicU8,
 }
 
 impl Power {
@@ -63,11 +73,21 @@ impl Power {
         Some(word.to_le_bytes()[usize::from(port & 1)])
     }
 
+    /// The reset control register: its bits stay until it resets.
+    pub(super) fn reset_control(&self) -> u8 {
+        self.reset_control.load(Ordering::Relaxed)
+    }
+
     /// A write of `data` to `port`; `None` if it is none of these registers.
     pub(super) fn write(&self, port: u16, data: &[u8]) -> Option<Request> {
         match (port, data) {
             (RESET_PORT, &[value]) => {
                 Some(if value == RESET_VALUE { Request::Reset } else { Request::None })
+            }
+            (RESET_CONTROL_PORT, &[value]) => {
+                self.reset_control.store(value & !RESET_CONTROL_CPU, Ordering::Relaxed);
+                let resets = value & RESET_CONTROL_CPU != 0;
+                Some(if resets { Request::Reset } else { Request::None })
             }
             (CONTROL_PORT, &[low, high]) => {
                 let value = u16::from_le_bytes([low, high]);
@@ -116,6 +136,18 @@ mod tests {
         let status = power.read(0x64).unwrap();
         assert_eq!(status & 2, 0, "a driver that wants to write does not wait");
         assert_eq!(status & 1, 1, "one that probes finds data without end, so no controller");
+    }
+
+    /// As Linux does it (`reboot=p`).
+    #[test]
+    fn the_reset_control_register_resets_by_its_third_bit() {
+        let power = Power::default();
+        assert_eq!(power.reset_control(), 0);
+        assert_eq!(power.write(0xcf9, &[2]), Some(Request::None));
+        assert_eq!(power.reset_control(), 2);
+        assert_eq!(power.write(0xcf9, &[6]), Some(Request::Reset));
+        // PCI's configuration, of which the register is a part, is not there.
+        assert_eq!((power.write(0xcf8, &[6, 6, 6, 6]), power.read(0xcf8)), (None, None));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::registers::Registers;
 
 /// What a vCPU's accesses that leave the guest reach. Called on the vCPU's thread, which must not be
 /// kept for long: a stop waits for it.
-pub(crate) trait Bus: Send + Sync {
+pub trait Bus: Send + Sync {
     /// `in`, of 1, 2 or 4 bytes; a string of them comes one by one.
     fn port_in(&self, vcpu: usize, port: u16, data: &mut [u8]) -> Action;
     /// `out`, likewise.
@@ -36,11 +36,11 @@ pub(crate) trait Bus: Send + Sync {
 }
 
 /// Starts another vCPU with these registers.
-pub(crate) type StartVcpu<'a> = dyn Fn(usize, Registers) -> Result<(), StartRefused> + 'a;
+pub type StartVcpu<'a> = dyn Fn(usize, Registers) -> Result<(), StartRefused> + 'a;
 
 /// What follows an access.
 #[derive(Debug)]
-pub(crate) enum Action {
+pub enum Action {
     /// Back into the guest.
     Continue,
     /// [`Bus::hypercall`], whose result the guest finds in RAX. Only after `out`.

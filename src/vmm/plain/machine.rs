@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::addr::Gpa;
 use crate::direct_mmu::{DirectConfig, DirectError, DirectMmu};
 use crate::host_mm::MemoryObject;
+use crate::sync::Patience;
 use crate::vmm::assemble::{check_vcpus, kicker};
 use crate::vmm::error::VmError;
 use crate::vmm::gate::Gate;
@@ -42,29 +43,29 @@ const APIC_MODE_NMI: u32 = 0x400;
 const APIC_MODE_EXTINT: u32 = 0x700;
 
 /// Memory that the guest has beside the window, never evicted.
-pub(crate) struct Slot {
+pub struct Slot {
     /// Where the guest finds it.
-    pub(crate) gpa: Gpa,
+    pub gpa: Gpa,
     /// All of this.
-    pub(crate) region: Arc<MmapRegion>,
+    pub region: Arc<MmapRegion>,
 }
 
 /// What a plain machine is made from.
-pub(crate) struct PlainConfig {
+pub struct PlainConfig {
     /// The guest's memory from address 0 on, on host memory of `Placement::Identity`.
-    pub(crate) object: Arc<MemoryObject>,
+    pub object: Arc<MemoryObject>,
     /// How it is paged.
-    pub(crate) paging: DirectConfig,
+    pub paging: DirectConfig,
     /// Memory beside it.
-    pub(crate) pinned: Vec<Slot>,
+    pub pinned: Vec<Slot>,
     /// How each vCPU begins, by index. Without: with an irqchip, when another sends it an interrupt
     /// to start; else by a hypercall.
-    pub(crate) vcpus: Vec<Option<Registers>>,
+    pub vcpus: Vec<Option<Registers>>,
     /// Interrupt controllers and a timer in the kernel: a halted vCPU then waits there for an
     /// interrupt. Without them, it is parked, and all of them parked end the machine.
-    pub(crate) irqchip: bool,
+    pub irqchip: bool,
     /// What accesses reach that are not memory.
-    pub(crate) bus: Arc<dyn Bus>,
+    pub bus: Arc<dyn Bus>,
 }
 
 /// How a vCPU begins.
@@ -96,11 +97,11 @@ impl Shared {
 
 /// A way to end a machine from elsewhere, as a device of it does; it keeps nothing alive.
 #[derive(Clone)]
-pub(crate) struct Ender(Weak<Shared>);
+pub struct Ender(Weak<Shared>);
 
 impl Ender {
     /// Ends the machine; the first outcome stands.
-    pub(crate) fn end(&self, outcome: Outcome) {
+    pub fn end(&self, outcome: Outcome) {
         if let Some(shared) = self.0.upgrade() {
             shared.end(outcome);
         }
@@ -108,7 +109,7 @@ impl Ender {
 }
 
 /// See the [module's documentation](super).
-pub(crate) struct PlainMachine {
+pub struct PlainMachine {
     // In the order in which they go: no guest can run when its memory does.
     vcpus: Vec<Vcpu>,
     starts: Vec<Option<Registers>>,
@@ -127,7 +128,7 @@ impl PlainMachine {
     /// # Errors
     /// [`VmError`]: KVM is not usable, or page faults of the kernel cannot be handled by this process
     /// (the sentence says what to do), or the host lacks memory.
-    pub(crate) fn new(config: PlainConfig) -> Result<Self, VmError> {
+    pub fn new(config: PlainConfig) -> Result<Self, VmError> {
         let PlainConfig { object, paging, pinned, vcpus: starts, irqchip, bus } = config;
         let device = KvmDevice::open()?;
         check_vcpus(starts.len(), &device)?;
@@ -167,7 +168,7 @@ impl PlainMachine {
         let vcpus = fds
             .into_iter()
             .enumerate()
-            .map(|(index, fd)| Vcpu { index, fd, shared: shared.clone() })
+            .map(|(index, fd)| Vcpu { index, fd, shared: shared.clone(), was_interrupted: false })
             .collect();
         let ender = Ender(Arc::downgrade(&shared));
         let on_failure = move |error: &DirectError| {
@@ -184,7 +185,7 @@ impl PlainMachine {
     ///
     /// # Errors
     /// [`VmError::Thread`]; the machine is then over.
-    pub(crate) fn start(&mut self) -> Result<(), VmError> {
+    pub fn start(&mut self) -> Result<(), VmError> {
         // All of them before the first thread: one that halts at once is not the last that runs.
         for (index, registers) in std::mem::take(&mut self.starts).into_iter().enumerate() {
             let begin = match registers {
@@ -211,8 +212,8 @@ impl PlainMachine {
 
     /// Waits until the machine is over and all its vCPU threads are done; `None` when `timeout`
     /// passes first, or when the outcome was taken by an earlier call, or it was never started.
-    pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> Option<Outcome> {
-        if self.threads.is_empty() || !self.wait_for_threads(timeout) {
+    pub fn wait(&mut self, timeout: Option<Duration>) -> Option<Outcome> {
+        if self.threads.is_empty() || !self.wait_for_threads(&mut timeout.map(Patience::new)) {
             return None;
         }
         self.join();
@@ -220,37 +221,42 @@ impl PlainMachine {
     }
 
     /// Waits until the machine is over and its threads are done, without taking the outcome; false
-    /// when `timeout` passes first, or it was never started.
-    pub(crate) fn is_over(&self, timeout: Option<Duration>) -> bool {
-        !self.threads.is_empty() && self.wait_for_threads(timeout)
+    /// when the patience runs out first, or it was never started.
+    pub fn is_over(&self, patience: &mut Option<Patience>) -> bool {
+        !self.threads.is_empty() && self.wait_for_threads(patience)
     }
 
     /// Whether every thread was done in time.
-    fn wait_for_threads(&self, timeout: Option<Duration>) -> bool {
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    fn wait_for_threads(&self, patience: &mut Option<Patience>) -> bool {
         loop {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let slice = left.unwrap_or(PAGE_PATIENCE).min(PAGE_PATIENCE);
-            if self.shared.roster.wait_for_exit(self.threads.len(), Some(slice)) {
+            let slice = patience.as_mut().map_or(Some(PAGE_PATIENCE), Patience::slice);
+            let mut waited = Some(Patience::new(slice.unwrap_or_default()));
+            if self.shared.roster.wait_for_exit(self.threads.len(), &mut waited) {
                 return true;
             }
             if self.shared.ended.get().is_some_and(|ended| ended.elapsed() >= PAGE_PATIENCE) {
                 // Kicked, so none of them runs guest code with what it finds then.
                 self.paging.let_go();
             }
-            if left.is_some_and(|left| left.is_zero()) {
+            if slice.is_none() {
                 return false;
             }
         }
     }
 
     /// Ends the machine at once, whatever its guest does. Does not wait; [`Self::wait`] does.
-    pub(crate) fn kill(&self) {
+    pub fn kill(&self) {
         self.shared.end(Outcome::Killed);
     }
 
+    /// Takes all vCPUs out of the guest and lets them back in: after the process was stopped, it is told so
+    /// in those that were on their way out of it by themselves, too.
+    pub(crate) fn interrupt(&self) {
+        self.kickers.iter().for_each(|kicker| kicker.kick());
+    }
+
     /// A way to end it from elsewhere.
-    pub(crate) fn ender(&self) -> Ender {
+    pub fn ender(&self) -> Ender {
         Ender(Arc::downgrade(&self.shared))
     }
 
@@ -258,7 +264,7 @@ impl PlainMachine {
     ///
     /// # Errors
     /// [`VmError::Kvm`].
-    pub(crate) fn interrupt_line(&self, gsi: u32) -> Result<EventFd, VmError> {
+    pub fn interrupt_line(&self, gsi: u32) -> Result<EventFd, VmError> {
         let request = |request| move |source| KvmError::Request { request, source };
         let line = EventFd::new(libc::EFD_CLOEXEC).map_err(request("eventfd"))?;
         self.kvm.attach_irqfd(&line, gsi)?;
@@ -266,12 +272,12 @@ impl PlainMachine {
     }
 
     /// How its memory is paged.
-    pub(crate) fn paging(&self) -> &Arc<DirectMmu> {
+    pub fn paging(&self) -> &Arc<DirectMmu> {
         &self.paging
     }
 
     /// What the vCPUs counted so far, by index.
-    pub(crate) fn vcpu_counts(&self) -> Vec<VcpuCounts> {
+    pub fn vcpu_counts(&self) -> Vec<VcpuCounts> {
         self.shared.counts.iter().map(LiveCounts::snapshot).collect()
     }
 
@@ -289,7 +295,7 @@ impl Drop for PlainMachine {
             return;
         }
         self.shared.end(Outcome::Killed);
-        if self.wait_for_threads(Some(JOIN_TIMEOUT)) {
+        if self.wait_for_threads(&mut Some(Patience::new(JOIN_TIMEOUT))) {
             self.join();
         }
         // Otherwise a thread is left behind, in the kernel, with a vCPU that was kicked: it has

@@ -15,9 +15,6 @@ mod machine;
 mod registers;
 mod vcpu;
 
-pub(crate) use bus::{Action, Bus, StartVcpu};
-pub(crate) use machine::{Ender, PlainConfig, PlainMachine, Slot};
-pub(crate) use registers::Registers;
-
-#[cfg(all(test, feature = "export-notifier"))]
-mod tests;
+pub use bus::{Action, Bus, StartVcpu};
+pub use machine::{Ender, PlainConfig, PlainMachine, Slot};
+pub use registers::Registers;

@@ -14,18 +14,18 @@ const TSS_SELECTOR: u16 = 0x20;
 
 /// General and system registers.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Registers {
+pub struct Registers {
     /// General registers, RIP, RFLAGS.
-    pub(crate) regs: kvm_regs,
+    pub regs: kvm_regs,
     /// Segments, control registers, descriptor tables. APIC base, CR8 and pending interrupts are not
     /// taken from here: they stay those of the vCPU.
-    pub(crate) sregs: kvm_sregs,
+    pub sregs: kvm_sregs,
 }
 
 impl Registers {
     /// 64-bit mode at CPL 0 with flat segments (code 0x10, data 0x18), no descriptor tables, and
     /// interrupts off. Control registers, EFER and RIP are the caller's to set.
-    pub(crate) fn long_mode() -> Self {
+    pub fn long_mode() -> Self {
         let flat = |selector, type_| kvm_segment {
             limit: u32::MAX,
             selector,

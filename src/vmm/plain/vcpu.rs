@@ -1,7 +1,8 @@
 //! A vCPU of a plain machine: its thread, its exits.
 //!
 //! Guarantee: every `KVM_RUN` is inside the gate, so a stop gets the thread out within one exit; and
-//! however the thread ends, by an error or a panic too, the machine ends and its waiters are told.
+//! however the thread ends, by an error or a panic too, the machine ends and its waiters are told. A vCPU
+//! that a signal took out of the guest tells it so when it goes back (`KVM_KVMCLOCK_CTRL`).
 
 use std::sync::Arc;
 
@@ -56,6 +57,8 @@ pub(super) struct Vcpu {
     pub(super) index: usize,
     pub(super) fd: VcpuFd,
     pub(super) shared: Arc<Shared>,
+    /// A signal has come since it was last in the guest, maybe one that stopped the process for long.
+    pub(super) was_interrupted: bool,
 }
 
 impl Vcpu {
@@ -95,6 +98,9 @@ impl Vcpu {
         let shared = Arc::clone(&self.shared);
         // Nobody holds this gate, so whoever is refused is to stop.
         while let Ok(_pass) = shared.gate.enter(self.index) {
+            if std::mem::take(&mut self.was_interrupted) {
+                self.tell_of_pause();
+            }
             let next = loop {
                 match self.step()? {
                     Next::Resume => {}
@@ -110,6 +116,13 @@ impl Vcpu {
         Ok(Left::Stopped)
     }
 
+    /// Tells the guest that its clock may have gone on without it, so that no watchdog of its own counts
+    /// that time as its.
+    fn tell_of_pause(&self) {
+        // Refused (EINVAL) where the guest does not use KVM's clock.
+        let _ = self.fd.kvmclock_ctrl();
+    }
+
     /// Runs guest code up to the next exit, and handles that.
     fn step(&mut self) -> Result<Next, VmError> {
         let exit = self.run_to_exit();
@@ -118,7 +131,10 @@ impl Vcpu {
             Exit::Out(port, bytes) => return self.port_out(port, &bytes),
             Exit::In(port, bytes) => self.port_in(port, bytes),
             Exit::Done(action) => action,
-            Exit::Interrupted => return Ok(Next::Reenter),
+            Exit::Interrupted => {
+                self.was_interrupted = true;
+                return Ok(Next::Reenter);
+            }
             Exit::Halt => return Ok(Next::Park),
             Exit::Shutdown => Action::Refuse(GuestError::Shutdown),
             Exit::InternalError => {

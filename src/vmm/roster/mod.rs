@@ -6,9 +6,7 @@
 
 mod census;
 
-use std::time::{Duration, Instant};
-
-use crate::sync::{Condvar, Mutex, MutexGuard, lock};
+use crate::sync::{Condvar, Mutex, MutexGuard, Patience, lock};
 
 use super::real_state::RealState;
 use super::vm::Outcome;
@@ -36,7 +34,7 @@ pub(super) struct StartRequest {
 
 /// Why a start was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum StartRefused {
+pub enum StartRefused {
     NoSuchVcpu,
     AlreadyRunning,
 }
@@ -141,23 +139,19 @@ impl<S> Roster<S> {
     }
 
     /// Waits until there is an outcome and every vCPU in `threads` has exited; false when
-    /// `timeout` passes first.
-    pub(super) fn wait_for_exit(&self, threads: usize, timeout: Option<Duration>) -> bool {
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    /// the patience, if there is any limit to it, runs out first.
+    pub(super) fn wait_for_exit(&self, threads: usize, patience: &mut Option<Patience>) -> bool {
         let mut state = lock(&self.state);
         loop {
             let exited = state.vcpus.iter().filter(|life| **life == VcpuState::Exited).count();
             if state.outcome.is_some() && exited >= threads {
                 return true;
             }
-            state = match deadline {
+            state = match patience {
                 None => self.wait(state),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return false;
-                    }
-                    let waited = self.changed.wait_timeout(state, left);
+                Some(patience) => {
+                    let Some(slice) = patience.slice() else { return false };
+                    let waited = self.changed.wait_timeout(state, slice);
                     waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0
                 }
             };
@@ -172,6 +166,8 @@ impl<S> Roster<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::addr::Gpa;
     use crate::vmm::cpu::{Features, GuestCpu};
@@ -204,9 +200,12 @@ mod tests {
             roster.end(Outcome::Killed);
             assert!(waiter.join().unwrap().is_none());
         });
-        assert!(!roster.wait_for_exit(1, Some(Duration::from_millis(1))), "its thread still lives");
+        assert!(
+            !roster.wait_for_exit(1, &mut Some(Patience::new(Duration::from_millis(1)))),
+            "its thread still lives"
+        );
         roster.exited(0);
-        assert!(roster.wait_for_exit(1, None));
+        assert!(roster.wait_for_exit(1, &mut None));
         assert!(matches!(roster.take_outcome(), Some(Outcome::GuestExit(3))));
     }
 }

@@ -7,6 +7,7 @@
 use std::env;
 use std::sync::OnceLock;
 
+use gnomon::vmm::KvmOffer;
 use libtest_mimic::{Arguments, Completion, Conclusion, Trial};
 
 /// What a trial needs of the host.
@@ -27,11 +28,13 @@ pub(crate) fn kvm_trial_or_ignore(
 }
 
 /// A trial that needs KVM; it fails by panicking.
+#[allow(dead_code, reason = "not every suite has such trials")]
 pub(crate) fn kvm_trial(name: &str, body: impl FnOnce() + Send + 'static) -> Trial {
     kvm_trial_with(name, &[], body)
 }
 
 /// A trial that needs KVM and more; it fails by panicking.
+#[allow(dead_code, reason = "not every suite has such trials")]
 pub(crate) fn kvm_trial_with(
     name: &str,
     needs: &'static [Needs],
@@ -80,15 +83,8 @@ pub(crate) fn run(trials: Vec<Trial>, threads: usize) -> Conclusion {
     libtest_mimic::run(&arguments, trials)
 }
 
-/// Whether VMs can be made here.
+/// Whether VMs can be made here: what `/dev/kvm` is does not say so, only what KVM answers.
 fn kvm() -> Result<(), String> {
     static USABLE: OnceLock<Result<(), String>> = OnceLock::new();
-    USABLE
-        .get_or_init(|| {
-            let kvm = kvm_ioctls::Kvm::new().map_err(|error| format!("no /dev/kvm: {error}"))?;
-            let vm = kvm.create_vm().map_err(|error| format!("KVM makes no VM: {error}"))?;
-            vm.create_vcpu(0).map_err(|error| format!("KVM makes no vCPU: {error}"))?;
-            Ok(())
-        })
-        .clone()
+    USABLE.get_or_init(|| KvmOffer::try_out().map_err(|error| error.to_string())).clone()
 }

@@ -21,6 +21,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         kvm_trial("inject_full_swap", full_swap),
         kvm_trial("inject_short_writes", short_writes),
         kvm_trial("inject_interrupted_calls", interrupted_calls),
+        kvm_trial("inject_pauses", pauses),
         kvm_trial("inject_a_slow_notifier", a_slow_notifier),
         kvm_trial("inject_late_flushes_beside_the_guests_own", late_flushes_beside_the_guests_own),
         kvm_trial("inject_a_slow_device", a_slow_device),
@@ -171,6 +172,30 @@ fn a_slow_device() {
         assert!(finished.with_code(0).stdout.contains("PASSED"), "{report:#}");
         assert_eq!(number(&report, "/violations/total"), 0);
         at_least(&report, &[("/guest/dma_ops", 50), ("/iotlb/waits", 1)])
+    });
+}
+
+/// Pauses at points of all kinds, and nothing found.
+fn pauses() {
+    let arguments =
+        ["--seed", "3", "--dma", "20", "--invalidate", "reclaim,clean,cow,merge,migrate"];
+    until_enough(4, |duration| {
+        let (finished, report) =
+            stress("pause=0.05", &[&["--duration", duration], &arguments[..]].concat());
+        assert!(finished.with_code(0).stdout.contains("PASSED"), "{report:#}");
+        assert_eq!(number(&report, "/violations/total"), 0);
+        let points = report["injected"]["pauses"].as_array().expect("a list");
+        let paused = |name: &str| {
+            let point = points.iter().find(|point| point["point"] == name);
+            point.unwrap_or_else(|| panic!("no point {name}"))["paused"].as_u64().unwrap_or(0)
+        };
+        let wanted =
+            ["fault-noted", "around-noted", "counted", "told", "detached", "flushed", "saved"];
+        let others = ["sharing", "moved", "compared", "device-access", "slot-taken", "harvested"];
+        match wanted.iter().chain(&others).find(|name| paused(name) == 0) {
+            Some(name) => Err(format!("no pause at {name}: {report:#}")),
+            None => Ok(()),
+        }
     });
 }
 

@@ -36,8 +36,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         caught("forget-rmap", &[], &[ORACLE, HOST, "reverse_map"]),
         caught("late-install", &OVERTAKEN, &[ORACLE, HOST, "reverse_map"]),
         caught("early-reuse", &[], &[ORACLE, HOST]),
-        // The write goes on in the page that the clone reads: nothing but the oracle can tell.
-        caught("skip-clone-protect", &CLONES, &[ORACLE]),
+        caught("skip-clone-protect", &CLONES, &[ORACLE, HOST]),
         caught("skip-iotlb-wait", &DMA, &[ORACLE, HOST]),
         caught("swap-corrupt", &[], &["swap_checksum"]),
         caught_direct("skip-flush", &[], &[ORACLE, HOST]),

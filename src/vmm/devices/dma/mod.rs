@@ -8,12 +8,11 @@ mod command;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use crate::abi;
 use crate::addr::Gpa;
 use crate::host_mm::MmError;
-use crate::sync::{Condvar, Mutex, MutexGuard, lock};
+use crate::sync::{Condvar, Mutex, MutexGuard, Patience, lock};
 
 pub(in crate::vmm) use command::DmaMemory;
 use command::{Engine, Served};
@@ -160,18 +159,16 @@ impl DmaDevice {
         self.changed.notify_all();
     }
 
-    /// Waits until no thread serves; `false` when the deadline passes first.
-    pub(in crate::vmm) fn wait_until_over(&self, deadline: Option<Instant>) -> bool {
+    /// Waits until no thread serves; `false` when the patience, if there is any limit to it,
+    /// runs out first.
+    pub(in crate::vmm) fn wait_until_over(&self, patience: &mut Option<Patience>) -> bool {
         let mut state = lock(&self.state);
         while state.life == Life::Serving {
-            state = match deadline {
+            state = match patience {
                 None => self.wait(state),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left == Duration::ZERO {
-                        return false;
-                    }
-                    let waited = self.changed.wait_timeout(state, left);
+                Some(patience) => {
+                    let Some(slice) = patience.slice() else { return false };
+                    let waited = self.changed.wait_timeout(state, slice);
                     waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0
                 }
             };

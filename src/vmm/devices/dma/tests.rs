@@ -1,6 +1,7 @@
 //! The device: its queue, its thread, its end.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::*;
 use crate::addr::Gfn;
@@ -68,7 +69,7 @@ fn serving(device: &DmaDevice, meanwhile: impl FnOnce()) -> Result<(), MmError> 
         });
         meanwhile();
         device.stop();
-        assert!(device.wait_until_over(None));
+        assert!(device.wait_until_over(&mut None));
         thread.join().unwrap()
     })
 }
@@ -148,11 +149,11 @@ fn a_host_that_fails_ends_the_service() {
 #[test]
 fn nobody_waits_for_a_thread_that_never_was() {
     let (_ram, device) = device(4096);
-    assert!(device.wait_until_over(None));
+    assert!(device.wait_until_over(&mut None));
     device.starting();
-    assert!(!device.wait_until_over(Some(Instant::now())));
+    assert!(!device.wait_until_over(&mut Some(Patience::new(Duration::ZERO))));
     device.over();
-    assert!(device.wait_until_over(None));
+    assert!(device.wait_until_over(&mut None));
 }
 
 #[test]

@@ -3,22 +3,28 @@
 //! `GNOMON_EXPECT_HOST`, set to `shadow` or `tdp`, says what the probe has to find: the test bed
 //! sets it. Without it, nested paging is expected where kvm_amd or kvm_intel says that it uses it.
 
+#[path = "../common/trial.rs"]
+mod trial;
+
 use std::borrow::Cow;
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use gnomon::host_mm::{HostMm, HostMmConfig};
 use gnomon::vmm::boot::TEST_GUEST;
-use gnomon::vmm::{HostKind, HostTraits, KVM_DEVICE, Outcome, Vm, VmConfig};
+use gnomon::vmm::{HostKind, HostTraits, Outcome, Vm, VmConfig};
+use trial::kvm_trial;
 
-/// Whether there is a KVM to test; where one is required, it is taken to be there.
-fn kvm_is_usable() -> bool {
-    let usable = std::env::var_os("GNOMON_REQUIRE_KVM").is_some()
-        || std::fs::File::options().read(true).write(true).open(KVM_DEVICE).is_ok();
-    if !usable {
-        eprintln!("skipped: {KVM_DEVICE} is not usable");
-    }
-    usable
+fn main() -> ExitCode {
+    let trials = vec![
+        kvm_trial("the_probe_finds_what_the_kernel_says", the_probe_finds_what_the_kernel_says),
+        kvm_trial(
+            "ageing_zaps_exactly_where_accessed_bits_need_it",
+            ageing_zaps_exactly_where_accessed_bits_need_it,
+        ),
+    ];
+    trial::run(trials, 1).exit_code()
 }
 
 /// What the kernel says of nested paging; `None` if it says nothing.
@@ -30,11 +36,7 @@ fn nested_paging() -> Option<bool> {
     })
 }
 
-#[test]
 fn the_probe_finds_what_the_kernel_says() {
-    if !kvm_is_usable() {
-        return;
-    }
     let traits = HostTraits::probe().unwrap();
     eprintln!("{traits:?}");
     assert!(traits.zap_revokes, "no guest can be run on {traits:?}");
@@ -80,11 +82,7 @@ fn aged_and_zapped(kind: Option<HostKind>) -> (u64, u64) {
     (aged, zapped)
 }
 
-#[test]
 fn ageing_zaps_exactly_where_accessed_bits_need_it() {
-    if !kvm_is_usable() {
-        return;
-    }
     let (aged, zapped) = aged_and_zapped(Some(HostKind::Shadow));
     assert_eq!(zapped, aged);
     let (_, zapped) = aged_and_zapped(Some(HostKind::Tdp));

@@ -1,20 +1,51 @@
 //! Plain machines with a few instructions each, in 32-bit mode without paging.
 
+#[path = "../common/trial.rs"]
+mod trial;
+
+use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use gnomon::addr::Gpa;
+use gnomon::direct_mmu::DirectConfig;
+use gnomon::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MmError, Placement};
+use gnomon::sync::lock;
+use gnomon::vmm::plain::{Action, Bus, PlainConfig, PlainMachine, Registers};
+use gnomon::vmm::{GuestError, Outcome, VmError};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use kvm_bindings::kvm_segment;
+use libtest_mimic::Trial;
+use trial::Ignore;
 
-use super::*;
-use crate::addr::Gpa;
-use crate::direct_mmu::DirectConfig;
-use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MmError, Placement};
-use crate::sync::lock;
-use crate::vmm::KvmError;
-use crate::vmm::error::{GuestError, VmError};
-use crate::vmm::vm::Outcome;
+/// The machines wait more than they run.
+const THREADS: usize = 2;
+
+fn main() -> ExitCode {
+    let trial = |name: &str, body: fn() -> Result<(), Ignore>| -> Trial {
+        trial::kvm_trial_or_ignore(name, body)
+    };
+    let trials = vec![
+        trial(
+            "ports_and_device_memory_reach_the_bus_and_their_answers_the_guest",
+            ports_and_device_memory_reach_the_bus_and_their_answers_the_guest,
+        ),
+        trial(
+            "what_the_bus_refuses_ends_the_machine_with_the_place",
+            what_the_bus_refuses_ends_the_machine_with_the_place,
+        ),
+        trial(
+            "without_interrupts_a_halt_of_all_is_the_end",
+            without_interrupts_a_halt_of_all_is_the_end,
+        ),
+        trial(
+            "with_interrupts_a_halt_waits_for_one_and_a_kill_ends_it",
+            with_interrupts_a_halt_waits_for_one_and_a_kill_ends_it,
+        ),
+    ];
+    trial::run(trials, THREADS).exit_code()
+}
 
 const CODE: u32 = 0x1000;
 const DEVICE: u32 = 0xd000_0000;
@@ -77,13 +108,13 @@ fn flat(rip: u32) -> Registers {
     at
 }
 
-/// A machine with this code; `None` where there is no KVM or its page faults are not ours to handle.
+/// A machine with this code, where its page faults are ours to handle.
 fn machine(
     bus: &Arc<Recorder>,
     irqchip: bool,
     vcpus: usize,
     write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
-) -> Option<PlainMachine> {
+) -> Result<PlainMachine, Ignore> {
     let bytes = MIN_HOST_MEMORY_BYTES;
     let placement = Placement::Identity { guest_bytes: bytes };
     let mm = HostMm::new(HostMmConfig { placement, ..HostMmConfig::new(bytes) }).unwrap();
@@ -103,24 +134,16 @@ fn machine(
     };
     let mut machine = match PlainMachine::new(config) {
         Ok(machine) => machine,
-        Err(VmError::Kvm(error @ (KvmError::Missing | KvmError::Denied)))
-            if std::env::var_os("GNOMON_REQUIRE_KVM").is_none() =>
-        {
-            eprintln!("skipped: {error}");
-            return None;
-        }
         Err(VmError::Host(MmError::Uffd(error))) if !nix::unistd::geteuid().is_root() => {
-            eprintln!("skipped: {error}");
-            return None;
+            return Err(Ignore(error.to_string()));
         }
         Err(error) => panic!("{error}"),
     };
     machine.start().unwrap();
-    Some(machine)
+    Ok(machine)
 }
 
-#[test]
-fn ports_and_device_memory_reach_the_bus_and_their_answers_the_guest() {
+fn ports_and_device_memory_reach_the_bus_and_their_answers_the_guest() -> Result<(), Ignore> {
     let bus = Arc::new(Recorder::default());
     lock(&bus.answers).extend([0x44, 0x33, 0x22, 0x11, 0xa0, 0xb0, 0xb1, 0xb2]);
     let machine = machine(&bus, false, 1, |a| {
@@ -141,7 +164,7 @@ fn ports_and_device_memory_reach_the_bus_and_their_answers_the_guest() {
         a.mov(edx, END)?;
         a.out(dx, al)
     });
-    let Some(mut machine) = machine else { return };
+    let mut machine = machine?;
     let outcome = machine.wait(Some(GIVE_UP));
     assert!(matches!(outcome, Some(Outcome::GuestExit(7))), "{outcome:?}");
     let seen = lock(&bus.seen).join("; ");
@@ -151,31 +174,31 @@ fn ports_and_device_memory_reach_the_bus_and_their_answers_the_guest() {
                     0: out 0x70 [b0]; 0: out 0x70 [b1]; 0: out 0x70 [b2]; 0: out 0x501 [a0]";
     assert_eq!(seen, expected);
     assert!(machine.wait(Some(GIVE_UP)).is_none(), "one outcome");
+    Ok(())
 }
 
-#[test]
-fn what_the_bus_refuses_ends_the_machine_with_the_place() {
+fn what_the_bus_refuses_ends_the_machine_with_the_place() -> Result<(), Ignore> {
     let bus = Arc::new(Recorder::default());
     let machine = machine(&bus, false, 1, |a| a.mov(eax, dword_ptr(0x3000_0000)));
-    let Some(mut machine) = machine else { return };
+    let mut machine = machine?;
     let Some(Outcome::Failed(error)) = machine.wait(Some(GIVE_UP)) else {
         panic!("it did not fail");
     };
     let said = error.to_string();
     assert!(said.contains("vCPU 0") && said.contains("0x30000000"), "{said}");
+    Ok(())
 }
 
-#[test]
-fn without_interrupts_a_halt_of_all_is_the_end() {
+fn without_interrupts_a_halt_of_all_is_the_end() -> Result<(), Ignore> {
     let bus = Arc::new(Recorder::default());
-    let Some(mut machine) = machine(&bus, false, 2, |a| a.hlt()) else { return };
+    let mut machine = machine(&bus, false, 2, |a| a.hlt())?;
     let outcome = machine.wait(Some(GIVE_UP));
     assert!(matches!(outcome, Some(Outcome::Halted)), "{outcome:?}");
+    Ok(())
 }
 
 /// Vcpu 0 halts in the kernel, vCPU 1 waits there for another's interrupt: both get out.
-#[test]
-fn with_interrupts_a_halt_waits_for_one_and_a_kill_ends_it() {
+fn with_interrupts_a_halt_waits_for_one_and_a_kill_ends_it() -> Result<(), Ignore> {
     let bus = Arc::new(Recorder::default());
     let machine = machine(&bus, true, 2, |a| {
         let mut again = a.create_label();
@@ -185,7 +208,7 @@ fn with_interrupts_a_halt_waits_for_one_and_a_kill_ends_it() {
         a.hlt()?;
         a.jmp(again)
     });
-    let Some(mut machine) = machine else { return };
+    let mut machine = machine?;
     let begun = std::time::Instant::now();
     while lock(&bus.seen).is_empty() && begun.elapsed() < GIVE_UP {
         std::thread::yield_now();
@@ -195,4 +218,42 @@ fn with_interrupts_a_halt_waits_for_one_and_a_kill_ends_it() {
     machine.kill();
     let outcome = machine.wait(Some(GIVE_UP));
     assert!(matches!(outcome, Some(Outcome::Killed)), "{outcome:?}");
+    Ok(())
+}
+
+/// The page of KVM's clock, and in it the flag that the guest was paused (`pvclock_vcpu_time_info`).
+const CLOCK: u32 = 0x2000;
+const CLOCK_FLAGS: u32 = CLOCK + 29;
+const CLOCK_PAUSED: u32 = 2;
+/// `MSR_KVM_SYSTEM_TIME_NEW`, and its bit that switches it on.
+const MSR_CLOCK: u32 = 0x4b56_4d01;
+const CLOCK_ON: u32 = 1;
+
+/// So that its watchdogs do not count the time in which the process was stopped.
+#[test]
+fn a_guest_that_was_interrupted_finds_so_in_its_clock() {
+    let bus = Arc::new(Recorder::default());
+    let machine = machine(&bus, false, 1, |a| {
+        let mut again = a.create_label();
+        a.mov(ecx, MSR_CLOCK)?;
+        a.mov(eax, CLOCK | CLOCK_ON)?;
+        a.mov(edx, 0)?;
+        a.wrmsr()?;
+        a.mov(edx, 0x80)?;
+        a.out(dx, al)?;
+        a.set_label(&mut again)?;
+        a.test(byte_ptr(CLOCK_FLAGS), CLOCK_PAUSED)?;
+        a.jz(again)?;
+        a.mov(edx, END)?;
+        a.out(dx, al)
+    });
+    let Some(mut machine) = machine else { return };
+    let begun = std::time::Instant::now();
+    while lock(&bus.seen).is_empty() && begun.elapsed() < GIVE_UP {
+        std::thread::yield_now();
+    }
+    assert!(machine.wait(Some(Duration::from_millis(100))).is_none(), "nothing has happened");
+    machine.interrupt();
+    let outcome = machine.wait(Some(GIVE_UP));
+    assert!(matches!(outcome, Some(Outcome::GuestExit(7))), "{outcome:?}");
 }

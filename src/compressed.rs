@@ -1,0 +1,269 @@
+//! Compressed files: what they are compressed by, and the ones that can be unpacked.
+//!
+//! Guarantee: unpacking takes memory and time in proportion to the file and to the bound that it is
+//! given, whatever the file claims, and its result was checked against the file's own checksum.
+
+use std::io::{self, Read};
+
+use flate2::read::MultiGzDecoder;
+use ruzstd::decoding::StreamingDecoder;
+use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+
+/// What a file is compressed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compression {
+    Gzip,
+    Zstd,
+    Xz,
+    Lzma,
+    Bzip2,
+    Lz4,
+    Lzop,
+    Zip,
+    SevenZip,
+}
+
+/// Bytes at the start of files that are compressed.
+const MAGICS: [(Compression, &[u8]); 8] = [
+    (Compression::Gzip, &[0x1f, 0x8b, 8]),
+    (Compression::Zstd, &[0x28, 0xb5, 0x2f, 0xfd]),
+    (Compression::Xz, b"\xfd7zXZ\0"),
+    (Compression::Lz4, &[0x04, 0x22, 0x4d, 0x18]),
+    // The format that kernels are packed with.
+    (Compression::Lz4, &[0x02, 0x21, 0x4c, 0x18]),
+    (Compression::Lzop, b"\x89LZO\0\r\n\x1a\n"),
+    (Compression::Zip, b"PK\x03\x04"),
+    (Compression::SevenZip, b"7z\xbc\xaf\x27\x1c"),
+];
+
+/// Why a file could not be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UnpackError {
+    /// There is more in it than was allowed.
+    #[error("it holds more than {max} bytes")]
+    TooLarge {
+        /// The bound.
+        max: u64,
+    },
+    /// It contradicts itself, or ends too early.
+    #[error("it is damaged or truncated ({0})")]
+    Damaged(String),
+}
+
+impl Compression {
+    /// What the file that begins with `start` is compressed by, if it is.
+    pub(crate) fn of(start: &[u8]) -> Option<Self> {
+        if let Some(&(compression, _)) = MAGICS.iter().find(|(_, magic)| start.starts_with(magic)) {
+            return Some(compression);
+        }
+        // The level stands between the two; what follows is the number pi.
+        if start.starts_with(b"BZh") && start.get(4..10) == Some(b"1AY&SY") {
+            return Some(Self::Bzip2);
+        }
+        is_lzma(start).then_some(Self::Lzma)
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+            Self::Xz => "xz",
+            Self::Lzma => "lzma",
+            Self::Bzip2 => "bzip2",
+            Self::Lz4 => "lz4",
+            Self::Lzop => "lzop",
+            Self::Zip => "zip",
+            Self::SevenZip => "7z",
+        }
+    }
+
+    /// A command that unpacks it; the name of the file follows.
+    pub(crate) fn command(self) -> &'static str {
+        match self {
+            Self::Gzip => "gunzip -k",
+            Self::Zstd => "unzstd",
+            Self::Xz => "unxz -k",
+            Self::Lzma => "unlzma -k",
+            Self::Bzip2 => "bunzip2 -k",
+            Self::Lz4 => "unlz4",
+            Self::Lzop => "lzop -d",
+            Self::Zip => "unzip",
+            Self::SevenZip => "7z x",
+        }
+    }
+
+    /// What is in `file`, of at most `max` bytes; `None` if files of this kind are not unpacked here.
+    pub(crate) fn unpack(self, file: &[u8], max: u64) -> Option<Result<Vec<u8>, UnpackError>> {
+        match self {
+            Self::Gzip => Some(read_bounded(MultiGzDecoder::new(file), Vec::new(), max)),
+            Self::Zstd => Some(unpack_zstd(file, max)),
+            _ => None,
+        }
+    }
+}
+
+/// Files of `lzma` have no magic: properties as every tool writes them, then the sizes of the dictionary
+/// and of the contents, which has to be unknown or one that can be.
+fn is_lzma(start: &[u8]) -> bool {
+    let Some(&[0x5d, a, b, c, d, ref contents @ ..]) = start.first_chunk::<13>() else {
+        return false;
+    };
+    let dictionary_bytes = u32::from_le_bytes([a, b, c, d]);
+    let contents = contents.iter().rev().fold(0, |all: u64, &byte| all << 8 | u64::from(byte));
+    dictionary_bytes.is_power_of_two()
+        && dictionary_bytes >= 1 << 12
+        && (contents == u64::MAX || contents < 1 << 40)
+}
+
+/// Appends all that `reader` has to `contents`, of which there may be `max` bytes.
+fn read_bounded(
+    reader: impl Read,
+    mut contents: Vec<u8>,
+    max: u64,
+) -> Result<Vec<u8>, UnpackError> {
+    let left = max.saturating_sub(contents.len() as u64);
+    let read = reader.take(left.saturating_add(1)).read_to_end(&mut contents);
+    read.map_err(|error: io::Error| UnpackError::Damaged(error.to_string()))?;
+    if contents.len() as u64 > max {
+        return Err(UnpackError::TooLarge { max });
+    }
+    Ok(contents)
+}
+
+/// All frames of a file, one after the other; those that are to be skipped are.
+fn unpack_zstd(file: &[u8], max: u64) -> Result<Vec<u8>, UnpackError> {
+    let damaged = |reason: String| UnpackError::Damaged(reason);
+    let mut rest = file;
+    let mut contents = Vec::new();
+    while !rest.is_empty() {
+        let mut decoder = match StreamingDecoder::new(&mut rest) {
+            Ok(decoder) => decoder,
+            Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
+                length,
+                ..
+            })) => {
+                let after = usize::try_from(length).ok().and_then(|length| rest.get(length..));
+                rest = after.ok_or_else(|| damaged("it ends in a frame".to_owned()))?;
+                continue;
+            }
+            Err(error) => return Err(damaged(error.to_string())),
+        };
+        contents = read_bounded(&mut decoder, contents, max)?;
+        let decoder = &decoder.decoder;
+        let said = decoder.get_checksum_from_data();
+        if said.is_some() && said != decoder.get_calculated_checksum() {
+            return Err(damaged("its checksum is wrong".to_owned()));
+        }
+    }
+    Ok(contents)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::io::Write;
+
+    use flate2::write::GzEncoder;
+    use proptest::prelude::*;
+    use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+
+    use super::*;
+
+    const MAX: u64 = 1 << 20;
+
+    pub(crate) fn gzip(contents: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(contents).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    pub(crate) fn zstd(contents: &[u8]) -> Vec<u8> {
+        compress_to_vec(contents, CompressionLevel::Fastest)
+    }
+
+    fn both(contents: &[u8]) -> [(Compression, Vec<u8>); 2] {
+        [(Compression::Gzip, gzip(contents)), (Compression::Zstd, zstd(contents))]
+    }
+
+    fn pattern(words: u32) -> Vec<u8> {
+        (0..words).flat_map(|n| (n / 7).wrapping_mul(n).to_le_bytes()[..2].to_vec()).collect()
+    }
+
+    #[test]
+    fn what_was_packed_comes_back_in_one_piece_or_several() {
+        let contents = pattern(300_000);
+        for (kind, packed) in both(&contents) {
+            assert_eq!(Compression::of(&packed), Some(kind));
+            assert_eq!(kind.unpack(&packed, MAX).unwrap().unwrap(), contents, "{kind:?}");
+            assert_eq!(kind.unpack(&packed, 600_000).unwrap().unwrap().len(), 600_000);
+            let twice = [&packed[..], &packed[..]].concat();
+            let whole = kind.unpack(&twice, 2 * MAX).unwrap().unwrap();
+            assert_eq!(whole, [&contents[..], &contents[..]].concat(), "{kind:?}");
+        }
+        // A frame of zstd's to be skipped, 5 bytes long.
+        let skipped = [&[0x50, 0x2a, 0x4d, 0x18, 5, 0, 0, 0, 1, 2, 3, 4, 5], &zstd(b"abc")[..]];
+        assert_eq!(Compression::Zstd.unpack(&skipped.concat(), MAX).unwrap().unwrap(), b"abc");
+    }
+
+    #[test]
+    fn a_file_that_holds_too_much_is_unpacked_no_further_than_the_bound() {
+        let bomb = vec![0; 64 << 20];
+        for (kind, packed) in both(&bomb) {
+            assert!(packed.len() < 1 << 20, "{kind:?}: {}", packed.len());
+            let error = kind.unpack(&packed, MAX).unwrap().unwrap_err();
+            assert!(matches!(error, UnpackError::TooLarge { max: MAX }), "{error}");
+            let twice = [&packed[..], &packed[..]].concat();
+            assert!(kind.unpack(&twice, 64 << 20).unwrap().is_err(), "the bound is for all of it");
+        }
+    }
+
+    #[test]
+    fn damage_and_truncation_are_noticed() {
+        let contents = pattern(300_000);
+        for (kind, packed) in both(&contents) {
+            let damaged = |packed: &[u8]| {
+                let error = kind.unpack(packed, MAX).unwrap().unwrap_err().to_string();
+                assert!(error.contains("damaged or truncated"), "{kind:?}: {error}");
+            };
+            for cut in [5, packed.len() / 2, packed.len() - 1] {
+                damaged(&packed[..cut]);
+            }
+            let mut changed = packed.clone();
+            let end = changed.len() - 5;
+            changed[end] ^= 1;
+            damaged(&changed);
+            damaged(&[&packed[..], b"what follows"].concat());
+        }
+    }
+
+    #[test]
+    fn formats_are_known_by_their_start_and_code_is_none_of_them() {
+        let of = |start: &[u8]| Compression::of(start).map(Compression::name);
+        assert_eq!(of(b"\xfd7zXZ\0 "), Some("xz"));
+        assert_eq!(of(b"BZh91AY&SY"), Some("bzip2"));
+        assert_eq!(of(&[0x02, 0x21, 0x4c, 0x18]), Some("lz4"));
+        assert_eq!(of(b"]\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff\0"), Some("lzma"));
+        assert_eq!(of(b"]\0\0\x80\x01\xff\xff\xff\xff\xff\xff\xff\xff\0"), None);
+        assert_eq!(of(b"]\0\0"), None);
+        assert_eq!(of(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0"), None);
+        assert_eq!(of(b"MZ\xea\x07\0\xc0\x07\x8c\xc8\x8e\xd8\x8e\xc0\x8e\xd0\x31"), None);
+        assert_eq!(of(b""), None);
+        assert!(Compression::Xz.unpack(b"\xfd7zXZ\0", MAX).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn mangled_files_are_refused_or_unpacked_but_never_panic(
+            flips in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+            which in 0..2usize,
+        ) {
+            let (kind, mut packed) = both(&pattern(5_000))[which].clone();
+            for (at, value) in flips {
+                let at = at.index(packed.len());
+                packed[at] = value;
+            }
+            if let Ok(unpacked) = kind.unpack(&packed, MAX).unwrap() {
+                prop_assert!(unpacked.len() as u64 <= MAX);
+            }
+        }
+    }
+}
