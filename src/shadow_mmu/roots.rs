@@ -255,6 +255,7 @@ impl Mmu {
             return Err(error);
         }
         self.mm.pause(PausePoint::ZapFlushed);
+        self.check_zapped(zapped.iter().map(|&(_, old)| old));
         state.unflushed.clear();
         self.counters.guest_flushed.add(zapped.len() as u64);
         for (place, old) in zapped {

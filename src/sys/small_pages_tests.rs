@@ -29,7 +29,11 @@ fn the_mapping_decides_where_the_host_is_generous() {
     on_generous_tmpfs(TRIED_BYTES, |file| {
         let broken = |write: &dyn Fn(&File)| {
             let file = file();
-            PageCost::of(&file, || Ok(write(&file))).unwrap()
+            let writes = || {
+                write(&file);
+                Ok(())
+            };
+            PageCost::of(&file, writes).unwrap()
         };
         for cost in [
             broken(&|file| file.write_all_at(&[1], 0).unwrap()),
@@ -47,7 +51,11 @@ fn the_mapping_decides_where_the_host_is_generous() {
         let kept = |write: &dyn Fn(&MmapRegion)| {
             let file = file();
             let region = map(file.try_clone().unwrap(), TRIED_BYTES).unwrap();
-            PageCost::of(&file, || Ok(write(&region))).unwrap()
+            let writes = || {
+                write(&region);
+                Ok(())
+            };
+            PageCost::of(&file, writes).unwrap()
         };
         for cost in [
             kept(&|region| populate(region, 0, PAGE_SIZE).unwrap()),

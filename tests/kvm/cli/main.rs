@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         kvm_trial("boot_outlives_its_readers", boot_outlives_its_readers),
         kvm_trial("boot_ends_at_a_signal", boot_ends_at_a_signal),
         kvm_trial("boot_ends_though_nobody_reads", boot_ends_though_nobody_reads),
+        kvm_trial("output_that_cannot_be_written_is_told", output_that_cannot_be_written_is_told),
         kvm_trial("boot_removes_its_swap_file", boot_removes_its_swap_file),
         kvm_trial("stress_reports_a_clean_run", stress_reports_a_clean_run),
         kvm_trial("stress_ends_at_a_signal", stress_ends_at_a_signal),
@@ -178,6 +179,32 @@ fn boot_ends_though_nobody_reads() {
     assert_eq!(output.status.code(), Some(143), "{summary}");
     assert!(summary.contains("ended by signal"), "{summary}");
     assert!(summary.contains("console could not be written"), "{summary}");
+}
+
+/// A run is not a success if nobody can have what it said.
+fn output_that_cannot_be_written_is_told() {
+    let quick = ["--cmdline", "workload=seq pages=64 ops=1"];
+    let short = ["--duration", "1s", "--invalidate", "none"];
+    for (words, lost) in [([&BOOT[..], &quick], true), ([&STRESS[..], &short], false)] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let child = gnomon(&words).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+        let output = end_of(child);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {said}");
+        let sentence = "cannot write all of its output to standard output: No space left";
+        assert_eq!(said.matches(sentence).count(), 1, "{words:?}: {said}");
+        assert_eq!(said.contains("bytes of the guest's console"), lost, "{words:?}: {said}");
+    }
+    // Closed, not sent to where nobody reads it.
+    let child = Command::new("sh")
+        .args(["-c", r#"exec "$0" "$@" >&-"#, env!("CARGO_BIN_EXE_gnomon")])
+        .args([&BOOT[..], &quick].concat())
+        .stderr(Stdio::piped())
+        .spawn();
+    let output = end_of(child.unwrap());
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("Bad file descriptor"), "{said}");
 }
 
 fn boot_removes_its_swap_file() {
