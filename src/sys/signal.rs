@@ -20,8 +20,12 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// Proof that the kick signal (SIGRTMIN) has its harmless handler, without which it would end the
-/// process.
+/// What a thread is kicked with. Not one of the real-time signals: those are queued, and when the
+/// queue, which all processes of a user share, is full (RLIMIT_SIGPENDING), they are refused. One that
+/// is left over does no harm anywhere: by default it is ignored.
+pub const KICK: libc::c_int = libc::SIGURG;
+
+/// Proof that the kick signal ([`KICK`]) has its handler, without which it would interrupt nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct KickSignal(());
 
@@ -33,7 +37,7 @@ impl KickSignal {
     /// The errno of `sigaction`.
     pub fn install() -> io::Result<Self> {
         // No SA_RESTART: the interruption is what the signal is for.
-        set_action(libc::SIGRTMIN(), on_kick as *const () as libc::sighandler_t, 0)?;
+        set_action(KICK, on_kick as *const () as libc::sighandler_t, 0)?;
         Ok(Self(()))
     }
 
@@ -66,14 +70,11 @@ impl KickTarget {
     ///
     /// # Errors
     ///
-    /// `ESRCH` if the thread has ended; `EAGAIN` if the queue of pending signals is full
-    /// (RLIMIT_SIGPENDING).
+    /// `ESRCH` if the thread has ended.
     pub fn kick(self) -> io::Result<()> {
         // SAFETY: tgkill takes integers only. It reaches threads of this process alone, and the
         // handler of the signal does nothing (a KickSignal made this value).
-        let result = unsafe {
-            libc::syscall(libc::SYS_tgkill, libc::getpid(), self.thread, libc::SIGRTMIN())
-        };
+        let result = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.thread, KICK) };
         Errno::result(result)?;
         Ok(())
     }
@@ -99,7 +100,7 @@ impl KickTimer {
         // SAFETY: sigevent is a C structure of integers and pointers: all zeros is a value of it.
         let mut event: libc::sigevent = unsafe { MaybeUninit::zeroed().assume_init() };
         event.sigev_notify = libc::SIGEV_THREAD_ID;
-        event.sigev_signo = libc::SIGRTMIN();
+        event.sigev_signo = KICK;
         event.sigev_notify_thread_id = signal.this_thread().thread;
         let mut timer: libc::timer_t = ptr::null_mut();
         // SAFETY: both pointers are to local variables of the types that timer_create wants. The
@@ -126,6 +127,16 @@ impl Drop for KickTimer {
         // SAFETY: the timer was made by `start`, and only this deletes it.
         unsafe { libc::timer_delete(self.timer) };
     }
+}
+
+/// Makes writing beyond the size that files may have (RLIMIT_FSIZE) an error, `EFBIG`, where the
+/// kernel would end the process.
+///
+/// # Errors
+///
+/// The errno of `sigaction`.
+pub fn ignore_file_size_signal() -> io::Result<()> {
+    Ok(set_action(libc::SIGXFSZ, libc::SIG_IGN, 0)?)
 }
 
 /// What asks a process to stop: the user, the system, the terminal that goes away, the user again.
@@ -408,9 +419,7 @@ mod tests {
             never_written.read().unwrap_err()
         });
         let target = receiver.recv().unwrap();
-        // A kick that comes before the read is missed by design, hence more than one. Not faster
-        // than they are taken: those that wait use up what the user may have pending
-        // (RLIMIT_SIGPENDING), which is what timers of other tests are made of.
+        // A kick that comes before the read is missed by design, hence more than one.
         while !reader.is_finished() {
             let _ = target.kick();
             thread::sleep(Duration::from_millis(1));
@@ -451,6 +460,42 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Name of the variable that makes the test below the child.
+    const CHILD_WITHOUT_QUEUE: &str = "GNOMON_TEST_QUEUE_CHILD";
+
+    /// Other processes of the user may have filled the queue: as if none had ever been left.
+    #[test]
+    fn a_kick_needs_no_room_among_pending_signals() {
+        use nix::sys::resource::{Resource, setrlimit};
+
+        if std::env::var_os(CHILD_WITHOUT_QUEUE).is_some() {
+            setrlimit(Resource::RLIMIT_SIGPENDING, 0, 0).unwrap();
+            let kick = KickSignal::install().unwrap();
+            let (sender, receiver) = mpsc::channel();
+            let reader = thread::spawn(move || {
+                let never_written = EventFd::new().unwrap();
+                sender.send(kick.this_thread()).unwrap();
+                never_written.read().unwrap_err()
+            });
+            let target = receiver.recv().unwrap();
+            while !reader.is_finished() {
+                if let Err(error) = target.kick() {
+                    assert_eq!(error.raw_os_error(), Some(libc::ESRCH), "{error}");
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+            assert_eq!(reader.join().unwrap(), Errno::EINTR);
+            return;
+        }
+        let name = "sys::signal::tests::a_kick_needs_no_room_among_pending_signals";
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture", "--test-threads=1"])
+            .env(CHILD_WITHOUT_QUEUE, "1")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Name of the test below, and the variable that makes it the child.
