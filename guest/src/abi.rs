@@ -5,7 +5,7 @@
 //! tripwires on its layout.
 
 /// Version of this contract, returned by [`HC_INFO`] with key [`INFO_ABI_VERSION`].
-pub const ABI_VERSION: u64 = 3;
+pub const ABI_VERSION: u64 = 4;
 
 /// First byte of the 16550 UART's eight ports.
 pub const PORT_SERIAL: u16 = 0x3f8;
@@ -19,7 +19,7 @@ pub const PORT_HYPERCALL: u16 = 0x600;
 /// Hypercall: RDI is one of the `INFO_` keys; returns its value, or [`HC_ERROR`] for another key.
 pub const HC_INFO: u64 = 0;
 /// Hypercall: start vCPU RDI at RIP = RSI with RDI = RCX, with the caller's CR0, CR3, CR4, EFER
-/// and descriptor-table registers, RSP = 0, interrupts off. Returns 0, [`START_NO_SUCH_VCPU`],
+/// and descriptor-table registers, RSP = 0. Returns 0, [`START_NO_SUCH_VCPU`],
 /// [`START_ALREADY_RUNNING`], or [`HC_ERROR`] if RIP is not a usable address.
 pub const HC_START_VCPU: u64 = 1;
 /// Hypercall: report a violation of the guest's oracle. RDI = kind ([`Violation`]), RSI = guest
@@ -85,12 +85,14 @@ pub const CMDLINE_BYTES: u64 = 0x1000;
 
 /// Code selector at entry and in every exception frame.
 pub const SELECTOR_CODE: u16 = 0x33;
-/// Stack and data selector at entry and in every exception frame.
+/// Stack selector at entry and in every exception frame.
 pub const SELECTOR_DATA: u16 = 0x2b;
 /// CR0 at entry: PE, MP, ET, NE, WP, PG.
 pub const ENTRY_CR0: u64 = 0x8001_0033;
 /// Bits that CR4 has at entry: PAE, OSFXSR, OSXMMEXCPT. The host may add OSXSAVE.
 pub const ENTRY_CR4: u64 = 0x620;
+/// RFLAGS at entry: bit 1 and IF, which are always set.
+pub const ENTRY_RFLAGS: u64 = 0x202;
 /// EFER at entry: LME, LMA.
 pub const ENTRY_EFER: u64 = 0x500;
 

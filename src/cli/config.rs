@@ -5,7 +5,7 @@
 //! read and looked at, none is left behind.
 
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::ValueEnum;
@@ -23,6 +23,7 @@ use crate::host_mm::{
     HostMmConfig, InjectionPlan, MIN_HOST_MEMORY_BYTES, ReclaimPolicy, SwapConfig,
 };
 use crate::peer::server::check_path;
+use crate::sys::names::folder_of;
 use crate::vmm::boot::TEST_GUEST;
 use crate::vmm::linux::KernelKind;
 use crate::vmm::{HostKind, VmConfig};
@@ -356,7 +357,7 @@ fn swap(memory_bytes: u64, host: &HostArgs) -> Result<SwapConfig, UsageError> {
     if let Some(path) = &swap.path {
         if path.symlink_metadata().is_ok() {
             refuse!(
-                "--swap-file {} exists already, and a swap file is made anew and removed at the end: name another one, or remove it if nothing uses it",
+                "--swap-file {} exists already, and a swap file is made anew, without a name: name another place, or remove it if nothing uses it",
                 path.display()
             );
         }
@@ -370,14 +371,6 @@ fn swap(memory_bytes: u64, host: &HostArgs) -> Result<SwapConfig, UsageError> {
         }
     }
     Ok(swap)
-}
-
-/// The directory that a file is in; the current one for a bare name.
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
 }
 
 fn warnings(sizes: &Sizes, host: &HostArgs, swap: &SwapConfig, limits: &HostLimits) -> Vec<String> {

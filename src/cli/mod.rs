@@ -11,6 +11,7 @@ mod args;
 mod boot;
 mod config;
 mod doctor;
+mod ending;
 mod fleet;
 mod hint;
 mod inject;

@@ -7,7 +7,9 @@
 //! change (the decoder's tables say which general registers) and leaves a state that a processor
 //! can be in; delivery ends, with one exception frame or with a triple fault.
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpAccess};
+use iced_x86::{
+    Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+};
 
 use super::memory_log::{LoggedMemory, Made};
 use super::{Bytes, number};
@@ -18,10 +20,11 @@ use crate::vmm::cpu::{
     DescriptorTable, Features, GUEST_CS, GuestCpu, TaskRegister, cr0, cr4, efer, gpr, is_canonical,
     rflags,
 };
-use crate::vmm::emulate::{Effect, Emulated, PortWidth, emulate};
+use crate::vmm::emulate::{Destination, Effect, Emulated, PortWidth, emulate};
 use crate::vmm::exceptions::{EXCEPTION_VECTORS, Exception, Stop, has_error_code, vector};
 use crate::vmm::fake_memory::FakeMemory;
 use crate::vmm::inject::inject;
+use crate::vmm::memory::{AccessError, VirtualMemory};
 
 /// Longest instruction.
 const MAX_BYTES: u64 = 15;
@@ -58,8 +61,7 @@ fn step(bytes: &mut Bytes<'_>, cpu: &mut GuestCpu, memory: &LoggedMemory) -> boo
     let exception = match result {
         Ok(done) => {
             check_done(&before, cpu, memory, &log, done);
-            complete(cpu, done.effect, number(bytes));
-            return true;
+            return complete(cpu, memory, done.effect, number(bytes));
         }
         Err(stop) => {
             assert_eq!(*cpu, before, "registers changed by an instruction that failed: {stop:?}");
@@ -69,7 +71,7 @@ fn step(bytes: &mut Bytes<'_>, cpu: &mut GuestCpu, memory: &LoggedMemory) -> boo
                 Stop::Guest(error) => {
                     assert!(!error.to_string().is_empty());
                     // Another exception instead, so that those are delivered, too.
-                    any_exception(bytes)
+                    any_exception(bytes, cpu.rip)
                 }
                 Stop::Host(_) => return false,
             }
@@ -87,8 +89,8 @@ fn is_write(made: &Made) -> bool {
 fn assert_possible(cpu: &GuestCpu) {
     let is_set = |value: u64, bits: u64| value & bits == bits;
     assert!(is_canonical(cpu.rip), "RIP {:#x}", cpu.rip);
-    assert!(is_set(cpu.rflags, rflags::FIXED), "RFLAGS {:#x}", cpu.rflags);
-    assert_eq!(cpu.rflags & !(rflags::GUEST | rflags::FIXED), 0, "RFLAGS {:#x}", cpu.rflags);
+    assert!(is_set(cpu.rflags, rflags::ALWAYS), "RFLAGS {:#x}", cpu.rflags);
+    assert_eq!(cpu.rflags & !(rflags::GUEST | rflags::ALWAYS), 0, "RFLAGS {:#x}", cpu.rflags);
     assert!(is_set(cpu.cr0, cr0::PE | cr0::PG | cr0::ET), "CR0 {:#x}", cpu.cr0);
     assert!(cpu.cr0 & cr0::NW == 0 || cpu.cr0 & cr0::CD != 0, "CR0 {:#x}", cpu.cr0);
     assert_eq!(cpu.cr0 >> 32, 0, "CR0 {:#x}", cpu.cr0);
@@ -105,11 +107,11 @@ fn assert_possible(cpu: &GuestCpu) {
     assert!(cpu.pat.to_le_bytes().iter().all(|kind| matches!(kind, 0 | 1 | 4..=7)), "PAT");
 }
 
-/// Intel SDM vol. 3, 2.5, without what needs more than 4-level paging and no PCID.
+/// TSD, PSE, PAE, PGE, PCE, OSFXSR, OSXMMEXCPT (Intel SDM vol. 3, 2.5), and what has a feature.
 fn possible_cr4(features: &Features) -> u64 {
     let fsgsbase = if features.fsgsbase { cr4::FSGSBASE } else { 0 };
     let xsave = if features.xsave { cr4::OSXSAVE } else { 0 };
-    0x7ff | fsgsbase | xsave
+    0x7b4 | fsgsbase | xsave
 }
 
 // The input.
@@ -121,6 +123,7 @@ fn any_cpu(bytes: &mut Bytes<'_>) -> GuestCpu {
         nx: kind & 4 == 0,
         fsgsbase: kind & 8 == 0,
         xsave: kind & 16 == 0,
+        avx: kind & 32 == 0,
     };
     let mut cpu = GuestCpu::at_boot(Gpa::new(0x9000), features);
     cpu.rip = 0x1000;
@@ -247,12 +250,15 @@ fn any_memory(bytes: &mut Bytes<'_>) -> LoggedMemory {
     LoggedMemory::new(memory, (fails & 0xf0 == 0xf0).then_some(fails & 0xf))
 }
 
-fn any_exception(bytes: &mut Bytes<'_>) -> Exception {
+fn any_exception(bytes: &mut Bytes<'_>, rip: u64) -> Exception {
     let vector = number::<u8>(bytes) % EXCEPTION_VECTORS;
+    if number::<u8>(bytes) & 3 == 3 {
+        return Exception::asked(vector, canonical(rip.wrapping_sub(2)));
+    }
     Exception {
-        vector,
         error_code: has_error_code(vector).then(|| number(bytes)),
         cr2: (vector == vector::PF).then(|| any_place(bytes)),
+        ..Exception::plain(vector)
     }
 }
 
@@ -292,11 +298,17 @@ fn check_done(
     assert_possible(after);
     let instruction = decode(before, memory);
     assert!(!instruction.is_invalid(), "emulated what is no instruction");
-    assert_eq!(done.single_step, before.rflags & rflags::TF != 0, "{instruction}");
+    let holds_back = instruction.mnemonic() == Mnemonic::Int
+        || instruction.op0_register() == iced_x86::Register::SS;
+    let is_stepped = before.rflags & rflags::TF != 0 && !holds_back;
+    assert_eq!(done.single_step, is_stepped, "{instruction}");
 
     let mut expected = before.clone();
     expected.rip = before.rip + instruction.len() as u64;
     expected.rflags &= !rflags::RF;
+    if goes_on(&instruction, after, done.effect) {
+        expected.rip = before.rip;
+    }
     let mut info = InstructionInfoFactory::new();
     for used in info.info(&instruction).used_registers() {
         let full = used.register().full_register();
@@ -325,8 +337,16 @@ fn check_done(
             _ => {}
         },
         Mnemonic::Clts => expected.cr0 &= !cr0::TS,
-        Mnemonic::Cli => expected.rflags &= !rflags::IF,
-        Mnemonic::Sti => expected.rflags |= rflags::IF,
+        Mnemonic::Lmsw => {
+            let low = (before.cr0 ^ after.cr0) & !(cr0::MP | cr0::EM | cr0::TS);
+            assert_eq!(low, 0, "{instruction}");
+            expected.cr0 = after.cr0;
+        }
+        Mnemonic::Cpuid => effect_fits = matches!(done.effect, Effect::Cpuid { .. }),
+        Mnemonic::Int => {
+            let (vector, rip) = (instruction.immediate8(), before.rip);
+            effect_fits = done.effect == Effect::Interrupt { vector, rip };
+        }
         Mnemonic::Lgdt => expected.gdtr = after.gdtr,
         Mnemonic::Lidt => expected.idtr = after.idtr,
         Mnemonic::Ltr => expected.task = after.task,
@@ -340,9 +360,7 @@ fn check_done(
             let flushes = (before.efer ^ after.efer) & efer::NXE != 0;
             effect_fits = (done.effect == Effect::LoadRoot) == flushes;
         }
-        Mnemonic::Iretq => {
-            (expected.rip, expected.rflags) = (after.rip, after.rflags & !rflags::RF)
-        }
+        Mnemonic::Iretq => (expected.rip, expected.rflags) = (after.rip, after.rflags),
         Mnemonic::Hlt => effect_fits = done.effect == Effect::Halt,
         Mnemonic::Invlpg => {
             effect_fits = match done.effect {
@@ -351,10 +369,20 @@ fn check_done(
                 _ => false,
             };
         }
-        Mnemonic::In => effect_fits = matches!(done.effect, Effect::PortRead { .. }),
-        Mnemonic::Out => {
-            effect_fits = matches!(done.effect, Effect::PortWrite { width, value, .. }
-                if value & !width.mask() == 0);
+        Mnemonic::In | Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd => {
+            effect_fits = match done.effect {
+                Effect::PortRead { into, .. } => {
+                    let is_plain = instruction.mnemonic() == Mnemonic::In;
+                    (into == Destination::Accumulator) == is_plain
+                }
+                effect => effect == Effect::None && is_in_vain(&instruction, before),
+            };
+        }
+        Mnemonic::Out | Mnemonic::Outsb | Mnemonic::Outsw | Mnemonic::Outsd => {
+            effect_fits = match done.effect {
+                Effect::PortWrite { width, value, .. } => value & !width.mask() == 0,
+                effect => effect == Effect::None && is_in_vain(&instruction, before),
+            };
         }
         _ => {}
     }
@@ -370,17 +398,52 @@ fn check_done(
     }
 }
 
-/// What the vCPU's thread does with the answer of a port.
-fn complete(cpu: &mut GuestCpu, effect: Effect, answer: u32) {
-    let Effect::PortRead { width, .. } = effect else {
-        return;
+/// RCX, as far as a repeated string instruction counts by it; `None` for any other.
+fn count(instruction: &Instruction, cpu: &GuestCpu) -> Option<u64> {
+    let is_repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    let kinds = [instruction.op_kind(0), instruction.op_kind(1)];
+    let is_wide =
+        kinds.iter().any(|kind| matches!(kind, OpKind::MemorySegRSI | OpKind::MemoryESRDI));
+    let is_narrow =
+        kinds.iter().any(|kind| matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI));
+    let mask = if is_narrow { u64::from(u32::MAX) } else { u64::MAX };
+    (is_repeated && (is_wide || is_narrow)).then_some(cpu.gpr[gpr::RCX] & mask)
+}
+
+/// Whether a string instruction has nothing to do.
+fn is_in_vain(instruction: &Instruction, before: &GuestCpu) -> bool {
+    count(instruction, before) == Some(0)
+}
+
+/// Whether it has been executed for one element of several.
+fn goes_on(instruction: &Instruction, after: &GuestCpu, effect: Effect) -> bool {
+    effect != Effect::None && count(instruction, after).is_some_and(|left| left != 0)
+}
+
+/// What the vCPU's thread does with the answer of a port, or with an interrupt; `false` if that ended the
+/// guest.
+fn complete(cpu: &mut GuestCpu, memory: &LoggedMemory, effect: Effect, answer: u32) -> bool {
+    let (width, into) = match effect {
+        Effect::Interrupt { vector, rip } => {
+            return deliver(cpu, memory, Exception::asked(vector, rip));
+        }
+        Effect::PortRead { width, into, .. } => (width, into),
+        _ => return true,
     };
+    if let Destination::Memory(gva) = into {
+        let bytes = &answer.to_le_bytes()[..width.bytes()];
+        let written = memory.write(&cpu.paging(), gva, bytes);
+        assert!(matches!(written, Ok(()) | Err(AccessError::Host(_))), "{gva:#x} was checked");
+        memory.take_log();
+        return written.is_ok();
+    }
     let before = cpu.gpr[gpr::RAX];
     cpu.complete_port_read(width, answer);
     let after = cpu.gpr[gpr::RAX];
     assert_eq!(after & u64::from(width.mask()), u64::from(answer & width.mask()), "{width:?}");
     let kept = if width == PortWidth::Dword { 0 } else { before & !u64::from(width.mask()) };
     assert_eq!(after & !u64::from(width.mask()), kept, "{width:?}");
+    true
 }
 
 // The exception.
@@ -388,38 +451,72 @@ fn complete(cpu: &mut GuestCpu, effect: Effect, answer: u32) {
 /// Delivers the exception; `false` if that ended the guest.
 fn deliver(cpu: &mut GuestCpu, memory: &LoggedMemory, exception: Exception) -> bool {
     let vector = exception.vector;
-    assert!(vector < EXCEPTION_VECTORS, "{exception:?}");
-    assert_eq!(exception.error_code.is_some(), has_error_code(vector), "{exception:?}");
-    assert_eq!(exception.cr2.is_some(), vector == vector::PF, "{exception:?}");
+    if exception.asked_at.is_none() {
+        assert!(vector < EXCEPTION_VECTORS, "{exception:?}");
+        assert_eq!(exception.error_code.is_some(), has_error_code(vector), "{exception:?}");
+        assert_eq!(exception.cr2.is_some(), vector == vector::PF, "{exception:?}");
+    }
     let before = cpu.clone();
     let result = inject(cpu, memory, exception);
     let log = memory.take_log();
-    assert!(log.len() <= 12, "a delivery of {} accesses", log.len());
+    assert!(log.len() <= 15, "a delivery of {} accesses", log.len());
     let writes: Vec<_> = log.iter().filter(|made| is_write(made)).collect();
     let mut expected = before;
     expected.cr2 = cpu.cr2;
     let goes_on = result.is_ok();
-    match result {
+    let left = match result {
         Ok(delivered) => {
             assert_possible(cpu);
-            let words = if has_error_code(delivered) { 6 } else { 5 };
-            let [frame] = writes[..] else { panic!("{words} words in {} writes", writes.len()) };
-            assert_eq!((frame.gva, frame.len), (cpu.gpr[gpr::RSP], words * 8));
-            assert!(frame.gva + frame.len as u64 <= abi::GVA_LIMIT, "{frame:x?}");
-            assert_eq!((frame.gva + frame.len as u64) % 16, 0, "{frame:x?}");
-            let saved: [u64; 5] = memory.memory.words(frame.gva + (words as u64 - 5) * 8);
-            let old = (expected.rip, expected.rflags, expected.gpr[gpr::RSP]);
+            let (words, parts) = frame(cpu, &writes);
+            let has_code = words == 6;
+            // Only an exception that was raised by number has no code where its vector has one.
+            let is_it = delivered == vector && has_code == exception.error_code.is_some();
+            assert!(is_it || has_code == has_error_code(delivered), "{exception:?}: {words} words");
+            if let (Some(rip), false) = (exception.asked_at, is_it) {
+                expected.rip = rip;
+            }
+            let first = cpu.gpr[gpr::RSP] + (words - 5) * 8;
+            let saved: [u64; 5] = memory.memory.words(first);
+            let is_trap = matches!(delivered, vector::DB | vector::BP | vector::OF | vector::DF)
+                || (is_it && exception.asked_at.is_some());
+            let rf = if is_trap { 0 } else { rflags::RF };
+            let old = (expected.rip, expected.rflags | rf, expected.gpr[gpr::RSP]);
             assert_eq!((saved[0], saved[2], saved[3]), old, "the frame");
-            let cleared = rflags::TF | rflags::NT | rflags::RF | rflags::IF;
-            assert_eq!((cpu.rflags ^ expected.rflags) & !cleared, 0, "{:#x}", cpu.rflags);
+            let cleared = rflags::TF | rflags::NT | rflags::RF;
+            assert_eq!(cpu.rflags, expected.rflags & !cleared, "RFLAGS");
             (expected.rip, expected.rflags) = (cpu.rip, cpu.rflags);
             expected.gpr[gpr::RSP] = cpu.gpr[gpr::RSP];
+            &writes[..writes.len() - parts]
         }
         Err(Stop::Inject(again)) => panic!("{exception:?} left {again:?} to be delivered"),
         Err(Stop::Guest(_) | Stop::Host(_)) => {
-            assert!(writes.is_empty(), "no delivery, but {writes:x?}");
+            expected.rip = cpu.rip;
+            &writes[..]
         }
+    };
+    // What a frame that could not be pushed leaves is its upper part, from a page's beginning on.
+    for made in left {
+        assert!(made.gva.is_multiple_of(PAGE_SIZE_U64) && made.len < 48, "{made:x?}");
     }
     assert_eq!(*cpu, expected, "what delivery may not change");
     goes_on
+}
+
+/// Words of the frame at RSP, and in how many writes it was pushed: the last ones.
+fn frame(cpu: &GuestCpu, writes: &[&Made]) -> (u64, usize) {
+    let rsp = cpu.gpr[gpr::RSP];
+    let Some((last, before)) = writes.split_last() else { panic!("no frame was pushed") };
+    assert_eq!(last.gva, rsp);
+    let mut bytes = last.len as u64;
+    let mut parts = 1;
+    // The upper part of a frame across two pages came first.
+    let is_split = (rsp + bytes).is_multiple_of(PAGE_SIZE_U64) && !matches!(bytes, 40 | 48);
+    if let (true, Some(upper)) = (is_split, before.last()) {
+        assert_eq!(upper.gva, rsp + bytes, "{writes:x?}");
+        bytes += upper.len as u64;
+        parts = 2;
+    }
+    assert!(matches!(bytes, 40 | 48), "{bytes} bytes: {writes:x?}");
+    assert!(rsp + bytes <= abi::GVA_LIMIT && (rsp + bytes).is_multiple_of(16), "{writes:x?}");
+    (bytes / 8, parts)
 }

@@ -71,4 +71,8 @@ impl VirtualMemory for LoggedMemory {
     fn write(&self, paging: &PagingContext, gva: u64, buf: &[u8]) -> Result<(), AccessError> {
         self.make(Access::Write, gva, buf.len(), || self.memory.write(paging, gva, buf))
     }
+
+    fn check_write(&self, paging: &PagingContext, gva: u64, len: usize) -> Result<(), AccessError> {
+        self.make(Access::Read, gva, len, || self.memory.check_write(paging, gva, len))
+    }
 }

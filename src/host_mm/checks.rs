@@ -60,6 +60,16 @@ impl HostMm {
         }
     }
 
+    /// A client has flushed mappings of its own accord, and has not let go of them yet: the frame must
+    /// have been exported all the while.
+    pub fn check_exported(&self, pfn: Pfn) {
+        if self.is_checking()
+            && let Some(frame) = self.table.get(pfn).filter(|frame| !frame.is_exported())
+        {
+            self.report(ViolationKind::LetGoEarly, pfn, frame.owner());
+        }
+    }
+
     /// Whether the guest page is in the frame, itself or as one of those that share it.
     fn is_in(&self, pages: &ObjectPages, gfn: Gfn, pfn: Pfn) -> bool {
         let frame = Place::Frame(pfn);

@@ -27,6 +27,8 @@ pub enum ViolationKind {
     MappedWritable,
     /// I1: a mapping is about to be made of what the guest's tables said before its last flush.
     FlushedByGuest,
+    /// I4: a client has let go of a frame that processors could still use.
+    LetGoEarly,
     /// I2: a page that nobody may write has been written.
     WrittenReadOnly,
     /// I2: a slot of swap is about to be free that a page still names.
@@ -78,6 +80,11 @@ impl fmt::Display for MmViolation {
             ViolationKind::FlushedByGuest => write!(
                 f,
                 "I1: guest frame {gfn} of object {object} in frame {} was to be mapped by what the guest has flushed since",
+                self.pfn
+            ),
+            ViolationKind::LetGoEarly => write!(
+                f,
+                "I4: frame {} of guest frame {gfn} of object {object} was not exported any more when its translations were flushed",
                 self.pfn
             ),
             ViolationKind::WrittenReadOnly => write!(

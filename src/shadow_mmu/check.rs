@@ -23,6 +23,12 @@ impl Mmu {
         }
     }
 
+    /// After a flush of the guest's own, the MMU lock held: the frames of the SPTEs that it cleared are
+    /// exported still. Whoever wanted one of them until now had to call here, and so to wait.
+    pub(super) fn check_zapped(&self, zapped: impl Iterator<Item = Pte>) {
+        zapped.filter_map(|old| self.frame_of(old)).for_each(|pfn| self.mm.check_exported(pfn));
+    }
+
     pub(super) fn is_writable(&self, place: SptePlace) -> bool {
         let entry = self.tables.entry(place.page, place.index).load(Ordering::Acquire);
         Pte::of(entry).contains(Pte::WRITABLE)

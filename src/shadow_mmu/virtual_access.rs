@@ -87,6 +87,20 @@ impl ShadowMmu {
         }
         Ok(())
     }
+
+    /// Whether a [`Self::write_virtual`] of `len` bytes would be let through. Its accessed and dirty
+    /// bits are set.
+    ///
+    /// # Errors
+    /// [`GuestAccessError`].
+    pub fn check_write_virtual(
+        &self,
+        context: &PagingContext,
+        gva: Gva,
+        len: usize,
+    ) -> Result<(), GuestAccessError> {
+        self.mmu.translate(context, gva, len, Access::Write).map(|_| ())
+    }
 }
 
 impl Mmu {

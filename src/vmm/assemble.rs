@@ -15,6 +15,7 @@ use crate::sync::Mutex;
 
 use super::boot::{self, BootMap, Image};
 use super::cpu::{Features, GuestCpu, gpr};
+use super::cpuid_offered::CpuidTable;
 use super::devices::PortBus;
 use super::devices::dma::DmaDevice;
 use super::error::VmError;
@@ -66,6 +67,7 @@ pub(super) struct Contents {
 /// What the parts of a VM are made from.
 struct Parts {
     monitor: MonitorLayout,
+    cpuid: CpuidTable,
     plan: MachinePlan,
     tables: Arc<MmapRegion>,
     shadow: Arc<ShadowMmu>,
@@ -140,7 +142,8 @@ impl Vm {
     ) -> Result<Self, VmError> {
         let cpuid = device.guest_cpuid()?;
         let features = kvm::features(&cpuid)?;
-        let parts = build_parts(shape, device, features, &contents)?;
+        let table = CpuidTable::new(&cpuid);
+        let parts = build_parts(shape, device, features, table, &contents)?;
         let mut fds = Vec::with_capacity(shape.vcpus);
         let mut kickers = Vec::with_capacity(shape.vcpus);
         for index in 0..shape.vcpus {
@@ -240,6 +243,7 @@ fn build_parts(
     shape: Shape,
     device: &KvmDevice,
     features: Features,
+    cpuid: CpuidTable,
     contents: &Contents,
 ) -> Result<Parts, VmError> {
     let Contents { object, window, .. } = contents;
@@ -278,7 +282,7 @@ fn build_parts(
     kvm.add_region(TABLES_SLOT, plan.tables_slot_base, &tables)?;
     kvm.add_region(WINDOW_SLOT, plan.window_base, window)?;
     kvm.add_region(FRAMES_SLOT, plan.frames_base, &frames)?;
-    Ok(Parts { monitor, plan, tables, shadow, iotlb, kvm })
+    Ok(Parts { monitor, cpuid, plan, tables, shadow, iotlb, kvm })
 }
 
 pub(super) fn kicker(fd: &VcpuFd) -> Result<Kicker, VmError> {
@@ -298,7 +302,7 @@ fn share(
     observer: Option<Arc<dyn VmObserver>>,
     kickers: &[Arc<Kicker>],
 ) -> Shared {
-    let Parts { monitor, plan, tables: _, shadow, iotlb, kvm } = parts;
+    let Parts { monitor, cpuid, plan, tables: _, shadow, iotlb, kvm } = parts;
     let services = Services {
         object: shadow.object().clone(),
         control,
@@ -315,6 +319,7 @@ fn share(
         kvm,
         shadow,
         monitor,
+        cpuid,
         services: Arc::new(services),
         gate: Gate::new(kicks),
         roster: Roster::new(shape.vcpus),

@@ -10,7 +10,7 @@ use crate::shadow_mmu::PagingContext;
 
 /// The code selector that all guest code runs with.
 pub const GUEST_CS: u16 = abi::SELECTOR_CODE;
-/// The stack and data selector that all guest code runs with.
+/// The stack selector that all guest code runs with.
 pub const GUEST_SS: u16 = abi::SELECTOR_DATA;
 
 /// RFLAGS bits (Intel SDM Vol. 1, 3.4.3).
@@ -19,8 +19,11 @@ pub mod rflags {
     pub const FIXED: u64 = 1 << 1;
     /// Trap flag: #DB after each instruction.
     pub const TF: u64 = 1 << 8;
-    /// Interrupt flag; in a guest it is only stored, as there are no external interrupts.
+    /// Interrupt flag: always set, as there are no interrupts, and some hosts show it set at CPL 3
+    /// whatever it is.
     pub const IF: u64 = 1 << 9;
+    /// Direction flag.
+    pub const DF: u64 = 1 << 10;
     /// I/O privilege level; always 0, so that ports are checked against the I/O bitmap.
     pub const IOPL: u64 = 3 << 12;
     /// Nested task.
@@ -29,8 +32,12 @@ pub mod rflags {
     pub const RF: u64 = 1 << 16;
     /// Virtual-8086 mode.
     pub const VM: u64 = 1 << 17;
-    /// What a guest may set: CF PF AF ZF SF TF IF DF OF NT RF AC ID.
-    pub const GUEST: u64 = 0x0025_4fd5;
+    /// Alignment check.
+    pub const AC: u64 = 1 << 18;
+    /// What a guest may set: CF PF AF ZF SF TF DF OF NT RF AC ID.
+    pub const GUEST: u64 = 0x0025_4dd5;
+    /// What a guest always has.
+    pub const ALWAYS: u64 = FIXED | IF;
 }
 
 /// CR0 bits (Intel SDM Vol. 3, 2.5).
@@ -61,20 +68,12 @@ pub mod cr0 {
 
 /// CR4 bits (Intel SDM Vol. 3, 2.5).
 pub mod cr4 {
-    /// Virtual-8086 extensions.
-    pub const VME: u64 = 1 << 0;
-    /// Protected-mode virtual interrupts.
-    pub const PVI: u64 = 1 << 1;
     /// Time stamp disable.
     pub const TSD: u64 = 1 << 2;
-    /// Debugging extensions.
-    pub const DE: u64 = 1 << 3;
     /// Page size extensions.
     pub const PSE: u64 = 1 << 4;
     /// Physical address extension.
     pub const PAE: u64 = 1 << 5;
-    /// Machine-check enable.
-    pub const MCE: u64 = 1 << 6;
     /// Page global enable.
     pub const PGE: u64 = 1 << 7;
     /// Performance counter enable.
@@ -110,10 +109,35 @@ pub struct Features {
     pub phys_bits: u32,
     /// EFER.NXE exists.
     pub nx: bool,
-    /// CR4.FSGSBASE exists, and is set in the real CR4.
+    /// CR4.FSGSBASE exists.
     pub fsgsbase: bool,
-    /// CR4.OSXSAVE exists, and is set in the real CR4.
+    /// CR4.OSXSAVE exists.
     pub xsave: bool,
+    /// XCR0 has AVX state.
+    pub avx: bool,
+}
+
+impl Features {
+    /// The bits of CR4 that a guest may set. What has a bit here is what CPUID names, apart from
+    /// PCE, for which it has no word.
+    #[must_use]
+    pub fn cr4(&self) -> u64 {
+        let mut bits = cr4::TSD | cr4::PSE | cr4::PAE | cr4::PGE | cr4::PCE;
+        bits |= cr4::OSFXSR | cr4::OSXMMEXCPT;
+        if self.fsgsbase {
+            bits |= cr4::FSGSBASE;
+        }
+        if self.xsave {
+            bits |= cr4::OSXSAVE;
+        }
+        bits
+    }
+
+    /// XCR0, where there is XSAVE: x87 and SSE, and AVX where there is.
+    #[must_use]
+    pub fn xcr0(&self) -> u64 {
+        if self.avx { 0b111 } else { 0b011 }
+    }
 }
 
 /// GDTR or IDTR.
@@ -169,7 +193,7 @@ pub struct GuestCpu {
     pub gpr: [u64; 16],
     /// Instruction pointer.
     pub rip: u64,
-    /// Flags; IF is the guest's virtual one.
+    /// Flags; IF is always set.
     pub rflags: u64,
     /// CR0.
     pub cr0: u64,
@@ -204,13 +228,13 @@ const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
 impl GuestCpu {
     /// The state at entry of the Linux 64-bit boot protocol, apart from the registers that carry
-    /// arguments: paging on with root `cr3`, interrupts off, all tables empty, RSP = 0.
+    /// arguments: paging on with root `cr3`, all tables empty, RSP = 0.
     #[must_use]
     pub fn at_boot(cr3: Gpa, features: Features) -> Self {
         Self {
             gpr: [0; 16],
             rip: 0,
-            rflags: rflags::FIXED,
+            rflags: rflags::ALWAYS,
             cr0: abi::ENTRY_CR0,
             cr2: 0,
             cr3: cr3.as_u64(),
@@ -245,25 +269,20 @@ impl GuestCpu {
         let fixed = cr0::PE | cr0::ET | cr0::NE | cr0::WP | cr0::PG;
         fixed | (self.cr0 & (cr0::MP | cr0::EM | cr0::TS))
     }
+
+    /// The value that the real CR4 has while this guest runs: what decides about instructions is the
+    /// guest's own wish.
+    #[must_use]
+    pub fn real_cr4(&self) -> u64 {
+        let own = cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::FSGSBASE | cr4::OSXSAVE;
+        cr4::PAE | (self.cr4 & self.features.cr4() & own)
+    }
 }
 
 /// The page-table root that a CR3 value names: without PWT, PCD and the ignored low bits.
 #[must_use]
 pub fn cr3_base(cr3: u64) -> Gpa {
     Gpa::new(cr3 & 0x000f_ffff_ffff_f000)
-}
-
-/// The value of the real CR4.
-#[must_use]
-pub fn real_cr4(features: &Features) -> u64 {
-    let mut value = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT;
-    if features.xsave {
-        value |= cr4::OSXSAVE;
-    }
-    if features.fsgsbase {
-        value |= cr4::FSGSBASE;
-    }
-    value
 }
 
 /// Whether `address` is canonical with 48-bit virtual addresses.

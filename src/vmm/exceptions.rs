@@ -13,6 +13,8 @@ pub mod vector {
     pub const DB: u8 = 1;
     /// #BP, breakpoint.
     pub const BP: u8 = 3;
+    /// #OF, overflow.
+    pub const OF: u8 = 4;
     /// #UD, invalid opcode.
     pub const UD: u8 = 6;
     /// #DF, double fault.
@@ -52,25 +54,28 @@ pub const fn has_error_code(vector: u8) -> bool {
 /// An exception to be delivered to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exception {
-    /// Vector, 0 to 31.
+    /// Vector: 0 to 31, or any that was asked for.
     pub vector: u8,
     /// Error code that goes on the stack; `None` for vectors without one.
     pub error_code: Option<u32>,
     /// For #PF: the value for CR2.
     pub cr2: Option<u64>,
+    /// For what an instruction asked for by number (`int n`, `int3`): the instruction's address, which
+    /// is where the guest is if that cannot be delivered.
+    pub asked_at: Option<u64>,
 }
 
 impl Exception {
     /// An exception without an error code.
     #[must_use]
     pub const fn plain(vector: u8) -> Self {
-        Self { vector, error_code: None, cr2: None }
+        Self { vector, error_code: None, cr2: None, asked_at: None }
     }
 
     /// An exception with an error code.
     #[must_use]
     pub const fn with_code(vector: u8, error_code: u32) -> Self {
-        Self { vector, error_code: Some(error_code), cr2: None }
+        Self { vector, error_code: Some(error_code), cr2: None, asked_at: None }
     }
 
     /// #GP with `error_code`.
@@ -82,7 +87,28 @@ impl Exception {
     /// #PF at `gva`.
     #[must_use]
     pub const fn page_fault(gva: u64, error_code: u32) -> Self {
-        Self { vector: vector::PF, error_code: Some(error_code), cr2: Some(gva) }
+        Self { cr2: Some(gva), ..Self::with_code(vector::PF, error_code) }
+    }
+
+    /// `int vector` or `int3` at `rip`: no error code, whatever the vector.
+    #[must_use]
+    pub const fn asked(vector: u8, rip: u64) -> Self {
+        Self { asked_at: Some(rip), ..Self::plain(vector) }
+    }
+
+    /// The bit EXT of the error code of a fault that keeps it from being delivered: clear only if the
+    /// program asked for it (Intel SDM Vol. 3, 7.13).
+    #[must_use]
+    pub const fn external(&self) -> u32 {
+        if self.asked_at.is_some() { 0 } else { 1 }
+    }
+
+    /// Whether it is a fault, and not a trap or an abort: RF is then set in the saved flags (Intel SDM
+    /// Vol. 3, 19.3.1.1). #DB is always a trap here, as there are no breakpoints.
+    #[must_use]
+    pub const fn is_fault(&self) -> bool {
+        use vector::{BP, DB, DF, OF};
+        self.asked_at.is_none() && !matches!(self.vector, DB | BP | OF | DF)
     }
 }
 

@@ -15,14 +15,16 @@ use crate::shadow_mmu::{Access, FaultOutcome, LoadRoot};
 
 use super::cpu::{GuestCpu, gpr, is_canonical, rflags};
 use super::devices::PortAction;
-use super::emulate::{Effect, PortWidth, emulate, low_u32};
+use super::emulate::{
+    Destination, Effect, Emulated, PortWidth, asked_behind, emulate, emulate_interrupt, low_u32,
+};
 use super::error::{GuestError, VmError};
 use super::exceptions::{EXCEPTION_VECTORS, Exception, Stop, has_error_code, vector};
 use super::exit_data;
 use super::hypercall::{HypercallResult, hypercall, started_by};
 use super::inject::inject;
 use super::kvm::io_error;
-use super::memory::is_usable;
+use super::memory::{VirtualMemory, is_usable};
 use super::monitor::{ExceptionFrame, MONITOR_CS};
 use super::real;
 use super::roster::StartRequest;
@@ -172,15 +174,55 @@ impl Vcpu {
             return self.page_fault(&frame);
         }
         self.guard.reset();
-        if vector == vector::GP {
-            return self.general_protection(&frame);
+        match vector {
+            vector::GP => return self.general_protection(&frame),
+            vector::UD => return self.undefined(&frame),
+            vector::BP | vector::OF => return self.asked(&frame, vector),
+            vector::AC if frame.rflags & rflags::AC != 0 => return self.forget_alignment(&frame),
+            EXCEPTION_VECTORS.. => {
+                let exit = format!("interrupt vector {vector}, which nothing raises");
+                return Err(self.guest_error(GuestError::UnexpectedExit { exit }));
+            }
+            _ => {}
         }
-        if vector >= EXCEPTION_VECTORS {
-            let exit = format!("interrupt vector {vector}, which nothing raises");
-            return Err(self.guest_error(GuestError::UnexpectedExit { exit }));
-        }
-        let error_code = has_error_code(vector).then(|| low_u32(frame.error_code));
-        self.inject_from(&frame, Exception { vector, error_code, cr2: None })
+        let exception = if has_error_code(vector) {
+            Exception::with_code(vector, low_u32(frame.error_code))
+        } else {
+            Exception::plain(vector)
+        };
+        self.inject_from(&frame, exception)
+    }
+
+    /// #UD: an `int n` that this host refuses so, or the guest's own fault.
+    fn undefined(&mut self, frame: &ExceptionFrame) -> Result<Next, VmError> {
+        let before = self.load_guest(frame);
+        let next = match emulate_interrupt(&mut self.cpu, self.shared.shadow.as_ref()) {
+            Some(done) => self.complete(done, &before)?,
+            None => {
+                self.inject(Exception::plain(vector::UD))?;
+                Next::Resume
+            }
+        };
+        self.store_guest(&before)?;
+        Ok(next)
+    }
+
+    /// What only an instruction raises: `int3`, or `int n` where the host lets it through.
+    fn asked(&mut self, frame: &ExceptionFrame, vector: u8) -> Result<Next, VmError> {
+        let before = self.load_guest(frame);
+        let exception = asked_behind(&self.cpu, self.shared.shadow.as_ref(), vector);
+        self.inject(exception)?;
+        self.store_guest(&before)?;
+        Ok(Next::Resume)
+    }
+
+    /// The guest is a kernel, whose accesses are never checked for alignment. Some hosts have their
+    /// own CR0.AM set while it runs: without AC the access is let through.
+    fn forget_alignment(&mut self, frame: &ExceptionFrame) -> Result<Next, VmError> {
+        let before = self.load_guest(frame);
+        self.cpu.rflags &= !rflags::AC;
+        self.store_guest(&before)?;
+        Ok(Next::Resume)
     }
 
     fn page_fault(&mut self, frame: &ExceptionFrame) -> Result<Next, VmError> {
@@ -239,7 +281,7 @@ impl Vcpu {
         let registers = real::load_gpr(&self.fd.sync_regs_mut().regs);
         let at_syscall = ExceptionFrame {
             rip: registers[gpr::RCX].wrapping_sub(SYSCALL_BYTES),
-            rflags: (registers[gpr::R11] & rflags::GUEST) | rflags::FIXED,
+            rflags: (registers[gpr::R11] & rflags::GUEST) | rflags::ALWAYS,
             ..*frame
         };
         self.last_rip = at_syscall.rip;
@@ -267,20 +309,30 @@ impl Vcpu {
         let emulated =
             emulate(&mut self.cpu, self.shared.shadow.as_ref(), low_u32(frame.error_code));
         let next = match emulated {
-            Ok(done) => {
-                self.counts(|counts| counts.emulated.add(1));
-                let next = self.carry_out(done.effect)?;
-                if done.single_step && matches!(next, Next::Resume | Next::Recycle) {
-                    self.inject(Exception::plain(vector::DB))?;
-                }
-                next
-            }
+            Ok(done) => self.complete(done, &before)?,
             Err(stop) => {
                 self.inject_or_fail(stop)?;
                 Next::Resume
             }
         };
         self.store_guest(&before)?;
+        Ok(next)
+    }
+
+    /// Does what remains of an emulated instruction, in whose place the state was `before`.
+    fn complete(&mut self, done: Emulated, before: &GuestCpu) -> Result<Next, VmError> {
+        self.counts(|counts| counts.emulated.add(1));
+        let next = match self.carry_out(done.effect)? {
+            Ok(next) => next,
+            Err(stop) => {
+                self.cpu = before.clone();
+                self.inject_or_fail(stop)?;
+                return Ok(Next::Resume);
+            }
+        };
+        if done.single_step && matches!(next, Next::Resume | Next::Recycle) {
+            self.inject(Exception::plain(vector::DB))?;
+        }
         Ok(next)
     }
 
@@ -310,33 +362,48 @@ impl Vcpu {
         }
     }
 
-    /// Does outside the guest's registers what an emulated instruction asks for.
-    fn carry_out(&mut self, effect: Effect) -> Result<Next, VmError> {
+    /// Does outside the guest's registers what an emulated instruction asks for. With the inner error
+    /// it has not been executed after all.
+    fn carry_out(&mut self, effect: Effect) -> Result<Result<Next, Stop>, VmError> {
         match effect {
             Effect::None => {}
-            Effect::LoadRoot => return self.load_root(),
+            Effect::LoadRoot => return self.load_root().map(Ok),
             Effect::FlushPage(gva) => {
                 if let Some((_, root)) = self.root {
                     self.shared.shadow.invlpg(root, gva).map_err(MmError::from)?;
                 }
             }
-            Effect::Halt => return Ok(Next::Park),
-            Effect::PortRead { port, width } => {
+            Effect::Halt => return Ok(Ok(Next::Park)),
+            Effect::Cpuid { leaf, subleaf } => {
+                self.shared.cpuid.complete(&mut self.cpu, leaf, subleaf);
+            }
+            Effect::Interrupt { vector, rip } => self.inject(Exception::asked(vector, rip))?,
+            Effect::PortRead { port, width, into } => {
                 let value = self.shared.services.bus.read(port, width);
-                self.cpu.complete_port_read(width, value);
+                match into {
+                    Destination::Accumulator => self.cpu.complete_port_read(width, value),
+                    Destination::Memory(gva) => {
+                        let bytes = &value.to_le_bytes()[..width.bytes()];
+                        let paging = self.cpu.paging();
+                        // It was checked; only another vCPU's change in between makes it fail.
+                        if let Err(error) = self.shared.shadow.write(&paging, gva, bytes) {
+                            return Ok(Err(error.into()));
+                        }
+                    }
+                }
             }
             Effect::PortWrite { port, width, value } => {
                 match self.shared.services.bus.write(port, width, value) {
                     PortAction::None => {}
-                    PortAction::Exit(code) => return Ok(Next::End(Outcome::GuestExit(code))),
+                    PortAction::Exit(code) => return Ok(Ok(Next::End(Outcome::GuestExit(code)))),
                     PortAction::Hypercall => match self.hypercall(&self.cpu.gpr) {
-                        HypercallResult::End(outcome) => return Ok(Next::End(outcome)),
+                        HypercallResult::End(outcome) => return Ok(Ok(Next::End(outcome))),
                         HypercallResult::Value(value) => self.cpu.gpr[gpr::RAX] = value,
                     },
                 }
             }
         }
-        Ok(Next::Resume)
+        Ok(Ok(Next::Resume))
     }
 
     fn load_root(&mut self) -> Result<Next, VmError> {
@@ -366,7 +433,7 @@ impl Vcpu {
         self.cpu.gs_base = real.sregs.gs.base;
         self.cpu.gpr[gpr::RSP] = frame.rsp;
         self.cpu.rip = frame.rip;
-        self.cpu.rflags = frame.rflags;
+        self.cpu.rflags = frame.rflags | rflags::ALWAYS;
         self.cpu.clone()
     }
 
@@ -390,11 +457,12 @@ impl Vcpu {
             self.fd.set_sync_dirty_reg(SyncReg::Register);
         }
         let has_new_bases = (cpu.fs_base, cpu.gs_base) != (before.fs_base, before.gs_base);
-        if has_new_bases || cpu.real_cr0() != before.real_cr0() {
+        let controls = (cpu.real_cr0(), cpu.real_cr4());
+        if has_new_bases || controls != (before.real_cr0(), before.real_cr4()) {
             let sregs = &mut self.fd.sync_regs_mut().sregs;
             sregs.fs.base = cpu.fs_base;
             sregs.gs.base = cpu.gs_base;
-            sregs.cr0 = cpu.real_cr0();
+            (sregs.cr0, sregs.cr4) = controls;
             self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
         }
         Ok(())

@@ -108,4 +108,8 @@ impl VirtualMemory for FakeMemory {
         self.bytes.borrow_mut()[start..start + buf.len()].copy_from_slice(buf);
         Ok(())
     }
+
+    fn check_write(&self, _: &PagingContext, gva: u64, len: usize) -> Result<(), AccessError> {
+        self.check(gva, len, Access::Write).map(|_| ())
+    }
 }

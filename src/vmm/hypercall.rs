@@ -163,7 +163,7 @@ pub(super) fn started_by(caller: &GuestCpu, rip: u64, argument: u64) -> GuestCpu
     let mut cpu = GuestCpu {
         gpr: [0; 16],
         rip,
-        rflags: rflags::FIXED,
+        rflags: rflags::ALWAYS,
         cr2: 0,
         task: TaskRegister::default(),
         fs_base: 0,
@@ -183,15 +183,15 @@ mod tests {
 
     #[test]
     fn a_started_vcpu_has_its_callers_tables_and_a_clean_rest() {
-        let features = Features { phys_bits: 48, nx: true, fsgsbase: true, xsave: true };
+        let features = Features { phys_bits: 48, nx: true, fsgsbase: true, xsave: true, avx: true };
         let mut caller = GuestCpu::at_boot(Gpa::new(0x5000), features);
         caller.idtr = DescriptorTable { base: 0x1234, limit: 0xfff };
         caller.gpr = [9; 16];
         caller.fs_base = 1;
-        caller.rflags |= rflags::IF;
+        caller.rflags |= rflags::DF;
         let cpu = started_by(&caller, 0x10_0000, 42);
         assert_eq!((cpu.cr3, cpu.idtr), (0x5000, caller.idtr));
-        assert_eq!((cpu.rip, cpu.rflags, cpu.fs_base), (0x10_0000, 2, 0));
+        assert_eq!((cpu.rip, cpu.rflags, cpu.fs_base), (0x10_0000, 0x202, 0));
         assert_eq!((cpu.gpr[gpr::RDI], cpu.gpr[gpr::RSP], cpu.gpr[gpr::RAX]), (42, 0, 0));
     }
 

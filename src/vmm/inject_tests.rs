@@ -20,7 +20,7 @@ fn set_gate(memory: &FakeMemory, vector: u8, gate: [u8; 16]) {
 }
 
 fn setup() -> (GuestCpu, FakeMemory) {
-    let features = Features { phys_bits: 48, nx: true, fsgsbase: true, xsave: true };
+    let features = Features { phys_bits: 48, nx: true, fsgsbase: true, xsave: true, avx: true };
     let mut cpu = GuestCpu::at_boot(Gpa::new(0x9000), features);
     cpu.rip = 0x4321;
     cpu.rflags = 0x202 | rflags::TF | rflags::NT | rflags::RF;
@@ -51,7 +51,7 @@ fn an_exception_without_a_code_pushes_five_words() {
     assert_eq!(cpu.gpr[gpr::RSP], rsp, "aligned down to 16 bytes first");
     assert_eq!(cpu.rip, HANDLER + 6);
     assert_eq!(memory.words(rsp), [0x4321, 0x33, flags, STACK, 0x2b]);
-    assert_eq!(cpu.rflags, 2, "an interrupt gate clears IF, TF, NT and RF");
+    assert_eq!(cpu.rflags, 0x202, "TF, NT and RF are cleared");
 }
 
 #[test]
@@ -72,11 +72,93 @@ fn a_page_fault_sets_cr2() {
 }
 
 #[test]
-fn a_trap_gate_keeps_the_interrupt_flag() {
+fn faults_are_saved_with_rf_and_traps_are_not() {
+    for (exception, is_fault) in [
+        (Exception::plain(vector::UD), true),
+        (Exception::general_protection(0), true),
+        (Exception::plain(vector::DB), false),
+        (Exception::asked(vector::BP, 0x4320), false),
+        (Exception::asked(vector::GP, 0x431f), false),
+    ] {
+        let (mut cpu, memory) = setup();
+        cpu.rflags = 0x202;
+        inject(&mut cpu, &memory, exception).unwrap();
+        let code = if exception.error_code.is_some() { 8 } else { 0 };
+        let [rip, _, flags] = memory.words(cpu.gpr[gpr::RSP] + code);
+        assert_eq!(rip, 0x4321, "what is asked for goes on behind");
+        assert_eq!(flags & rflags::RF != 0, is_fault, "{exception:?}");
+    }
+}
+
+#[test]
+fn what_was_asked_for_and_cannot_be_had_is_not_external() {
+    // `int 0x90` past the limit, absent gates, a bad selector, no TSS, a bad stack.
+    let asked = |vector| Exception::asked(vector, 0x431f);
+    let mut cases = Vec::new();
+    let (cpu, memory) = setup();
+    cases.push((
+        GuestCpu { idtr: DescriptorTable { base: IDT_BASE, limit: 0x8ff }, ..cpu },
+        memory,
+        0x90,
+        vector::GP,
+        0x482,
+    ));
+    for (bad, expected, code) in [
+        (gate(HANDLER, 0x33, 0, 0x0e), vector::NP, 0x1a),
+        (gate(HANDLER, 0x33, 0, 0x85), vector::GP, 0x1a),
+        (gate(HANDLER, 0x10, 0, 0x8e), vector::GP, 0x10),
+        (gate(1 << 47, 0x33, 0, 0x8e), vector::GP, 0),
+    ] {
+        let (cpu, memory) = setup();
+        set_gate(&memory, 3, bad);
+        cases.push((cpu, memory, 3, expected, code));
+    }
+    let (cpu, memory) = setup();
+    set_gate(&memory, 3, gate(HANDLER, 0x33, 1, 0x8e));
+    cases.push((GuestCpu { task: TaskRegister::default(), ..cpu }, memory, 3, vector::TS, 0));
+    let (cpu, memory) = setup();
+    set_gate(&memory, 3, gate(HANDLER, 0x33, 1, 0x8e));
+    memory.put_words(TSS + 0x24, &[1 << 63]);
+    cases.push((cpu, memory, 3, vector::SS, 0));
+    for (mut cpu, memory, number, expected, code) in cases {
+        let delivered = inject(&mut cpu, &memory, asked(number)).unwrap();
+        let [error_code, rip] = memory.words(cpu.gpr[gpr::RSP]);
+        assert_eq!((delivered, error_code), (expected, code), "{number:#x}");
+        assert_eq!(rip, 0x431f, "a fault of the instruction that asked");
+    }
+}
+
+#[test]
+fn an_interrupt_of_any_number_is_benign() {
+    // `int 13` with a bad gate is followed by the #GP of that gate, not by #DF.
     let (mut cpu, memory) = setup();
-    set_gate(&memory, 3, gate(HANDLER, 0x30, 0, 0x8f));
-    inject(&mut cpu, &memory, Exception::plain(vector::BP)).unwrap();
-    assert_eq!(cpu.rflags, 0x202);
+    cpu.idtr.limit = 0xfff;
+    set_gate(&memory, 14, gate(HANDLER, 0x33, 0, 0x85));
+    assert_eq!(inject(&mut cpu, &memory, Exception::asked(14, 0x431f)).unwrap(), vector::GP);
+    let [code] = memory.words(cpu.gpr[gpr::RSP]);
+    assert_eq!(code, 14 * 8 + 2);
+}
+
+#[test]
+fn a_failed_push_has_the_address_of_the_first_that_fails() {
+    // The frame of #UD is 40 bytes; its upper 16 are on the page of 0x8000, or the whole of it is.
+    for (missing, top, cr2, pushed) in [
+        (&[0x7000, 0x8000][..], 0x8010, 0x8008, false),
+        (&[0x8000], 0x8010, 0x8008, false),
+        (&[0x7000], 0x8010, 0x7ff8, true),
+        (&[0x8000], 0x8100, 0x80f8, false),
+    ] {
+        let (mut cpu, mut memory) = setup();
+        missing.iter().for_each(|page| memory.unmap(*page));
+        memory.put_words(TSS + 0x24, &[0x6000]);
+        set_gate(&memory, 14, gate(HANDLER, 0x33, 1, 0x8e));
+        cpu.gpr[gpr::RSP] = top;
+        assert_eq!(inject(&mut cpu, &memory, Exception::plain(vector::UD)).unwrap(), vector::PF);
+        assert_eq!(cpu.cr2, cr2, "missing {missing:x?}, stack {top:#x}");
+        if pushed {
+            assert_eq!(memory.words(0x8000), [top, 0x2b], "what was pushed before stays");
+        }
+    }
 }
 
 #[test]
@@ -147,7 +229,7 @@ fn a_page_fault_on_the_stack_is_delivered_if_its_handler_has_another() {
     cpu.gpr[gpr::RSP] = 0x8100;
     // #UD cannot push: #PF instead, on its own stack, with the address of the push.
     assert_eq!(inject(&mut cpu, &memory, Exception::plain(vector::UD)).unwrap(), vector::PF);
-    assert_eq!(cpu.cr2, 0x8100 - 40);
+    assert_eq!(cpu.cr2, 0x8100 - 8);
     let [code] = memory.words(cpu.gpr[gpr::RSP]);
     assert_eq!(code, 2, "a write");
 }
@@ -161,13 +243,13 @@ fn a_page_fault_while_a_page_fault_is_delivered_is_a_double_fault() {
     cpu.gpr[gpr::RSP] = 0x8100;
     let delivered = inject(&mut cpu, &memory, Exception::page_fault(0x1234, 0)).unwrap();
     assert_eq!(delivered, vector::DF);
-    assert_eq!(cpu.cr2, 0x8100 - 48, "of the second fault");
+    assert_eq!(cpu.cr2, 0x8100 - 8, "of the second fault");
     // Without that stack the double fault cannot be delivered either.
     let (mut cpu, mut memory) = setup();
     memory.unmap(0x8000);
     cpu.gpr[gpr::RSP] = 0x8100;
     let error = triple(&mut cpu, &memory, Exception::page_fault(0x1234, 2));
-    assert_eq!(error, "triple fault (while delivering exception 14, error code 0x2, CR2 0x80d0)");
+    assert_eq!(error, "triple fault (while delivering exception 14, error code 0x2, CR2 0x80f8)");
 }
 
 #[test]
@@ -219,7 +301,7 @@ proptest::proptest! {
         cpu.gpr[gpr::RSP] = rsp;
         cpu.idtr = DescriptorTable { base: idt_offset, limit };
         let code = crate::vmm::exceptions::has_error_code(vector).then_some(0);
-        match inject(&mut cpu, &memory, Exception { vector, error_code: code, cr2: None }) {
+        match inject(&mut cpu, &memory, Exception { error_code: code, ..Exception::plain(vector) }) {
             Ok(_) => {
                 proptest::prop_assert!(is_canonical(cpu.rip));
                 proptest::prop_assert_eq!(cpu.rflags & rflags::TF, 0);

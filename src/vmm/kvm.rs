@@ -137,13 +137,13 @@ impl KvmDevice {
         self.kvm.get_max_vcpus()
     }
 
-    /// The CPUID leaves for guests: what KVM supports, without what Gnomon does not virtualise.
+    /// The CPUID leaves for guests of the contract: of what KVM supports, what they can use.
     pub(crate) fn guest_cpuid(&self) -> Result<CpuId, KvmError> {
         let mut cpuid = self
             .kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(KvmError::request("KVM_GET_SUPPORTED_CPUID"))?;
-        super::cpuid::hide_unsupported(cpuid.as_mut_slice());
+        super::cpuid_offered::restrict(cpuid.as_mut_slice());
         Ok(cpuid)
     }
 

@@ -58,6 +58,12 @@ pub trait VirtualMemory {
     /// # Errors
     /// [`AccessError`]; memory is then unchanged.
     fn write(&self, paging: &PagingContext, gva: u64, buf: &[u8]) -> Result<(), AccessError>;
+
+    /// Whether `len` bytes could be written to `gva`, as far as the guest's own tables go.
+    ///
+    /// # Errors
+    /// What [`Self::write`] would give.
+    fn check_write(&self, paging: &PagingContext, gva: u64, len: usize) -> Result<(), AccessError>;
 }
 
 /// Whether `len` bytes from `gva` all lie below [`abi::GVA_LIMIT`].
@@ -85,5 +91,12 @@ impl VirtualMemory for ShadowMmu {
             return Err(AccessError::BeyondLimit);
         }
         Ok(self.write_virtual(paging, Gva::new(gva), buf)?)
+    }
+
+    fn check_write(&self, paging: &PagingContext, gva: u64, len: usize) -> Result<(), AccessError> {
+        if !is_usable(gva, len) {
+            return Err(AccessError::BeyondLimit);
+        }
+        Ok(self.check_write_virtual(paging, Gva::new(gva), len)?)
     }
 }

@@ -15,6 +15,7 @@ pub mod boot;
 mod clone;
 pub mod cpu;
 mod cpuid;
+mod cpuid_offered;
 mod devices;
 mod direct;
 pub mod emulate;

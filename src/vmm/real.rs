@@ -8,14 +8,15 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 
-use super::cpu::{GUEST_CS, GUEST_SS, GuestCpu, efer, gpr, real_cr4};
+use super::cpu::{GUEST_CS, GUEST_SS, GuestCpu, efer, gpr};
 use super::cpuid;
 use super::kvm::KvmError;
 use super::monitor::{MONITOR_CS, MONITOR_TR, MonitorLayout, TSS_LIMIT};
 
-/// XCR0: x87 and SSE; AVX where there is.
-const XCR0_BASE: u64 = 0b011;
-const XCR0_AVX: u64 = 0b100;
+/// Which instructions trap (Linux, `arch/x86/include/asm/msr-index.h`; Intel's name for its bit 0 is
+/// CPUID faulting). KVM has it on all processors.
+const MSR_MISC_FEATURES_ENABLES: u32 = 0x140;
+const CPUID_FAULT: u64 = 1 << 0;
 
 /// The SYSCALL registers (AMD APM Vol. 2, 6.1).
 const MSR_STAR: u32 = 0xc000_0081;
@@ -34,18 +35,31 @@ pub(super) fn prepare(
     fd.set_sync_valid_reg(SyncReg::Register);
     fd.set_sync_valid_reg(SyncReg::SystemRegister);
     confine_syscall(fd, layout)?;
+    trap_cpuid(fd)?;
     enable_extended_state(fd, leaves)
 }
 
 /// XCR0 as the contract with the guest has it.
 pub(super) fn enable_extended_state(fd: &VcpuFd, leaves: &CpuId) -> Result<(), KvmError> {
-    if !cpuid::features(leaves.as_slice()).xsave {
+    let features = cpuid::features(leaves.as_slice());
+    if !features.xsave {
         return Ok(());
     }
-    let avx = if cpuid::has_avx(leaves.as_slice()) { XCR0_AVX } else { 0 };
     let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
-    xcrs.xcrs[0] = kvm_xcr { xcr: 0, value: XCR0_BASE | avx, ..Default::default() };
+    xcrs.xcrs[0] = kvm_xcr { xcr: 0, value: features.xcr0(), ..Default::default() };
     fd.set_xcrs(&xcrs).map_err(KvmError::request("KVM_SET_XCRS"))
+}
+
+/// `cpuid` at CPL 3 raises #GP and is emulated: where the processor runs CPL 3 without KVM's doing, it
+/// would tell of the host's processor. A KVM that does not take this answers by the leaves that it was
+/// given.
+fn trap_cpuid(fd: &VcpuFd) -> Result<(), KvmError> {
+    let entry =
+        kvm_msr_entry { index: MSR_MISC_FEATURES_ENABLES, data: CPUID_FAULT, ..Default::default() };
+    if let Ok(msrs) = Msrs::from_entries(&[entry]) {
+        fd.set_msrs(&msrs).map_err(KvmError::request("KVM_SET_MSRS"))?;
+    }
+    Ok(())
 }
 
 /// EFER.SCE stays clear, and `syscall` raises #UD. Some hosts let it through all the same: it must
@@ -97,7 +111,10 @@ fn fill_sregs(
     root: u64,
 ) {
     let data = segment(GUEST_SS, 0x3);
-    (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
+    sregs.ss = data;
+    // Null, since that is what some hosts make of whatever they are given.
+    let null = kvm_segment { unusable: 1, ..Default::default() };
+    (sregs.ds, sregs.es) = (null, null);
     // Null selectors with a base of their own, as 64-bit code has them.
     sregs.fs = kvm_segment { base: cpu.fs_base, selector: 0, ..data };
     sregs.gs = kvm_segment { base: cpu.gs_base, selector: 0, ..data };
@@ -118,7 +135,7 @@ fn fill_sregs(
     sregs.cr0 = cpu.real_cr0();
     sregs.cr2 = 0;
     sregs.cr3 = root;
-    sregs.cr4 = real_cr4(&cpu.features);
+    sregs.cr4 = cpu.real_cr4();
     sregs.efer = efer::LME | efer::LMA | efer::NXE;
 }
 
@@ -180,7 +197,7 @@ mod tests {
 
     #[test]
     fn whatever_the_guest_wants_the_real_state_is_confined() {
-        let features = Features { phys_bits: 48, nx: true, fsgsbase: true, xsave: true };
+        let features = Features { phys_bits: 48, nx: true, fsgsbase: true, xsave: true, avx: true };
         let mut cpu = GuestCpu::at_boot(Gpa::new(0x9000), features);
         cpu.efer |= efer::SCE;
         cpu.cr4 = u64::MAX;

@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::shadow_mmu::ShadowMmu;
 use crate::sync::Mutex;
 
+use super::cpuid_offered::CpuidTable;
 use super::gate::{Gate, Paused};
 use super::kvm::{KvmError, KvmVm};
 use super::machine::TABLES_SLOT;
@@ -21,6 +22,8 @@ pub(super) struct Shared {
     pub(super) kvm: KvmVm,
     pub(super) shadow: Arc<ShadowMmu>,
     pub(super) monitor: MonitorLayout,
+    /// What `cpuid` answers.
+    pub(super) cpuid: CpuidTable,
     pub(super) services: Arc<Services>,
     pub(super) gate: Gate,
     pub(super) roster: Roster,

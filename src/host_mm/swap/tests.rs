@@ -341,6 +341,16 @@ fn an_unused_terabyte_costs_next_to_nothing() {
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
         statm.split_whitespace().nth(1).unwrap().parse().unwrap()
     };
+    // The memory of this process is what all tests beside this one have, too.
+    const ALONE: &str = "GNOMON_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+        let this = "host_mm::swap::tests::an_unused_terabyte_costs_next_to_nothing";
+        let alone = alone.args(["--exact", this]).env(ALONE, "").output().unwrap();
+        let said = String::from_utf8_lossy(&alone.stdout);
+        assert!(alone.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
     let before = resident_pages();
     let space = SwapSpace::new(Box::new(Huge), None);
     assert_eq!(space.slots(), Slot::MAX_SLOTS);
@@ -350,8 +360,23 @@ fn an_unused_terabyte_costs_next_to_nothing() {
         space.read_page(slot, tag, &mut [1; PAGE_SIZE]).unwrap();
     }
     let grown = resident_pages().saturating_sub(before) * PAGE_SIZE_U64;
-    // Eager tables would be 16 GiB of sums and 256 MiB of bits; other tests run beside this one.
+    // Eager tables would be 16 GiB of sums and 256 MiB of bits.
     assert!(grown < 96 << 20, "{grown} bytes");
+}
+
+#[test]
+fn a_swap_file_that_another_program_cut_short_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("swap");
+    let config = SwapConfig { path: Some(path.clone()), dir: None, bytes: 16 * PAGE_SIZE_U64 };
+    let space = SwapSpace::new(Box::new(FileSwap::open(&config).unwrap()), None);
+    let slot = space.alloc().unwrap();
+    space.write_page(slot, 1, &[7; PAGE_SIZE]).unwrap();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(100).unwrap();
+    let error = space.read_page(slot, 1, &mut [0; PAGE_SIZE]).unwrap_err();
+    assert!(matches!(error, SwapError::CutShort { slot: at } if at == slot), "{error}");
+    let said = error.to_string();
+    assert!(said.contains("cut the swap file short") && said.contains("start again"), "{said}");
 }
 
 #[test]

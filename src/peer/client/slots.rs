@@ -590,7 +590,8 @@ mod tests {
 
     #[test]
     fn an_answer_that_belongs_to_no_request_is_a_violation() {
-        let wrong: [(&str, fn(&mut Slots)); 7] = [
+        type Answer = fn(&mut Slots);
+        let wrong: [(&str, Answer); 7] = [
             ("slot 0 was refused page 0xb", |it| it.refused(0, Gfn::new(11), Refusal::Unavailable)),
             ("slot 5 was refused", |it| it.refused(5, Gfn::new(10), Refusal::Unavailable)),
             ("page 0xa exists", |it| it.refused(0, Gfn::new(10), Refusal::Outside)),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::rig::{PAGES, Rig, content};
+use super::rig::{PAGES, Rig, SLOTS, content};
 use crate::addr::{Gfn, PAGE_SIZE};
 use crate::host_mm::Sabotage;
 use crate::peer::client::{Client, ClientConfig, Findings};
@@ -202,6 +202,9 @@ fn a_slot_that_is_asked_for_again_gets_the_answer_to_the_later_request() {
     assert_eq!(peer.hear(), Some(Reply::Unmapped { slot: 0 }));
     assert!(peer.page(0) == EMPTY);
     peer.say(map(7, 1, 0));
+    // What is refused at once tells that the server has heard what came before it.
+    peer.say(map(1 << 40, 1, SLOTS - 1));
+    assert!(matches!(peer.hear(), Some(Reply::Refused { .. })));
     drop(locked);
     assert_eq!(peer.hear(), Some(Reply::Mapped { slot: 1, object: 0, gfn: Gfn::new(1) }));
     assert_eq!(peer.hear(), Some(Reply::Mapped { slot: 0, object: 0, gfn: Gfn::new(7) }));

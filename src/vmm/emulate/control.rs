@@ -1,4 +1,4 @@
-//! Control registers: `mov` to and from CR0, CR2, CR3, CR4, and `clts`, `invlpg`.
+//! Control registers: `mov` to and from CR0, CR2, CR3, CR4, and `clts`, `lmsw`, `xsetbv`, `invlpg`.
 //!
 //! Values that hardware refuses are refused with #GP(0), by the rules for 64-bit mode without
 //! PCID and with 4-level paging (Intel SDM Vol. 3, 2.5 and Vol. 2, MOV to control registers).
@@ -7,11 +7,12 @@ use iced_x86::Register;
 
 use crate::addr::Gva;
 
-use super::super::cpu::{cr0, cr4};
+use super::super::cpu::{cr0, cr4, gpr};
 use super::super::error::GuestError;
 use super::super::exceptions::Stop;
 use super::super::memory::is_usable;
-use super::{Effect, Step, general, general_protection};
+use super::absent::undefined;
+use super::{Effect, Step, general, general_protection, low_u32};
 
 /// CR0 bits that exist; the other low ones are ignored when written, the high ones refused.
 const CR0_KNOWN: u64 = cr0::PE
@@ -25,19 +26,6 @@ const CR0_KNOWN: u64 = cr0::PE
     | cr0::NW
     | cr0::CD
     | cr0::PG;
-
-/// CR4 bits that a guest may set or clear without any being missed.
-const CR4_PLAIN: u64 = cr4::VME
-    | cr4::PVI
-    | cr4::TSD
-    | cr4::DE
-    | cr4::PSE
-    | cr4::PAE
-    | cr4::MCE
-    | cr4::PGE
-    | cr4::PCE
-    | cr4::OSFXSR
-    | cr4::OSXMMEXCPT;
 
 /// CR4 bits whose change flushes the TLB (Intel SDM Vol. 3, 5.10.4.1).
 const CR4_FLUSHES: u64 = cr4::PSE | cr4::PAE | cr4::PGE;
@@ -116,19 +104,34 @@ impl Step<'_> {
     }
 
     fn write_cr4(&mut self, value: u64) -> Result<Effect, Stop> {
-        let mut allowed = CR4_PLAIN;
-        if self.cpu.features.fsgsbase {
-            allowed |= cr4::FSGSBASE;
-        }
-        if self.cpu.features.xsave {
-            allowed |= cr4::OSXSAVE;
-        }
-        if value & !allowed != 0 || value & cr4::PAE == 0 {
+        if value & !self.cpu.features.cr4() != 0 || value & cr4::PAE == 0 {
             return Err(general_protection());
         }
         let changed = value ^ self.cpu.cr4;
         self.cpu.cr4 = value;
         Ok(if changed & CR4_FLUSHES != 0 { Effect::LoadRoot } else { Effect::None })
+    }
+
+    /// Bits 3..0 of CR0; PE cannot be cleared this way (Intel SDM Vol. 2, LMSW).
+    pub(super) fn lmsw(&mut self) -> Result<Effect, Stop> {
+        const LOW: u64 = cr0::PE | cr0::MP | cr0::EM | cr0::TS;
+        let word = u64::from(self.read_selector(0)?);
+        self.write_cr0(self.cpu.cr0 & !LOW | word & LOW | cr0::PE)
+    }
+
+    /// XCR0 is what it is at entry: that value may be written, so that a kernel that sets up XSAVE as
+    /// usual can do so.
+    pub(super) fn xsetbv(&mut self) -> Result<Effect, Stop> {
+        if self.cpu.cr4 & cr4::OSXSAVE == 0 {
+            return Err(undefined());
+        }
+        let low = u64::from(low_u32(self.cpu.gpr[gpr::RAX]));
+        let value = low | u64::from(low_u32(self.cpu.gpr[gpr::RDX])) << 32;
+        let is_xcr0 = low_u32(self.cpu.gpr[gpr::RCX]) == 0;
+        if is_xcr0 && value == self.cpu.features.xcr0() {
+            return Ok(Effect::None);
+        }
+        Err(general_protection())
     }
 
     fn unsupported(&self) -> Stop {

@@ -6,9 +6,11 @@
 //! what has to happen outside the guest's state comes back as an [`Effect`].
 //!
 //! An instruction that is not privileged and still raised #GP (a non-canonical address, a selector
-//! that is not the guest's own) gets its #GP delivered. A privileged one that is not in the list
-//! of `docs/guest-abi.md` ends the guest with its disassembly.
+//! that is not the guest's own) gets its #GP delivered. One that CPUID does not name raises #UD, as on a
+//! processor without it. A privileged one that is not in the list of `docs/guest-abi.md` ends the guest
+//! with its disassembly.
 
+mod absent;
 mod control;
 mod msr;
 mod port;
@@ -22,9 +24,9 @@ use iced_x86::{
 use crate::addr::{Gva, PAGE_SIZE};
 use crate::shadow_mmu::Access;
 
-use super::cpu::{GuestCpu, rflags};
+use super::cpu::{GuestCpu, gpr, rflags};
 use super::error::GuestError;
-use super::exceptions::{Exception, Stop};
+use super::exceptions::{Exception, Stop, vector};
 use super::memory::{AccessError, VirtualMemory};
 
 /// Longest instruction (Intel SDM Vol. 2, 2.3.11).
@@ -85,12 +87,28 @@ pub enum Effect {
     FlushPage(Gva),
     /// `hlt`: park the vCPU.
     Halt,
-    /// `in`: the value goes into AL, AX or EAX ([`GuestCpu::complete_port_read`]).
+    /// `cpuid`: the answer goes into EAX, EBX, ECX and EDX.
+    Cpuid {
+        /// EAX.
+        leaf: u32,
+        /// ECX.
+        subleaf: u32,
+    },
+    /// `int vector` at `rip`: deliver that.
+    Interrupt {
+        /// Vector.
+        vector: u8,
+        /// Address of the instruction.
+        rip: u64,
+    },
+    /// `in` and `ins`.
     PortRead {
         /// First port.
         port: u16,
         /// Width.
         width: PortWidth,
+        /// Where the value goes.
+        into: Destination,
     },
     /// `out`.
     PortWrite {
@@ -103,12 +121,21 @@ pub enum Effect {
     },
 }
 
+/// Where the value of a port goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// AL, AX or EAX ([`GuestCpu::complete_port_read`]).
+    Accumulator,
+    /// This guest virtual address, which the guest may write.
+    Memory(u64),
+}
+
 /// An instruction that was completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Emulated {
     /// What remains to be done outside.
     pub effect: Effect,
-    /// TF was set before the instruction: #DB is due after it.
+    /// TF was set before the instruction, which does not hold it back: #DB is due after it.
     pub single_step: bool,
 }
 
@@ -125,10 +152,41 @@ pub fn emulate(
     let mut step = Step { cpu: cpu.clone(), memory, instruction };
     step.cpu.rip = instruction.next_ip();
     let effect = step.execute(error_code)?;
-    let single_step = cpu.rflags & rflags::TF != 0;
+    let single_step = cpu.rflags & rflags::TF != 0 && !holds_traps_back(&instruction);
     *cpu = step.cpu;
-    cpu.rflags &= !rflags::RF;
+    // All clear it but `iretq`, which has it from the stack.
+    if instruction.mnemonic() != Mnemonic::Iretq {
+        cpu.rflags &= !rflags::RF;
+    }
     Ok(Emulated { effect, single_step })
+}
+
+/// Emulates the instruction at `cpu.rip`, which raised #UD, if it is `int n`: some hosts refuse that at
+/// CPL 3 so. `None` if it is not, or cannot be fetched.
+pub fn emulate_interrupt(cpu: &mut GuestCpu, memory: &dyn VirtualMemory) -> Option<Emulated> {
+    let instruction = fetch(cpu, memory, 0).ok()?;
+    if instruction.mnemonic() != Mnemonic::Int {
+        return None;
+    }
+    emulate(cpu, memory, 0).ok()
+}
+
+/// The vector that `int3` or `int 3` behind `rip` asked for, with the instruction's address. Prefixes
+/// are no part of it: they cannot be told from the code before.
+pub fn asked_behind(cpu: &GuestCpu, memory: &dyn VirtualMemory, vector: u8) -> Exception {
+    const INT3: u8 = 0xcc;
+    let mut last = [0];
+    let before = cpu.rip.wrapping_sub(1);
+    let is_short = vector == vector::BP
+        && memory.read(&cpu.paging(), before, &mut last, Access::Execute).is_ok()
+        && last == [INT3];
+    Exception::asked(vector, if is_short { before } else { cpu.rip.wrapping_sub(2) })
+}
+
+/// `mov ss` holds a debug trap back until after the next instruction (Intel SDM Vol. 3, 7.8.3); `int n`
+/// clears TF before one is due.
+fn holds_traps_back(instruction: &Instruction) -> bool {
+    instruction.mnemonic() == Mnemonic::Int || instruction.op0_register() == Register::SS
 }
 
 /// Fetches and decodes the instruction at `cpu.rip`. An instruction whose last bytes lie on a
@@ -154,6 +212,7 @@ fn fetch(cpu: &GuestCpu, memory: &dyn VirtualMemory, error_code: u32) -> Result<
     match (decoder.last_error(), missing) {
         (DecoderError::None, _) => Ok(instruction),
         (DecoderError::NoMoreBytes, Some(error)) => Err(error.into()),
+        _ if absent::is_move_of_no_register(&bytes[..fetched], cpu.rip) => Err(absent::undefined()),
         // Not what the processor saw (another vCPU may have changed it), or not in the decoder's
         // tables: the #GP stands as it was raised.
         _ => Err(Stop::Inject(Exception::general_protection(error_code))),
@@ -174,8 +233,19 @@ impl Step<'_> {
             Mnemonic::Clts => self.clts(),
             Mnemonic::Invlpg => self.invlpg(),
             Mnemonic::Hlt => Ok(Effect::Halt),
-            Mnemonic::Cli => self.set_interrupt_flag(false),
-            Mnemonic::Sti => self.set_interrupt_flag(true),
+            // There are no interrupts, and the flag is always set.
+            Mnemonic::Cli | Mnemonic::Sti => Ok(Effect::None),
+            Mnemonic::Cpuid => Ok(Effect::Cpuid {
+                leaf: low_u32(self.cpu.gpr[gpr::RAX]),
+                subleaf: low_u32(self.cpu.gpr[gpr::RCX]),
+            }),
+            Mnemonic::Int => Ok(Effect::Interrupt {
+                vector: self.instruction.immediate8(),
+                rip: self.instruction.ip(),
+            }),
+            Mnemonic::Lmsw => self.lmsw(),
+            Mnemonic::Lldt => self.lldt(),
+            Mnemonic::Xsetbv if self.cpu.features.xsave => self.xsetbv(),
             Mnemonic::Lgdt => self.load_descriptor_table(),
             Mnemonic::Lidt => self.load_descriptor_table(),
             Mnemonic::Ltr => self.ltr(),
@@ -189,7 +259,14 @@ impl Step<'_> {
             Mnemonic::Wbinvd | Mnemonic::Wbnoinvd | Mnemonic::Invd => Ok(Effect::None),
             Mnemonic::In => self.port_in(),
             Mnemonic::Out => self.port_out(),
+            Mnemonic::Insb => self.port_in_string(PortWidth::Byte),
+            Mnemonic::Insw => self.port_in_string(PortWidth::Word),
+            Mnemonic::Insd => self.port_in_string(PortWidth::Dword),
+            Mnemonic::Outsb => self.port_out_string(PortWidth::Byte),
+            Mnemonic::Outsw => self.port_out_string(PortWidth::Word),
+            Mnemonic::Outsd => self.port_out_string(PortWidth::Dword),
             Mnemonic::Iretq => self.iretq(),
+            mnemonic if absent::is_absent(mnemonic) => Err(absent::undefined()),
             _ => self.other(error_code),
         }
     }
@@ -216,15 +293,6 @@ impl Step<'_> {
         } else {
             self.other(error_code)
         }
-    }
-
-    fn set_interrupt_flag(&mut self, on: bool) -> Result<Effect, Stop> {
-        if on {
-            self.cpu.rflags |= rflags::IF;
-        } else {
-            self.cpu.rflags &= !rflags::IF;
-        }
-        Ok(Effect::None)
     }
 
     fn disassembly(&self) -> String {

@@ -1,5 +1,5 @@
 //! Descriptor tables, the task register, and the segment changes that trap: `lgdt`, `lidt`,
-//! `ltr`, `mov ss` and `iretq`.
+//! `ltr`, `lldt`, `mov ss` and `iretq`.
 //!
 //! A guest has one flat code segment and one flat data segment, whatever its own GDT says. Its
 //! GDT matters only to `ltr`, which finds the TSS there that holds the interrupt stacks.
@@ -9,6 +9,7 @@ use iced_x86::Mnemonic;
 use crate::shadow_mmu::Access;
 
 use super::super::cpu::{DescriptorTable, GUEST_SS, TaskRegister, gpr, is_canonical, rflags};
+use super::super::error::GuestError;
 use super::super::exceptions::{Exception, Stop, vector};
 use super::{Effect, Step, general_protection, low_u16};
 
@@ -69,6 +70,14 @@ impl Step<'_> {
         Ok(Effect::None)
     }
 
+    /// There is no local table: only the null selector, which says so, can be loaded.
+    pub(super) fn lldt(&mut self) -> Result<Effect, Stop> {
+        if self.read_selector(0)? & !3 == 0 {
+            return Ok(Effect::None);
+        }
+        Err(GuestError::UnsupportedInstruction { instruction: self.disassembly() }.into())
+    }
+
     /// A null SS is what a 64-bit kernel may load and CPL 3 may not. The guest keeps its flat
     /// stack segment; any other selector that got here is not the guest's own.
     pub(super) fn mov_to_ss(&mut self, error_code: u32) -> Result<Effect, Stop> {
@@ -96,7 +105,7 @@ impl Step<'_> {
             return Err(general_protection());
         }
         self.cpu.rip = rip;
-        self.cpu.rflags = (flags & rflags::GUEST) | rflags::FIXED;
+        self.cpu.rflags = (flags & rflags::GUEST) | rflags::ALWAYS;
         self.cpu.gpr[gpr::RSP] = rsp;
         Ok(Effect::None)
     }

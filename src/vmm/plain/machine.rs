@@ -251,7 +251,7 @@ impl PlainMachine {
 
     /// Takes all vCPUs out of the guest and lets them back in: after the process was stopped, it is told so
     /// in those that were on their way out of it by themselves, too.
-    pub(crate) fn interrupt(&self) {
+    pub fn interrupt(&self) {
         self.kickers.iter().for_each(|kicker| kicker.kick());
     }
 

@@ -173,7 +173,8 @@ mod tests {
     use crate::vmm::cpu::{Features, GuestCpu};
 
     pub(super) fn request() -> StartRequest {
-        let features = Features { phys_bits: 48, nx: true, fsgsbase: false, xsave: false };
+        let features =
+            Features { phys_bits: 48, nx: true, fsgsbase: false, xsave: false, avx: false };
         StartRequest { cpu: GuestCpu::at_boot(Gpa::new(0x9000), features), real: None }
     }
 

@@ -280,11 +280,13 @@ fn cr4_values() {
     // UMIP, LA57, VMXE, SMXE, PCIDE, SMEP, SMAP, PKE, CET, and bits that do not exist.
     let bits = [11, 12, 13, 14, 15, 17, 20, 21, 22, 23, 31, 32, 63];
     values.extend(bits.map(|bit| ENTRY | 1 << bit));
+    // VME, PVI, DE, MCE, which CPUID does not name.
+    values.extend([0, 1, 3, 6].map(|bit| ENTRY | 1 << bit));
     refused(cr4, &values);
-    // TSD, PCE, PGE, DE, VME: stored, without effect.
+    // TSD, PSE, PGE, PCE: stored, without effect.
     let guest = Guest::new(|a| {
         a.mov(rbx, cr4)?;
-        a.or(rbx, 0x18f)?;
+        a.or(rbx, 0x194)?;
         a.mov(cr4, rbx)?;
         a.mov(rcx, cr4)?;
         a.sub(rbx, rcx)?;
