@@ -116,7 +116,7 @@ fn address_space() -> Result<(), Ignore> {
 fn open_files() -> Result<(), Ignore> {
     let limits = Limits::default().open_files(10);
     refused(&limits, &BOOT, &["10 files open", "ulimit -n", "--vcpus"]);
-    let many = [&BOOT[..], &["--vcpus", "64"]].concat();
+    let many = ["boot", "--memory", "64M", "--vcpus", "64"];
     refused(&Limits::default().open_files(64), &many, &["64 files open"]);
     Ok(())
 }

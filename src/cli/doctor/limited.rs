@@ -149,7 +149,7 @@ mod tests {
         limits.process.file_bytes = Some(64 << 20);
         assert_line(&limits, "file size", Status::Limited, "--swap-size");
         let bounded = |limit, used| Some(Bounded { limit, used });
-        limits.process.address = bounded(100 << 20, 10 << 20);
+        limits.process.address = bounded(60 << 20, 10 << 20);
         missing(&limits, "address space", "ulimit -v");
         limits.process.descriptors = bounded(16, 4);
         missing(&limits, "open files", "ulimit -n");
