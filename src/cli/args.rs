@@ -45,7 +45,8 @@ pub(crate) enum Command {
 /// Options of every command that runs a guest.
 #[derive(Debug, Args)]
 pub(crate) struct HostArgs {
-    /// File for evicted pages: made anew, removed at the end [default: an unnamed temporary file]
+    /// Place of the file for evicted pages, which is made anew and has no name there, so that it is
+    /// gone with the run [default: in the temporary directory]
     #[arg(long, value_name = "PATH")]
     pub(crate) swap_file: Option<PathBuf>,
     /// Size of swap; a sparse file [default: the memory of all guests, at least 1G]

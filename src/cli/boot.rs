@@ -1,11 +1,13 @@
 //! `gnomon boot`: a guest with its console on standard output.
 //!
 //! Guarantee: the exit code is the guest's own, or says that it was stopped by a signal, that the run
-//! failed or that its console could not be written; a summary on standard error tells how it went.
+//! failed or that its console could not be written; a summary on standard error tells how it went, and
+//! what was not checked for a signal.
 
 use std::time::{Duration, Instant};
 
 use super::config::MachineConfig;
+use super::ending::{self, Ending, TICK};
 use super::injected::{self, Injected};
 use super::machine::{Figures, Machine};
 use super::output::{self, StdoutConsole, printable};
@@ -15,11 +17,8 @@ use super::{EXIT_FAILURE, exit_code_of_signal};
 use crate::addr::PAGE_SIZE_U64;
 use crate::direct_mmu::DirectStats;
 use crate::host_mm::MmStats;
-use crate::sys::signal::StopNotice;
 use crate::vmm::Outcome;
 
-/// Time between looks for a signal.
-pub(crate) const TICK: Duration = Duration::from_millis(50);
 /// Time for vCPU threads to end after a kill.
 pub(crate) const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Violations that are shown in full.
@@ -30,7 +29,7 @@ const SHOWN: usize = 20;
 /// # Errors
 /// If the guest cannot be started.
 pub(crate) fn run(config: MachineConfig) -> anyhow::Result<u8> {
-    let stop = StopNotice::install()?;
+    let ending = Ending::install()?;
     let console = StdoutConsole::new();
     let mut machine = Machine::new(&config, Box::new(console.clone()))?;
     for warning in &config.warnings {
@@ -41,9 +40,11 @@ pub(crate) fn run(config: MachineConfig) -> anyhow::Result<u8> {
     }
     let begun = Instant::now();
     machine.fleet.start()?;
-    let (outcome, signal) = wait(&mut machine, stop, &console);
+    ending.phase("running the guest");
+    let (outcome, signal) = wait(&mut machine, &ending, &console);
     let elapsed = begun.elapsed();
 
+    ending.phase("checking what is left");
     let resident = machine.mm.resident_bytes().unwrap_or(0);
     let mut found = violations::collect(&machine, resident);
     let injected =
@@ -64,16 +65,18 @@ pub(crate) fn run(config: MachineConfig) -> anyhow::Result<u8> {
         injected.add_violations(&mut found, ended_early);
     }
     let members = machine.fleet.members.iter();
-    for line in complaints(&found, members.map(|member| member.vm.lost_console_bytes()).sum()) {
+    let lost = members.map(|member| member.vm.lost_console_bytes()).sum();
+    for line in complaints(&found, lost, ending.signal()) {
         output::note(line);
     }
+    ending::let_go(machine);
     Ok(exit_code(outcome.as_ref(), signal, &found))
 }
 
 /// Waits for the end of the guest, or for a signal, which then ends it.
 fn wait(
     machine: &mut Machine,
-    stop: StopNotice,
+    ending: &Ending,
     console: &StdoutConsole,
 ) -> (Option<Outcome>, Option<i32>) {
     loop {
@@ -81,7 +84,8 @@ fn wait(
         if let Some(outcome) = take_outcome(machine) {
             return (Some(outcome), None);
         }
-        if let Some(signal) = stop.signal() {
+        if let Some(signal) = ending.signal() {
+            ending.phase("waiting for the vCPUs to stop");
             console.give_up();
             machine.fleet.kill(KILL_TIMEOUT);
             return (take_outcome(machine), Some(signal));
@@ -96,7 +100,10 @@ fn take_outcome(machine: &mut Machine) -> Option<Outcome> {
 
 pub(crate) fn how_it_ended(outcome: Option<&Outcome>, signal: Option<i32>) -> String {
     match (outcome, signal) {
-        (None, _) => {
+        (None, Some(signal)) => {
+            format!("the guest was ended by signal {signal}, before all its vCPUs had stopped")
+        }
+        (None, None) => {
             format!("a vCPU did not stop within {} s of being killed", KILL_TIMEOUT.as_secs())
         }
         (Some(Outcome::Killed), Some(signal)) => format!("the guest was ended by signal {signal}"),
@@ -113,8 +120,8 @@ pub(crate) fn how_it_ended(outcome: Option<&Outcome>, signal: Option<i32>) -> St
 
 fn exit_code(outcome: Option<&Outcome>, signal: Option<i32>, found: &Violations) -> u8 {
     match (outcome, signal) {
-        (None, _) => EXIT_FAILURE,
-        (Some(Outcome::Killed), Some(signal)) => exit_code_of_signal(signal),
+        (None | Some(Outcome::Killed), Some(signal)) => exit_code_of_signal(signal),
+        (None, None) => EXIT_FAILURE,
         (Some(outcome), _) => match outcome.exit_code() {
             0 if found.total > 0 => EXIT_FAILURE,
             code => code,
@@ -171,8 +178,13 @@ pub(crate) fn frames_line(host: &MmStats, budget: u64) -> String {
     )
 }
 
-pub(crate) fn complaints(found: &Violations, lost_console_bytes: u64) -> Vec<String> {
-    let mut lines = Vec::new();
+pub(crate) fn complaints(
+    found: &Violations,
+    lost_console_bytes: u64,
+    signal: Option<i32>,
+) -> Vec<String> {
+    let cut_short = signal.and_then(|signal| violations::cut_short(signal, &found.unchecked));
+    let mut lines: Vec<String> = cut_short.into_iter().collect();
     if lost_console_bytes > 0 {
         lines.push(format!(
             "{} bytes of the guest's console could not be written to standard output",
@@ -190,7 +202,7 @@ pub(crate) fn complaints(found: &Violations, lost_console_bytes: u64) -> Vec<Str
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::violations::{Check, Violation};
+    use crate::cli::violations::{Check, EndCheck, Violation};
     use crate::vmm::{KvmError, VmError};
 
     #[test]
@@ -209,7 +221,8 @@ mod tests {
         assert_eq!(code(&Outcome::Killed, Some(2), &clean), 130);
         assert_eq!(code(&Outcome::Killed, Some(15), &clean), 143);
         assert_eq!(code(&Outcome::PoweredOff, Some(2), &clean), 0, "it was faster than the signal");
-        assert_eq!(exit_code(None, Some(2), &clean), 1);
+        assert_eq!(exit_code(None, Some(2), &clean), 130);
+        assert_eq!(exit_code(None, None, &clean), 1);
     }
 
     #[test]
@@ -234,11 +247,14 @@ mod tests {
         let mut found = Violations::default();
         let texts = (0..30).map(|n| format!("violation \x07{n}"));
         found.add(Check::GuestOracle, texts, 3000);
-        let lines = complaints(&found, 12);
+        found.unchecked.insert(EndCheck::ReverseMap);
+        let lines = complaints(&found, 12, None);
         assert!(lines[0].starts_with("12 bytes"), "{lines:?}");
         assert_eq!(lines[1], "violations: 3,000");
         assert_eq!(lines.len(), 2 + SHOWN);
         assert!(lines[2].ends_with("\\u{7}0"), "{lines:?}");
-        assert!(complaints(&Violations::default(), 0).is_empty());
+        let lines = complaints(&found, 0, Some(15));
+        assert_eq!(lines[0], "cut short by signal 15; not checked: the reverse map (I3)");
+        assert!(complaints(&Violations::default(), 0, Some(15)).is_empty());
     }
 }

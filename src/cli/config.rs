@@ -5,7 +5,7 @@
 //! read and looked at, none is left behind.
 
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::ValueEnum;
@@ -14,7 +14,7 @@ use super::args::{
     BootArgs, HostArgs, Invalidate, PolicyName, SabotageName, StressArgs, Workload, name_of,
 };
 use super::kernel_file;
-use super::limits::{self, HostLimits};
+use super::limits::{self, HostLimits, Needs, Shape, SwapInMemory};
 use super::paging::{self, Paging};
 use super::report::json;
 use super::values::{Size, size};
@@ -23,6 +23,7 @@ use crate::host_mm::{
     HostMmConfig, InjectionPlan, MIN_HOST_MEMORY_BYTES, ReclaimPolicy, SwapConfig,
 };
 use crate::peer::server::check_path;
+use crate::sys::names::folder_of;
 use crate::vmm::boot::TEST_GUEST;
 use crate::vmm::linux::KernelKind;
 use crate::vmm::{HostKind, VmConfig};
@@ -56,6 +57,8 @@ pub(crate) struct MachineConfig {
     pub(crate) paging: Paging,
     /// What kind of KVM to take this host's for; `None` to probe it.
     pub(crate) assume_host: Option<HostKind>,
+    /// What it takes of the host.
+    pub(crate) needs: Needs,
     /// What is allowed, but may not be what was meant; a sentence each.
     pub(crate) warnings: Vec<String>,
 }
@@ -103,7 +106,17 @@ pub(crate) fn boot(args: &BootArgs, limits: &HostLimits) -> Result<MachineConfig
     let sizes =
         Sizes { memory: args.memory, host_memory: args.host_memory, vcpus: args.vcpus, vms: 1 };
     let seed = args.seed.unwrap_or_else(new_seed);
-    machine(&sizes, &args.host, limits, kernel, cmdline.to_owned(), seed)
+    let machine = machine(&sizes, &args.host, limits, kernel, cmdline.to_owned(), seed)?;
+    check_needs(&machine.needs, limits)?;
+    Ok(machine)
+}
+
+/// Refuses what the host does not allow.
+pub(crate) fn check_needs(needs: &Needs, limits: &HostLimits) -> Result<(), UsageError> {
+    match limits::shortages(needs, limits).into_iter().next() {
+        Some(shortage) => Err(UsageError(shortage.sentence)),
+        None => Ok(()),
+    }
 }
 
 /// One access in fifty gives its page back.
@@ -140,6 +153,11 @@ pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressCon
     };
     let mut machine =
         machine(&sizes, &args.host, limits, Cow::Borrowed(TEST_GUEST), cmdline, seed)?;
+    machine.needs.add_threads(invalidations.len() as u64);
+    if args.export_socket.is_some() {
+        machine.needs.add_peers();
+    }
+    check_needs(&machine.needs, limits)?;
     machine.host.policy = ReclaimPolicy::from(args.policy);
     machine.host.sabotage = args.sabotage.map(Into::into);
     machine.host.check_evictions = true;
@@ -255,7 +273,17 @@ pub(crate) fn machine(
     }
     let swap = swap(sizes.all_memory(), host)?;
     let warnings = warnings(sizes, host, &swap, limits);
+    let shape = Shape {
+        memory_bytes,
+        host_memory_bytes: sizes.host_memory.bytes(),
+        vcpus: sizes.vcpus as u64,
+        vms: sizes.vms as u64,
+        is_direct: paging != Paging::Shadow,
+    };
+    let mut needs = Needs::of(shape, swap.bytes);
+    needs.swap_in_memory = swap_in_memory(sizes, &swap);
     Ok(MachineConfig {
+        needs,
         vm: VmConfig {
             memory_bytes,
             vcpus: sizes.vcpus,
@@ -329,7 +357,7 @@ fn swap(memory_bytes: u64, host: &HostArgs) -> Result<SwapConfig, UsageError> {
     if let Some(path) = &swap.path {
         if path.symlink_metadata().is_ok() {
             refuse!(
-                "--swap-file {} exists already, and a swap file is made anew and removed at the end: name another one, or remove it if nothing uses it",
+                "--swap-file {} exists already, and a swap file is made anew, without a name: name another place, or remove it if nothing uses it",
                 path.display()
             );
         }
@@ -345,14 +373,6 @@ fn swap(memory_bytes: u64, host: &HostArgs) -> Result<SwapConfig, UsageError> {
     Ok(swap)
 }
 
-/// The directory that a file is in; the current one for a bare name.
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
 fn warnings(sizes: &Sizes, host: &HostArgs, swap: &SwapConfig, limits: &HostLimits) -> Vec<String> {
     let mut warnings = Vec::new();
     let needed = sizes.all_memory().saturating_sub(sizes.host_memory.bytes());
@@ -366,24 +386,51 @@ fn warnings(sizes: &Sizes, host: &HostArgs, swap: &SwapConfig, limits: &HostLimi
             sizes.host_memory
         ));
     }
+    // More than that and its own swap is refused.
     if let Some(available) = limits.available_bytes
         && sizes.host_memory.bytes() > available
     {
         warnings.push(format!(
-            "warning: --host-memory {} is more than the {} that this host has available",
+            "warning: --host-memory {} is more than the {} that this host has available without its own swap",
             sizes.host_memory,
             super::values::human_bytes(available)
         ));
     }
-    let temporary = std::env::temp_dir();
-    let folder = swap.path.as_deref().map_or(temporary.as_path(), folder_of);
-    if needed > 0 && limits::is_in_memory(folder) {
+    let folder = swap_folder(swap);
+    if needed > 0 && limits::is_in_memory(&folder) {
         warnings.push(format!(
             "warning: {} is in memory (tmpfs), so swapping to it frees nothing: put swap on a disk with --swap-file",
             folder.display()
         ));
     }
+    let wanted = needed.min(swap.bytes);
+    if let Some(free) = limits::free_bytes(&folder)
+        && free < wanted
+    {
+        warnings.push(format!(
+            "warning: {} has {} free, and swap may want {}: a guest that uses all of its memory will be ended; put swap elsewhere with --swap-file",
+            folder.display(),
+            super::values::human_bytes(free),
+            super::values::human_bytes(wanted)
+        ));
+    }
     warnings
+}
+
+/// The directory that swap will be in.
+fn swap_folder(swap: &SwapConfig) -> PathBuf {
+    swap.path.as_deref().map_or_else(std::env::temp_dir, |path| folder_of(path).to_owned())
+}
+
+/// What swap takes of memory at most, where it is in memory.
+fn swap_in_memory(sizes: &Sizes, swap: &SwapConfig) -> Option<SwapInMemory> {
+    let folder = swap_folder(swap);
+    let wanted = sizes.all_memory().saturating_sub(sizes.host_memory.bytes()).min(swap.bytes);
+    if wanted == 0 || !limits::is_in_memory(&folder) {
+        return None;
+    }
+    let bytes = limits::free_bytes(&folder).map_or(wanted, |free| free.min(wanted));
+    Some(SwapInMemory { folder, bytes })
 }
 
 pub(crate) fn check_cmdline(cmdline: &str) -> Result<(), UsageError> {

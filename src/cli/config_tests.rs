@@ -10,7 +10,7 @@ use crate::host_mm::Sabotage;
 use crate::vmm::boot::MAX_IMAGE_BYTES;
 
 fn limits() -> HostLimits {
-    HostLimits { max_vcpus: Some(8), available_bytes: Some(1 << 40) }
+    HostLimits { max_vcpus: Some(8), available_bytes: Some(1 << 40), ..HostLimits::default() }
 }
 
 fn try_boot(words: &[&str]) -> Result<MachineConfig, String> {

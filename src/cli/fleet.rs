@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::ending;
 use super::machine::Phases;
 use super::output::Tail;
-use super::violations::{self, Check, Violations};
+use super::violations::{self, Check, EndCheck, Violations};
 use crate::direct_mmu::DirectStats;
 use crate::host_mm::{HostMm, MemoryObject};
 use crate::iotlb::IotlbStats;
@@ -215,16 +216,18 @@ impl Fleet {
         }
     }
 
-    /// Kills all, and waits until they have ended; false if one has not in time.
+    /// Kills all, and waits until they have ended; false if one has not in time, which is short after
+    /// a signal.
     pub(crate) fn kill(&mut self, timeout: Duration) -> bool {
         for member in self.members.iter_mut().filter(|member| member.outcome.is_none()) {
             member.fate = Fate::Killed;
             member.vm.kill();
         }
-        for member in self.members.iter_mut().filter(|member| member.outcome.is_none()) {
-            member.outcome = member.vm.wait(Some(timeout));
-        }
-        self.members.iter().all(|member| member.outcome.is_some())
+        let all_ended = |tick| {
+            self.poll(tick);
+            self.members.iter().all(|member| member.outcome.is_some()).then_some(())
+        };
+        ending::wait_for(timeout, all_ended).is_some()
     }
 
     /// Compares reverse maps with what is mapped while the guests work, then takes the shadow pages of
@@ -262,12 +265,13 @@ impl Fleet {
         self.objects.remove(member.vm.object());
         let (number, clients) = (member.number, member.vm.client_ids());
         drop(member);
-        let left: u64 = clients.into_iter().map(|client| mm.mappings_of(client)).sum();
-        if left > 0 {
-            let text =
-                format!("I3: VM {number} is gone, but the reverse map has {left} of its entries");
-            self.found.add(Check::ReverseMap, [text], 0);
-        }
+        self.found.look(EndCheck::Leftovers, Check::ReverseMap, || {
+            let left: u64 = clients.into_iter().map(|client| mm.mappings_of(client)).sum();
+            let told = |left: &u64| {
+                format!("I3: VM {number} is gone, but the reverse map has {left} of its entries")
+            };
+            Some(left).filter(|&left| left > 0).iter().map(told).collect()
+        });
     }
 
     /// What all have done so far.

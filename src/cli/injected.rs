@@ -9,10 +9,11 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::values::human_count;
-use super::violations::{Check, Violations};
+use super::violations::{Check, EndCheck, Violations};
 use crate::host_mm::{
     Audit, HostFault, HostMm, InjectionCount, InjectionPlan, MemoryObject, PauseCount, When,
 };
+use crate::sys::signal;
 
 /// What is told before a run: a user should not take a fault for the host's own. The seed, only if
 /// anything hangs on it.
@@ -32,8 +33,9 @@ pub(crate) struct Injected {
     pub(crate) items: Vec<Item>,
     /// How often each point of the protocol was passed and paused at, with an item `pause`.
     pub(crate) pauses: Vec<Pause>,
-    /// Where the guest's pages were at the end, once nothing was injected any more.
-    pub(crate) pages: Pages,
+    /// Where the guest's pages were at the end, once nothing was injected any more; `None` if nobody
+    /// looked for all of them, since the end was to be quick.
+    pub(crate) pages: Option<Pages>,
     #[serde(skip)]
     /// The first of the lost, a sentence each.
     pub(crate) lost: Vec<String>,
@@ -84,23 +86,29 @@ impl Injected {
             return None;
         }
         mm.end_injection();
-        // A page on its way to swap would be missed.
-        mm.stop_background_reclaim();
         let mut audit = Audit::default();
-        for object in memory {
-            audit.add(object.audit());
+        if !signal::is_stop_asked() {
+            // A page on its way to swap would be missed.
+            mm.stop_background_reclaim();
+            for object in memory {
+                audit.add(object.audit());
+            }
         }
-        Some(Self::new(&counts, &mm.pauses(), &audit))
+        let audit = (!signal::is_stop_asked()).then_some(audit);
+        Some(Self::new(&counts, &mm.pauses(), audit.as_ref()))
     }
 
-    fn new(counts: &[InjectionCount], pauses: &[PauseCount], audit: &Audit) -> Self {
-        let &Audit { in_frames, in_swap, lost, .. } = audit;
+    /// Without an audit nobody has looked for all pages.
+    fn new(counts: &[InjectionCount], pauses: &[PauseCount], audit: Option<&Audit>) -> Self {
+        let pages =
+            |&Audit { in_frames, in_swap, lost, .. }: &Audit| Pages { in_frames, in_swap, lost };
+        let pages = audit.map(pages);
+        let first_lost = audit.map_or(&[][..], |audit| &audit.first_lost);
         Self {
             items: counts.iter().map(Item::from).collect(),
             pauses: pauses.iter().map(Pause::from).collect(),
-            pages: Pages { in_frames, in_swap, lost },
-            lost: audit
-                .first_lost
+            pages,
+            lost: first_lost
                 .iter()
                 .map(|(gfn, error)| format!("I2: guest frame {gfn} is lost in swap: {error}"))
                 .collect(),
@@ -110,7 +118,11 @@ impl Injected {
     /// Adds what is wrong. `ended_early` says that a signal, the user or a failure
     /// ended the run.
     pub(crate) fn add_violations(&self, all: &mut Violations, ended_early: bool) {
-        all.add(Check::SwapChecksum, self.lost.iter().cloned(), self.pages.lost);
+        let lost = self.pages.map_or(0, |pages| pages.lost);
+        all.add(Check::SwapChecksum, self.lost.iter().cloned(), lost);
+        if self.pages.is_none() {
+            all.unchecked.insert(EndCheck::InjectedPages);
+        }
         if all.total > 0 || ended_early {
             return;
         }
@@ -126,7 +138,9 @@ impl Injected {
         if !told.is_empty() {
             lines.push(format!("pauses by point, of so many passings: {}", told.join(", ")));
         }
-        let Pages { in_frames, in_swap, lost } = self.pages;
+        let Some(Pages { in_frames, in_swap, lost }) = self.pages else {
+            return lines;
+        };
         lines.push(format!(
             "guest's pages at the end: {} in frames, {} read back from swap, {} lost",
             human_count(in_frames),
@@ -202,7 +216,7 @@ mod tests {
     fn injected(struck: u64, audit: &Audit) -> Injected {
         let when = When::Once(NonZeroU64::new(9).unwrap());
         let item = Injection { fault: HostFault::ShortWrite, when };
-        Injected::new(&[InjectionCount { item, calls: 1234, struck }], &[], audit)
+        Injected::new(&[InjectionCount { item, calls: 1234, struck }], &[], Some(audit))
     }
 
     fn violations(injected: &Injected, ended_early: bool) -> Violations {
@@ -238,7 +252,7 @@ mod tests {
     fn pauses_are_told_by_point() {
         let point = |point, passed, paused| PauseCount { point, passed, paused };
         let points = [point(PausePoint::Counted, 2000, 31), point(PausePoint::SlotFreed, 0, 0)];
-        let injected = Injected::new(&[], &points, &Audit::default());
+        let injected = Injected::new(&[], &points, Some(&Audit::default()));
         let lines = injected.lines();
         assert_eq!(lines[0], "pauses by point, of so many passings: counted 31 of 2,000");
         assert_eq!((lines.len(), injected.pauses[1].point), (2, "slot-freed"));

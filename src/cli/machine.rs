@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::config::{MachineConfig, UsageError};
-use super::fleet::{Done, Fleet};
+use super::fleet::{Done, Fleet, Member};
 use super::paging::Paging;
 use crate::abi;
 use crate::addr::{Gfn, PAGE_SIZE_U64};
@@ -14,6 +14,7 @@ use crate::host_mm::swap::{SwapError, SwapOpenError};
 use crate::host_mm::{HostMm, MmError, MmStats};
 use crate::iotlb::IotlbStats;
 use crate::shadow_mmu::ShadowStats;
+use crate::sys::signal;
 use crate::vmm::{AnyVm, DirectVm, DmaStats, GuestCounters, VcpuCounts, Vm, VmError, VmObserver};
 
 /// Host memory and the VMs over it: one, ready to start, to begin with.
@@ -104,9 +105,10 @@ impl Machine {
         Figures { guest, vcpus, faults, shadow, direct, dma, iotlb, host: self.mm.stats() }
     }
 
-    /// Lets go of every VM; false if one has not ended.
+    /// Lets go of every VM, unless the end is to be quick; false if one has not ended.
     pub(crate) fn retire_all(&mut self) -> bool {
-        while self.fleet.members.first().is_some_and(|member| member.outcome.is_some()) {
+        let has_ended = |member: &Member| member.outcome.is_some();
+        while self.fleet.members.first().is_some_and(has_ended) && !signal::is_stop_asked() {
             self.fleet.retire(0, &self.mm);
         }
         self.fleet.members.is_empty()
@@ -115,7 +117,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // The last to hold host memory removes the swap file; that must be this thread.
+        // So that host memory goes now, and with this thread.
         self.mm.stop_background_reclaim();
     }
 }

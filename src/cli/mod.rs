@@ -11,6 +11,7 @@ mod args;
 mod boot;
 mod config;
 mod doctor;
+mod ending;
 mod fleet;
 mod hint;
 mod inject;
@@ -34,6 +35,8 @@ use args::{BootArgs, Command};
 use config::UsageError;
 use limits::HostLimits;
 
+use crate::sys::signal::ignore_file_size_signal;
+
 /// Exit code of a command line that cannot be run.
 const EXIT_USAGE: u8 = 2;
 /// Exit code of a run that failed.
@@ -41,6 +44,9 @@ const EXIT_FAILURE: u8 = 1;
 
 /// Runs the command line `words`, the program's name first, and returns the process's exit code.
 pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // Whoever writes too much is told so, and can give the terminal back. Without it nothing is worse
+    // than it was.
+    let _ = ignore_file_size_signal();
     let code = match args::parse(words) {
         Ok(cli) => execute(cli.command),
         Err(error) => complain(&error),

@@ -2,11 +2,12 @@
 //!
 //! Guarantee: a reader that closed its end, or a full disk behind a redirection, loses output and
 //! nothing else: no panic, no signal, and the run goes on. In the end [`conclude`] says so in a
-//! sentence, and a code that would have been 0 is that of a failure.
+//! sentence, and a code that would have been 0 is that of a failure. One that has stopped to read holds
+//! a run up, but not the end that a signal asks for.
 
 use std::fmt;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -15,11 +16,14 @@ use nix::poll::{PollFd, PollFlags, poll};
 
 use super::EXIT_FAILURE;
 use crate::sync::lock;
-use crate::sys::stdio;
+use crate::sys::{signal, stdio};
 
 /// A line of what the user asked for, on standard output.
 pub(crate) fn print(text: impl fmt::Display) {
-    printed(writeln!(io::stdout().lock(), "{text}"));
+    let mut stdout = io::stdout().lock();
+    // What is in the buffer came first.
+    let result = stdout.flush();
+    printed(result.and_then(|()| write_patiently(stdout.as_fd(), &format!("{text}\n"))));
 }
 
 /// Why standard output lacks something: the first that could not be written to it.
@@ -50,11 +54,66 @@ pub(crate) fn conclude(code: u8) -> u8 {
 
 /// A line about the run itself, on standard error.
 pub(crate) fn note(text: impl fmt::Display) {
-    let _ = writeln!(io::stderr().lock(), "gnomon: {text}");
+    let _ = write_patiently(io::stderr().lock().as_fd(), &format!("gnomon: {text}\n"));
 }
 
-/// How long a console waits for a reader before it looks whether that is still wanted.
-const CONSOLE_PATIENCE_MS: u16 = 50;
+/// The last line on standard error before the process ends by force: waits for no lock and no reader.
+pub(crate) fn last_word(text: impl fmt::Display) {
+    let line = format!("gnomon: {text}\n");
+    // Not locked: whoever holds the lock may be waiting for a reader.
+    let stderr = io::stderr();
+    let _ = write_some(stderr.as_fd(), line.as_bytes(), line.len(), || true);
+}
+
+/// Whether something was not written since nobody read it by the time that patience ended.
+static GAVE_UP: AtomicBool = AtomicBool::new(false);
+
+/// Whether something was not told because of the signal that asked for the end.
+pub(crate) fn gave_up() -> bool {
+    GAVE_UP.load(Ordering::Relaxed)
+}
+
+/// Bytes that a pipe or a terminal with room for any takes without waiting.
+const CHUNK_BYTES: usize = 256;
+
+/// Writes all of it, until [patience ends](signal::is_patience_over).
+fn write_patiently(to: BorrowedFd<'_>, text: &str) -> io::Result<()> {
+    let mut bytes = text.as_bytes();
+    while !bytes.is_empty() {
+        let written = write_some(to, bytes, CHUNK_BYTES, signal::is_patience_over);
+        if written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+            // Relaxed: nothing else is told by it.
+            GAVE_UP.store(true, Ordering::Relaxed);
+        }
+        bytes = &bytes[written?..];
+    }
+    Ok(())
+}
+
+/// Writes some of it, at most `most` bytes, once there is room; `TimedOut` if there is none and
+/// `give_up` says so.
+fn write_some(
+    to: BorrowedFd<'_>,
+    bytes: &[u8],
+    most: usize,
+    give_up: impl Fn() -> bool,
+) -> io::Result<usize> {
+    loop {
+        let mut fds = [PollFd::new(to, PollFlags::POLLOUT)];
+        match poll(&mut fds, PATIENCE_MS) {
+            Err(Errno::EINTR) => {}
+            Ok(0) if give_up() => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(0) => {}
+            _ => match nix::unistd::write(to, &bytes[..bytes.len().min(most)]) {
+                Err(Errno::EINTR) => {}
+                other => return Ok(other?),
+            },
+        }
+    }
+}
+
+/// How long a writer waits for a reader before it looks whether that is still wanted.
+const PATIENCE_MS: u16 = 50;
 
 /// The guest's console on standard output: each write shows at once. A reader that has stopped to
 /// read (`gnomon boot | less`, Ctrl-S) holds up a guest that prints, but not its end.
@@ -84,25 +143,18 @@ impl Write for StdoutConsole {
             return Err(Errno::EBADF.into());
         }
         let stdout = io::stdout();
-        loop {
-            let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
-            match poll(&mut fds, CONSOLE_PATIENCE_MS) {
-                Err(Errno::EINTR) => {}
-                Ok(0) if self.given_up.load(Ordering::Relaxed) => {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
-                Ok(0) => {}
-                // One byte finds room, or an error that says why not; more might have to wait.
-                _ => match nix::unistd::write(stdout.as_fd(), &bytes[..bytes.len().min(1)]) {
-                    Err(Errno::EINTR) => {}
-                    Ok(count) => return Ok(count),
-                    Err(errno) => {
-                        printed(Err(errno.into()));
-                        return Err(errno.into());
-                    }
-                },
-            }
+        // One byte finds room, or an error that says why not; more might have to wait.
+        let written =
+            write_some(stdout.as_fd(), bytes, 1, || self.given_up.load(Ordering::Relaxed));
+        if let Err(error) = &written
+            && error.kind() != io::ErrorKind::TimedOut
+        {
+            // What a reader who has stopped to read did not get at the end is counted as lost.
+            printed(Err(error
+                .raw_os_error()
+                .map_or(error.kind().into(), io::Error::from_raw_os_error)));
         }
+        written
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -8,18 +8,18 @@ use comfy_table::Table;
 
 use super::args::PeerArgs;
 use super::config::new_seed;
+use super::ending::Ending;
 use super::values::human_count;
 use super::{EXIT_FAILURE, exit_code_of_signal, output, report};
 use crate::peer::client::{Client, ClientConfig, ClientReport, Findings};
 use crate::peer::protocol::Closing;
-use crate::sys::signal::StopNotice;
 
 /// Runs a peer and returns the exit code.
 ///
 /// # Errors
 /// If it cannot connect, or the server is gone.
 pub(crate) fn run(args: &PeerArgs) -> anyhow::Result<u8> {
-    let stop = StopNotice::install()?;
+    let ending = Ending::install()?;
     let config = ClientConfig {
         duration: args.duration,
         pages: args.pages,
@@ -28,14 +28,15 @@ pub(crate) fn run(args: &PeerArgs) -> anyhow::Result<u8> {
         hang_after: args.hang_after,
     };
     let client = Client::connect(&args.socket, config)?;
-    let found = client.run(|| stop.signal().is_some())?;
+    ending.phase("connected to the server");
+    let found = client.run(|| ending.signal().is_some())?;
     output::print(render(&found, config.seed));
     if let Some(why) = found.closed.filter(|&why| why != Closing::EndOfRun) {
         output::note(format_args!(
             "this peer was cut off: {why}; what it had mapped was taken from it"
         ));
     }
-    Ok(exit_code(&found, stop.signal()))
+    Ok(exit_code(&found, ending.signal()))
 }
 
 fn exit_code(found: &ClientReport, signal: Option<i32>) -> u8 {

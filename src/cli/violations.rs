@@ -3,6 +3,7 @@
 //! Guarantee: each finding is one sentence that names the page or the frame that it is about, and
 //! the total counts every one, also those that the checks themselves no longer keep in full.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use super::fleet::Member;
@@ -12,6 +13,7 @@ use crate::abi;
 use crate::addr::Pfn;
 use crate::host_mm::swap::SwapError;
 use crate::host_mm::{HostMm, MmError};
+use crate::sys::signal;
 use crate::vmm::{ViolationReport, VmError};
 
 /// Which check found a violation.
@@ -57,6 +59,44 @@ impl fmt::Display for Check {
     }
 }
 
+/// What is looked at only at the end of a run, and so not when that is cut short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum EndCheck {
+    /// The guest's, of all its memory.
+    LastSweep,
+    /// That every VM comes to its end.
+    Ends,
+    /// The comparison of reverse map and shadow tables, IOTLB or window.
+    ReverseMap,
+    /// What VMs leave behind that are gone.
+    Leftovers,
+    /// What peers leave behind that are gone.
+    Peers,
+    /// Whether the guest's pages are still there after faults that were injected.
+    InjectedPages,
+}
+
+impl fmt::Display for EndCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LastSweep => "the guest's last sweep over its memory",
+            Self::Ends => "the end of a VM, which had not stopped yet",
+            Self::ReverseMap => "the reverse map (I3)",
+            Self::Leftovers => "what VMs leave behind",
+            Self::Peers => "what peers leave behind",
+            Self::InjectedPages => "the guest's pages after the injected faults",
+        })
+    }
+}
+
+/// The sentence about a run that was cut short, and what was therefore not checked.
+pub(crate) fn cut_short(signal: i32, unchecked: &BTreeSet<EndCheck>) -> Option<String> {
+    let names: Vec<String> = unchecked.iter().map(ToString::to_string).collect();
+    (!names.is_empty())
+        .then(|| format!("cut short by signal {signal}; not checked: {}", names.join(", ")))
+}
+
 /// One finding.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct Violation {
@@ -94,6 +134,9 @@ pub(crate) struct Violations {
     pub(crate) total: u64,
     /// The first ones of each check.
     pub(crate) first: Vec<Violation>,
+    /// What was not looked at, or not to the end.
+    #[serde(skip)]
+    pub(crate) unchecked: BTreeSet<EndCheck>,
 }
 
 impl Violations {
@@ -110,6 +153,18 @@ impl Violations {
         let room = MAX_KEPT.saturating_sub(self.first.len());
         self.first.extend(other.first.into_iter().take(room));
         self.total = self.total.saturating_add(other.total);
+        self.unchecked.extend(other.unchecked);
+    }
+
+    /// Looks, unless the end is to be quick, and adds what there is: a sentence for each difference. A
+    /// look that was under way when a signal came has not seen everything.
+    pub(crate) fn look(&mut self, check: EndCheck, by: Check, look: impl FnOnce() -> Vec<String>) {
+        if !signal::is_stop_asked() {
+            self.add(by, look(), 0);
+        }
+        if signal::is_stop_asked() {
+            self.unchecked.insert(check);
+        }
     }
 
     /// Adds one finding.
@@ -167,20 +222,32 @@ pub(crate) fn of_vm(member: &Member, is_one_of_several: bool) -> Violations {
     let reports = vm.violations();
     let texts = reports.iter().map(|report| named(describe(report)));
     found.add(Check::GuestOracle, texts, vm.violation_count());
-    let differences = vm.check_reverse_map();
-    found.add(Check::ReverseMap, differences.into_iter().map(named), 0);
+    let differences = || vm.check_reverse_map().into_iter().map(named).collect();
+    found.look(EndCheck::ReverseMap, Check::ReverseMap, differences);
     found
 }
 
-/// What is left of VMs when all are gone, though nothing should be. Ends background reclaim.
+/// Frames that are looked at between two looks for a signal.
+const CHUNK_FRAMES: u32 = 1 << 14;
+
+/// What is left of VMs when all are gone, though nothing should be. Ends background reclaim. Leaves off
+/// when a [stop](signal::is_stop_asked) is asked for, and then knows of nothing.
 pub(crate) fn left_behind(machine: &Machine) -> Vec<String> {
     let mm = &machine.mm;
     mm.stop_background_reclaim();
-    // A fault that was overtaken may have left a page of zeros that nobody names: reclaim's to take.
-    let frames: Vec<Pfn> = (0..mm.frame_count()).map(Pfn::new).collect();
-    let evicted = mm.evict_frames(&frames);
+    let mut found = Vec::new();
+    for first in (0..mm.frame_count()).step_by(CHUNK_FRAMES as usize) {
+        if signal::is_stop_asked() {
+            return Vec::new();
+        }
+        // A fault that was overtaken may have left a page of zeros that nobody names: reclaim's to take.
+        let end = first.saturating_add(CHUNK_FRAMES).min(mm.frame_count());
+        let frames: Vec<Pfn> = (first..end).map(Pfn::new).collect();
+        if let (Err(error), true) = (mm.evict_frames(&frames), found.is_empty()) {
+            found.push(error.to_string());
+        }
+    }
     let stats = mm.stats();
-    let mut found: Vec<String> = evicted.err().iter().map(ToString::to_string).collect();
     for (what, count) in [
         ("frames", stats.frames_in_use),
         ("slots of swap", stats.swap_slots_used),

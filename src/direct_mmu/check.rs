@@ -1,40 +1,44 @@
 //! Invariant I3 for a window: the reverse map, the table and the kernel's page tables agree.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
-use crate::addr::{PAGE_SIZE, Pfn};
+use crate::addr::Pfn;
 use crate::direct_mmu::shard::Shard;
 use crate::direct_mmu::table::State;
 use crate::direct_mmu::{DirectMmu, Mmu};
 use crate::export_rmap::{Invalidation, LockedPage};
+use crate::sys::pagemap::{self, Mapped, Pagemap};
+use crate::sys::signal;
 
-/// Bits of an entry of `/proc/self/pagemap` (admin-guide/mm/pagemap.rst).
-const PAGEMAP_PRESENT: u64 = 1 << 63;
-const PAGEMAP_PROTECTED: u64 = 1 << 57;
+/// Pages of which the kernel is asked at a time.
+const CHUNK_PAGES: usize = 1 << 15;
 /// Differences told at most.
 const MOST: usize = 16;
 
 impl DirectMmu {
     /// Compares the reverse map with the table, and both with what the kernel says it maps. Returns
     /// one sentence for each difference, at most 16. Nothing may be under way meanwhile. A window that
-    /// was [let go](Self::let_go) of is the kernel's to map: then only the books are compared.
+    /// was [let go](Self::let_go) of is the kernel's to map: then only the books are compared. It
+    /// leaves off when a [stop](signal::is_stop_asked) is asked for.
     ///
     /// # Errors
     /// If `/proc/self/pagemap` cannot be read.
     pub fn check_reverse_map(&self) -> io::Result<Vec<String>> {
         let mmu = &*self.mmu;
         mmu.shards.iter().for_each(Shard::await_turns);
-        let pagemap = File::open("/proc/self/pagemap")?;
+        let mut pagemap = Pagemap::open(CHUNK_PAGES)?;
         let mut differences = Vec::new();
-        for page in 0..mmu.table.pages() {
-            if let Some(difference) = mmu.difference(page, mmu.kernel_entry(&pagemap, page)?) {
-                differences.push(difference);
-            }
-            if differences.len() == MOST {
-                break;
+        let mut page = 0;
+        while page < mmu.table.pages() && !signal::is_stop_asked() {
+            for kernel in pagemap.read(mmu.view.region(), page, mmu.table.pages() - page)? {
+                if mmu.has_to_do_with(page, kernel) {
+                    differences.extend(mmu.difference(page, kernel));
+                }
+                if differences.len() == MOST {
+                    return Ok(differences);
+                }
+                page += 1;
             }
         }
         Ok(differences)
@@ -42,6 +46,14 @@ impl DirectMmu {
 }
 
 impl Mmu {
+    /// Whether anybody maps the page, or says so: most of a large guest's memory nobody does.
+    fn has_to_do_with(&self, page: u64, kernel: Mapped) -> bool {
+        let is_listed = |pfn| !self.mm.frame_table().is_rmap_empty(Pfn::new(pfn));
+        kernel.is_present()
+            || !self.table.get(page).is_empty()
+            || u32::try_from(page).is_ok_and(is_listed)
+    }
+
     /// See [`ExportNotifier::still_allows`](crate::export_rmap::ExportNotifier::still_allows). A page
     /// that is about to leave its frame may be read until that is punched.
     pub(super) fn has_leftovers(&self, page: &LockedPage<'_>, kind: Invalidation) -> bool {
@@ -58,22 +70,14 @@ impl Mmu {
         if self.is_ending() || self.let_go.load(Ordering::Relaxed) {
             return false;
         }
-        let pagemap = self.pagemap.get_or_init(|| File::open("/proc/self/pagemap").ok());
-        let kernel = pagemap.as_ref().and_then(|file| self.kernel_entry(file, number).ok());
+        let file = self.pagemap.get_or_init(|| pagemap::file().ok());
+        let region = self.view.region();
+        let kernel = file.as_ref().and_then(|file| pagemap::entry(file, region, number).ok());
         self.table.get(number).intersects(forbidden)
-            || kernel
-                .is_some_and(|entry| entry & PAGEMAP_PRESENT != 0 && entry & PAGEMAP_PROTECTED == 0)
+            || kernel.is_some_and(|kernel| kernel.is_present() && !kernel.is_protected())
     }
 
-    fn kernel_entry(&self, pagemap: &File, page: u64) -> io::Result<u64> {
-        let first = (self.view.region().as_ptr().addr() / PAGE_SIZE) as u64;
-        let mut entry = [0; size_of::<u64>()];
-        let at = (first + page) * entry.len() as u64;
-        pagemap.read_exact_at(&mut entry, at)?;
-        Ok(u64::from_ne_bytes(entry))
-    }
-
-    fn difference(&self, page: u64, kernel: u64) -> Option<String> {
+    fn difference(&self, page: u64, kernel: Mapped) -> Option<String> {
         let state = self.table.get(page);
         let pfn = u32::try_from(page).map(Pfn::new).ok()?;
         let frame = self.mm.frame_table().get(pfn)?;
@@ -84,10 +88,10 @@ impl Mmu {
                 "I3: guest frame {page:#x} is {state:?}, but its reverse map lists {listed} of it"
             ));
         }
-        if kernel & PAGEMAP_PRESENT == 0 || self.let_go.load(Ordering::Relaxed) {
+        if !kernel.is_present() || self.let_go.load(Ordering::Relaxed) {
             return None;
         }
-        let protected = kernel & PAGEMAP_PROTECTED != 0;
+        let protected = kernel.is_protected();
         // Taken back, not punched: the page could not be written out.
         let readable_still = protected && frame.is_in_use();
         if !(state.contains(State::MAPPED) || readable_still) {

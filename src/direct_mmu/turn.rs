@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::sys::signal;
+
 /// The turns of one thread: their number is odd while one is under way.
 #[derive(Debug, Default)]
 pub(super) struct Turns(AtomicU64);
@@ -18,12 +20,15 @@ impl Turns {
         Turn(self)
     }
 
-    /// Waits for the end of the turn that is under way, if one is; not for those that follow. Not for
-    /// the thread itself.
+    /// Waits for the end of the turn that is under way, if one is; not for those that follow, and not
+    /// beyond the [end of patience](signal::is_patience_over). Not for the thread itself.
     pub(super) fn await_end(&self) {
         // Acquire pairs with the Release of the end: what the turn did is seen.
         let now = self.0.load(Ordering::Acquire);
-        while !now.is_multiple_of(2) && self.0.load(Ordering::Acquire) == now {
+        while !now.is_multiple_of(2)
+            && self.0.load(Ordering::Acquire) == now
+            && !signal::is_patience_over()
+        {
             std::thread::yield_now();
         }
     }

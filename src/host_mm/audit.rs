@@ -7,6 +7,7 @@ use crate::export_rmap::{ClientId, Retain};
 use crate::host_mm::object::{ObjectPages, Place};
 use crate::host_mm::swap::SwapError;
 use crate::host_mm::{HostMm, MemoryObject};
+use crate::sys::signal;
 
 /// Pages that cannot be read are kept one by one up to this many.
 const KEPT: usize = 64;
@@ -36,10 +37,12 @@ impl Audit {
 }
 
 impl HostMm {
-    /// Number of entries that the reverse map has of a client: none once it has unregistered.
+    /// Number of entries that the reverse map has of a client: none once it has unregistered. It
+    /// leaves off when a [stop](signal::is_stop_asked) is asked for.
     #[must_use]
     pub fn mappings_of(&self, client: ClientId) -> u64 {
         let frames = (0..self.frame_count()).map(Pfn::new);
+        let frames = frames.take_while(|_| !signal::is_stop_asked());
         let frames = frames.filter(|&pfn| !self.table.is_rmap_empty(pfn));
         let mut mappings = 0;
         for pfn in frames {
@@ -55,11 +58,12 @@ impl HostMm {
 
 impl MemoryObject {
     /// Reads each page in swap, and leaves it there. Nobody may use the object meanwhile, and
-    /// background reclaim must have stopped: a page that moves would be missed.
+    /// background reclaim must have stopped: a page that moves would be missed. It leaves off when a
+    /// [stop](signal::is_stop_asked) is asked for.
     #[must_use]
     pub fn audit(&self) -> Audit {
         let mut audit = Audit::default();
-        for (gfn, entry) in self.pages.touched() {
+        for (gfn, entry) in self.pages.touched().take_while(|_| !signal::is_stop_asked()) {
             self.audit_page(&self.pages, gfn, entry.load(), &mut audit);
         }
         audit

@@ -34,7 +34,11 @@ pub(crate) struct HostView {
 
 /// Maps the whole memfd, shared.
 pub(super) fn map(memfd: &File, bytes: u64) -> Result<MmapRegion, MmError> {
-    let map = || small_pages::map(memfd.try_clone()?, bytes);
+    let map = || {
+        let region = small_pages::map(memfd.try_clone()?, bytes)?;
+        memory::no_core_dump(&region)?;
+        Ok(region)
+    };
     map().map_err(|source| MmError::Host { what: "a mapping of the frames", source })
 }
 

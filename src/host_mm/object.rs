@@ -16,6 +16,7 @@ use crate::host_mm::dirty_log::DirtyBits;
 use crate::host_mm::fault::Intent;
 use crate::host_mm::{HostMm, MmError, Placement, pages};
 use crate::sync::lock;
+use crate::sys::signal;
 
 /// Where a page is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,7 +173,8 @@ impl ObjectPages {
 }
 
 /// A guest's memory. Dropping it gives back all its frames and swap slots; export clients must have
-/// let go of them before.
+/// let go of them before. Once a [stop](signal::is_stop_asked) is asked for it gives back no more: all
+/// of host memory is about to go.
 #[derive(Debug)]
 pub struct MemoryObject {
     pub(super) mm: Arc<HostMm>,
@@ -359,7 +361,8 @@ impl MemoryObject {
 impl Drop for MemoryObject {
     fn drop(&mut self) {
         let pages = &self.pages;
-        pages.touched().for_each(|(gfn, entry)| self.mm.discard_page(entry, pages.owner(gfn)));
+        let touched = pages.touched().take_while(|_| !signal::is_stop_asked());
+        touched.for_each(|(gfn, entry)| self.mm.discard_page(entry, pages.owner(gfn)));
         let mut numbers = lock(&self.mm.object_numbers);
         numbers.give_back(self.pages.number);
         let mut objects = self.mm.objects.load().to_vec();

@@ -6,9 +6,10 @@
 //! every client is unregistered and every thread has ended.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -27,10 +29,14 @@ use crate::peer::protocol::{Closing, MAX_NAMED_SLOTS, Reply};
 use crate::peer::session::{Clock, Common, Session};
 use crate::peer::tally::{PeerStats, Tally};
 use crate::sync::{Arc, Mutex, lock};
-use crate::sys::socket;
+use crate::sys::names::{Leftover, folder_of};
+use crate::sys::{signal, socket, threads};
 
 /// Peers served at a time.
 pub const MAX_PEERS: usize = 16;
+/// Attempts to lock the directory of the socket, and the time between two.
+const LOCK_ATTEMPTS: u32 = 100;
+const LOCK_RETRY: Duration = Duration::from_millis(5);
 /// Peers that are gone and whose threads have not ended yet: a lender may be waiting for a page.
 const MAX_LEAVING: usize = MAX_PEERS;
 /// Slots of a peer, unless it is said.
@@ -101,26 +107,7 @@ struct Sessions {
 pub struct PeerServer {
     shared: Arc<Shared>,
     acceptor: Mutex<Option<JoinHandle<()>>>,
-    socket: Mutex<Option<SocketFile>>,
-}
-
-/// A socket in the file system; removed when dropped, unless something else is there by then.
-struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if identity(&self.path).is_some_and(|found| found == self.identity) {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    let metadata = path.symlink_metadata().ok()?;
-    Some((metadata.dev(), metadata.ino()))
+    socket: Mutex<Option<Leftover>>,
 }
 
 /// What is at the path of a socket that is to be made.
@@ -152,15 +139,29 @@ pub fn check_path(path: &Path) -> Result<(), ServeError> {
     look(path).map(drop)
 }
 
-fn bind(path: &Path) -> Result<(UnixListener, SocketFile), ServeError> {
-    if look(path)? == Found::Stale {
-        // Whoever was faster has made a socket of his own there: then the bind fails.
-        let _ = std::fs::remove_file(path);
-    }
+fn bind(path: &Path) -> Result<(UnixListener, Leftover), ServeError> {
     let refused = |source| ServeError::Bind { path: path.to_owned(), source };
+    let _alone = one_at_a_time(folder_of(path));
+    if look(path)? == Found::Stale {
+        std::fs::remove_file(path).map_err(refused)?;
+    }
     let listener = socket::bind_private(path).map_err(refused)?;
-    let identity = identity(path).ok_or_else(|| refused(ErrorKind::NotFound.into()))?;
-    Ok((listener, SocketFile { path: path.to_owned(), identity }))
+    Ok((listener, Leftover::new(path).map_err(refused)?))
+}
+
+/// Keeps others of us out of a directory while the socket of one that died gives way to ours: theirs,
+/// made just before, must not be taken for it. `None` where that is not to be had.
+fn one_at_a_time(folder: &Path) -> Option<Flock<File>> {
+    let mut folder = File::open(folder).ok()?;
+    for _ in 0..LOCK_ATTEMPTS {
+        match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => return Some(locked),
+            // Locked: by one of us for a moment, or by somebody else for his own reasons.
+            Err((unlocked, _)) => folder = unlocked,
+        }
+        std::thread::sleep(LOCK_RETRY);
+    }
+    None
 }
 
 impl PeerServer {
@@ -258,15 +259,13 @@ impl PeerServer {
         self.shared.common.tally.latency()
     }
 
-    /// Takes everything back from all peers, and serves none any more.
+    /// Takes everything back from all peers, and serves none any more. Waits as [`threads::join`] does.
     pub fn stop(&self) {
         // Relaxed: the wake-up comes after it.
         self.shared.is_over.store(true, Ordering::Relaxed);
         let _ = self.shared.wake.write(1);
         let acceptor = lock(&self.acceptor).take();
-        if let Some(acceptor) = acceptor {
-            let _ = acceptor.join();
-        }
+        let _ = acceptor.map(threads::join);
         drop(lock(&self.socket).take());
         let (live, threads) = {
             let mut sessions = lock(&self.shared.sessions);
@@ -274,12 +273,13 @@ impl PeerServer {
         };
         live.iter().for_each(|session| session.close(Closing::EndOfRun));
         for thread in threads {
-            let _ = thread.join();
+            let _ = threads::join(thread);
         }
     }
 
     /// Mappings that are still in the reverse map of frames though their peer is gone, a sentence
-    /// each. Call it once the server has stopped.
+    /// each. Call it once the server has stopped. It leaves off when a
+    /// [stop](signal::is_stop_asked) is asked for.
     #[must_use]
     pub fn leftovers(&self) -> Vec<String> {
         let notifiers = self.shared.common.mm.notifiers();
@@ -287,7 +287,8 @@ impl PeerServer {
         // A number that somebody else has by now says nothing of the peer that had it.
         clients.retain(|&client| !notifiers.is_registered(client));
         let table = self.shared.common.mm.frame_table();
-        let frames = (0..table.len()).map(Pfn::new);
+        let frames = (0..table.len()).map(Pfn::new).take_while(|_| !signal::is_stop_asked());
+        let frames = frames.filter(|&pfn| !table.is_rmap_empty(pfn));
         let of_peers = frames.flat_map(|pfn| {
             let entries = table.rmap_entries(pfn).into_iter();
             entries.filter(|entry| clients.contains(&entry.client())).map(move |entry| (pfn, entry))

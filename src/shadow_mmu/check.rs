@@ -10,6 +10,7 @@ use crate::shadow_mmu::roots::{SptePlace, State};
 use crate::shadow_mmu::spte::Pte;
 use crate::shadow_mmu::zap::{ALL, Cursor, Used};
 use crate::shadow_mmu::{Mmu, ShadowMmu};
+use crate::sys::signal;
 
 impl ShadowMmu {
     /// An address that still has an SPTE pointing to the frame, whatever the reverse map says.
@@ -20,7 +21,8 @@ impl ShadowMmu {
 
     /// Invariant I3: compares the reverse map with the SPTEs, both ways, and their right to write with
     /// what the frames allow. Returns one sentence for each difference, at most 16. Guest and host may
-    /// be at work meanwhile: they change both under the MMU lock.
+    /// be at work meanwhile: they change both under the MMU lock. When a
+    /// [stop](signal::is_stop_asked) is asked for it leaves off, with what it has found.
     #[must_use]
     pub fn check_reverse_map(&self) -> Vec<String> {
         let mmu = &*self.mmu;
@@ -30,6 +32,9 @@ impl ShadowMmu {
         };
         let mut found = Differences::of(client, "SPTE");
         mmu.find_spte(|spte, pfn| {
+            if signal::is_stop_asked() {
+                return Some(());
+            }
             let location = spte.place.location();
             found.check_mapping(table, pfn, location);
             if mmu.is_writable(spte.place) {
@@ -45,7 +50,7 @@ impl ShadowMmu {
                     mmu.frame_at(SptePlace::of_location(location)) == Some(pfn)
                 });
             }
-            if found.is_full() {
+            if found.is_full() || signal::is_stop_asked() {
                 break;
             }
         }

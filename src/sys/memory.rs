@@ -184,6 +184,16 @@ pub fn page_words(region: &MmapRegion, offset: usize) -> Option<&[AtomicU64; PAG
     Some(unsafe { &*page })
 }
 
+/// Leaves the region out of core dumps: what a guest has in its memory is not for the disk, and writing
+/// a large one takes as long as it is large, holes included.
+///
+/// # Errors
+///
+/// The errno of `madvise`.
+pub fn no_core_dump(region: &MmapRegion) -> io::Result<()> {
+    advise(region, 0, region.size(), libc::MADV_DONTDUMP)
+}
+
 /// Whether the kernel drops many ranges of this process in one `process_madvise` (Linux 6.13 and
 /// later).
 #[derive(Debug)]
@@ -369,7 +379,7 @@ pub(super) fn advise(
     }
     // SAFETY:
     // 1. The range lies inside the region (callers checked it), which the borrow keeps mapped.
-    // 2. MADV_NOHUGEPAGE and MADV_POPULATE_WRITE change no content.
+    // 2. MADV_NOHUGEPAGE, MADV_POPULATE_WRITE and MADV_DONTDUMP change no content.
     // 3. MADV_DONTNEED is used only on shared file mappings (callers called `check_shared`): it
     //    drops page-table entries and leaves the file's pages, so the next access finds the same
     //    bytes. Not even an access at the same time, by a Rust reference or a vCPU, can tell; it

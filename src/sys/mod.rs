@@ -17,6 +17,8 @@ pub(crate) mod foreign;
 pub(crate) mod generous;
 pub mod job_control;
 pub mod memory;
+pub mod names;
+pub mod pagemap;
 #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
 pub(crate) mod recording;
 pub mod signal;
@@ -25,5 +27,6 @@ pub mod small_pages;
 pub mod socket;
 pub mod stdio;
 pub mod terminal;
+pub mod threads;
 pub mod uffd;
 pub mod uffd_window;

@@ -4,23 +4,28 @@
 //! Guarantees: a kick interrupts a blocking call of the thread (it returns `EINTR`) and does
 //! nothing else. It is not remembered: a thread that has not yet entered its call is missed, so the
 //! kicker sets a flag first (for a vCPU: `immediate_exit`). The first SIGINT, SIGTERM, SIGHUP or
-//! SIGQUIT is noted and stays noted; a second one ends the process. Each of them gives a terminal
-//! that was made raw its settings back first.
+//! SIGQUIT is noted and stays noted; a second one ends the process at once, whatever its threads are
+//! in. Each of them gives a terminal that was made raw its settings back first, and the second removes
+//! what would be [left over](super::names).
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// Proof that the kick signal (SIGRTMIN) has its harmless handler, without which it would end the
-/// process.
+/// What a thread is kicked with. Not one of the real-time signals: those are queued, and when the
+/// queue, which all processes of a user share, is full (RLIMIT_SIGPENDING), they are refused. One that
+/// is left over does no harm anywhere: by default it is ignored.
+pub const KICK: libc::c_int = libc::SIGURG;
+
+/// Proof that the kick signal ([`KICK`]) has its handler, without which it would interrupt nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct KickSignal(());
 
@@ -32,7 +37,7 @@ impl KickSignal {
     /// The errno of `sigaction`.
     pub fn install() -> io::Result<Self> {
         // No SA_RESTART: the interruption is what the signal is for.
-        set_action(libc::SIGRTMIN(), on_kick as *const () as libc::sighandler_t, 0)?;
+        set_action(KICK, on_kick as *const () as libc::sighandler_t, 0)?;
         Ok(Self(()))
     }
 
@@ -65,14 +70,11 @@ impl KickTarget {
     ///
     /// # Errors
     ///
-    /// `ESRCH` if the thread has ended; `EAGAIN` if the queue of pending signals is full
-    /// (RLIMIT_SIGPENDING).
+    /// `ESRCH` if the thread has ended.
     pub fn kick(self) -> io::Result<()> {
         // SAFETY: tgkill takes integers only. It reaches threads of this process alone, and the
         // handler of the signal does nothing (a KickSignal made this value).
-        let result = unsafe {
-            libc::syscall(libc::SYS_tgkill, libc::getpid(), self.thread, libc::SIGRTMIN())
-        };
+        let result = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.thread, KICK) };
         Errno::result(result)?;
         Ok(())
     }
@@ -98,7 +100,7 @@ impl KickTimer {
         // SAFETY: sigevent is a C structure of integers and pointers: all zeros is a value of it.
         let mut event: libc::sigevent = unsafe { MaybeUninit::zeroed().assume_init() };
         event.sigev_notify = libc::SIGEV_THREAD_ID;
-        event.sigev_signo = libc::SIGRTMIN();
+        event.sigev_signo = KICK;
         event.sigev_notify_thread_id = signal.this_thread().thread;
         let mut timer: libc::timer_t = ptr::null_mut();
         // SAFETY: both pointers are to local variables of the types that timer_create wants. The
@@ -127,6 +129,16 @@ impl Drop for KickTimer {
     }
 }
 
+/// Makes writing beyond the size that files may have (RLIMIT_FSIZE) an error, `EFBIG`, where the
+/// kernel would end the process.
+///
+/// # Errors
+///
+/// The errno of `sigaction`.
+pub fn ignore_file_size_signal() -> io::Result<()> {
+    Ok(set_action(libc::SIGXFSZ, libc::SIG_IGN, 0)?)
+}
+
 /// What asks a process to stop: the user, the system, the terminal that goes away, the user again.
 const STOP_SIGNALS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 /// The first of [`STOP_SIGNALS`] that came; 0 if none.
@@ -136,6 +148,50 @@ static STOP_EVENT: OnceLock<EventFd> = OnceLock::new();
 /// [`STOP_EVENT`]'s descriptor for the handler, which may not wait for a `OnceLock`; -1 before.
 static STOP_DESCRIPTOR: AtomicI32 = AtomicI32::new(-1);
 
+/// When [`STOP_SIGNAL`] came, in nanoseconds of the monotonic clock; 0 before.
+static STOP_TIME: AtomicU64 = AtomicU64::new(0);
+
+/// Whether the process was asked to stop: then the end is to be quick. Whoever goes through all memory
+/// only to compare, to count or to tidy up asks this as he goes, and leaves off; what he has to tell
+/// then says nothing of the rest, and whoever asked for it looks here, too, and says so.
+#[must_use]
+pub fn is_stop_asked() -> bool {
+    #[cfg(test)]
+    if let Some(is_asked) = pretended::look() {
+        return is_asked;
+    }
+    // Acquire pairs with the AcqRel in `on_stop`, for the sake of the time.
+    STOP_SIGNAL.load(Ordering::Acquire) != 0
+}
+
+/// How long after the signal that asked for a stop anything is waited for.
+pub const STOP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whether a stop was asked for so long ago that nothing is to be waited for any more.
+#[must_use]
+pub fn is_patience_over() -> bool {
+    #[cfg(test)]
+    if let Some(is_asked) = pretended::look() {
+        return is_asked;
+    }
+    is_stop_asked() && since_stop() >= STOP_PATIENCE
+}
+
+/// Time since the signal that asked for a stop; none has any meaning before.
+fn since_stop() -> Duration {
+    // Relaxed: it was set before the signal was, and whoever asks has seen that.
+    let then = STOP_TIME.load(Ordering::Relaxed);
+    Duration::from_nanos(monotonic_nanos().saturating_sub(then))
+}
+
+/// Ends the process without a further word: nothing is unwound, flushed or waited for. A terminal that
+/// was made raw gets its settings back.
+pub fn exit_now(code: u8) -> ! {
+    super::terminal::restore();
+    // SAFETY: _exit takes an integer and does not return.
+    unsafe { libc::_exit(code.into()) }
+}
+
 /// Tells whether the process was asked to stop by SIGINT, SIGTERM, SIGHUP or SIGQUIT.
 #[derive(Clone, Copy, Debug)]
 pub struct StopNotice {
@@ -143,9 +199,8 @@ pub struct StopNotice {
 }
 
 impl StopNotice {
-    /// Takes over those signals for the whole process. The first of any is noted; from then on all
-    /// have their default action again, so that a second one ends a process that does not stop by
-    /// itself. A SIGHUP that is ignored stays so (`nohup`).
+    /// Takes over those signals for the whole process. The first of any is noted; the second ends a
+    /// process that does not stop by itself. A SIGHUP that is ignored stays so (`nohup`).
     ///
     /// # Errors
     ///
@@ -162,7 +217,7 @@ impl StopNotice {
         STOP_DESCRIPTOR.store(event.as_fd().as_raw_fd(), Ordering::Release);
         let notice = Self { event };
         if notice.signal().is_some() {
-            // The user has asked once; the signals keep their default action.
+            // The user has asked once.
             return Ok(notice);
         }
         for signal in STOP_SIGNALS {
@@ -179,8 +234,14 @@ impl StopNotice {
     /// The signal that asked for the stop (its number), if one has come.
     #[must_use]
     pub fn signal(self) -> Option<i32> {
-        // Relaxed: the number is all there is to know.
-        Some(STOP_SIGNAL.load(Ordering::Relaxed)).filter(|&signal| signal != 0)
+        // Acquire pairs with the AcqRel in `on_stop`, for the sake of the time.
+        Some(STOP_SIGNAL.load(Ordering::Acquire)).filter(|&signal| signal != 0)
+    }
+
+    /// Time since the signal came; `None` if none has.
+    #[must_use]
+    pub fn since(self) -> Option<Duration> {
+        self.signal().map(|_| since_stop())
     }
 
     /// Waits until a stop is asked for or `timeout` (`None`: none) is over; returns whether it was
@@ -212,12 +273,6 @@ impl AsFd for StopNotice {
     }
 }
 
-/// Whether the process was asked to stop.
-pub(super) fn is_stop_asked() -> bool {
-    // Relaxed: nothing else is told by it.
-    STOP_SIGNAL.load(Ordering::Relaxed) != 0
-}
-
 /// The body of a signal handler, which has to leave errno as it was.
 pub(super) fn keeping_errno(body: impl FnOnce()) {
     // SAFETY: the location of this thread's errno is always valid.
@@ -231,16 +286,15 @@ extern "C" fn on_stop(signal: libc::c_int) {
     keeping_errno(|| note_stop(signal));
 }
 
-/// Only calls that are safe in a signal handler: atomics, sigaction, tcgetpgrp, tcsetattr,
-/// pthread_sigmask, write.
+/// Only calls that are safe in a signal handler: atomics, clock_gettime, tcgetpgrp, tcsetattr,
+/// pthread_sigmask, write, and what [`end_now`] calls.
 fn note_stop(signal: libc::c_int) {
-    let _ = STOP_SIGNAL.compare_exchange(0, signal, Ordering::Relaxed, Ordering::Relaxed);
-    // Now: a second signal ends the process before anything else can.
     super::terminal::restore();
-    for signal in STOP_SIGNALS {
-        if !(signal == libc::SIGHUP && is_ignored(signal).unwrap_or(false)) {
-            let _ = set_action(signal, libc::SIG_DFL, 0);
-        }
+    let now = monotonic_nanos();
+    let _ = STOP_TIME.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+    // AcqRel: whoever sees the signal sees its time.
+    if STOP_SIGNAL.compare_exchange(0, signal, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        end_now(signal);
     }
     // Acquire pairs with the Release store in StopNotice::install.
     let descriptor = STOP_DESCRIPTOR.load(Ordering::Acquire);
@@ -248,6 +302,38 @@ fn note_stop(signal: libc::c_int) {
     // SAFETY: writes 8 bytes from a local variable to an eventfd that is never closed (or to -1:
     // EBADF).
     let _ = unsafe { libc::write(descriptor, ptr::from_ref(&one).cast(), size_of::<u64>()) };
+}
+
+/// The second signal: ends the process by the signal's default action, which a waiting parent is told.
+fn end_now(signal: libc::c_int) -> ! {
+    // First of all: where the file system hangs, a third one ends it.
+    for signal in STOP_SIGNALS {
+        if !(signal == libc::SIGHUP && is_ignored(signal).unwrap_or(false)) {
+            let _ = set_action(signal, libc::SIG_DFL, 0);
+        }
+    }
+    super::names::remove_all();
+    // SAFETY: a sigset_t is integers, initialised by sigemptyset before use; the calls change this
+    // thread's mask and send it a signal.
+    unsafe {
+        let mut set: libc::sigset_t = MaybeUninit::zeroed().assume_init();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, signal);
+        // It is blocked while its handler runs.
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut());
+        libc::raise(signal);
+        // The first process of a container does not get the default action.
+        libc::_exit(128 + signal)
+    }
+}
+
+/// The monotonic clock. Safe in a signal handler.
+fn monotonic_nanos() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: fills in a local timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let [seconds, nanos] = [time.tv_sec, time.tv_nsec].map(i64::unsigned_abs);
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
 }
 
 /// Whether a signal is ignored. Safe in a signal handler.
@@ -279,6 +365,42 @@ pub(super) fn set_action(
     Ok(())
 }
 
+/// For tests of what leaves off when a stop is asked for: signals are the whole process's, and so
+/// are not for them.
+#[cfg(test)]
+pub(crate) mod pretended {
+    use std::cell::Cell;
+
+    thread_local! {
+        static LOOKS_LEFT: Cell<Option<u32>> = const { Cell::new(None) };
+    }
+
+    /// As long as it lives, this thread finds that a stop was asked for.
+    #[must_use]
+    pub(crate) struct Stop(());
+
+    impl Stop {
+        /// From the look after so many.
+        pub(crate) fn after(looks: u32) -> Self {
+            LOOKS_LEFT.set(Some(looks));
+            Self(())
+        }
+    }
+
+    impl Drop for Stop {
+        fn drop(&mut self) {
+            LOOKS_LEFT.set(None);
+        }
+    }
+
+    /// Whether a stop is pretended to be asked for; `None` if nothing is pretended.
+    pub(super) fn look() -> Option<bool> {
+        let left = LOOKS_LEFT.get()?;
+        LOOKS_LEFT.set(Some(left.saturating_sub(1)));
+        Some(left == 0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,9 +419,7 @@ mod tests {
             never_written.read().unwrap_err()
         });
         let target = receiver.recv().unwrap();
-        // A kick that comes before the read is missed by design, hence more than one. Not faster
-        // than they are taken: those that wait use up what the user may have pending
-        // (RLIMIT_SIGPENDING), which is what timers of other tests are made of.
+        // A kick that comes before the read is missed by design, hence more than one.
         while !reader.is_finished() {
             let _ = target.kick();
             thread::sleep(Duration::from_millis(1));
@@ -342,6 +462,42 @@ mod tests {
         }
     }
 
+    /// Name of the variable that makes the test below the child.
+    const CHILD_WITHOUT_QUEUE: &str = "GNOMON_TEST_QUEUE_CHILD";
+
+    /// Other processes of the user may have filled the queue: as if none had ever been left.
+    #[test]
+    fn a_kick_needs_no_room_among_pending_signals() {
+        use nix::sys::resource::{Resource, setrlimit};
+
+        if std::env::var_os(CHILD_WITHOUT_QUEUE).is_some() {
+            setrlimit(Resource::RLIMIT_SIGPENDING, 0, 0).unwrap();
+            let kick = KickSignal::install().unwrap();
+            let (sender, receiver) = mpsc::channel();
+            let reader = thread::spawn(move || {
+                let never_written = EventFd::new().unwrap();
+                sender.send(kick.this_thread()).unwrap();
+                never_written.read().unwrap_err()
+            });
+            let target = receiver.recv().unwrap();
+            while !reader.is_finished() {
+                if let Err(error) = target.kick() {
+                    assert_eq!(error.raw_os_error(), Some(libc::ESRCH), "{error}");
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+            assert_eq!(reader.join().unwrap(), Errno::EINTR);
+            return;
+        }
+        let name = "sys::signal::tests::a_kick_needs_no_room_among_pending_signals";
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture", "--test-threads=1"])
+            .env(CHILD_WITHOUT_QUEUE, "1")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Name of the test below, and the variable that makes it the child.
     const CHILD: &str = "GNOMON_TEST_STOP_CHILD";
 
@@ -349,23 +505,28 @@ mod tests {
     /// variable set.
     #[test]
     fn the_first_stop_is_noted_and_the_second_ends_the_process() {
-        if std::env::var_os(CHILD).is_some() {
-            stop_child();
+        if let Some(left_over) = std::env::var_os(CHILD) {
+            stop_child(left_over.as_ref());
         }
         let name = "sys::signal::tests::the_first_stop_is_noted_and_the_second_ends_the_process";
+        let folder = tempfile::tempdir().unwrap();
+        let left_over = folder.path().join("socket");
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", name, "--nocapture", "--test-threads=1"])
-            .env(CHILD, "1")
+            .env(CHILD, &left_over)
             .output()
             .unwrap();
         let stdout = String::from_utf8_lossy(&output.stdout);
         assert!(stdout.contains("noted 15"), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(output.status.signal(), Some(libc::SIGINT));
+        assert!(!left_over.exists());
     }
 
-    fn stop_child() -> ! {
+    fn stop_child(left_over: &std::path::Path) -> ! {
+        std::fs::write(left_over, "").unwrap();
+        let _removed = crate::sys::names::Leftover::new(left_over).unwrap();
         let stop = StopNotice::install().unwrap();
-        assert_eq!(stop.signal(), None);
+        assert_eq!((stop.signal(), stop.since(), is_stop_asked()), (None, None, false));
         assert!(!stop.wait(Some(Duration::ZERO)).unwrap());
         nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).unwrap();
         assert!(stop.wait(None).unwrap());
@@ -375,6 +536,7 @@ mod tests {
             Some(libc::SIGTERM),
             "installing again is harmless"
         );
+        assert!(stop.since().is_some() && is_stop_asked() && left_over.exists());
         println!("noted {}", stop.signal().unwrap());
         nix::sys::signal::raise(nix::sys::signal::Signal::SIGINT).unwrap();
         unreachable!("the second signal ends the process");

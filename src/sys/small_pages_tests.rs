@@ -29,11 +29,11 @@ fn the_mapping_decides_where_the_host_is_generous() {
     on_generous_tmpfs(TRIED_BYTES, |file| {
         let broken = |write: &dyn Fn(&File)| {
             let file = file();
-            let writes = || {
+            let write = || {
                 write(&file);
                 Ok(())
             };
-            PageCost::of(&file, writes).unwrap()
+            PageCost::of(&file, write).unwrap()
         };
         for cost in [
             broken(&|file| file.write_all_at(&[1], 0).unwrap()),
@@ -51,11 +51,11 @@ fn the_mapping_decides_where_the_host_is_generous() {
         let kept = |write: &dyn Fn(&MmapRegion)| {
             let file = file();
             let region = map(file.try_clone().unwrap(), TRIED_BYTES).unwrap();
-            let writes = || {
+            let write = || {
                 write(&region);
                 Ok(())
             };
-            PageCost::of(&file, writes).unwrap()
+            PageCost::of(&file, write).unwrap()
         };
         for cost in [
             kept(&|region| populate(region, 0, PAGE_SIZE).unwrap()),

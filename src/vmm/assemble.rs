@@ -218,9 +218,19 @@ fn default_shadow_pages(memory_bytes: u64, frames: u32, min: u32) -> u32 {
     leaf_tables.saturating_mul(4).min(frames / 8).saturating_add(1024).saturating_add(min)
 }
 
+/// Most bytes of shadow tables of a VM that does not say.
+pub(crate) fn shadow_table_bytes(memory_bytes: u64, frames: u32, vcpus: usize) -> u64 {
+    let pages = default_shadow_pages(memory_bytes, frames, min_shadow_pages(vcpus));
+    u64::from(pages) * PAGE_SIZE_U64
+}
+
+fn min_shadow_pages(vcpus: usize) -> u32 {
+    u32::try_from(vcpus).unwrap_or(u32::MAX).saturating_mul(MIN_SHADOW_PAGES_PER_VCPU)
+}
+
 fn shadow_pages(shape: Shape, frames: u32) -> Result<u32, VmError> {
     let vcpus = shape.vcpus;
-    let min = u32::try_from(vcpus).unwrap_or(u32::MAX).saturating_mul(MIN_SHADOW_PAGES_PER_VCPU);
+    let min = min_shadow_pages(vcpus);
     match shape.shadow_pages {
         None => Ok(default_shadow_pages(shape.memory_bytes, frames, min)),
         Some(pages) if pages >= min => Ok(pages),

@@ -14,10 +14,7 @@ use kvm_bindings::kvm_run;
 
 use crate::addr::PAGE_SIZE;
 use crate::sync::{Mutex, lock};
-use crate::sys::signal::{KickSignal, KickTarget};
-
-/// Attempts while the queue of pending signals, which all processes of a user share, is full.
-const KICK_ATTEMPTS: u32 = 100_000;
+use crate::sys::signal::{KICK, KickSignal, KickTarget};
 
 /// What a [`Gate`](super::gate::Gate) needs of a vCPU.
 pub(super) trait Kick: Send + Sync {
@@ -116,15 +113,8 @@ impl Kick for Kicker {
         self.page.immediate_exit().store(1, Ordering::Release);
         // The lock is held over the signal: the thread clears its entry under it before it ends.
         if let Some(thread) = *lock(&self.thread) {
-            for _ in 0..KICK_ATTEMPTS {
-                match thread.kick() {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        std::thread::yield_now()
-                    }
-                    // Any other failure says that the thread has ended.
-                    _ => break,
-                }
-            }
+            // A failure says that the thread has ended.
+            let _ = thread.kick();
         }
     }
 
@@ -152,7 +142,7 @@ fn unblock_signal() {
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, libc::SIGRTMIN());
+        libc::sigaddset(&raw mut set, KICK);
         libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
     }
 }

@@ -50,6 +50,7 @@ mod vcpu;
 mod vm;
 
 pub use any::AnyVm;
+pub(crate) use assemble::shadow_table_bytes;
 pub use clone::CloneFigures;
 pub use devices::dma::DmaStats;
 pub use direct::{DirectVm, Removal};
@@ -59,6 +60,7 @@ pub use host_kind::{HostKind, HostTraits};
 pub use hypercall::{MAX_KEPT_REPORTS, ViolationReport, VmObserver};
 pub use kvm::{KVM_DEVICE, KvmError};
 pub use machine::GuestCounters;
+pub(crate) use machine::window_bytes;
 pub use offer::KvmOffer;
 pub use roster::VcpuState;
 pub use stale::StaleAccess;

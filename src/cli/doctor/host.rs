@@ -1,28 +1,22 @@
-//! The rest of the host: kernel, page-fault handling, memory and its limits, swap.
+//! The rest of the host: kernel, shared memory, page-fault handling, swap.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::sys::resource::{Resource, getrlimit, rlim_t};
-use nix::sys::statvfs::statvfs;
 use vm_memory::MmapRegion;
 
 use super::Finding;
 use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
 use crate::cli::limits;
 use crate::cli::values::human_bytes;
-use crate::host_mm::MIN_HOST_MEMORY_BYTES;
 use crate::sys::memory::{ProcessMadvise, create_memfd, discard};
 use crate::sys::small_pages;
 use crate::sys::uffd::{Features, Tripwire, UffdError, uffd_features};
 use crate::sys::uffd_window::Window;
 
-/// Memory that `gnomon boot` takes unless it is told otherwise: frames, tables, itself.
-const BOOT_BYTES: u64 = 96 << 20;
 /// Swap of `gnomon boot` unless it is told otherwise.
-const SWAP_BYTES: u64 = 1 << 30;
+pub(super) const SWAP_BYTES: u64 = 1 << 30;
 /// The first kernel with all that is needed.
 const LEAST_KERNEL: (u32, u32) = (4, 17);
 
@@ -35,22 +29,8 @@ pub(super) fn examine() -> Vec<Finding> {
         memfd(memfd_works()),
         vectored_flush(ProcessMadvise::probe().is_supported()),
         fault_handling(uffd_features(), &arm_tripwire()),
-        memory(limits::available_bytes(), control_group_room()),
-        overcommit(&read("/proc/sys/vm/overcommit_memory")),
-        address_space(limit(Resource::RLIMIT_AS)),
         swap_directory(&temporary, probe_directory(&temporary)),
-        file_size(limit(Resource::RLIMIT_FSIZE)),
     ]
-}
-
-fn read(path: &str) -> String {
-    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
-}
-
-/// The soft limit, if there is one.
-fn limit(resource: Resource) -> Option<u64> {
-    let (soft, _): (rlim_t, rlim_t) = getrlimit(resource).ok()?;
-    (soft != libc::RLIM_INFINITY).then_some(soft)
 }
 
 fn kernel(release: &str) -> Finding {
@@ -156,78 +136,6 @@ fn fault_handling(features: Result<Features, UffdError>, armed: &Result<(), Uffd
     }
 }
 
-fn memory(available: Option<u64>, control_group: Option<u64>) -> Finding {
-    let what = "memory";
-    let Some(available) = available else {
-        return Finding::limited(what, "/proc/meminfo does not say how much is available");
-    };
-    let (room, whose) = match control_group {
-        Some(room) if room < available => (room, "in this control group"),
-        _ => (available, "available"),
-    };
-    let said = format!("{} {whose}", human_bytes(room));
-    if room < MIN_HOST_MEMORY_BYTES {
-        return Finding::missing(what, format!("{said}: too little for any guest; free some"));
-    }
-    if room < BOOT_BYTES {
-        return Finding::limited(
-            what,
-            format!("{said}: give boot less than its 64M with --host-memory, or free some"),
-        );
-    }
-    Finding::ok(what, said)
-}
-
-/// Bytes that this process's control group may still take, where there is a limit.
-fn control_group_room() -> Option<u64> {
-    let groups = read("/proc/self/cgroup");
-    groups.lines().find_map(|line| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (fields.next()?, fields.next()?);
-        let number = |path: String| read(&path).parse::<u64>().ok();
-        if controllers.is_empty() {
-            let folder = format!("/sys/fs/cgroup{path}");
-            let limit = number(format!("{folder}/memory.max"))?;
-            Some(limit.saturating_sub(number(format!("{folder}/memory.current"))?))
-        } else if controllers.split(',').any(|name| name == "memory") {
-            let folder = format!("/sys/fs/cgroup/memory{path}");
-            let limit = number(format!("{folder}/memory.limit_in_bytes"))?;
-            Some(limit.saturating_sub(number(format!("{folder}/memory.usage_in_bytes"))?))
-        } else {
-            None
-        }
-    })
-}
-
-fn overcommit(mode: &str) -> Finding {
-    let what = "overcommit";
-    match mode {
-        "2" => Finding::limited(
-            what,
-            "the kernel counts every mapping in full (vm.overcommit_memory=2): guests with very much memory may be refused; 0 or 1 does away with that",
-        ),
-        "0" | "1" => Finding::ok(
-            what,
-            format!("mappings cost nothing until they are used (vm.overcommit_memory={mode})"),
-        ),
-        _ => Finding::limited(what, "vm.overcommit_memory cannot be read"),
-    }
-}
-
-fn address_space(limit: Option<u64>) -> Finding {
-    let what = "address space";
-    match limit {
-        None => Finding::ok(what, "no limit"),
-        Some(bytes) => Finding::limited(
-            what,
-            format!(
-                "limited to {}: large guests may be refused; ulimit -v unlimited does away with that",
-                human_bytes(bytes)
-            ),
-        ),
-    }
-}
-
 /// What was found out about a directory for swap.
 struct Directory {
     free_bytes: u64,
@@ -237,9 +145,8 @@ struct Directory {
 fn probe_directory(dir: &Path) -> io::Result<Directory> {
     // Unnamed: gone with the value.
     tempfile::tempfile_in(dir)?;
-    let found = statvfs(dir)?;
     Ok(Directory {
-        free_bytes: found.blocks_available().saturating_mul(found.fragment_size()),
+        free_bytes: limits::free_bytes(dir).unwrap_or(u64::MAX),
         in_memory: limits::is_in_memory(dir),
     })
 }
@@ -274,23 +181,10 @@ fn swap_directory(dir: &Path, probed: io::Result<Directory>) -> Finding {
     }
 }
 
-fn file_size(limit: Option<u64>) -> Finding {
-    let what = "file size";
-    match limit {
-        Some(bytes) if bytes < SWAP_BYTES => Finding::missing(
-            what,
-            format!(
-                "files are limited to {}, below the default size of swap: ulimit -f unlimited, or a smaller --swap-size",
-                human_bytes(bytes)
-            ),
-        ),
-        Some(bytes) => Finding::ok(what, format!("up to {}", human_bytes(bytes))),
-        None => Finding::ok(what, "no limit"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use nix::errno::Errno;
 
     use super::super::Status;
@@ -325,23 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_what_the_tighter_bound_leaves() {
-        assert_finding(&memory(Some(8 << 30), None), Status::Ok, "8 GiB available");
-        assert_finding(&memory(Some(8 << 30), Some(1 << 30)), Status::Ok, "1 GiB in this control");
-        assert_finding(&memory(Some(8 << 30), Some(64 << 20)), Status::Limited, "--host-memory");
-        assert_finding(&memory(Some(1 << 20), None), Status::Missing, "too little");
-        assert_finding(&memory(None, None), Status::Limited, "/proc/meminfo");
-    }
-
-    #[test]
-    fn limits_are_told_with_their_remedy() {
-        assert_finding(&overcommit("2"), Status::Limited, "vm.overcommit_memory=2");
-        assert_finding(&overcommit("0"), Status::Ok, "nothing until");
-        assert_finding(&overcommit(""), Status::Limited, "cannot be read");
-        assert_finding(&address_space(Some(1 << 32)), Status::Limited, "ulimit -v");
-        assert_finding(&address_space(None), Status::Ok, "no limit");
-        assert_finding(&file_size(Some(1 << 20)), Status::Missing, "ulimit -f");
-        assert_finding(&file_size(Some(2 << 30)), Status::Ok, "2 GiB");
+    fn what_is_missing_is_told_with_its_remedy() {
         assert_finding(&vectored_flush(false), Status::Limited, "6.13");
         let refused = memfd(Err(io::Error::from(Errno::ENOSYS)));
         assert_finding(&refused, Status::Missing, "seccomp");
@@ -370,7 +248,7 @@ mod tests {
     #[test]
     fn this_host_gets_a_line_for_everything() {
         let findings = examine();
-        assert_eq!(findings.len(), 9);
+        assert_eq!(findings.len(), 5);
         assert!(findings.iter().all(|finding| !finding.detail.is_empty()), "{findings:?}");
     }
 }

@@ -5,6 +5,7 @@
 
 mod host;
 mod kvm;
+mod limited;
 
 use std::fmt;
 
@@ -12,6 +13,7 @@ use serde::Serialize;
 
 use super::EXIT_FAILURE;
 use super::args::DoctorArgs;
+use super::limits::HostLimits;
 use super::output;
 
 /// How much of something there is.
@@ -96,6 +98,7 @@ impl Diagnosis {
 pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
     let mut findings = kvm::examine();
     findings.extend(host::examine());
+    findings.extend(limited::examine(&HostLimits::probe()));
     let diagnosis = Diagnosis::new(findings);
     if args.json {
         output::print(serde_json::to_string_pretty(&diagnosis)?);

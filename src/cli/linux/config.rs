@@ -7,6 +7,7 @@ use crate::cli::kernel_file;
 use crate::cli::limits::HostLimits;
 use crate::cli::values::size;
 use crate::host_mm::HostMmConfig;
+use crate::virtio::DiskMode;
 use crate::vmm::linux::KernelKind;
 use crate::vmm::linux::layout::{MAX_MEMORY_BYTES, MAX_VIRTIO_DEVICES};
 
@@ -68,7 +69,16 @@ pub(crate) fn resolve(
     config::check_cmdline(&cmdline)?;
     let seed = args.seed.unwrap_or_else(config::new_seed);
     // With the kernel it knows that paging is direct.
-    let machine = config::machine(&sizes, &args.host, limits, kernel.into(), cmdline, seed)?;
+    let mut machine = config::machine(&sizes, &args.host, limits, kernel.into(), cmdline, seed)?;
+    // The console has two, storms one each.
+    machine.needs.add_threads(2 + storm.len() as u64);
+    machine.needs.add_devices(devices as u64);
+    for disk in args.disk.iter().filter(|disk| disk.mode == DiskMode::ReadWrite) {
+        // Whether it can be opened is looked at later. Devices have no such limit.
+        let file = std::fs::metadata(&disk.path).ok().filter(std::fs::Metadata::is_file);
+        file.inspect(|file| machine.needs.add_disk(&disk.path, file.len()));
+    }
+    config::check_needs(&machine.needs, limits)?;
     Ok(Some(LinuxConfig {
         kernel: machine.vm.kernel.into_owned(),
         initrd: args

@@ -13,8 +13,9 @@ mod keys;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::boot::{KILL_TIMEOUT, TICK, frames_line, swap_line, window_line};
+use super::boot::{KILL_TIMEOUT, frames_line, swap_line, window_line};
 use super::config::{UsageError, names_of};
+use super::ending::{self, Ending, TICK};
 use super::fleet::Objects;
 use super::injected::{self, Injected};
 use super::machine::{from_mm, from_vm};
@@ -22,12 +23,11 @@ use super::output::{self, StdoutConsole, printable};
 use super::paging::Paging;
 use super::stress::Storms;
 use super::values::human_count;
-use super::violations::{self, Check, Violations};
+use super::violations::{self, Check, EndCheck, Violations};
 use super::{EXIT_FAILURE, boot, exit_code_of_signal};
 use crate::direct_mmu::DirectConfig;
 use crate::host_mm::{HostMm, MemoryObject, MmError};
 use crate::sys::job_control::ContinueNotice;
-use crate::sys::signal::StopNotice;
 use crate::virtio::{Balloon, Device};
 use crate::vmm::linux::{LinuxError, LinuxImage, LinuxVm};
 use crate::vmm::{Outcome, Removal, VmError};
@@ -49,7 +49,7 @@ struct Memory(Arc<HostMm>);
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // The last to hold host memory removes the swap file; that must be this thread.
+        // So that host memory goes now, and with this thread.
         self.0.stop_background_reclaim();
     }
 }
@@ -62,8 +62,8 @@ enum End {
     Signal(i32),
     /// By the user at the console.
     Typed,
-    /// A vCPU did not stop.
-    Stuck,
+    /// A vCPU did not stop; the signal that asked for the end, if one did.
+    Stuck(Option<i32>),
 }
 
 /// Boots the guest, waits for its end and returns the exit code.
@@ -71,7 +71,7 @@ enum End {
 /// # Errors
 /// If the guest cannot be started.
 pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
-    let stop = StopNotice::install()?;
+    let ending = Ending::install()?;
     let continued = ContinueNotice::install()?;
     // Disks before memory: what the user can mend is said first.
     let mut disks = Disks::open(&config.disks)?;
@@ -100,14 +100,16 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
     let console = Console::open(move |keys| input.send(keys))?;
     let begun = Instant::now();
     vm.start()?;
-    let end = wait(&mut vm, (stop, continued), &console, &screen, &mut disks);
+    ending.phase("running the guest");
+    let end = wait(&mut vm, (&ending, continued), &console, &screen, &mut disks);
     let elapsed = begun.elapsed();
     storms.stop();
-    if !matches!(end, End::Stuck) {
+    if !end.is_stuck() {
         // A vCPU that hangs may do so in one of them.
         vm.stop_devices();
     }
     drop(console);
+    ending.phase("checking what is left");
 
     let mut found = collect(&vm, &memory.0, &storms);
     let injected = conclude(&end, vm.object(), &mut found);
@@ -142,9 +144,10 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
     for failure in vm.device_failures() {
         output::note(printable(&failure));
     }
-    for line in boot::complaints(&found, vm.lost_console_bytes()) {
+    for line in boot::complaints(&found, vm.lost_console_bytes(), ending.signal()) {
         output::note(line);
     }
+    ending::let_go((storms, vm, object, memory));
     Ok(end.exit_code(&found))
 }
 
@@ -189,7 +192,7 @@ fn mm_bytes(config: &LinuxConfig) -> u64 {
 /// Waits for the end of the guest, a signal, or Ctrl-A x.
 fn wait(
     vm: &mut LinuxVm,
-    (stop, continued): (StopNotice, ContinueNotice),
+    (ending, continued): (&Ending, ContinueNotice),
     console: &Console,
     screen: &StdoutConsole,
     disks: &mut Disks,
@@ -204,18 +207,19 @@ fn wait(
         if let Some(outcome) = vm.wait(Some(TICK)) {
             return End::Outcome(outcome);
         }
-        let asked = match stop.signal() {
+        let asked = match ending.signal() {
             Some(signal) => End::Signal(signal),
             None if console.is_ended() => End::Typed,
             None => continue,
         };
+        ending.phase("waiting for the vCPUs to stop");
         screen.give_up();
         vm.kill();
-        return match vm.wait(Some(KILL_TIMEOUT)) {
+        return match ending::wait_for(KILL_TIMEOUT, |tick| vm.wait(Some(tick))) {
             Some(Outcome::Killed) => asked,
             // It was faster.
             Some(outcome) => End::Outcome(outcome),
-            None => End::Stuck,
+            None => End::Stuck(ending.signal()),
         };
     }
 }
@@ -226,8 +230,12 @@ impl End {
             Self::Outcome(outcome) => boot::how_it_ended(Some(outcome), None),
             Self::Signal(signal) => boot::how_it_ended(Some(&Outcome::Killed), Some(*signal)),
             Self::Typed => "the guest was ended by Ctrl-A x".to_owned(),
-            Self::Stuck => boot::how_it_ended(None, None),
+            Self::Stuck(signal) => boot::how_it_ended(None, *signal),
         }
+    }
+
+    fn is_stuck(&self) -> bool {
+        matches!(self, Self::Stuck(_))
     }
 
     /// Whether it was not the guest's own end: it may have had no time for what was asked for.
@@ -242,9 +250,11 @@ impl End {
     fn exit_code(&self, found: &Violations) -> u8 {
         let code = match self {
             Self::Outcome(outcome) => outcome.exit_code(),
-            Self::Signal(signal) => return exit_code_of_signal(*signal),
+            Self::Signal(signal) | Self::Stuck(Some(signal)) => {
+                return exit_code_of_signal(*signal);
+            }
             Self::Typed => 0,
-            Self::Stuck => EXIT_FAILURE,
+            Self::Stuck(None) => EXIT_FAILURE,
         };
         if code == 0 && found.total > 0 { EXIT_FAILURE } else { code }
     }
@@ -254,7 +264,7 @@ impl End {
 fn collect(vm: &LinuxVm, mm: &HostMm, storms: &Storms) -> Violations {
     let resident = mm.resident_bytes().unwrap_or(0);
     let mut found = violations::of_host(mm, resident);
-    found.add(Check::ReverseMap, vm.check_reverse_map(), 0);
+    found.look(EndCheck::ReverseMap, Check::ReverseMap, || vm.check_reverse_map());
     found.add(Check::Run, storms.counts().into_iter().filter_map(|count| count.broken), 0);
     found
 }
@@ -262,7 +272,7 @@ fn collect(vm: &LinuxVm, mm: &HostMm, storms: &Storms) -> Violations {
 /// Ends the injection: what is to be told of it. What is wrong is added to `found`. Nothing of it if a
 /// vCPU still runs.
 fn conclude(end: &End, object: &Arc<MemoryObject>, found: &mut Violations) -> Vec<String> {
-    if matches!(end, End::Stuck) {
+    if end.is_stuck() {
         return Vec::new();
     }
     let Some(injected) = Injected::conclude(object.host_mm(), [object]) else {

@@ -136,7 +136,8 @@ fn the_exit_code_says_how_it_ended() {
     assert_eq!(End::Typed.exit_code(&clean), 0);
     assert_eq!(End::Typed.exit_code(&bad), 1);
     assert_eq!(End::Signal(15).exit_code(&bad), 143);
-    assert_eq!(End::Stuck.exit_code(&clean), 1);
+    assert_eq!(End::Stuck(None).exit_code(&clean), 1);
+    assert_eq!(End::Stuck(Some(2)).exit_code(&clean), 130);
     let failed = Outcome::Failed(VmError::NotRunning);
     assert_eq!(End::Outcome(failed).exit_code(&clean), 1);
 }
@@ -183,7 +184,7 @@ fn what_never_struck_is_a_failure_if_the_guest_came_to_its_end() {
     }
     assert_eq!(concluded(&End::Typed, &object).1, 0, "it had no time to");
     assert_eq!(concluded(&End::Signal(15), &object).1, 143);
-    assert_eq!(concluded(&End::Stuck, &object), (Vec::new(), 1), "its pages may be in use");
+    assert_eq!(concluded(&End::Stuck(None), &object), (Vec::new(), 1), "its pages may be in use");
 }
 
 #[test]

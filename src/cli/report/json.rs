@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 use super::Report;
+use crate::sys::names::{Leftover, folder_of};
 
 /// The report cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +58,8 @@ pub(crate) fn write(path: &Path, report: &Report) -> Result<(), JsonError> {
     let path = &follow(path)?;
     let refused = |source: io::Error| JsonError::Write { path: path.to_owned(), source };
     let file = temporary(path)?;
+    // A signal that ends the process removes it; renamed, it has another name.
+    let _removed = Leftover::new(file.path()).map_err(refused)?;
     let mut writer = BufWriter::new(&file);
     serde_json::to_writer_pretty(&mut writer, report).map_err(|error| refused(error.into()))?;
     writeln!(writer).and_then(|()| writer.flush()).map_err(refused)?;
@@ -86,10 +89,7 @@ fn follow(path: &Path) -> Result<PathBuf, JsonError> {
 
 /// A file in the same directory, removed again if it is not renamed.
 fn temporary(path: &Path) -> Result<NamedTempFile, JsonError> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     tempfile::Builder::new()
         .prefix(".gnomon-report-")
         // As any other new file; the user's umask applies.

@@ -12,11 +12,12 @@ use super::config::StressConfig;
 use super::injected::Injected;
 use super::machine::Machine;
 use super::stress::{Course, Detection, PeersReport, StormCount};
-use super::violations::{self, Check, Violation, Violations};
+use super::violations::{self, Check, EndCheck, Violation, Violations};
 use crate::direct_mmu::DirectStats;
 use crate::host_mm::MmStats;
 use crate::iotlb::IotlbStats;
 use crate::shadow_mmu::ShadowStats;
+use crate::sys::signal;
 use crate::vmm::{DmaStats, FaultLatency, GuestCounters, Latencies, VcpuCounts};
 use vms::VmsReport;
 
@@ -65,8 +66,10 @@ pub(crate) struct Report {
     pub(crate) detection: Option<Detection>,
     /// Whether the first violation ended the run.
     pub(crate) cut_short: bool,
-    /// The signal that ended the run early.
+    /// The signal that ended the run early, in its work or in the checks at its end.
     pub(crate) signal: Option<i32>,
+    /// What was not checked, or not to the end, since a signal cut the run short.
+    pub(crate) not_checked: Vec<EndCheck>,
     /// The end of what the guest printed.
     pub(crate) guest_console: Vec<String>,
 }
@@ -159,7 +162,8 @@ pub(crate) struct MemoryReport {
 }
 
 impl Report {
-    /// The report of a run that is over: no vCPU runs any more. Lets go of the VMs.
+    /// The report of a run that is over: no vCPU runs any more. Lets go of the VMs, unless the end is to
+    /// be quick.
     pub(crate) fn new(
         config: &StressConfig,
         machine: &mut Machine,
@@ -174,10 +178,12 @@ impl Report {
         let mut violations = all_violations(machine, course, peers.as_ref(), injected.as_ref());
         // Pauses let nothing fail.
         let may_fail = config.machine.host.inject.may_fail();
-        if has_ended && config.sabotage.is_none() && !may_fail {
-            let left = violations::left_behind(machine);
-            violations.add(Check::ReverseMap, left, 0);
+        let is_sound = config.sabotage.is_none() && !may_fail;
+        if is_sound && (has_ended || signal::is_stop_asked()) {
+            let left = || violations::left_behind(machine);
+            violations.look(EndCheck::Leftovers, Check::ReverseMap, left);
         }
+        violations.unchecked.extend(&course.unchecked);
         let fleet = &machine.fleet;
         let console = console.iter().cloned().chain(fleet.lines()).collect();
         let late = violations
@@ -209,11 +215,24 @@ impl Report {
             },
             peers,
             injected,
-            violations,
             detection: course.detection.or(late),
             cut_short: course.cut_short,
             signal: course.signal,
+            not_checked: violations.unchecked.iter().copied().collect(),
+            violations,
             guest_console: console,
+        }
+    }
+
+    /// A signal that came so late that nothing but checks at the end was cut short for it. One that
+    /// came later still changes nothing.
+    pub(crate) fn note_signal(&mut self, signal: Option<i32>) {
+        if self.signal.is_some() || self.not_checked.is_empty() {
+            return;
+        }
+        self.signal = signal;
+        if self.result == Verdict::Passed {
+            self.result = Verdict::Interrupted;
         }
     }
 
@@ -240,7 +259,7 @@ fn all_violations(
         }
     }
     if let Some(peers) = peers {
-        all.add(Check::Peer, peers.leftovers.iter().cloned(), 0);
+        all.append(peers.found.clone());
     }
     if let Some(injected) = injected {
         injected.add_violations(&mut all, course.signal.is_some());

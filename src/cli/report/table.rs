@@ -7,6 +7,7 @@ use crate::cli::args::name_of;
 use crate::cli::output::printable;
 use crate::cli::stress::{PeersReport, PopulationCount};
 use crate::cli::values::{human_bytes, human_count, human_nanos, size};
+use crate::cli::violations;
 use crate::peer::PeerStats;
 
 /// One line below the header, nothing else.
@@ -24,6 +25,7 @@ pub(crate) fn render(report: &Report) -> String {
     parts.push(memory(report));
     parts.extend(report.injected.as_ref().map(|injected| injected.lines().join("\n")));
     parts.extend(violations(report));
+    parts.extend(cut_short(report));
     parts.push(verdict(report));
     parts.join("\n\n")
 }
@@ -262,6 +264,10 @@ fn violations(report: &Report) -> Option<String> {
         lines.push(format!("  ... and {} more", human_count(found.total - shown)));
     }
     Some(lines.join("\n"))
+}
+
+fn cut_short(report: &Report) -> Option<String> {
+    violations::cut_short(report.signal?, &report.violations.unchecked)
 }
 
 fn verdict(report: &Report) -> String {

@@ -73,6 +73,7 @@ pub(crate) fn report() -> Report {
         detection: None,
         cut_short: false,
         signal: None,
+        not_checked: Vec::new(),
         guest_console: Vec::new(),
     }
 }
@@ -158,7 +159,7 @@ fn injected_faults_are_counted_in_both_forms() {
             kind: "calls",
             advice: "",
         }],
-        pages: Pages { in_frames: 3, in_swap: 4, lost: 0 },
+        pages: Some(Pages { in_frames: 3, in_swap: 4, lost: 0 }),
         ..Injected::default()
     };
     report.injected = Some(injected);
@@ -196,6 +197,28 @@ fn json_has_the_same_figures() {
 }
 
 #[test]
+fn a_signal_at_the_end_interrupts_only_what_it_cut_short() {
+    let mut whole = report();
+    whole.note_signal(Some(15));
+    assert_eq!((whole.result, whole.signal), (Verdict::Passed, None), "it came too late");
+    let mut cut = report();
+    cut.not_checked = vec![EndCheck::LastSweep, EndCheck::ReverseMap];
+    cut.violations.unchecked.extend(&cut.not_checked);
+    cut.note_signal(Some(15));
+    assert_eq!((cut.result, cut.signal), (Verdict::Interrupted, Some(15)));
+    let rendered = table::render(&cut);
+    let said = "cut short by signal 15; not checked: the guest's last sweep over its memory, the \
+                reverse map (I3)\n\nINTERRUPTED by signal 15";
+    assert!(rendered.contains(said), "{rendered}");
+    let value = serde_json::to_value(cut).unwrap();
+    assert_eq!(value["not_checked"], serde_json::json!(["last_sweep", "reverse_map"]));
+    let mut failed = failed(1);
+    failed.not_checked = vec![EndCheck::Leftovers];
+    failed.note_signal(Some(15));
+    assert_eq!((failed.result, failed.signal), (Verdict::Failed, Some(15)));
+}
+
+#[test]
 fn any_violation_fails_a_run_even_an_interrupted_one() {
     let course = Course {
         elapsed: Duration::from_secs(1),
@@ -203,6 +226,7 @@ fn any_violation_fails_a_run_even_an_interrupted_one() {
         bad_end: None,
         cut_short: false,
         signal: Some(15),
+        unchecked: Vec::new(),
         detection: None,
         peak_resident_bytes: 0,
         storms: Vec::new(),

@@ -1,7 +1,8 @@
 //! The course of a stress run: work under the storm, the last sweep, the end.
 //!
 //! Guarantee: it ends. Each phase has a bound, after which the guests are killed, and that is then
-//! said; and when it has returned, no vCPU and no storm runs any more.
+//! said; a signal ends the last sweep, too, or leaves it out; and when it has returned, no vCPU and no
+//! storm runs any more, unless one did not stop in time, which is said.
 
 use std::time::{Duration, Instant};
 
@@ -11,15 +12,13 @@ use super::storm::{StormCount, Storms};
 use crate::addr::PAGE_SIZE_U64;
 use crate::cli::args::Invalidate;
 use crate::cli::config::StressConfig;
+use crate::cli::ending::{Ending, TICK};
 use crate::cli::fleet::{Fate, Member};
 use crate::cli::machine::Machine;
 use crate::cli::values::human_count;
-use crate::cli::violations::{self, Check, Violation};
-use crate::sys::signal::StopNotice;
+use crate::cli::violations::{self, Check, EndCheck, Violation};
 use crate::vmm::Outcome;
 
-/// Time between looks at the run.
-const TICK: Duration = Duration::from_millis(50);
 /// Time for the last sweep that any guest gets ...
 const SWEEP_BASE: Duration = Duration::from_secs(60);
 /// ... and what is added for each of its pages. A page that comes back from swap takes a tenth.
@@ -49,6 +48,8 @@ pub(crate) struct Course {
     pub(crate) cut_short: bool,
     /// The signal that cut it short.
     pub(crate) signal: Option<i32>,
+    /// What was left out for it.
+    pub(crate) unchecked: Vec<EndCheck>,
     pub(crate) detection: Option<Detection>,
     /// Most bytes that frames were seen to take up.
     pub(crate) peak_resident_bytes: u64,
@@ -79,10 +80,11 @@ enum PhaseEnd {
 pub(crate) fn run(
     machine: &mut Machine,
     config: &StressConfig,
-    stop: StopNotice,
+    ending: &Ending,
 ) -> anyhow::Result<Course> {
     machine.fleet.start()?;
-    let mut watch = Watch::new(config);
+    ending.phase("running the guest");
+    let mut watch = Watch::new(config, ending);
     let mut population = Population::new(config);
     let kinds = &config.invalidations;
     let objects = machine.fleet.objects();
@@ -90,9 +92,12 @@ pub(crate) fn run(
     let removes = kinds.contains(&Invalidate::Remove);
     storms.observe(objects, removes, config.seed)?;
     let work_end = watch.begun + config.duration;
-    let phase_end = watch.phase(machine, &storms, work_end, Some(stop), |machine| {
-        population.tend(machine, Instant::now())
-    });
+    let phase_end =
+        watch.phase(machine, &storms, work_end, |machine| population.tend(machine, Instant::now()));
+    if let PhaseEnd::Signal(_) = phase_end {
+        // Before the storms are waited for: who has to go on longest begins to stop first.
+        machine.fleet.kill(Duration::ZERO);
+    }
     storms.stop();
     let worked = watch.begun.elapsed();
 
@@ -102,6 +107,7 @@ pub(crate) fn run(
         bad_end: None,
         cut_short: false,
         signal: None,
+        unchecked: Vec::new(),
         detection: None,
         peak_resident_bytes: 0,
         storms: Vec::new(),
@@ -109,13 +115,11 @@ pub(crate) fn run(
         population: population.count,
     };
     match phase_end {
-        PhaseEnd::Signal(signal) => {
-            course.signal = Some(signal);
-            finish(&mut watch, machine, &storms, &mut course);
-        }
+        PhaseEnd::Signal(signal) => course.interrupt(machine, signal),
         PhaseEnd::Deadline => {
             finish(&mut watch, machine, &storms, &mut course);
-            if course.bad_end.is_none() && !course.cut_short && !population.was_complete() {
+            let is_whole = course.bad_end.is_none() && !course.cut_short && course.signal.is_none();
+            if is_whole && !population.was_complete() {
                 course.bad_end = Some(too_few(config, &population));
             }
         }
@@ -132,6 +136,15 @@ pub(crate) fn run(
 }
 
 impl Course {
+    /// Ends what still runs, for a signal.
+    fn interrupt(&mut self, machine: &mut Machine, signal: i32) {
+        self.signal = Some(signal);
+        self.unchecked.push(EndCheck::LastSweep);
+        if !machine.fleet.kill(KILL_TIMEOUT) {
+            self.unchecked.push(EndCheck::Ends);
+        }
+    }
+
     /// Ends what still runs.
     fn end_badly(&mut self, machine: &mut Machine, why: PhaseEnd) {
         match why {
@@ -146,14 +159,16 @@ impl Course {
 }
 
 /// The last sweep.
-fn finish(watch: &mut Watch, machine: &mut Machine, storms: &Storms, course: &mut Course) {
+fn finish(watch: &mut Watch<'_>, machine: &mut Machine, storms: &Storms, course: &mut Course) {
+    watch.ending.phase("the guest makes its last sweep");
     watch.status.sweeping = true;
     machine.fleet.request_stop();
     let bytes = machine.fleet.members.iter().map(|member| member.vm.object().bytes()).sum();
     let bound = sweep_bound(bytes);
-    match watch.phase(machine, storms, Instant::now() + bound, None, |_| Ok(())) {
+    match watch.phase(machine, storms, Instant::now() + bound, |_| Ok(())) {
         PhaseEnd::Ended => {}
-        PhaseEnd::Deadline | PhaseEnd::Signal(_) => {
+        PhaseEnd::Signal(signal) => course.interrupt(machine, signal),
+        PhaseEnd::Deadline => {
             let failed = machine.figures().host.failed_evictions;
             let mut said = unfinished(bound, failed);
             if let Err(also) = kill(machine) {
@@ -250,7 +265,8 @@ fn wrong_end_of_any(machine: &Machine) -> Option<Violation> {
 }
 
 /// Looks at a run again and again.
-struct Watch {
+struct Watch<'a> {
+    ending: &'a Ending,
     begun: Instant,
     fail_fast: bool,
     progress: Progress,
@@ -259,9 +275,10 @@ struct Watch {
     peak_resident_bytes: u64,
 }
 
-impl Watch {
-    fn new(config: &StressConfig) -> Self {
+impl<'a> Watch<'a> {
+    fn new(config: &StressConfig, ending: &'a Ending) -> Self {
         Self {
+            ending,
             begun: Instant::now(),
             fail_fast: config.fail_fast,
             progress: Progress::new(config.duration),
@@ -271,14 +288,12 @@ impl Watch {
         }
     }
 
-    /// Waits for the end of a phase. A stop that nobody listens for here goes unheeded. `tend` is
-    /// called again and again while it lasts.
+    /// Waits for the end of a phase. `tend` is called again and again while it lasts.
     fn phase(
         &mut self,
         machine: &mut Machine,
         storms: &Storms,
         deadline: Instant,
-        stop: Option<StopNotice>,
         mut tend: impl FnMut(&mut Machine) -> Result<(), Violation>,
     ) -> PhaseEnd {
         loop {
@@ -294,7 +309,7 @@ impl Watch {
             if self.fail_fast && self.detection.is_some() {
                 return PhaseEnd::Violation;
             }
-            if let Some(signal) = stop.and_then(StopNotice::signal) {
+            if let Some(signal) = self.ending.signal() {
                 return PhaseEnd::Signal(signal);
             }
             if Instant::now() >= deadline {
@@ -311,6 +326,7 @@ impl Watch {
         if let (Some((by, _)), None) = (found, self.detection) {
             let seconds = self.begun.elapsed().as_secs_f64();
             self.detection = Some(Detection { seconds, by });
+            self.ending.note_failure();
         }
         // What the kernel does not tell is not a peak.
         let resident = machine.mm.resident_bytes().unwrap_or(0);

@@ -2,7 +2,8 @@
 //! access checked.
 //!
 //! Guarantee: the exit code is 0 only if the guest worked for the whole time, swept all its memory
-//! once more, powered off when asked, and no check found anything.
+//! once more, powered off when asked, and no check found anything. A signal cuts all that short, and
+//! the report says what was not checked.
 
 mod course;
 mod observe;
@@ -13,11 +14,11 @@ mod sources;
 mod storm;
 
 use super::config::StressConfig;
+use super::ending::{self, Ending};
 use super::machine::Machine;
 use super::output::{self, Tail, printable};
 use super::report::{self, Report};
 use super::{EXIT_FAILURE, args, injected};
-use crate::sys::signal::StopNotice;
 
 pub(crate) use course::{Course, Detection};
 pub(crate) use peers::PeersReport;
@@ -29,7 +30,7 @@ pub(crate) use storm::{StormCount, Storms};
 /// # Errors
 /// If the run cannot start, or its report cannot be written.
 pub(crate) fn run(config: StressConfig) -> anyhow::Result<u8> {
-    let stop = StopNotice::install()?;
+    let ending = Ending::install()?;
     let tail = Tail::default();
     let mut machine = Machine::new(&config.machine, Box::new(tail.clone()))?;
     for warning in &config.machine.warnings {
@@ -46,19 +47,28 @@ pub(crate) fn run(config: StressConfig) -> anyhow::Result<u8> {
         output::note(line);
     }
     let peers = peers::Peers::start(config.peers.as_ref(), &machine)?;
-    let course = course::run(&mut machine, &config, stop)?;
+    let course = course::run(&mut machine, &config, &ending)?;
+    ending.phase("taking the pages back from peers");
     let peers = peers.map(|peers| peers.conclude(&machine.mm.stats()));
-    let report = Report::new(&config, &mut machine, &course, peers, &tail.lines());
+    ending.phase("checking what is left");
+    let mut report = Report::new(&config, &mut machine, &course, peers, &tail.lines());
+    report.note_signal(ending.signal());
+    if report.failed() {
+        ending.note_failure();
+    }
     // No vCPU runs any more; frames and swap go back before anything is written.
-    drop(machine);
+    ending::let_go(machine);
+    ending.phase("writing the report");
+    // First to the file, which takes it: what reads standard output may have stopped to.
+    let written = config.json.as_ref().map_or(Ok(()), |path| report::json::write(path, &report));
     output::print(report::table::render(&report));
     if report.failed() {
         show_console(&report);
     }
-    if let Some(path) = &config.json {
-        report::json::write(path, &report)?;
-    }
-    Ok(exit_code(&report, course.signal))
+    written?;
+    // A signal that came after everything was done has still taken the report from who asked for it.
+    let untold = ending.signal().filter(|_| output::gave_up());
+    Ok(exit_code(&report, report.signal.or(untold)))
 }
 
 fn exit_code(report: &Report, signal: Option<i32>) -> u8 {

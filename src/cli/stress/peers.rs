@@ -8,6 +8,7 @@ use crate::cli::config::{PeersConfig, UsageError};
 use crate::cli::machine::Machine;
 use crate::cli::output;
 use crate::cli::report::LatencyReport;
+use crate::cli::violations::{Check, EndCheck, Violations};
 use crate::host_mm::MmStats;
 use crate::peer::{PeerServer, PeerStats, ServeError, ServerConfig};
 
@@ -26,9 +27,9 @@ pub(crate) struct PeersReport {
     pub(crate) recalls: u64,
     /// From an invalidation to the end of its copies.
     pub(crate) latency: Option<LatencyReport>,
-    /// What is left of peers that are gone, a sentence each.
+    /// What is left of peers that are gone.
     #[serde(skip)]
-    pub(crate) leftovers: Vec<String>,
+    pub(crate) found: Violations,
 }
 
 impl Peers {
@@ -68,11 +69,13 @@ impl Peers {
     /// Ends them: everything is taken back.
     pub(super) fn conclude(self, host: &MmStats) -> PeersReport {
         self.0.stop();
+        let mut found = Violations::default();
+        found.look(EndCheck::Peers, Check::Peer, || self.0.leftovers());
         PeersReport {
             stats: self.0.stats(),
             recalls: host.recalls,
             latency: self.0.latency().as_ref().map(LatencyReport::new),
-            leftovers: self.0.leftovers(),
+            found,
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::cli::violations::Check;
 use crate::host_mm::swap::{SwapError, SwapOp};
 use crate::host_mm::{HostFault, HostMm, InjectionPlan, MmError};
 use crate::sync::{Condvar, Mutex, lock};
+use crate::sys::threads;
 
 /// Frames that one call invalidates.
 const BATCH: u32 = 32;
@@ -203,12 +204,12 @@ impl Storms {
         self.live.iter().chain(&self.observers).find_map(|(_, live)| *lock(&live.by))
     }
 
-    /// Ends them.
+    /// Ends them, as [`threads::join`] does.
     pub(crate) fn stop(&mut self) {
         *lock(&self.stop.stopped) = true;
         self.stop.changed.notify_all();
         for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
+            if let Some(Err(_)) = threads::join(thread) {
                 let died = "a storm thread panicked".to_owned();
                 if let Some((_, live)) = self.live.first() {
                     lock(&live.broken).get_or_insert(died);

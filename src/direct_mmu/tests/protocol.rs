@@ -201,4 +201,6 @@ fn sabotage_forget_rmap_leaves_a_mapping_that_the_check_reports() {
     rig.write(5, &page(1));
     let found = rig.mmu.check_reverse_map().unwrap();
     assert!(found.len() == 1 && found[0].starts_with("I3"), "{found:?}");
+    let _stop = crate::sys::signal::pretended::Stop::after(0);
+    assert_eq!(rig.mmu.check_reverse_map().unwrap(), Vec::<String>::new(), "it left off");
 }

@@ -17,6 +17,7 @@ use crate::addr::{Gfn, Pfn};
 use crate::export_rmap::{LockedPage, PageFlags};
 use crate::host_mm::{HostMm, MmError};
 use crate::sync::lock;
+use crate::sys::threads;
 
 use clock::Hand;
 pub(super) use evict::{
@@ -166,13 +167,12 @@ impl HostMm {
         Ok(())
     }
 
-    /// Ends background reclaim for good and waits for its thread. While that is at work it shares
-    /// in the `HostMm`: a process that ends before it has let go leaves its swap file behind.
+    /// Ends background reclaim for good and waits for its thread, as [`threads::join`] does.
     pub fn stop_background_reclaim(&self) {
         self.reclaimer.background.stop();
         if let Some(thread) = lock(&self.reclaimer.thread).take() {
             // A panic was told on standard error, and nobody needs the thread any more.
-            let _ = thread.join();
+            let _ = threads::join(thread);
         }
     }
 

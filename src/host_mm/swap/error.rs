@@ -139,8 +139,8 @@ pub enum SwapOpenError {
     },
     /// The swap file is there already.
     #[error(
-        "swap file {} exists already; a swap file is made anew and removed at the end: name \
-         another one, or remove this one if nothing uses it",
+        "swap file {} exists already; a swap file is made anew, without a name, so nothing may be \
+         there: name another place, or remove this one if nothing uses it",
         .path.display()
     )]
     Exists {

@@ -1,12 +1,13 @@
 //! Swap in a file.
 //!
-//! Guarantee: an existing file is never opened, truncated or removed, whatever the path leads to;
-//! and a file that was created is removed at the end unless something else stands in its place.
+//! Guarantee: the file has no name from the beginning, so that it is gone with its process, however that
+//! ends (what is in it is a guest's memory), and blocks no other; an existing file is never opened,
+//! truncated or removed, whatever the path leads to.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
@@ -14,6 +15,7 @@ use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
 use super::backend::check_range;
 use super::{Slot, SwapBackend, SwapConfig, SwapOpenError};
 use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
+use crate::sys::names::folder_of;
 
 /// `RAMFS_MAGIC` of linux/magic.h.
 const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
@@ -25,13 +27,10 @@ pub struct FileSwap<F = File> {
     file: F,
     slots: u32,
     in_memory: bool,
-    /// Removes the file at the end; `None` for one that has no name.
-    _named: Option<NamedFile>,
 }
 
 impl FileSwap {
-    /// Makes the file that the configuration asks for. An unlinked temporary file vanishes with
-    /// the process, however it ends; a named one stays behind if the process is killed.
+    /// Makes the file where the configuration asks for it.
     ///
     /// # Errors
     /// [`SwapOpenError`].
@@ -39,27 +38,23 @@ impl FileSwap {
         let slots = config.slots()?;
         let bytes = u64::from(slots) * PAGE_SIZE_U64;
         check_file_size_limit(bytes)?;
-        let (file, named) = match (&config.path, &config.dir) {
-            (Some(path), _) => {
-                let (file, named) = create_named(path)?;
-                (file, Some(named))
-            }
-            (None, Some(dir)) => (create_temporary(dir)?, None),
-            (None, None) => (create_temporary(&std::env::temp_dir())?, None),
+        let file = match (&config.path, &config.dir) {
+            (Some(path), _) => create_at(path)?,
+            (None, Some(dir)) => create_in(dir)?,
+            (None, None) => create_in(&std::env::temp_dir())?,
         };
-        // From here on an error drops `named`, which removes the file.
         resize(&file, bytes)?;
         let in_memory = fstatfs(&file)
             .is_ok_and(|fs| [TMPFS_MAGIC, RAMFS_MAGIC].contains(&fs.filesystem_type()));
-        Ok(Self { file, slots, in_memory, _named: named })
+        Ok(Self { file, slots, in_memory })
     }
 }
 
 impl<F> FileSwap<F> {
     /// The same with something in front of the file.
     pub(in crate::host_mm) fn through<G>(self, wrap: impl FnOnce(F) -> G) -> FileSwap<G> {
-        let Self { file, slots, in_memory, _named } = self;
-        FileSwap { file: wrap(file), slots, in_memory, _named }
+        let Self { file, slots, in_memory } = self;
+        FileSwap { file: wrap(file), slots, in_memory }
     }
 }
 
@@ -95,68 +90,36 @@ fn check_file_size_limit(bytes: u64) -> Result<(), SwapOpenError> {
     }
 }
 
-fn create_temporary(dir: &Path) -> Result<File, SwapOpenError> {
-    tempfile::tempfile_in(dir)
-        .map_err(|source| SwapOpenError::CreateTemporary { dir: dir.to_owned(), source })
+fn create_in(dir: &Path) -> Result<File, SwapOpenError> {
+    nameless(dir).map_err(|source| SwapOpenError::CreateTemporary { dir: dir.to_owned(), source })
 }
 
-fn create_named(path: &Path) -> Result<(File, NamedFile), SwapOpenError> {
-    let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::AlreadyExists => SwapOpenError::Exists { path: path.to_owned() },
-        _ => SwapOpenError::Create { path: path.to_owned(), source },
-    };
-    // Absolute, so that it is still the same file if the working directory changes.
-    let absolute = std::path::absolute(path).map_err(failed)?;
-    // O_EXCL (create_new) takes nothing that exists, O_NOFOLLOW says the same of a symbolic link.
-    // The content is the guest's memory: for the owner's eyes only.
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(&absolute)
-        .map_err(failed)?;
-    let metadata = match file.metadata() {
-        Ok(metadata) => metadata,
-        Err(source) => {
-            // Ours beyond doubt: it was created a moment ago.
-            let _ = fs::remove_file(&absolute);
-            return Err(failed(source));
-        }
-    };
-    let named = NamedFile { path: absolute, device: metadata.dev(), inode: metadata.ino() };
-    Ok((file, named))
+/// For the owner's eyes only, who finds it in `/proc`.
+fn nameless(dir: &Path) -> io::Result<File> {
+    let file = tempfile::tempfile_in(dir)?;
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
+/// The path says where: nothing ever stands there, and nothing may.
+fn create_at(path: &Path) -> Result<File, SwapOpenError> {
+    let failed = |source| SwapOpenError::Create { path: path.to_owned(), source };
+    match fs::symlink_metadata(path) {
+        // The user may take it for what will be used, or have meant another one.
+        Ok(_) => return Err(SwapOpenError::Exists { path: path.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    nameless(folder_of(path)).map_err(failed)
 }
 
 fn resize(file: &File, bytes: u64) -> Result<(), SwapOpenError> {
     file.set_len(bytes).map_err(|source| SwapOpenError::Resize { bytes, source })
 }
 
-/// The name of a file that this process created; dropping it removes the file.
-#[derive(Debug)]
-struct NamedFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl Drop for NamedFile {
-    fn drop(&mut self) {
-        // Whoever put another file under the name wants to keep that one. (Between the look and
-        // the removal it may still be replaced; no call removes a name only if it is a given file.)
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode));
-        if ours {
-            // Nothing can be done about a failure here; the file is visible to its owner.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     use super::*;
 
@@ -165,16 +128,24 @@ mod tests {
     }
 
     #[test]
-    fn a_named_file_is_private_sparse_and_removed() {
+    fn a_file_is_private_sparse_and_nameless() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("swap");
         let swap = FileSwap::open(&config(&path, (1 << 30) + 1)).unwrap();
-        let metadata = fs::symlink_metadata(&path).unwrap();
-        assert_eq!(metadata.permissions().mode() & 0o7777, 0o600);
-        assert_eq!((metadata.len(), metadata.blocks()), (1 << 30, 0));
-        assert_eq!(swap.slots(), 1 << 18);
-        drop(swap);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let metadata = swap.file.metadata().unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o7777, 0o600);
+        assert_eq!((metadata.len(), metadata.blocks(), metadata.nlink()), (1 << 30, 0, 0));
+        let there = fs::metadata(dir.path()).unwrap();
+        assert_eq!(metadata.dev(), there.dev(), "on the file system that was named");
+        assert_eq!(swap.slots(), 1 << 18);
+        // Another run may name the same place meanwhile: each has its own.
+        let page = [5; PAGE_SIZE];
+        let other = FileSwap::open(&config(&path, 1 << 20)).unwrap();
+        swap.write(Slot::new(1).unwrap(), &page).unwrap();
+        let mut read = page;
+        other.read(Slot::new(1).unwrap(), &mut read).unwrap();
+        assert_eq!(read, [0; PAGE_SIZE]);
     }
 
     #[test]
@@ -196,27 +167,10 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_took_the_name_is_not_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("swap");
-        let swap = FileSwap::open(&config(&path, 1 << 20)).unwrap();
-        fs::rename(&path, dir.path().join("moved")).unwrap();
-        fs::write(&path, "somebody else's").unwrap();
-        drop(swap);
-        assert_eq!(fs::read(&path).unwrap(), b"somebody else's");
-    }
-
-    #[test]
-    fn a_failure_after_creation_leaves_nothing_behind() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("swap");
-        let (file, named) = create_named(&path).unwrap();
-        assert!(path.exists());
-        // No file can have that size.
+    fn a_size_that_no_file_can_have_is_told() {
+        let file = create_in(&std::env::temp_dir()).unwrap();
         let error = resize(&file, u64::MAX).unwrap_err();
         assert!(matches!(error, SwapOpenError::Resize { bytes: u64::MAX, .. }));
-        drop(named);
-        assert!(!path.exists());
     }
 
     #[test]

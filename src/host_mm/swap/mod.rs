@@ -54,9 +54,9 @@ const READ_ATTEMPTS: u32 = 3;
 /// Where swap is and how large it may grow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SwapConfig {
-    /// A file to create; it must not exist, and is removed at the end. Takes precedence over `dir`.
+    /// Where to create a file, which gets no name; there must be nothing. Takes precedence over `dir`.
     pub path: Option<PathBuf>,
-    /// The directory for an unlinked temporary file; `None`: the system's ([`std::env::temp_dir`]).
+    /// The directory for the file; `None`: the system's ([`std::env::temp_dir`]).
     pub dir: Option<PathBuf>,
     /// Size in bytes; an incomplete page at the end is not used. 0 is no swap.
     pub bytes: u64,

@@ -3,6 +3,7 @@
 use super::rig::{FRAMES, Rig, config, gfn, page};
 use crate::addr::{Gpa, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
 use crate::host_mm::{HostMm, MmError};
+use crate::sys::signal::pretended::Stop;
 
 const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 
@@ -71,6 +72,27 @@ fn a_cleaned_page_is_dropped_without_a_write_unless_it_was_written_again() {
     rig.evict(gfn(0));
     assert_eq!(rig.host_read(gfn(0)), ZEROS);
     rig.assert_sound();
+}
+
+/// What only counts or tidies up is over at once when a stop is asked for.
+#[test]
+fn nothing_goes_through_all_memory_at_a_quick_end() {
+    let mm = HostMm::new(config()).unwrap();
+    let object = mm.create_object(200 * PAGE_SIZE_U64).unwrap();
+    (0..200).for_each(|number| object.write(gfn(number).base(), &page(number + 1)).unwrap());
+    let first: Vec<Pfn> = (0..50).map(|n| object.lock_page(gfn(n)).unwrap().pfn()).collect();
+    assert_eq!(mm.evict_frames(&first).unwrap(), 50);
+    assert_eq!((object.audit().in_swap, object.audit().in_frames), (50, 150));
+    {
+        let _stop = Stop::after(10);
+        assert_eq!((object.audit().in_swap, object.audit().in_frames), (10, 0));
+    }
+    {
+        let _stop = Stop::after(10);
+        drop(object);
+    }
+    let stats = mm.stats();
+    assert_eq!((stats.frames_in_use, stats.swap_slots_used), (150, 40));
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::peer::protocol::{
     ReplyReader, Request,
 };
 use crate::sync::Patience;
-use crate::sys::{small_pages, socket};
+use crate::sys::{signal, small_pages, socket};
 use slots::Slots;
 pub use slots::{Findings, TORN_LIMIT};
 
@@ -235,6 +235,10 @@ impl Client {
                 self.slots.closed(why);
                 return Ok(());
             }
+            if signal::is_patience_over() {
+                // It has to go without a good-bye.
+                return Ok(());
+            }
         }
         Err(ClientError::Vanished)
     }
@@ -381,6 +385,12 @@ impl Client {
         while !bytes.is_empty() {
             match (&self.socket).write(bytes) {
                 Ok(count) => bytes = &bytes[count..],
+                // To a server that has stopped to read nothing is said at the end.
+                Err(error)
+                    if error.kind() == ErrorKind::WouldBlock && signal::is_patience_over() =>
+                {
+                    return Ok(());
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     let mut watched = [PollFd::new(self.socket.as_fd(), PollFlags::POLLOUT)];
                     let _ = poll(&mut watched, PollTimeout::from(100u16));

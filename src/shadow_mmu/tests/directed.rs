@@ -329,6 +329,10 @@ fn sabotage_forget_rmap_leaves_an_spte_that_the_check_reports() {
     let pfn = machine.frame(Gfn::new(DATA)).unwrap();
     assert!(differences[0].contains(&format!("frame {pfn}")), "{differences:?}");
     assert_eq!(machine.shadow.find_mapping(pfn), Some(at(0)));
+    {
+        let _stop = crate::sys::signal::pretended::Stop::after(0);
+        assert!(machine.shadow.check_reverse_map().is_empty(), "it left off");
+    }
     machine.evict(Gfn::new(DATA));
     assert_ne!(machine.spte_value(cpu.root, at(0)), 0, "nobody was told");
 }

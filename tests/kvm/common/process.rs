@@ -150,6 +150,12 @@ impl Running {
         }
     }
 
+    /// Its process number.
+    #[allow(dead_code, reason = "not every suite asks for it")]
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("a process number");

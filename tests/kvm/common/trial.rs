@@ -27,6 +27,15 @@ pub(crate) fn kvm_trial_or_ignore(
     trial(name, &[], body)
 }
 
+/// A trial that does without KVM, but may find out that it needs something else.
+#[allow(dead_code, reason = "not every suite has such trials")]
+pub(crate) fn trial_without_kvm(
+    name: &str,
+    body: impl FnOnce() -> Result<(), Ignore> + Send + 'static,
+) -> Trial {
+    Trial::ignorable_test(name, move || Ok(completion(body())))
+}
+
 /// A trial that needs KVM; it fails by panicking.
 #[allow(dead_code, reason = "not every suite has such trials")]
 pub(crate) fn kvm_trial(name: &str, body: impl FnOnce() + Send + 'static) -> Trial {
@@ -63,11 +72,15 @@ fn trial(
                 return Ok(Completion::ignored_with(reason));
             }
         }
-        Ok(match body() {
-            Ok(()) => Completion::Completed,
-            Err(Ignore(reason)) => Completion::ignored_with(reason),
-        })
+        Ok(completion(body()))
     })
+}
+
+fn completion(ended: Result<(), Ignore>) -> Completion {
+    match ended {
+        Ok(()) => Completion::Completed,
+        Err(Ignore(reason)) => Completion::ignored_with(reason),
+    }
 }
 
 /// Whether trials that can be long are to be.

@@ -22,6 +22,7 @@ mod inject;
 mod kernel;
 mod mended;
 mod peers;
+mod signals;
 mod stress;
 mod swap;
 
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         ends::trials(),
         inject::trials(),
         kernel::trials(),
+        signals::trials(),
         mended::trials(),
         peers::trials(),
         stress::trials(),

@@ -1,0 +1,84 @@
+//! What this host allows, and what a run needs of it: compared in one place, before anything starts.
+//!
+//! Guarantee: [`shortages`] says what cannot be had, one sentence each with the limit, where it is
+//! set, how much it would have to be, and what else can be done. `boot` and `stress` refuse with the
+//! first of them; `doctor` shows all that `boot` would meet.
+
+mod groups;
+mod needs;
+mod process;
+mod rules;
+
+use std::fs;
+use std::path::Path;
+
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use nix::sys::statvfs::statvfs;
+
+use crate::sys::small_pages::PageCost;
+use process::kib;
+
+#[cfg(test)]
+pub(crate) use groups::GroupLimit;
+pub(crate) use groups::Groups;
+pub(crate) use needs::{Needs, Shape, SwapInMemory};
+#[cfg(test)]
+pub(crate) use process::Bounded;
+pub(crate) use process::ProcessLimits;
+pub(crate) use rules::{Limited, Shortage, shortages};
+
+/// What the host allows; `None` where it does not say (the run itself then finds out).
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HostLimits {
+    /// Most vCPUs that KVM runs in one VM.
+    pub(crate) max_vcpus: Option<usize>,
+    /// Bytes of memory that could be had without swapping.
+    pub(crate) available_bytes: Option<u64>,
+    /// Bytes of the host's own swap that are free.
+    pub(crate) free_swap_bytes: u64,
+    pub(crate) groups: Groups,
+    pub(crate) process: ProcessLimits,
+    /// What a page of a memfd costs.
+    pub(crate) page_cost: Option<PageCost>,
+    /// Whether threads are started to see that they can be.
+    pub(crate) tries_threads: bool,
+}
+
+impl HostLimits {
+    /// Asks the host.
+    pub(crate) fn probe() -> Self {
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        Self {
+            max_vcpus: kvm_ioctls::Kvm::new().ok().map(|kvm| kvm.get_max_vcpus()),
+            available_bytes: kib(&meminfo, "MemAvailable:"),
+            free_swap_bytes: kib(&meminfo, "SwapFree:").unwrap_or(0),
+            groups: Groups::probe(),
+            process: ProcessLimits::probe(),
+            page_cost: PageCost::measure().ok(),
+            tries_threads: true,
+        }
+    }
+}
+
+/// Whether files in that directory live in memory.
+pub(crate) fn is_in_memory(dir: &Path) -> bool {
+    statfs(dir).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC)
+}
+
+/// Bytes that can be written to new files in that directory; `None` where the file system has no
+/// bound of its own.
+pub(crate) fn free_bytes(dir: &Path) -> Option<u64> {
+    let found = statvfs(dir).ok().filter(|found| found.blocks() > 0)?;
+    Some(found.blocks_available().saturating_mul(found.fragment_size()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_host_says_what_it_has() {
+        assert!(HostLimits::probe().available_bytes.is_some_and(|bytes| bytes > 0));
+        assert!(!is_in_memory(Path::new("/proc")), "procfs is not tmpfs");
+    }
+}

@@ -1,0 +1,282 @@
+//! The end that a signal asks for: whenever it comes, however large the guest, whatever hangs. What the
+//! run then says, what it leaves behind, and that the next one can start in its place. (How long it
+//! takes is measured by `.ci/ends`.)
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use gnomon::peer::client::{Client, ClientConfig};
+use libtest_mimic::Trial;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::process::{MINUTES, Running, Stream, command, run, spawn, start};
+use crate::trial::kvm_trial;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let boots = ["shadow", "direct"].map(|paging| {
+        kvm_trial(&format!("signals_end_a_boot_of_64g_{paging}"), move || a_large_boot(paging))
+    });
+    let others = vec![
+        kvm_trial("signals_before_the_guest_runs", before_the_guest_runs),
+        kvm_trial("signals_cut_the_last_sweep_short", the_last_sweep),
+        kvm_trial("signals_cut_the_last_sweep_short_direct", the_last_sweep_direct),
+        kvm_trial("signals_the_second_one_ends_it_at_once", the_second_signal),
+        kvm_trial("signals_after_sigkill_the_next_one_starts", after_sigkill),
+        kvm_trial("signals_end_what_waits_for_a_peer", what_waits_for_a_peer),
+        kvm_trial("signals_end_what_nobody_reads", what_nobody_reads),
+        kvm_trial("signals_end_a_peer_of_a_stopped_server", a_peer_of_a_stopped_server),
+    ];
+    boots.into_iter().chain(others).collect()
+}
+
+const ALL: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+
+/// What a run may leave behind, in a folder of its own.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a temporary folder"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("a plain path").to_owned()
+    }
+
+    /// Starts `stress` with all that makes files.
+    fn stress(&self, arguments: &[&str]) -> Running {
+        let mut running =
+            start(&self.words(arguments).iter().map(String::as_str).collect::<Vec<_>>());
+        if serves_peers(arguments) {
+            running.wait_for(Stream::Stderr, "peers are served at ");
+        }
+        running
+    }
+
+    fn words(&self, arguments: &[&str]) -> Vec<String> {
+        let made = ["--export-socket", "--swap-file", "--json"];
+        let made = if serves_peers(arguments) { &made[..] } else { &made[1..] };
+        let made = made.iter().flat_map(|&option| [option.to_owned(), self.text(&option[2..])]);
+        let words = ["stress", "--host-memory", "12M", "--vcpus", "2"].map(str::to_owned);
+        let given = arguments.iter().map(|&word| word.to_owned());
+        words.into_iter().chain(made).chain(given).collect()
+    }
+
+    fn report(&self) -> Value {
+        let report = fs::read(self.path("json")).expect("a report");
+        serde_json::from_slice(&report).expect("JSON")
+    }
+
+    /// What is there.
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).expect("our own folder");
+        let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("an entry").file_name();
+        entries.map(|entry| name(entry).into_string().expect("a plain name")).collect()
+    }
+}
+
+/// With direct paging nobody is.
+fn serves_peers(arguments: &[&str]) -> bool {
+    !arguments.contains(&"direct")
+}
+
+/// Most of it is never touched; each signal ends it, and is told.
+fn a_large_boot(paging: &'static str) {
+    for signal in ALL {
+        let place = Place::new();
+        let swap = place.text("swap");
+        let memory = ["--memory", "64G", "--host-memory", "64M"];
+        let mut running =
+            start(&[&["boot", "--paging", paging, "--swap-file", &swap][..], &memory].concat());
+        running.wait_for(Stream::Stdout, "work: ");
+        assert_eq!(place.names(), Vec::<String>::new(), "swap has no name");
+        running.signal(signal);
+        let number = signal as i32;
+        running.finish().with_code(128 + number).says(&[
+            &format!("ended by signal {number}"),
+            &format!("cut short by signal {number}; not checked: the reverse map (I3)"),
+        ]);
+    }
+}
+
+/// Whether the process has taken a signal over.
+fn catches(id: u32, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    caught >> (signal as i32 - 1) & 1 == 1
+}
+
+fn before_the_guest_runs() {
+    for paging in ["shadow", "direct"] {
+        let running = start(&["boot", "--paging", paging, "--memory", "64G"]);
+        while !catches(running.id(), Signal::SIGQUIT) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        running.signal(Signal::SIGTERM);
+        running.finish().with_code(143).says(&["ended by signal 15"]);
+    }
+}
+
+fn the_last_sweep() {
+    cut_sweep(
+        &["--memory", "4G"],
+        Signal::SIGINT,
+        &["last_sweep", "reverse_map", "leftovers", "peers"],
+    );
+}
+
+fn the_last_sweep_direct() {
+    let arguments = ["--memory", "4G", "--paging", "direct"];
+    cut_sweep(&arguments, Signal::SIGTERM, &["last_sweep", "reverse_map", "leftovers"]);
+}
+
+/// A sweep over 4 GiB takes far longer than the few seconds until it is told to be under way.
+fn cut_sweep(arguments: &[&str], signal: Signal, not_checked: &[&str]) {
+    let place = Place::new();
+    let all = [arguments, &["--duration", "1s", "--workload", "zipf"]].concat();
+    let mut running = place.stress(&all);
+    running.wait_for(Stream::Stderr, "last sweep");
+    running.signal(signal);
+    let number = signal as i32;
+    let finished = running.finish().with_code(128 + number);
+    for part in [
+        format!(
+            "cut short by signal {number}; not checked: the guest's last sweep over its memory"
+        ),
+        format!("INTERRUPTED by signal {number}"),
+    ] {
+        assert!(finished.stdout.contains(&part), "no {part:?} in {finished:#?}");
+    }
+    let report = place.report();
+    assert_eq!((&report["result"], &report["signal"]), (&"interrupted".into(), &number.into()));
+    let told: Vec<&str> = report["not_checked"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    let mut sorted = [told.clone(), not_checked.to_vec()];
+    sorted.iter_mut().for_each(|list| list.sort_unstable());
+    assert_eq!(sorted[0], sorted[1], "{report:#}");
+    let verified = report["guest"]["verified"].as_u64().expect("a number");
+    assert!(verified < (4 << 30) / 4096, "not every page was looked at again: {verified}");
+    assert_eq!(place.names(), ["json"]);
+}
+
+/// Two signals that are there at the same moment: nothing can come between them.
+fn the_second_signal() {
+    let place = Place::new();
+    let running = place.stress(&["--memory", "48M", "--duration", "1h"]);
+    assert!(place.path("export-socket").exists());
+    for signal in [Signal::SIGSTOP, Signal::SIGTERM, Signal::SIGINT, Signal::SIGCONT] {
+        running.signal(signal);
+    }
+    let finished = running.finish();
+    let by = finished.status.signal();
+    assert!([Some(2), Some(15)].contains(&by), "by the signal itself: {finished:#?}");
+    assert_eq!(finished.stdout, "");
+    assert_eq!(place.names(), Vec::<String>::new());
+    next_one(&place);
+}
+
+/// A run in the place of the one before.
+fn next_one(place: &Place) {
+    let finished = place.stress(&["--memory", "48M", "--duration", "500ms"]).finish().with_code(0);
+    assert!(finished.stdout.contains("PASSED"), "{finished:#?}");
+    assert_eq!(place.names(), ["json"]);
+}
+
+fn after_sigkill() {
+    let place = Place::new();
+    let running = place.stress(&["--memory", "48M", "--duration", "1h"]);
+    // As long as it lives nobody takes its place.
+    let words = place.words(&["--memory", "48M", "--duration", "1s"]);
+    let second = run(&words.iter().map(String::as_str).collect::<Vec<_>>()).with_code(2);
+    second.says(&["another process serves this socket"]);
+    assert_eq!(place.names(), ["export-socket"], "the other one's is still there");
+    running.kill();
+    assert_eq!(running.finish().status.signal(), Some(9));
+    assert_eq!(place.names(), ["export-socket"], "which nobody could remove");
+    next_one(&place);
+}
+
+/// A peer that holds pages, and then does not answer any more: whoever wants them waits for a minute.
+fn what_waits_for_a_peer() {
+    const LIMIT: Duration = Duration::from_secs(60);
+    let place = Place::new();
+    let limit = LIMIT.as_millis().to_string();
+    let mut running =
+        place.stress(&["--memory", "48M", "--duration", "1h", "--peer-limit", &limit]);
+    let config = ClientConfig {
+        duration: Duration::from_secs(3600),
+        pages: 256,
+        hold: Duration::from_secs(3600),
+        seed: 1,
+        // It has pages by then, and the next who wants one waits.
+        hang_after: Some(20),
+    };
+    let client = Client::connect(&place.path("export-socket"), config).expect("it is served");
+    let peer = std::thread::spawn(move || client.run(|| false));
+    // Time for everybody to run into it: two lines of progress.
+    for _ in 0..2 {
+        running.wait_for(Stream::Stderr, "accesses verified");
+    }
+    let begun = Instant::now();
+    running.signal(Signal::SIGTERM);
+    let finished = running.finish().with_code(143);
+    assert!(begun.elapsed() < LIMIT / 2, "it waited for the peer: {finished:#?}");
+    assert_eq!(place.names(), ["json"]);
+    assert_eq!(place.report()["result"], "interrupted");
+    // It finds the connection closed, whatever was said last.
+    let _ = peer.join().expect("the client does not panic");
+}
+
+/// Standard output is a pipe without room, so that the report of a run that is over cannot be told.
+fn what_nobody_reads() {
+    let place = Place::new();
+    let (reader, writer) =
+        nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).expect("a pipe");
+    while nix::unistd::write(&writer, &[b'x'; 4096]).is_ok() {}
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty())).expect("it blocks");
+    let words = place.words(&["--memory", "48M", "--duration", "500ms"]);
+    let mut command = command(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
+    let running = spawn(command, MINUTES);
+    // The report goes there first.
+    while !place.path("json").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    running.signal(Signal::SIGHUP);
+    running.finish().with_code(129);
+    assert_eq!(place.report()["result"], "passed");
+    let mut left = Vec::new();
+    let _ = fs::File::from(reader).read_to_end(&mut left);
+    assert!(left.iter().all(|&byte| byte == b'x'), "nothing was written");
+}
+
+fn a_peer_of_a_stopped_server() {
+    let place = Place::new();
+    let server = place.stress(&["--memory", "48M", "--duration", "1h"]);
+    let peer = start(&["peer", &place.text("export-socket"), "--duration", "1h"]);
+    while !catches(peer.id(), Signal::SIGQUIT) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    server.signal(Signal::SIGSTOP);
+    peer.signal(Signal::SIGTERM);
+    peer.finish().with_code(143);
+    server.signal(Signal::SIGCONT);
+    server.signal(Signal::SIGTERM);
+    server.finish().with_code(143);
+}
