@@ -28,6 +28,7 @@ pub(crate) mod pausing_client;
 pub mod rmap;
 pub mod sequence;
 
+pub use check::Differences;
 pub use flags::PageFlags;
 pub use frame_table::{Frame, FrameTable, Owner};
 pub use notifier::{

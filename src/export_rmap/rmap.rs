@@ -294,6 +294,15 @@ impl<'a> LockedMap<'a> {
         }
     }
 
+    fn len(&mut self) -> usize {
+        match self.kind() {
+            Kind::Empty => 0,
+            Kind::One(_) => 1,
+            Kind::Few(number) => lock(&self.memory.0).few.get(number).len(),
+            Kind::Many(number) => lock(&self.memory.0).many.get(number).len(),
+        }
+    }
+
     /// Adds an entry; `false` if it was there.
     fn insert(&mut self, entry: RmapEntry) -> bool {
         match self.kind() {
@@ -410,6 +419,28 @@ impl FrameTable {
         let removed = map.remove(entry);
         map.unlock();
         removed
+    }
+
+    /// Whether the frame's map lists a mapping.
+    #[must_use]
+    pub fn rmap_contains(&self, pfn: Pfn, entry: RmapEntry) -> bool {
+        let mut map = LockedMap::lock(self, pfn);
+        let mut found = false;
+        map.visit(entry..=entry, 1, |_| {
+            found = true;
+            Retain::Keep
+        });
+        map.unlock();
+        found
+    }
+
+    /// Number of mappings in the frame's map.
+    #[must_use]
+    pub fn rmap_len(&self, pfn: Pfn) -> usize {
+        let mut map = LockedMap::lock(self, pfn);
+        let len = map.len();
+        map.unlock();
+        len
     }
 
     /// Calls `visit` with the location of each mapping that `client` has of the frame, and drops

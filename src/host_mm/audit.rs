@@ -3,7 +3,7 @@
 //! mappings is left: asked after it has gone.
 
 use crate::addr::{Gfn, PAGE_SIZE, Pfn};
-use crate::export_rmap::ClientId;
+use crate::export_rmap::{ClientId, Retain};
 use crate::host_mm::object::{ObjectPages, Place};
 use crate::host_mm::swap::SwapError;
 use crate::host_mm::{HostMm, MemoryObject};
@@ -44,8 +44,15 @@ impl HostMm {
         let frames = (0..self.frame_count()).map(Pfn::new);
         let frames = frames.take_while(|_| !signal::is_stop_asked());
         let frames = frames.filter(|&pfn| !self.table.is_rmap_empty(pfn));
-        let entries = frames.flat_map(|pfn| self.table.rmap_entries(pfn));
-        entries.filter(|entry| entry.client() == client).count() as u64
+        let mut mappings = 0;
+        for pfn in frames {
+            // Its own alone: those of the clients that are there are many.
+            self.table.rmap_visit(pfn, client, |_| {
+                mappings += 1;
+                Retain::Keep
+            });
+        }
+        mappings
     }
 }
 

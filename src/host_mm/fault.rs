@@ -208,7 +208,7 @@ impl HostMm {
         self.view.fill(page, &content)?;
         // The copy in swap stands: as long as the page stays clean it need not be written again.
         page.set_slot(Some(slot));
-        self.reclaimer.note_duplicate();
+        self.reclaimer.note_duplicate(page);
         self.counters.swap_ins.add(1);
         if object.is_watched(gfn) {
             self.counters.watched_swap_ins.add(1);

@@ -46,7 +46,7 @@ impl GuestView {
     /// # Errors
     /// If the kernel refuses; the frames must then not be reused.
     pub fn revoke(&self, frames: &[Pfn]) -> Result<(), RevokeError> {
-        let runs = runs(frames);
+        let runs = page_runs(frames.iter().map(|pfn| pfn.index()));
         let revoked = loop {
             let revoked = match &self.injector {
                 None => self.discard(&runs),
@@ -79,14 +79,14 @@ impl GuestView {
     }
 }
 
-/// The frames as (byte offset, length in bytes) of runs of neighbours, ascending.
-fn runs(frames: &[Pfn]) -> Vec<(usize, usize)> {
-    let mut sorted = frames.to_vec();
+/// Pages of a mapping, by number, as (byte offset, length in bytes) of runs of neighbours, ascending.
+pub(crate) fn page_runs(numbers: impl IntoIterator<Item = usize>) -> Vec<(usize, usize)> {
+    let mut sorted: Vec<usize> = numbers.into_iter().collect();
     sorted.sort_unstable();
     sorted.dedup();
     let mut runs: Vec<(usize, usize)> = Vec::new();
-    for pfn in sorted {
-        let offset = pfn.index() * PAGE_SIZE;
+    for number in sorted {
+        let offset = number * PAGE_SIZE;
         match runs.last_mut() {
             Some((start, len)) if *start + *len == offset => *len += PAGE_SIZE,
             _ => runs.push((offset, PAGE_SIZE)),
@@ -101,8 +101,10 @@ mod tests {
 
     #[test]
     fn neighbours_make_one_run_in_any_order() {
-        let frames = [5, 3, 9, 4, 3].map(Pfn::new);
-        assert_eq!(runs(&frames), [(3 * PAGE_SIZE, 3 * PAGE_SIZE), (9 * PAGE_SIZE, PAGE_SIZE)]);
-        assert!(runs(&[]).is_empty());
+        assert_eq!(
+            page_runs([5, 3, 9, 4, 3]),
+            [(3 * PAGE_SIZE, 3 * PAGE_SIZE), (9 * PAGE_SIZE, PAGE_SIZE)]
+        );
+        assert!(page_runs([]).is_empty());
     }
 }

@@ -55,6 +55,9 @@ impl HostMm {
         }
         // The slot's copy goes with the page.
         new.set_slot(old.slot());
+        if old.slot().is_some() {
+            self.reclaimer.note_duplicate(&new);
+        }
         old.set_slot(None);
         self.pause(PausePoint::Moved);
         let vacated = revoked.vacate(self, Place::Frame(new.pfn()));

@@ -57,6 +57,7 @@ pub use error::MmError;
 pub(crate) use frame_memory::FrameMemory;
 pub use frames::{MAX_HOST_MEMORY_BYTES, MIN_HOST_MEMORY_BYTES};
 pub use guest_view::GuestView;
+pub(crate) use guest_view::page_runs;
 pub use inject::{
     HostFault, Injection, InjectionCount, InjectionPlan, PauseCount, PausePoint, PeerFault, When,
 };

@@ -204,7 +204,9 @@ impl HostMm {
         let number = numbers.take().ok_or(MmError::TooManyObjects)?;
         let pages = Arc::new(ObjectPages::new(number, memory_bytes));
         let mut objects = self.objects.load().to_vec();
-        objects.push(pages.clone());
+        // In order of their numbers: see `HostMm::candidate`.
+        let at = objects.partition_point(|object| object.number < number);
+        objects.insert(at, pages.clone());
         self.objects.store(objects);
         Ok(Arc::new(MemoryObject { mm: self.clone(), pages }))
     }

@@ -22,7 +22,8 @@ use std::sync::OnceLock;
 use crate::addr::{Gfn, Pfn};
 use crate::export_rmap::lock_rank::{self, Held, Rank};
 use crate::export_rmap::{
-    ClientId, FrameTable, Harvest, Invalidation, LockedPage, Retain, RmapEntry, SequenceToken,
+    ClientId, Differences, FrameTable, Harvest, Invalidation, LockedPage, Retain, RmapEntry,
+    SequenceToken,
 };
 use crate::sync::{Condvar, Mutex, MutexGuard, lock};
 
@@ -364,14 +365,26 @@ impl Slots {
         let Some(client) = self.client() else {
             return Vec::new();
         };
-        let locked = self.lock();
-        let slots = &locked.state.slots;
-        let mut differences = table.client_differences(client, "IOTLB entries", live(slots));
-        let live_writable = |slot: &Slot| slot.life == Life::Live && slot.writable;
-        let writable = (0..).zip(slots).filter(|(_, slot)| live_writable(slot));
-        let writable = writable.map(|(at, slot)| (at, slot.pfn));
-        differences.extend(table.forbidden_writers("IOTLB entry", writable));
-        differences
+        let mut found = Differences::of(client, "IOTLB entry");
+        for (location, pfn) in live(&self.lock().state.slots) {
+            found.check_mapping(table, pfn, location);
+        }
+        for (location, slot) in (0..).zip(&self.lock().state.slots) {
+            if slot.life == Life::Live && slot.writable {
+                found.check_writer(table, slot.pfn, location);
+            }
+        }
+        for pfn in (0..table.len()).map(Pfn::new).filter(|&pfn| !table.is_rmap_empty(pfn)) {
+            let mut from = Some(0);
+            while let Some(location) = from {
+                let locked = self.lock();
+                let slots = &locked.state.slots;
+                from = found.check_entries(table, pfn, location, |location| {
+                    live(slots).any(|mapping| mapping == (location, pfn))
+                });
+            }
+        }
+        found.into_sentences()
     }
 }
 

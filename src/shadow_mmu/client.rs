@@ -1,6 +1,6 @@
 //! The shadow MMU as an export client: what it does when the host takes a page away.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::addr::Pfn;
 use crate::export_rmap::{
@@ -13,28 +13,42 @@ use crate::shadow_mmu::spte::Pte;
 use crate::shadow_mmu::stats::Counters;
 
 impl Mmu {
-    /// Visits the SPTEs that map the page, under the MMU lock.
+    /// Visits the SPTEs that map the page, under the MMU lock, which is let go after each batch of
+    /// them. Its page lock is held and its invalidation under way: no fault adds one meanwhile, or a
+    /// right to one, since the count has gone up (`must_retry`). The guest's own flushes may take
+    /// some away. They note what those have recorded, which the host looks at after this, and flush
+    /// what is in `unflushed`: the first batches, which are cleared but not flushed.
     fn visit_sptes(
         &self,
         page: &LockedPage<'_>,
-        mut visit: impl FnMut(&std::sync::atomic::AtomicU64) -> Retain,
+        mut visit: impl FnMut(&AtomicU64) -> Retain,
     ) -> u64 {
         let Some(&client) = self.client.get() else {
             return 0;
         };
+        let (mut visited, mut from) = (0, Some(0));
         let mut state = self.lock();
-        let (mut visited, mut dropped) = (0, false);
-        page.table().rmap_visit(page.pfn(), client, |location| {
-            let place = SptePlace::of_location(location);
-            visited += 1;
-            let retain = visit(self.tables.entry(place.page, place.index));
-            dropped |= retain == Retain::Drop;
-            retain
-        });
-        if dropped {
-            state.unflushed.insert(page.pfn());
+        while let Some(location) = from {
+            let mut dropped = false;
+            from = page.table().rmap_visit_batch(page.pfn(), client, location, |location| {
+                let retain = visit(self.entry_at(location));
+                visited += 1;
+                dropped |= retain == Retain::Drop;
+                retain
+            });
+            if dropped {
+                state.unflushed.insert(page.pfn());
+            }
+            if from.is_some() {
+                state = self.let_others_in(state);
+            }
         }
         visited
+    }
+
+    fn entry_at(&self, location: u64) -> &AtomicU64 {
+        let place = SptePlace::of_location(location);
+        self.tables.entry(place.page, place.index)
     }
 }
 
@@ -73,11 +87,24 @@ impl ExportNotifier for Mmu {
 
     fn age_page(&self, page: &LockedPage<'_>) -> bool {
         let mut accessed = false;
-        self.visit_sptes(page, |entry| {
-            let old = entry.fetch_and(!Pte::ACCESSED.bits(), Ordering::AcqRel);
-            accessed |= Pte::of(old).contains(Pte::ACCESSED);
-            Retain::Keep
-        });
+        let Some(&client) = self.client.get() else {
+            return accessed;
+        };
+        let mut state = self.lock();
+        // Of a page with more mappings than a batch has, each look sees a few, and others the next
+        // time: the clock's hand must not take longer for it than for others. It goes on where the
+        // last look stopped, and then from the front: all mappings of a page that has few.
+        let mut from = Some(std::mem::take(&mut state.age_from));
+        while let Some(first) = from {
+            let next = page.table().rmap_visit_batch(page.pfn(), client, first, |location| {
+                let old =
+                    self.entry_at(location).fetch_and(!Pte::ACCESSED.bits(), Ordering::AcqRel);
+                accessed |= Pte::of(old).contains(Pte::ACCESSED);
+                Retain::Keep
+            });
+            state.age_from = next.unwrap_or(0);
+            from = (first > 0 && next.is_none()).then_some(0);
+        }
         accessed
     }
 

@@ -30,6 +30,7 @@ mod stats;
 mod tables;
 mod virtual_access;
 mod walk;
+mod zap;
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -39,6 +40,7 @@ use vm_memory::MmapRegion;
 use crate::export_rmap::lock_rank::{self, Held, Rank};
 use crate::export_rmap::{ClientId, Registration};
 use crate::host_mm::{GuestView, HostMm, MemoryObject, MmError};
+use crate::sync::lock;
 
 pub use config::{MachineLayout, ShadowConfig};
 pub use fault::FaultOutcome;
@@ -70,6 +72,13 @@ struct Mmu {
     window: OnceLock<Arc<MmapRegion>>,
     /// The MMU lock; taken by [`Mmu::lock`] alone.
     state: Mutex<State>,
+    /// Held by the one who gets the MMU lock next, while it is somebody else's.
+    turn: Mutex<()>,
+    /// Held while everything is forgotten.
+    forgetting: Mutex<()>,
+    /// Called whenever a batch has let go of the MMU lock.
+    #[cfg(all(test, feature = "export-notifier"))]
+    between_batches: Mutex<Option<Box<dyn FnMut() + Send>>>,
     client: OnceLock<ClientId>,
     counters: Counters,
 }
@@ -102,6 +111,10 @@ impl ShadowMmu {
             tables,
             window: OnceLock::new(),
             state,
+            turn: Mutex::new(()),
+            forgetting: Mutex::new(()),
+            #[cfg(all(test, feature = "export-notifier"))]
+            between_batches: Mutex::new(None),
             client: OnceLock::new(),
             counters: Counters::default(),
         });
@@ -155,7 +168,32 @@ impl Mmu {
     /// rmap entries not.
     fn lock(&self) -> LockedState<'_> {
         let held = lock_rank::wait_for(Rank::ClientMmu);
-        LockedState { state: crate::sync::lock(&self.state), _held: held }
+        match self.state.try_lock() {
+            Ok(state) => LockedState { state, _held: held },
+            Err(_) => self.lock_in_turn(held),
+        }
+    }
+
+    /// Waits for the lock in front of all who come later.
+    fn lock_in_turn(&self, held: Held) -> LockedState<'_> {
+        let _next = lock(&self.turn);
+        LockedState { state: lock(&self.state), _held: held }
+    }
+
+    /// Lets go of the lock between two batches, and takes it again: not before somebody who waits for
+    /// it has had it. A mutex alone would let the one through who has just let go.
+    fn let_others_in<'a>(&'a self, locked: LockedState<'a>) -> LockedState<'a> {
+        drop(locked);
+        #[cfg(all(test, feature = "export-notifier"))]
+        {
+            // Not while the hook's own mutex is held: it may come here itself.
+            let hook = lock(&self.between_batches).take();
+            if let Some(mut hook) = hook {
+                hook();
+                lock(&self.between_batches).get_or_insert(hook);
+            }
+        }
+        self.lock_in_turn(lock_rank::wait_for(Rank::ClientMmu))
     }
 }
 

@@ -1,23 +1,21 @@
-//! Shadow roots and pages: which guest CR3 has which tables, and what a guest flush removes.
+//! Shadow roots and pages: which guest CR3 has which tables.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use crate::addr::{Gva, Pfn};
 use crate::export_rmap::{RevokeError, RmapEntry};
-use crate::host_mm::{PausePoint, Streams};
+use crate::host_mm::Streams;
 use crate::shadow_mmu::spte::{ADDRESS_MASK, Pte};
 use crate::shadow_mmu::tables::{ENTRIES, PageIndex};
 use crate::shadow_mmu::walk::{PagingContext, table_index};
+use crate::shadow_mmu::zap::ALL;
 use crate::shadow_mmu::{Mmu, ShadowMmu};
-use crate::sys::signal;
 
 /// PML4 slot of the monitor, in every root.
 pub(super) const MONITOR_SLOT: usize = 255;
 /// Bytes mapped by one leaf table.
-const LEAF_SPAN: u64 = 2 << 20;
-/// Bytes of the largest guest page.
-const GIB: u64 = 1 << 30;
+pub(super) const LEAF_SPAN: u64 = 2 << 20;
 
 /// Handle of the shadow tables of one guest CR3. Void once [`ShadowMmu::recycle`] was called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,36 +51,39 @@ impl Role {
 
 /// A leaf table in use.
 #[derive(Clone, Copy, Debug)]
-struct Leaf {
-    page: PageIndex,
-    /// First address that it maps.
-    base: Gva,
+pub(super) struct Leaf {
+    pub(super) page: PageIndex,
     /// Some of its SPTEs were made from guest pages of 2 MiB / 1 GiB.
-    origins: Pte,
+    pub(super) origins: Pte,
 }
 
 #[derive(Debug)]
-struct RootTables {
+pub(super) struct RootTables {
     page: PageIndex,
-    leaves: Vec<Leaf>,
-    /// Index into `leaves` by number of the 2 MiB region.
-    by_region: HashMap<u64, usize>,
+    /// By number of the 2 MiB region that each maps.
+    pub(super) leaves: BTreeMap<u64, Leaf>,
     /// Counts guest flushes: a fault that overlapped one must not install what it read before.
-    flushes: u64,
+    pub(super) flushes: u64,
+    /// Some leaf was given an SPTE of a guest page of 1 GiB.
+    pub(super) has_1g: bool,
 }
 
 /// What the MMU lock protects.
 #[derive(Debug)]
 pub(super) struct State {
-    roots: Vec<RootTables>,
+    pub(super) roots: Vec<RootTables>,
     by_role: HashMap<Role, u32>,
     pages: u32,
     next_page: PageIndex,
     /// Counts recyclings; a [`Root`] of an older one is void.
     epoch: u64,
+    /// All is being forgotten: no page is to be had until that is done.
+    is_forgetting: bool,
     pub(super) streams: Streams,
     /// Frames of which the host has cleared SPTEs and which it has not flushed yet.
     pub(super) unflushed: HashSet<Pfn>,
+    /// The location from which ageing goes on in a frame with too many mappings for one look.
+    pub(super) age_from: u64,
 }
 
 /// Where an SPTE is, packed as the reverse map's location.
@@ -117,16 +118,30 @@ impl State {
             pages,
             next_page: 0,
             epoch: 0,
+            is_forgetting: false,
             streams: Streams::default(),
             unflushed: HashSet::new(),
+            age_from: 0,
         }
+    }
+
+    /// Makes every root void; their tables stay until [`end_forgetting`](Self::end_forgetting).
+    pub(super) fn begin_forgetting(&mut self) {
+        self.is_forgetting = true;
+        self.epoch += 1;
+        self.by_role.clear();
+    }
+
+    /// All pages are free again.
+    pub(super) fn end_forgetting(&mut self) {
+        *self = Self { epoch: self.epoch, ..Self::new(self.pages) };
     }
 
     fn root(&self, root: Root) -> Option<&RootTables> {
         (root.epoch == self.epoch).then(|| self.roots.get(root.number as usize)).flatten()
     }
 
-    fn root_mut(&mut self, root: Root) -> Option<&mut RootTables> {
+    pub(super) fn root_mut(&mut self, root: Root) -> Option<&mut RootTables> {
         if root.epoch != self.epoch {
             return None;
         }
@@ -139,23 +154,22 @@ impl State {
     }
 
     /// The SPTE of an address, if its leaf table exists.
-    fn find(&self, root: Root, gva: Gva) -> Option<SptePlace> {
-        let tables = self.root(root)?;
-        let leaf = tables.leaves[*tables.by_region.get(&(gva.as_u64() / LEAF_SPAN))?];
+    pub(super) fn find(&self, root: Root, gva: Gva) -> Option<SptePlace> {
+        let leaf = self.root(root)?.leaves.get(&region_of(gva))?;
         Some(SptePlace { page: leaf.page, index: table_index(gva, 1) })
     }
 
     fn allocate(&mut self) -> Option<PageIndex> {
-        (self.next_page < self.pages).then(|| {
+        (self.next_page < self.pages && !self.is_forgetting).then(|| {
             self.next_page += 1;
             self.next_page - 1
         })
     }
+}
 
-    /// All leaf tables, with the addresses they map.
-    fn leaves(&self) -> impl Iterator<Item = &Leaf> {
-        self.roots.iter().flat_map(|tables| &tables.leaves)
-    }
+/// Number of the 2 MiB region of an address.
+pub(super) fn region_of(gva: Gva) -> u64 {
+    gva.as_u64() / LEAF_SPAN
 }
 
 impl Mmu {
@@ -167,12 +181,11 @@ impl Mmu {
         gva: Gva,
         origin: Pte,
     ) -> Option<SptePlace> {
-        let region = gva.as_u64() / LEAF_SPAN;
+        let region = region_of(gva);
         let index = table_index(gva, 1);
-        if let Some(tables) = state.root_mut(root)
-            && let Some(&at) = tables.by_region.get(&region)
-        {
-            let leaf = &mut tables.leaves[at];
+        let tables = state.root_mut(root)?;
+        tables.has_1g |= origin.contains(Pte::FROM_1G);
+        if let Some(leaf) = tables.leaves.get_mut(&region) {
             leaf.origins |= origin;
             return Some(SptePlace { page: leaf.page, index });
         }
@@ -191,10 +204,7 @@ impl Mmu {
                 new
             };
         }
-        let tables = state.root_mut(root)?;
-        tables.by_region.insert(region, tables.leaves.len());
-        let base = Gva::new(region * LEAF_SPAN);
-        tables.leaves.push(Leaf { page, base, origins: origin });
+        state.root_mut(root)?.leaves.insert(region, Leaf { page, origins: origin });
         Some(SptePlace { page, index })
     }
 
@@ -218,99 +228,6 @@ impl Mmu {
     pub(super) fn rmap_entry(&self, place: SptePlace) -> Option<RmapEntry> {
         self.client.get().map(|&client| RmapEntry::new(client, place.location()))
     }
-
-    /// Clears SPTEs for reasons of the guest's, with the MMU lock held: clear, flush, and only then
-    /// out of the reverse map. As long as a processor may use an old translation, the frame is
-    /// exported, and whoever wants to take it must ask us and so wait for the MMU lock.
-    ///
-    /// The flush includes what the host has cleared and not flushed yet: an SPTE that is no longer
-    /// there may still be in a TLB, and the guest has just been promised that it is not.
-    pub(super) fn zap(
-        &self,
-        state: &mut State,
-        places: impl Iterator<Item = SptePlace>,
-    ) -> Result<(), RevokeError> {
-        let mut zapped: Vec<(SptePlace, Pte)> = Vec::new();
-        for place in places {
-            let entry = self.tables.entry(place.page, place.index);
-            if entry.load(Ordering::Relaxed) == 0 {
-                continue;
-            }
-            // AcqRel: the bits that hardware set before are ours, and none is set after.
-            let old = Pte::of(entry.swap(0, Ordering::AcqRel));
-            if let Some(pfn) = self.frame_of(old)
-                && old.contains(Pte::DIRTY)
-            {
-                self.mm.frame_table().note_dirty(pfn);
-            }
-            zapped.push((place, old));
-        }
-        self.mm.pause(PausePoint::Zapped);
-        if let Err(error) = self.revoke(zapped.iter().map(|&(_, old)| old), &state.unflushed) {
-            // Back to what processors may still use, and what the reverse map says.
-            for (place, old) in zapped {
-                let entry = self.tables.entry(place.page, place.index);
-                entry.store(old.bits(), Ordering::Release);
-            }
-            return Err(error);
-        }
-        self.mm.pause(PausePoint::ZapFlushed);
-        self.check_zapped(zapped.iter().map(|&(_, old)| old));
-        state.unflushed.clear();
-        self.counters.guest_flushed.add(zapped.len() as u64);
-        for (place, old) in zapped {
-            if let (Some(pfn), Some(entry)) = (self.frame_of(old), self.rmap_entry(place)) {
-                self.mm.frame_table().rmap_remove(pfn, entry);
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes every processor drop what it made of these SPTEs: frames, and the window's pages in
-    /// one piece from the first to the last. And all that it has of the frames in `unflushed`.
-    fn revoke(
-        &self,
-        sptes: impl Iterator<Item = Pte>,
-        unflushed: &HashSet<Pfn>,
-    ) -> Result<(), RevokeError> {
-        let mut frames: Vec<Pfn> = unflushed.iter().copied().collect();
-        let mut window: Option<(u64, u64)> = None;
-        for spte in sptes {
-            if let Some(pfn) = self.frame_of(spte) {
-                frames.push(pfn);
-            } else {
-                let at = spte.address();
-                let (first, last) = window.unwrap_or((at, at));
-                window = Some((first.min(at), last.max(at)));
-            }
-        }
-        self.guest_view.revoke(&frames)?;
-        window.map_or(Ok(()), |(first, last)| self.revoke_window(first, last))
-    }
-
-    /// Drops every SPTE without a flush: for when no vCPU runs and none will before KVM has
-    /// dropped all it cached.
-    pub(super) fn forget_everything(&self) {
-        let mut state = self.lock();
-        for leaf in state.leaves() {
-            for (index, entry) in self.tables.used(leaf.page) {
-                let place = SptePlace { page: leaf.page, index };
-                let old = Pte::of(entry.swap(0, Ordering::AcqRel));
-                let Some(pfn) = self.frame_of(old) else {
-                    continue;
-                };
-                if old.contains(Pte::DIRTY) {
-                    self.mm.frame_table().note_dirty(pfn);
-                }
-                if let Some(entry) = self.rmap_entry(place) {
-                    self.mm.frame_table().rmap_remove(pfn, entry);
-                }
-            }
-        }
-        let pages = state.pages;
-        let epoch = state.epoch + 1;
-        *state = State { epoch, ..State::new(pages) };
-    }
 }
 
 impl ShadowMmu {
@@ -325,7 +242,8 @@ impl ShadowMmu {
         let role = Role::of(context);
         if let Some(&number) = state.by_role.get(&role) {
             let root = Root { number, epoch: state.epoch };
-            flush(mmu, &mut state, root, |_| true)?;
+            drop(state);
+            mmu.flush(root, ALL)?;
             return Ok(LoadRoot::Root(root));
         }
         let Some(page) = state.allocate() else {
@@ -334,12 +252,8 @@ impl ShadowMmu {
         mmu.tables.clear(page);
         mmu.tables.entry(page, MONITOR_SLOT).store(mmu.config.monitor_pml4e, Ordering::Release);
         let number = u32::try_from(state.roots.len()).unwrap_or(u32::MAX);
-        state.roots.push(RootTables {
-            page,
-            leaves: Vec::new(),
-            by_region: HashMap::new(),
-            flushes: 0,
-        });
+        let leaves = BTreeMap::new();
+        state.roots.push(RootTables { page, leaves, flushes: 0, has_1g: false });
         state.by_role.insert(role, number);
         Ok(LoadRoot::Root(Root { number, epoch: state.epoch }))
     }
@@ -365,116 +279,4 @@ impl ShadowMmu {
         let state = self.mmu.lock();
         state.root(root).map(|tables| self.mmu.page_address(tables.page))
     }
-
-    /// A guest's `invlpg`: forgets the translation of the guest page that maps `gva`, whatever its
-    /// size.
-    ///
-    /// # Errors
-    /// [`RevokeError`] if the flush failed; the VM must not go on.
-    pub fn invlpg(&self, root: Root, gva: Gva) -> Result<(), RevokeError> {
-        let mmu = &*self.mmu;
-        let mut state = mmu.lock();
-        let region = gva.as_u64() / LEAF_SPAN;
-        // The rest of a large page has SPTEs of its own.
-        let large_2m = state
-            .root(root)
-            .and_then(|tables| Some(tables.leaves[*tables.by_region.get(&region)?]))
-            .is_some_and(|leaf| leaf.origins.contains(Pte::FROM_2M));
-        let in_gib = |leaf: &Leaf| leaf.base.as_u64() / GIB == gva.as_u64() / GIB;
-        let large_1g = state.root(root).is_some_and(|tables| {
-            tables.leaves.iter().any(|leaf| in_gib(leaf) && leaf.origins.contains(Pte::FROM_1G))
-        });
-        if large_1g || large_2m {
-            return flush(mmu, &mut state, root, |leaf| {
-                (large_1g && in_gib(leaf)) || leaf.base.as_u64() / LEAF_SPAN == region
-            });
-        }
-        if let Some(tables) = state.root_mut(root) {
-            tables.flushes += 1;
-        }
-        let place = state.find(root, gva);
-        mmu.zap(&mut state, place.into_iter())
-    }
-
-    /// Takes all shadow pages back. Every [`Root`] is void after it.
-    ///
-    /// Upper-level entries may only change here, because a KVM that shadows our tables does not see
-    /// it: the caller keeps every vCPU out of `KVM_RUN` from before this call until it has deleted
-    /// and added a memslot again, which makes KVM drop all it knows.
-    pub fn recycle(&self) {
-        self.mmu.forget_everything();
-        self.mmu.counters.recycles.add(1);
-    }
-
-    /// An address that still has an SPTE pointing to the frame, whatever the reverse map says.
-    #[must_use]
-    pub fn find_mapping(&self, pfn: Pfn) -> Option<Gva> {
-        let state = self.mmu.lock();
-        let mut sptes = present_sptes(&self.mmu, &state);
-        sptes.find(|&(_, _, mapped)| mapped == pfn).map(|(gva, _, _)| gva)
-    }
-
-    /// Invariant I3: compares the reverse map with the SPTEs, both ways, and their right to write with
-    /// what the frames allow. Returns one sentence for each difference, at most 32. The host may
-    /// invalidate meanwhile. When a [stop](signal::is_stop_asked) is asked for it leaves off, and knows
-    /// of none.
-    #[must_use]
-    pub fn check_reverse_map(&self) -> Vec<String> {
-        let mmu = &*self.mmu;
-        let state = mmu.lock();
-        let Some(&client) = mmu.client.get() else {
-            return Vec::new();
-        };
-        let sptes = present_sptes(mmu, &state).map(|(_, place, pfn)| (place.location(), pfn));
-        let mut is_cut = false;
-        let sptes = sptes.take_while(|_| {
-            is_cut |= signal::is_stop_asked();
-            !is_cut
-        });
-        let mut differences = mmu.mm.frame_table().client_differences(client, "SPTEs", sptes);
-        if is_cut {
-            // Without all SPTEs, the reverse map has too many entries.
-            return Vec::new();
-        }
-        let writable = present_sptes(mmu, &state).filter(|&(_, place, _)| mmu.is_writable(place));
-        let writable = writable.take_while(|_| !signal::is_stop_asked());
-        let writable = writable.map(|(_, place, pfn)| (place.location(), pfn));
-        differences.extend(mmu.mm.frame_table().forbidden_writers("SPTE", writable));
-        differences
-    }
-}
-
-/// Every present SPTE that points to a frame: its address, its place, the frame.
-fn present_sptes<'a>(
-    mmu: &'a Mmu,
-    state: &'a State,
-) -> impl Iterator<Item = (Gva, SptePlace, Pfn)> + 'a {
-    state.leaves().flat_map(move |leaf| {
-        mmu.tables.used(leaf.page).filter_map(move |(index, entry)| {
-            let place = SptePlace { page: leaf.page, index };
-            let pfn = mmu.frame_of(Pte::of(entry.load(Ordering::Acquire)))?;
-            let gva = leaf.base.checked_add(place.index as u64 * crate::addr::PAGE_SIZE_U64)?;
-            Some((gva, place, pfn))
-        })
-    })
-}
-
-/// Forgets the translations in the leaf tables for which `which` holds.
-fn flush(
-    mmu: &Mmu,
-    state: &mut State,
-    root: Root,
-    which: impl Fn(&Leaf) -> bool,
-) -> Result<(), RevokeError> {
-    let Some(tables) = state.root_mut(root) else {
-        return Ok(());
-    };
-    tables.flushes += 1;
-    let mut pages = Vec::new();
-    for leaf in tables.leaves.iter_mut().filter(|leaf| which(leaf)) {
-        leaf.origins = Pte::empty();
-        pages.push(leaf.page);
-    }
-    let places = |page| mmu.tables.used(page).map(move |(index, _)| SptePlace { page, index });
-    mmu.zap(state, pages.into_iter().flat_map(places))
 }

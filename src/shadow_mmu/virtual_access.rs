@@ -4,7 +4,7 @@ use vm_memory::{Bytes, VolatileMemory};
 
 use crate::addr::{Gpa, Gva, PAGE_SIZE, PAGE_SIZE_U64};
 use crate::export_rmap::RevokeError;
-use crate::host_mm::MmError;
+use crate::host_mm::{MmError, page_runs};
 use crate::shadow_mmu::walk::{Access, PagingContext, Walk};
 use crate::shadow_mmu::{Mmu, ShadowMmu};
 use crate::sys::memory;
@@ -145,17 +145,21 @@ impl Mmu {
 
     /// Makes every processor drop its translations of the window's pages at these machine
     /// addresses, as [`GuestView::revoke`](crate::host_mm::GuestView::revoke) does for frames.
-    pub(super) fn revoke_window(&self, first: u64, last: u64) -> Result<(), RevokeError> {
-        let bytes = last - first + PAGE_SIZE_U64;
-        let offset = first.checked_sub(self.config.machine.window_base);
-        let revoked = match (self.window.get(), offset.map(usize::try_from)) {
-            (Some(window), Some(Ok(offset))) => {
-                memory::discard(window, offset, usize::try_from(bytes).unwrap_or(usize::MAX))
-            }
-            _ => Err(std::io::Error::other(NO_WINDOW)),
+    pub(super) fn revoke_window(&self, addresses: &[u64]) -> Result<(), RevokeError> {
+        if addresses.is_empty() {
+            return Ok(());
+        }
+        let numbers = addresses.iter().filter_map(|&address| {
+            let offset = address.checked_sub(self.config.machine.window_base)?;
+            usize::try_from(offset / PAGE_SIZE_U64).ok()
+        });
+        let revoked = match self.window.get() {
+            Some(window) => page_runs(numbers)
+                .into_iter()
+                .try_for_each(|(offset, len)| memory::discard(window, offset, len)),
+            None => Err(std::io::Error::other(NO_WINDOW)),
         };
-        let frames = usize::try_from(bytes / PAGE_SIZE_U64).unwrap_or(usize::MAX);
-        revoked.map_err(|source| RevokeError { frames, source })
+        revoked.map_err(|source| RevokeError { frames: addresses.len(), source })
     }
 
     fn read_window(&self, offset: usize, bytes: &mut [u8]) -> Result<(), MmError> {

@@ -340,7 +340,7 @@ impl HostMm {
                 None => self.allocate_slot()?,
             };
             page.set_slot(Some(slot));
-            self.reclaimer.note_duplicate();
+            self.reclaimer.note_duplicate(page);
             self.swap.write_page(slot, page.owner().tag(), &content)?;
             self.counters.swap_outs.add(1);
         }
@@ -389,18 +389,15 @@ impl HostMm {
     /// dirty. Returns the number of slots freed.
     fn release_duplicates(&self) -> Result<usize, SwapError> {
         let duplicates = &self.reclaimer.duplicates;
-        let Some(made) = duplicates.to_scan() else {
-            return Ok(0);
-        };
-        let (mut released, mut passed_over) = (0, false);
-        for raw in 0..self.table.len() {
-            let pfn = Pfn::new(raw);
-            let frame_has_slot = self.table.get(pfn).is_some_and(|frame| frame.slot().is_some());
-            if !frame_has_slot {
+        let has_slot = |&pfn: &Pfn| self.table.get(pfn).is_some_and(|frame| frame.slot().is_some());
+        let known = duplicates.complete((0..self.table.len()).map(Pfn::new).filter(has_slot));
+        let mut released = 0;
+        for pfn in (0..known).map_while(|_| duplicates.pop()) {
+            if !has_slot(&pfn) {
                 continue;
             }
             let Some(page) = self.table.try_lock(pfn) else {
-                passed_over = true;
+                duplicates.put_back(pfn);
                 continue;
             };
             if let Some(slot) = page.slot().filter(|_| page.flags().contains(PageFlags::IN_USE)) {
@@ -412,9 +409,6 @@ impl HostMm {
             if released == DUPLICATES_AT_ONCE {
                 break;
             }
-        }
-        if released == 0 && !passed_over {
-            duplicates.none_left(made);
         }
         self.counters.duplicate_slots_released.add(released as u64);
         Ok(released)

@@ -8,12 +8,13 @@ mod background;
 mod clock;
 mod evict;
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use crate::addr::{Gfn, Pfn};
-use crate::export_rmap::PageFlags;
+use crate::export_rmap::{LockedPage, PageFlags};
 use crate::host_mm::{HostMm, MmError};
 use crate::sync::lock;
 use crate::sys::threads;
@@ -44,25 +45,50 @@ pub(super) struct Reclaimer {
     starved: AtomicU32,
 }
 
-/// Whether looking for pages that have both a frame and a slot is worth a scan of the frame table:
-/// with swap full, each page to be written asks.
-struct Duplicates {
-    /// Counts slots given to pages in frames.
-    made: AtomicU64,
-    /// The count at which a scan found none left; `u64::MAX` before the first.
-    none_left_at: AtomicU64,
+/// The frames whose page may stand in swap as well, for when swap is full: what there is is known
+/// without a look at the frame table, which each page to be written would need.
+#[derive(Default)]
+struct Duplicates(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    frames: VecDeque<Pfn>,
+    /// No frame with a slot is missing in `frames`. Not before swap was full once.
+    is_complete: bool,
 }
 
 impl Duplicates {
-    /// What to tell [`none_left`](Self::none_left) after a scan, if one is worth it.
-    fn to_scan(&self) -> Option<u64> {
-        // Acquire pairs with the Release in `note_duplicate`: a scan sees the slots counted so far.
-        let made = self.made.load(Ordering::Acquire);
-        (self.none_left_at.load(Ordering::Relaxed) != made).then_some(made)
+    /// Notes that the page in a frame has been given a slot, or has kept the one that it came from.
+    fn note(&self, pfn: Pfn, frames: u32) {
+        let mut known = lock(&self.0);
+        if !known.is_complete {
+            return;
+        }
+        known.frames.push_back(pfn);
+        if known.frames.len() > 2 * frames as usize {
+            // Some stand in it more than once. The next look at the table is for that many notes.
+            *known = Known::default();
+        }
     }
 
-    fn none_left(&self, made: u64) {
-        self.none_left_at.store(made, Ordering::Relaxed);
+    /// A frame to look at.
+    fn pop(&self) -> Option<Pfn> {
+        lock(&self.0).frames.pop_front()
+    }
+
+    /// Puts back one that could not be looked at.
+    fn put_back(&self, pfn: Pfn) {
+        lock(&self.0).frames.push_back(pfn);
+    }
+
+    /// How many there are, once they are complete: by `all`, if they are not.
+    fn complete(&self, all: impl Iterator<Item = Pfn>) -> usize {
+        let mut known = lock(&self.0);
+        if !known.is_complete {
+            // Those that are given a slot meanwhile wait here to be noted.
+            *known = Known { frames: all.collect(), is_complete: true };
+        }
+        known.frames.len()
     }
 }
 
@@ -89,13 +115,11 @@ impl Reclaimed {
 
 impl Reclaimer {
     pub(super) fn new(frames: u32) -> Self {
-        let duplicates =
-            Duplicates { made: AtomicU64::new(0), none_left_at: AtomicU64::new(u64::MAX) };
         Self {
             hand: Hand::new(frames),
             background: Arc::default(),
             thread: Mutex::default(),
-            duplicates,
+            duplicates: Duplicates::default(),
             starved: AtomicU32::new(0),
         }
     }
@@ -114,10 +138,9 @@ impl Reclaimer {
         self.starved.fetch_add(1, Ordering::Relaxed) + 1 >= STARVED_FAULTS
     }
 
-    /// A page in a frame has been given a slot.
-    pub(super) fn note_duplicate(&self) {
-        // Release pairs with the Acquire in `to_scan`.
-        self.duplicates.made.fetch_add(1, Ordering::Release);
+    /// A page in a frame, whose lock is held, has been given a slot.
+    pub(super) fn note_duplicate(&self, page: &LockedPage<'_>) {
+        self.duplicates.note(page.pfn(), self.hand.frames());
     }
 }
 
@@ -225,7 +248,45 @@ impl HostMm {
             return None;
         }
         let owner = page.owner();
-        let object = objects.iter().find(|object| object.number == owner.object)?;
-        Some(Candidate { page, object, gfn: owner.gfn })
+        // They are in order of their numbers, and there may be thousands.
+        let at = objects.binary_search_by_key(&owner.object, |object| object.number).ok()?;
+        Some(Candidate { page, object: &objects[at], gfn: owner.gfn })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// With swap full, each page to be written asks: the frame table is looked through once for as
+    /// many notes as there are frames, not for each.
+    #[test]
+    fn the_frames_with_a_slot_are_known_without_a_look_at_the_table() {
+        const FRAMES: u32 = 1000;
+        const AT_ONCE: usize = 16;
+        let looked_at = Cell::new(0);
+        let look = |number| {
+            looked_at.set(looked_at.get() + 1);
+            Pfn::new(number)
+        };
+        let duplicates = Duplicates::default();
+        duplicates.note(Pfn::new(3), FRAMES);
+        assert_eq!(duplicates.pop(), None, "nobody has asked yet");
+        let rounds = 20 * FRAMES;
+        let mut found = 0;
+        for number in 0..rounds {
+            duplicates.note(Pfn::new(number % FRAMES), FRAMES);
+            if number % 64 == 0 {
+                for _ in 0..duplicates.complete((0..FRAMES).map(look)).min(AT_ONCE) {
+                    found += u32::from(duplicates.pop().is_some());
+                }
+            }
+        }
+        assert!(looked_at.get() <= FRAMES + rounds, "{}", looked_at.get());
+        assert!(found >= rounds / 64, "{found}");
+        duplicates.put_back(Pfn::new(7));
+        assert!(std::iter::from_fn(|| duplicates.pop()).any(|pfn| pfn == Pfn::new(7)));
     }
 }
