@@ -20,7 +20,8 @@ use super::report::json;
 use super::values::{Size, size};
 use crate::abi;
 use crate::host_mm::{
-    HostMmConfig, InjectionPlan, MIN_HOST_MEMORY_BYTES, ReclaimPolicy, SwapConfig,
+    HostMmConfig, InjectionPlan, MAX_HOST_MEMORY_BYTES, MIN_HOST_MEMORY_BYTES, ReclaimPolicy,
+    SwapConfig,
 };
 use crate::peer::server::check_path;
 use crate::sys::names::folder_of;
@@ -319,6 +320,10 @@ fn check_sizes(sizes: &Sizes, limits: &HostLimits) -> Result<(), UsageError> {
         refuse!(
             "--host-memory {host_memory} is too little for a guest to get past a single instruction for sure: give at least {least}"
         );
+    }
+    let most = size(MAX_HOST_MEMORY_BYTES);
+    if host_memory > most {
+        refuse!("--host-memory {host_memory} is more than can be managed: give at most {most}");
     }
     if let Some(most) = limits.max_vcpus
         && vcpus > most

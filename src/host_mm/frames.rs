@@ -11,7 +11,7 @@ use crate::sync::lock;
 /// instruction, and reclaim needs a choice.
 pub const MIN_HOST_MEMORY_BYTES: u64 = 4 << 20;
 /// Most host memory: frame numbers must fit the memory object's entries.
-const MAX_HOST_MEMORY_BYTES: u64 = 1 << 42;
+pub const MAX_HOST_MEMORY_BYTES: u64 = 1 << 42;
 
 /// Number of frames in so many bytes.
 pub(super) fn count(bytes: u64) -> Result<u32, MmError> {

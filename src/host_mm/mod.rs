@@ -55,7 +55,7 @@ pub use dirty_log::DirtyLog;
 pub use error::MmError;
 #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
 pub(crate) use frame_memory::FrameMemory;
-pub use frames::MIN_HOST_MEMORY_BYTES;
+pub use frames::{MAX_HOST_MEMORY_BYTES, MIN_HOST_MEMORY_BYTES};
 pub use guest_view::GuestView;
 pub(crate) use guest_view::page_runs;
 pub use inject::{

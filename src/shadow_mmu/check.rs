@@ -21,8 +21,8 @@ impl ShadowMmu {
 
     /// Invariant I3: compares the reverse map with the SPTEs, both ways, and their right to write with
     /// what the frames allow. Returns one sentence for each difference, at most 16. Guest and host may
-    /// be at work meanwhile: they change both under the MMU lock. When a
-    /// [stop](signal::is_stop_asked) is asked for it leaves off, with what it has found.
+    /// be at work meanwhile: they change both under the MMU lock. When a [stop](signal::is_stop_asked)
+    /// is asked for it leaves off, with what it has found.
     #[must_use]
     pub fn check_reverse_map(&self) -> Vec<String> {
         let mmu = &*self.mmu;
@@ -32,15 +32,12 @@ impl ShadowMmu {
         };
         let mut found = Differences::of(client, "SPTE");
         mmu.find_spte(|spte, pfn| {
-            if signal::is_stop_asked() {
-                return Some(());
-            }
             let location = spte.place.location();
             found.check_mapping(table, pfn, location);
             if mmu.is_writable(spte.place) {
                 found.check_writer(table, pfn, location);
             }
-            found.is_full().then_some(())
+            (found.is_full() || signal::is_stop_asked()).then_some(())
         });
         for pfn in (0..table.len()).map(Pfn::new).filter(|&pfn| !table.is_rmap_empty(pfn)) {
             let mut from = Some(0);

@@ -2,7 +2,7 @@
 //! settings are the terminal's, and the handlers the process's.
 
 use super::*;
-use crate::sys::signal::StopNotice;
+use crate::sys::signal::{self, StopNotice};
 use nix::pty::openpty;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -83,6 +83,8 @@ fn the_terminal_is_as_before_whichever_way_a_process_ends() {
 }
 
 fn run_child(way: &str) {
+    // Also where this test program was told to ignore it (`nohup`), as its children then are.
+    signal::set_action(libc::SIGHUP, libc::SIG_DFL, 0).unwrap();
     let stop = StopNotice::install().unwrap();
     let raw = Terminal::at_stdin().unwrap();
     assert!(raw.take().unwrap() && raw.take().unwrap());

@@ -42,7 +42,7 @@ fn sizes() {
         assert_refused(&[command, "--memory", "4M"], &["--memory 4M", "at least 16M"]);
         assert_refused(&[command, "--memory", "513G"], &["--memory 513G", "at most 512G"]);
         assert_refused(&[command, "--host-memory", "1M"], &["--host-memory 1M", "at least 4M"]);
-        assert_refused(&[command, "--host-memory", "5T"], &["--host-memory", "4 TiB"]);
+        assert_refused(&[command, "--host-memory", "5T"], &["--host-memory 5T", "at most 4T"]);
         assert_refused(&[command, "--host-memory", "-1M"], &["--host-memory \"-1M\""]);
         assert_refused(&[command, "--host-memory", "99999999999999999999G"], &["give less"]);
         assert_refused(&[command, "--swap-size", "-1"], &["--swap-size \"-1\"", "such as 256M"]);

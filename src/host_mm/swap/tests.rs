@@ -366,13 +366,17 @@ fn an_unused_terabyte_costs_next_to_nothing() {
 
 #[test]
 fn a_swap_file_that_another_program_cut_short_is_told() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("swap");
-    let config = SwapConfig { path: Some(path.clone()), dir: None, bytes: 16 * PAGE_SIZE_U64 };
-    let space = SwapSpace::new(Box::new(FileSwap::open(&config).unwrap()), None);
+    let config = SwapConfig { path: None, dir: None, bytes: 16 * PAGE_SIZE_U64 };
+    // The file has no name: another program gets at it by /proc.
+    let mut elsewhere = None;
+    let swap = FileSwap::open(&config).unwrap().through(|file| {
+        elsewhere = Some(file.try_clone().unwrap());
+        file
+    });
+    let space = SwapSpace::new(Box::new(swap), None);
     let slot = space.alloc().unwrap();
     space.write_page(slot, 1, &[7; PAGE_SIZE]).unwrap();
-    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(100).unwrap();
+    elsewhere.unwrap().set_len(100).unwrap();
     let error = space.read_page(slot, 1, &mut [0; PAGE_SIZE]).unwrap_err();
     assert!(matches!(error, SwapError::CutShort { slot: at } if at == slot), "{error}");
     let said = error.to_string();
