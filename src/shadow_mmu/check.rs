@@ -32,12 +32,16 @@ impl ShadowMmu {
         };
         let mut found = Differences::of(client, "SPTE");
         mmu.find_spte(|spte, pfn| {
+            // Before the look: a check that is cut off knows of nothing.
+            if signal::is_stop_asked() {
+                return Some(());
+            }
             let location = spte.place.location();
             found.check_mapping(table, pfn, location);
             if mmu.is_writable(spte.place) {
                 found.check_writer(table, pfn, location);
             }
-            (found.is_full() || signal::is_stop_asked()).then_some(())
+            found.is_full().then_some(())
         });
         for pfn in (0..table.len()).map(Pfn::new).filter(|&pfn| !table.is_rmap_empty(pfn)) {
             let mut from = Some(0);
