@@ -130,12 +130,40 @@ fn read_bounded(
     Ok(contents)
 }
 
+/// Most that a frame of zstd may make its reader remember, in bytes: what `zstd` itself takes without
+/// being told otherwise (`ZSTD_WINDOWLOG_LIMIT_DEFAULT`). The decoder holds as much before it gives a
+/// byte away, so the bound on the contents alone would be none on memory.
+const MAX_ZSTD_WINDOW_BYTES: u64 = 128 << 20;
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// What a frame of zstd makes its reader remember, in bytes, by its header (RFC 8878, 3.1.1.1); `None`
+/// for what is no such frame, or is cut off.
+fn zstd_window_bytes(frame: &[u8]) -> Option<u64> {
+    let (&descriptor, rest) = frame.strip_prefix(&ZSTD_MAGIC)?.split_first()?;
+    if descriptor & 0x20 == 0 {
+        let window = *rest.first()?;
+        let base = 1_u64 << (10 + (window >> 3));
+        return Some(base + base / 8 * u64::from(window & 7));
+    }
+    // A single segment: all of the contents, whose size follows the number of the dictionary.
+    let dictionary_bytes = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let size_bytes = [1, 2, 4, 8][usize::from(descriptor >> 6)];
+    let size = rest.get(dictionary_bytes..dictionary_bytes + size_bytes)?;
+    let value = size.iter().rev().fold(0, |all: u64, &byte| all << 8 | u64::from(byte));
+    Some(if size_bytes == 2 { value + 256 } else { value })
+}
+
 /// All frames of a file, one after the other; those that are to be skipped are.
 fn unpack_zstd(file: &[u8], max: u64) -> Result<Vec<u8>, UnpackError> {
     let damaged = |reason: String| UnpackError::Damaged(reason);
     let mut rest = file;
     let mut contents = Vec::new();
     while !rest.is_empty() {
+        if let Some(window) = zstd_window_bytes(rest)
+            && window > MAX_ZSTD_WINDOW_BYTES.max(max)
+        {
+            return Err(damaged(format!("a frame wants {window} bytes of it remembered")));
+        }
         let mut decoder = match StreamingDecoder::new(&mut rest) {
             Ok(decoder) => decoder,
             Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
@@ -214,6 +242,26 @@ pub(crate) mod tests {
             let twice = [&packed[..], &packed[..]].concat();
             assert!(kind.unpack(&twice, 64 << 20).unwrap().is_err(), "the bound is for all of it");
         }
+    }
+
+    /// Some bytes of it make a decoder hold gigabytes, of which it gives none away before the end.
+    #[test]
+    fn a_frame_that_wants_too_much_remembered_is_refused_before_it_is_decoded() {
+        let block = [2, 0, 0x10, 0];
+        let frame = |header: &[u8]| [&ZSTD_MAGIC[..], header, &block.repeat(6_000)[..]].concat();
+        // Windows of 3.75 TiB and of 128 MiB and an eighth; single segments of 2^40 and 2^27 + 1 bytes.
+        for header in [
+            &[0x00, 0xff][..],
+            &[0x00, 17 << 3 | 1],
+            &[0xe0, 0, 0, 0, 0, 0, 1, 0, 0],
+            &[0xa3, 0, 0, 0, 0, 1, 0, 0, 8],
+        ] {
+            let error = Compression::Zstd.unpack(&frame(header), MAX).unwrap().unwrap_err();
+            assert!(error.to_string().contains("remembered"), "{header:x?}: {error}");
+        }
+        assert_eq!(zstd_window_bytes(&frame(&[0x00, 17 << 3])), Some(MAX_ZSTD_WINDOW_BYTES));
+        assert_eq!(zstd_window_bytes(&frame(&[0x60, 1, 1])), Some(0x101 + 256));
+        assert_eq!(zstd_window_bytes(&zstd(b"abc")[..4]), None);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::args::{
     BootArgs, HostArgs, Invalidate, PolicyName, SabotageName, StressArgs, Workload, name_of,
 };
 use super::kernel_file;
-use super::limits::{self, HostLimits, Needs, Shape, SwapInMemory};
+use super::limits::{self, HostLimits, Needs, Shape};
 use super::paging::{self, Paging};
 use super::report::json;
 use super::values::{Size, size};
@@ -281,8 +281,7 @@ pub(crate) fn machine(
         vms: sizes.vms as u64,
         is_direct: paging != Paging::Shadow,
     };
-    let mut needs = Needs::of(shape, swap.bytes);
-    needs.swap_in_memory = swap_in_memory(sizes, &swap);
+    let needs = Needs::of(shape, swap.bytes);
     Ok(MachineConfig {
         needs,
         vm: VmConfig {
@@ -404,8 +403,9 @@ fn warnings(sizes: &Sizes, host: &HostArgs, swap: &SwapConfig, limits: &HostLimi
     let folder = swap_folder(swap);
     if needed > 0 && limits::is_in_memory(&folder) {
         warnings.push(format!(
-            "warning: {} is in memory (tmpfs), so swapping to it frees nothing: put swap on a disk with --swap-file",
-            folder.display()
+            "warning: {} is in memory (tmpfs), so swapping to it frees nothing, and a guest that uses all of its memory takes up to {} of the host's: put swap on a disk with --swap-file",
+            folder.display(),
+            super::values::human_bytes(limits::free_bytes(&folder).unwrap_or(needed).min(needed))
         ));
     }
     let wanted = needed.min(swap.bytes);
@@ -425,17 +425,6 @@ fn warnings(sizes: &Sizes, host: &HostArgs, swap: &SwapConfig, limits: &HostLimi
 /// The directory that swap will be in.
 fn swap_folder(swap: &SwapConfig) -> PathBuf {
     swap.path.as_deref().map_or_else(std::env::temp_dir, |path| folder_of(path).to_owned())
-}
-
-/// What swap takes of memory at most, where it is in memory.
-fn swap_in_memory(sizes: &Sizes, swap: &SwapConfig) -> Option<SwapInMemory> {
-    let folder = swap_folder(swap);
-    let wanted = sizes.all_memory().saturating_sub(sizes.host_memory.bytes()).min(swap.bytes);
-    if wanted == 0 || !limits::is_in_memory(&folder) {
-        return None;
-    }
-    let bytes = limits::free_bytes(&folder).map_or(wanted, |free| free.min(wanted));
-    Some(SwapInMemory { folder, bytes })
 }
 
 pub(crate) fn check_cmdline(cmdline: &str) -> Result<(), UsageError> {

@@ -46,6 +46,9 @@ impl MemoryObject {
                     self.pages.note_written(gfn);
                     mm.pause(PausePoint::Freeing);
                     if entry.replace_frameless(place, Place::Absent) {
+                        // And again: the log may have taken that, and the page been read and dropped
+                        // clean again, before it became zero.
+                        self.pages.note_written(gfn);
                         mm.free_slot_of(entry, slot, self.pages.owner(gfn));
                         *freed += 1;
                         return Ok(());

@@ -11,6 +11,7 @@ use crate::export_rmap::{
     RevokeError,
 };
 use crate::host_mm::{GuestView, HostMm, MemoryObject, MmError, PausePoint, Sabotage};
+use crate::sys::signal;
 
 use super::slots::{DeviceAccess, InFlight, Slots};
 use super::stats::IotlbStats;
@@ -187,7 +188,7 @@ impl Iotlb {
     /// host may invalidate meanwhile.
     #[must_use]
     pub fn check_reverse_map(&self) -> Vec<String> {
-        self.unit.slots.differences(self.unit.mm.frame_table())
+        self.unit.slots.differences(self.unit.mm.frame_table(), signal::is_stop_asked)
     }
 }
 

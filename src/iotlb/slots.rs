@@ -360,8 +360,9 @@ impl Slots {
     }
 
     /// Compares the reverse map with the live entries, while the host may go on to invalidate: it
-    /// changes both in one step under the lock.
-    pub(super) fn differences(&self, table: &FrameTable) -> Vec<String> {
+    /// changes both in one step under the lock. Once `is_cut` says so it leaves
+    /// off, with what it has found.
+    pub(super) fn differences(&self, table: &FrameTable, is_cut: impl Fn() -> bool) -> Vec<String> {
         let Some(client) = self.client() else {
             return Vec::new();
         };
@@ -382,6 +383,9 @@ impl Slots {
                 from = found.check_entries(table, pfn, location, |location| {
                     live(slots).any(|mapping| mapping == (location, pfn))
                 });
+            }
+            if found.is_full() || is_cut() {
+                break;
             }
         }
         found.into_sentences()

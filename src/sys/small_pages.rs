@@ -15,7 +15,7 @@ use std::io;
 
 use nix::errno::Errno;
 use vm_memory::mmap::MmapRegionError;
-use vm_memory::{FileOffset, MmapRegion};
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
 use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
 use crate::sys::memory::{advise, allocated_bytes, check_range, create_memfd, punch_hole};
@@ -61,6 +61,16 @@ pub fn populate(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()
     }
 }
 
+/// Brings the first page of the region in and writes to it, as frames are filled. The write is what
+/// counts where `populate` can do nothing.
+fn fill_first_page(
+    region: &MmapRegion,
+    populate: impl FnOnce(&MmapRegion, usize, usize) -> io::Result<()>,
+) -> io::Result<()> {
+    populate(region, 0, PAGE_SIZE)?;
+    region.as_volatile_slice().write_obj(1_u8, 0).map_err(io::Error::other)
+}
+
 /// What one page costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageCost {
@@ -82,7 +92,7 @@ impl PageCost {
     pub fn measure() -> io::Result<Self> {
         let file = create_memfd("gnomon-page-cost", TRIED_BYTES)?;
         let region = map(file.try_clone()?, TRIED_BYTES)?;
-        Self::of(&file, || populate(&region, 0, PAGE_SIZE))
+        Self::of(&file, || fill_first_page(&region, populate))
     }
 
     /// With `write`, which is to write to the first page of the file, or populate it.

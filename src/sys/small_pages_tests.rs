@@ -65,3 +65,12 @@ fn the_mapping_decides_where_the_host_is_generous() {
         }
     });
 }
+
+/// As on kernels before 5.14.
+#[test]
+fn a_page_is_tried_where_it_cannot_be_populated_too() {
+    let file = create_memfd("gnomon-test", TRIED_BYTES).unwrap();
+    let region = map(file.try_clone().unwrap(), TRIED_BYTES).unwrap();
+    let cost = PageCost::of(&file, || fill_first_page(&region, |_, _, _| Ok(())));
+    assert_eq!(cost.unwrap(), PageCost::RIGHT);
+}

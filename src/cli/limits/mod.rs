@@ -21,7 +21,7 @@ use process::kib;
 #[cfg(test)]
 pub(crate) use groups::GroupLimit;
 pub(crate) use groups::Groups;
-pub(crate) use needs::{Needs, Shape, SwapInMemory};
+pub(crate) use needs::{Needs, Shape};
 #[cfg(test)]
 pub(crate) use process::Bounded;
 pub(crate) use process::ProcessLimits;

@@ -5,8 +5,6 @@
 //! frames is an estimate from above; figures that it was compared with are in
 //! docs/host-requirements.md.
 
-use std::path::PathBuf;
-
 use super::process::STACK_BYTES;
 use crate::addr::PAGE_SIZE_U64;
 use crate::peer::server::{DEFAULT_SLOTS, MAX_PEERS};
@@ -41,19 +39,10 @@ pub(crate) struct LargeFile {
     pub(crate) bytes: u64,
 }
 
-/// Swap in a file system that lives in memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SwapInMemory {
-    pub(crate) folder: PathBuf,
-    /// The most that it takes.
-    pub(crate) bytes: u64,
-}
-
 /// See the module's documentation.
 #[derive(Clone, Debug)]
 pub(crate) struct Needs {
     shape: Shape,
-    pub(crate) swap_in_memory: Option<SwapInMemory>,
     pub(crate) files: Vec<LargeFile>,
     pub(crate) threads: u64,
     pub(crate) descriptors: u64,
@@ -66,7 +55,6 @@ impl Needs {
     pub(crate) fn of(shape: Shape, swap_bytes: u64) -> Self {
         let mut needs = Self {
             shape,
-            swap_in_memory: None,
             files: Vec::new(),
             // Reclaim and the main thread; of a VM its device, and with direct paging two more.
             threads: 2 + shape.vms * (shape.vcpus + if shape.is_direct { 3 } else { 1 }),
@@ -168,10 +156,10 @@ impl Needs {
             + self.peers * u64::from(DEFAULT_SLOTS) * PAGE_SIZE_U64
     }
 
-    /// Memory of every kind.
+    /// Memory of every kind. Swap that lies in memory is none of it: few guests use all that they have,
+    /// and who starts one is warned.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        let swap = self.swap_in_memory.as_ref().map_or(0, |swap| swap.bytes);
-        self.frames_bytes() + self.beside_bytes() + swap
+        self.frames_bytes() + self.beside_bytes()
     }
 
     /// Memory of this process's own.

@@ -94,16 +94,7 @@ impl fmt::Display for Wanted<'_> {
             "frames take up to {} and about {} is wanted beside them (tables, KVM, the program)",
             human_bytes(needs.frames_bytes()),
             human_bytes(needs.beside_bytes())
-        )?;
-        match &needs.swap_in_memory {
-            None => Ok(()),
-            Some(swap) => write!(
-                f,
-                ", up to {} more for swap in {}, which is in memory (put it on a disk with --swap-file)",
-                human_bytes(swap.bytes),
-                swap.folder.display()
-            ),
-        }
+        )
     }
 }
 

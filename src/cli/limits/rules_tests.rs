@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::cli::limits::{ProcessLimits, Shape, SwapInMemory};
+use crate::cli::limits::{ProcessLimits, Shape};
 
 const SHAPE: Shape = Shape {
     memory_bytes: 256 << 20,
@@ -90,11 +90,6 @@ fn memory_that_is_not_there_is_refused_unless_the_host_swaps() {
     assert_says(&said, &["available", "free some", "--host-memory 31M or less"]);
     let swapping = HostLimits { free_swap_bytes: 1 << 30, ..with(1 << 20) };
     assert_eq!(shortages(&needs, &swapping), []);
-    let mut in_memory = needs.clone();
-    let bytes = 100 << 20;
-    in_memory.swap_in_memory = Some(SwapInMemory { folder: "/tmp".into(), bytes });
-    let said = refused(Limited::Memory, &in_memory, needs.memory_bytes() + bytes, with);
-    assert_says(&said, &["100 MiB more for swap in /tmp", "--swap-file"]);
 }
 
 #[test]

@@ -56,8 +56,6 @@ pub(crate) fn run(config: StressConfig) -> anyhow::Result<u8> {
     if report.failed() {
         ending.note_failure();
     }
-    // No vCPU runs any more; frames and swap go back before anything is written.
-    ending::let_go(machine);
     ending.phase("writing the report");
     // First to the file, which takes it: what reads standard output may have stopped to.
     let written = config.json.as_ref().map_or(Ok(()), |path| report::json::write(path, &report));
@@ -65,6 +63,9 @@ pub(crate) fn run(config: StressConfig) -> anyhow::Result<u8> {
     if report.failed() {
         show_console(&report);
     }
+    // After the report: a signal that comes while much memory goes back must not cost it.
+    ending.phase("giving memory back");
+    ending::let_go(machine);
     written?;
     // A signal that came after everything was done has still taken the report from who asked for it.
     let untold = ending.signal().filter(|_| output::gave_up());

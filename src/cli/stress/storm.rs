@@ -115,7 +115,7 @@ pub(crate) struct Storms {
     live: Vec<(String, Arc<Live>)>,
     /// Those who look on.
     observers: Vec<(String, Arc<Live>)>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<(Arc<Live>, JoinHandle<()>)>,
     injected: InjectionPlan,
 }
 
@@ -184,7 +184,7 @@ impl Storms {
         let thread = std::thread::Builder::new()
             .name(format!("storm-{name}"))
             .spawn(move || storm(&stop, &counts, &injected, &*work, random, frames, rate))?;
-        self.threads.push(thread);
+        self.threads.push((live.clone(), thread));
         Ok(live)
     }
 
@@ -208,13 +208,10 @@ impl Storms {
     pub(crate) fn stop(&mut self) {
         *lock(&self.stop.stopped) = true;
         self.stop.changed.notify_all();
-        for thread in self.threads.drain(..) {
+        for (live, thread) in self.threads.drain(..) {
             if let Some(Err(_)) = threads::join(thread) {
-                let died = "a storm thread panicked".to_owned();
-                if let Some((_, live)) = self.live.first() {
-                    lock(&live.broken).get_or_insert(died);
-                    lock(&live.by).get_or_insert(Check::Run);
-                }
+                lock(&live.broken).get_or_insert_with(|| "its thread panicked".to_owned());
+                lock(&live.by).get_or_insert(Check::Run);
             }
         }
     }

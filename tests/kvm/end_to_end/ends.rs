@@ -57,7 +57,8 @@ fn standard_output_full() {
     let mut command = command(&["boot", "--memory", "16M", "--host-memory", "6M"]);
     let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
     command.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped());
-    spawn(command, MINUTES).finish().with_code(0).says(&["the guest powered off"]);
+    let said = ["the guest powered off", "cannot write all of its output"];
+    spawn(command, MINUTES).finish().with_code(1).says(&said);
 }
 
 fn standard_error_closed_early() {
