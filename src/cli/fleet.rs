@@ -116,7 +116,7 @@ pub(crate) struct Fleet {
     done: Done,
     latency: FaultLatency,
     found: Violations,
-    /// What [`check_running`](Self::check_running) has found.
+    /// What [`check_and_recycle`](Self::check_and_recycle) has found.
     differences: u64,
     oracle: u64,
     records: Vec<Record>,
