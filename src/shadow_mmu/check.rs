@@ -88,9 +88,7 @@ impl Mmu {
         }
         None
     }
-}
 
-impl Mmu {
     /// What is about to be installed points to the frame in which the page is, does not write what must
     /// not be written, and was read of the guest's tables after its last flush. The MMU lock is held, the
     /// entry is in the reverse map, and nothing had overtaken the fault: so whoever takes the page away
