@@ -146,7 +146,7 @@ impl HostMm {
         if !self.is_sabotaged(Sabotage::SkipRecall, page.owner().gfn) {
             self.notifiers.invalidate_page(page, Invalidation::Recall);
             // Even if nobody was told: an earlier flush may have failed.
-            self.notifiers.flush(&[page.pfn()], FlushReason::Recalled)?;
+            self.notifiers.revoke(&[page], FlushReason::Recalled)?;
         }
         self.pause(PausePoint::Recalled);
         page.clear_flags(PageFlags::LENT);

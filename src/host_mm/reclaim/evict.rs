@@ -117,14 +117,14 @@ impl<'a> DetachedBatch<'a> {
     /// # Errors
     /// If a client fails: the pages stay where they are.
     pub(in crate::host_mm) fn revoke(self) -> Result<Vec<Revoked<'a>>, RevokeError> {
-        let frames: Vec<Pfn> = self
+        let pages: Vec<&LockedPage<'_>> = self
             .pages
             .iter()
             .filter(|page| !self.mm.is_sabotaged(Sabotage::SkipFlush, page.0.gfn))
-            .map(|page| page.0.page.pfn())
+            .map(|page| &page.0.page)
             .collect();
         self.mm.pause(PausePoint::Detached);
-        self.mm.notifiers.flush(&frames, FlushReason::Invalidated)?;
+        self.mm.notifiers.revoke(&pages, FlushReason::Invalidated)?;
         self.mm.pause(PausePoint::Flushed);
         if self.kind == Invalidation::Unmap {
             // Copies are gone as mappings are. Not before the flush: if that fails, they may not be.
