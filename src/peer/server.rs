@@ -125,8 +125,8 @@ fn look(path: &Path) -> Result<Found, ServeError> {
     if !metadata.file_type().is_socket() {
         return Err(ServeError::NotASocket(path.to_owned()));
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(Found::Stale),
+    match socket::is_bound(path) {
+        Ok(false) => Ok(Found::Stale),
         _ => Err(ServeError::InUse(path.to_owned())),
     }
 }

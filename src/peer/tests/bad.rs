@@ -256,7 +256,7 @@ fn there_are_only_so_many_peers_at_a_time() {
 
 #[test]
 fn the_socket_comes_and_goes_with_the_server() {
-    use crate::peer::server::{PeerServer, ServeError, ServerConfig};
+    use crate::peer::server::{PeerServer, ServeError, ServerConfig, check_path};
 
     let rig = Rig::new(LONG);
     let folder = tempfile::tempdir().unwrap();
@@ -279,3 +279,5 @@ fn the_socket_comes_and_goes_with_the_server() {
     assert_eq!(std::fs::read(&path).unwrap(), b"mine");
     assert!(server.leftovers().is_empty());
 }
+    // Whoever looks whether the place is free is no peer. Connections are accepted in order: another
+    // comes after all that were made for these looks.
