@@ -219,7 +219,7 @@ impl Work<'_> {
     fn batch(&self, batch: &[&Mutant]) -> Result<()> {
         let mut applied = Vec::new();
         for mutant in batch {
-            match self.sources.apply(&mutant.patch) {
+            match self.sources.apply(&mutant.name) {
                 Ok(()) => applied.push(*mutant),
                 Err(error) => self.fail(&mutant.name, format!("it does not apply: {error}")),
             }
@@ -231,7 +231,7 @@ impl Work<'_> {
         }
         for mutant in applied.iter().rev() {
             self.sources
-                .undo(&mutant.patch)
+                .undo(&mutant.name)
                 .with_context(|| format!("cannot undo {}", mutant.name))?;
         }
         Ok(())

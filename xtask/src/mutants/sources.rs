@@ -44,12 +44,17 @@ impl Sources {
         Ok(Self { folder: folder.to_owned() })
     }
 
-    pub fn apply(&self, patch: &Path) -> Result<()> {
-        git_apply(&self.folder, &[], patch)
+    /// Breaks a rule by the copy's own patch, which does not change while the checkout does.
+    pub fn apply(&self, name: &str) -> Result<()> {
+        git_apply(&self.folder, &[], &self.patch(name))
     }
 
-    pub fn undo(&self, patch: &Path) -> Result<()> {
-        git_apply(&self.folder, &["--reverse"], patch)
+    pub fn undo(&self, name: &str) -> Result<()> {
+        git_apply(&self.folder, &["--reverse"], &self.patch(name))
+    }
+
+    fn patch(&self, name: &str) -> PathBuf {
+        self.folder.join("mutants").join(format!("{name}.patch"))
     }
 }
 
