@@ -13,6 +13,7 @@ use crate::peer::client::{Client, ClientConfig};
 use crate::peer::protocol::{Closing, MAX_REQUESTS, MESSAGE_BYTES, Reply, Request};
 use crate::peer::server::MAX_PEERS;
 use crate::sync::lock;
+use crate::sys::signal;
 
 /// Short enough to be waited for.
 const SHORT: Duration = Duration::from_millis(100);
@@ -74,6 +75,25 @@ fn a_client_that_hangs_finds_that_everything_was_taken_from_it() {
     assert_eq!(report.findings.violations, 0, "{report:?}");
     assert!(report.findings.empty >= u64::from(SLOTS), "{report:?}");
     rig.assert_sound();
+}
+
+/// Whoever wants the page may be the thread that is to end the run.
+#[test]
+fn a_peer_that_hangs_is_not_waited_for_at_the_end_that_a_signal_asks_for() {
+    let rig = Rig::new(Duration::from_secs(3600));
+    rig.write(3, 1);
+    let mut peer = rig.raw();
+    peer.map(0, 8, 0);
+    {
+        let _stop = signal::pretended::Stop::after(2);
+        rig.write(3, 2);
+    }
+    assert!(rig.read(3) == content(3, 2));
+    assert_eq!(peer.hear(), Some(Reply::Invalidate { sequence: 1, slots: vec![3] }));
+    assert_eq!(peer.hear_out(), closed(Closing::EndOfRun));
+    assert!((0..8).all(|slot| peer.page(slot) == EMPTY));
+    rig.assert_sound();
+    assert_eq!(rig.server.stats().cut_off, 0, "it is not the peer's fault");
 }
 
 #[test]
