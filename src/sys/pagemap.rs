@@ -45,8 +45,21 @@ pub fn file() -> io::Result<File> {
 /// # Errors
 /// As `pread`.
 pub fn entry(file: &File, region: &MmapRegion, page: u64) -> io::Result<Mapped> {
+    read_entry(file, offset(region, page))
+}
+
+/// What is mapped at an address.
+///
+/// # Errors
+/// As `pread`.
+#[cfg(test)]
+pub(crate) fn entry_at(file: &File, address: usize) -> io::Result<Mapped> {
+    read_entry(file, (address / PAGE_SIZE * ENTRY_BYTES) as u64)
+}
+
+fn read_entry(file: &File, offset: u64) -> io::Result<Mapped> {
     let mut entry = [0; ENTRY_BYTES];
-    file.read_exact_at(&mut entry, offset(region, page))?;
+    file.read_exact_at(&mut entry, offset)?;
     Ok(Mapped(u64::from_ne_bytes(entry)))
 }
 
