@@ -138,7 +138,7 @@ struct Mmu {
     counters: Counters,
     /// No zap may begin any more: soon nobody reads its event.
     ending: AtomicBool,
-    /// The window is the kernel's: what is mapped there is in no books.
+    /// The window, or a part of it, is not ours any more: what is mapped there is in no books.
     let_go: AtomicBool,
     failure: Mutex<Option<String>>,
     /// What the kernel maps, for checks; `None` if it does not tell.
