@@ -12,6 +12,7 @@
 mod any;
 mod assemble;
 pub mod boot;
+mod brief_wait;
 mod clone;
 pub mod cpu;
 mod cpuid;
