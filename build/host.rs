@@ -99,7 +99,7 @@ fn takes_huge_page() -> io::Result<bool> {
     let (kind, options) = (c"tmpfs".as_ptr(), c"huge=always".as_ptr());
     // SAFETY: all texts end with NUL.
     check(unsafe { libc::mount(kind, path.as_ptr().cast(), kind, 0, options.cast()) })?;
-    let file = File::options().read(true).write(true).create(true).open(folder.join("page"))?;
+    let file = File::create(folder.join("page"))?;
     file.set_len(4 << 20)?;
     file.write_all_at(&[1], 0)?;
     // More than one page of 8 sectors.
