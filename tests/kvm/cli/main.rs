@@ -1,5 +1,7 @@
 //! The built program with guests on real KVM: exit codes, output that goes away, signals, reports.
 
+#[path = "../../common/bzimage.rs"]
+mod bzimage;
 mod linux;
 #[path = "../common/patience.rs"]
 mod patience;
