@@ -85,7 +85,7 @@ impl Mmu {
         let pfn = u32::try_from(page).map(Pfn::new).ok()?;
         let frame = self.mm.frame_table().get(pfn)?;
         let entries = self.mm.frame_table().rmap_entries(pfn);
-        let listed = entries.iter().filter(|&&entry| Some(entry) == self.entry(page)).count();
+        let listed = entries.iter().filter(|&&entry| entry == self.entry(page)).count();
         if listed != usize::from(state.contains(State::MAPPED)) {
             return Some(format!(
                 "I3: guest frame {page:#x} is {state:?}, but its reverse map lists {listed} of it"
