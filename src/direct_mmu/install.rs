@@ -84,7 +84,9 @@ impl Mmu {
         let rights = rights(writable);
         if protected {
             // Known to be there: no need to try.
-            exported.map(Exported::keep);
+            if let Some(exported) = exported {
+                exported.keep();
+            }
             return self.upgrade(shard, &noted, page, writable);
         }
         let around = self.add_neighbours(shard, &noted, neighbours, writable);
@@ -101,12 +103,16 @@ impl Mmu {
         self.settle_neighbours(around, done.saturating_sub(1), writable);
         match installed {
             Ok(_) => {
-                exported.map(Exported::keep);
+                if let Some(exported) = exported {
+                    exported.keep();
+                }
                 self.counters.installs.add(1);
                 Installed::Done
             }
             Err(InstallError::Mapped) => {
-                exported.map(Exported::keep);
+                if let Some(exported) = exported {
+                    exported.keep();
+                }
                 self.counters.already_mapped.add(1);
                 self.upgrade(shard, &noted, page, writable)
             }
@@ -182,7 +188,9 @@ impl Mmu {
         self.counters.fault_around.add(added.len() as u64);
         for neighbour in added {
             self.table.set(neighbour.page, rights(writable));
-            neighbour.exported.map(Exported::keep);
+            if let Some(exported) = neighbour.exported {
+                exported.keep();
+            }
         }
     }
 

@@ -126,7 +126,6 @@ impl<T> ClientLock<T> {
 /// Notes that this thread does something that others wait for as they wait for a [`ClientLock`], an
 /// access in flight, say: until the result is dropped, the thread may wait for nothing that it could not
 /// wait for with the lock.
-#[must_use]
 pub fn stand_in_for_client_lock() -> Held {
     lock_rank::note(Rank::ClientMmu)
 }

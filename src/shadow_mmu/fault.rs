@@ -233,7 +233,9 @@ impl Mmu {
         // Release: what hardware finds through the entry was written before.
         self.tables.entry(place.page, place.index).store(new.bits(), Ordering::Release);
         if !self.mm.is_sabotaged(Sabotage::ForgetRmap, install.translation.gfn) {
-            exported.map(Exported::keep);
+            if let Some(exported) = exported {
+                exported.keep();
+            }
         }
         self.counters.installs.add(1);
         Installed::Done

@@ -256,7 +256,9 @@ impl FakeClient {
             }
             // Writable from the start: whether it was written, the dirty bit alone tells.
             spte.store(pfn.byte_offset() | PRESENT | writable, Ordering::Release);
-            exported.map(Exported::keep);
+            if let Some(exported) = exported {
+                exported.keep();
+            }
             return Ok(());
         }
     }
