@@ -113,7 +113,7 @@ pub(crate) fn run(mut config: LinuxConfig) -> anyhow::Result<u8> {
     drop(console);
     ending.phase("checking what is left");
 
-    let mut found = collect(&vm, &memory.0, &storms);
+    let mut found = collect(&vm, !end.is_stuck(), &memory.0, &storms);
     let injected = conclude(&end, vm.object(), &mut found);
     let stats = memory.0.stats();
     output::note(format!("{} after {:.2} s", end.sentence(), elapsed.as_secs_f64()));
@@ -264,11 +264,13 @@ impl End {
     }
 }
 
-/// Everything that the checks have found; no vCPU, device or storm runs any more.
-fn collect(vm: &LinuxVm, mm: &HostMm, storms: &Storms) -> Violations {
+/// Everything that the checks have found; no storm runs any more, nor, if the guest is at rest, a vCPU or
+/// a device.
+fn collect(vm: &LinuxVm, is_at_rest: bool, mm: &HostMm, storms: &Storms) -> Violations {
     let resident = mm.resident_bytes().unwrap_or(0);
-    let mut found = violations::of_host(mm, resident);
-    found.look(EndCheck::ReverseMap, Check::ReverseMap, || vm.check_reverse_map());
+    let mut found = violations::of_host(mm, is_at_rest, resident);
+    let reverse_map = (EndCheck::ReverseMap, is_at_rest);
+    found.look_at_rest(reverse_map, Check::ReverseMap, || vm.check_reverse_map());
     found.add(Check::Run, storms.counts().into_iter().filter_map(|count| count.broken), 0);
     found
 }

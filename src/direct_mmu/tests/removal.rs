@@ -1,12 +1,15 @@
 //! What other parts of the process do to the window.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::thread;
 
 use super::rig::{FRAMES, Rig, eventually, memory, page, pfn};
 use crate::addr::{Gfn, PAGE_SIZE};
 use crate::direct_mmu::DirectConfig;
 use crate::direct_mmu::shard::{Deferral, Noted};
+use crate::direct_mmu::table::State;
+use crate::export_rmap::Invalidation;
 use crate::host_mm::{HostMmConfig, Sabotage};
 use crate::sync::lock;
 use crate::sys::foreign;
@@ -203,6 +206,47 @@ fn an_unmapped_part_of_the_window_ends_the_guest_with_a_sentence() {
     }
     assert!(rig.read(50) == page(50));
     assert_eq!(rig.mm.violations().1, 0);
+}
+
+/// What another part of the process then has in its place is none of a guest's pages.
+#[test]
+fn memory_in_the_place_of_a_part_of_the_window_is_no_finding() {
+    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    (50..54).for_each(|number| rig.write(number, &page(number)));
+    foreign::replace(rig.window().region(), 51 * PAGE_SIZE, 2 * PAGE_SIZE).unwrap();
+    eventually(|| rig.mmu.failure().is_some());
+    for number in 51..53 {
+        rig.write(number, &page(7));
+        rig.evict(number);
+        assert!(rig.read(number) == page(7), "it is present all the while");
+    }
+    assert_eq!(rig.mm.violations().1, 0, "{:?}", rig.mm.violations());
+    assert_eq!(rig.mmu.check_reverse_map().unwrap(), Vec::<String>::new());
+}
+
+/// The same before anybody has read that it has happened.
+#[test]
+fn memory_in_the_place_of_a_part_of_the_window_is_no_finding_before_the_event_either() {
+    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    rig.write(51, &page(51));
+    rig.settle_ahead();
+    rig.object.withdraw_mappings(Gfn::new(51), 1).unwrap();
+    let mmu = &rig.mmu.mmu;
+    let left = || mmu.has_leftovers(&mmu.mm.frame_table().lock(pfn(51)), Invalidation::Unmap);
+    assert!(!left());
+    foreign::replace(rig.window().region(), 51 * PAGE_SIZE, PAGE_SIZE).unwrap();
+    eventually(|| rig.mmu.failure().is_some());
+    rig.write(51, &page(7));
+    // As if the event had not been read.
+    mmu.let_go.store(false, Ordering::Relaxed);
+    assert!(!left());
+    // A page that is still the window's, of which nobody knows, is found.
+    let other = pfn(50);
+    rig.write(50, &page(50));
+    rig.settle_ahead();
+    mmu.table.clear(50, State::all());
+    assert!(mmu.has_leftovers(&mmu.mm.frame_table().lock(other), Invalidation::Unmap));
+    mmu.table.set(50, State::MAPPED | State::WRITABLE);
 }
 
 #[test]
