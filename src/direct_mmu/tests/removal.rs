@@ -210,8 +210,12 @@ fn an_unmapped_part_of_the_window_ends_the_guest_with_a_sentence() {
 
 /// What another part of the process then has in its place is none of a guest's pages.
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn memory_in_the_place_of_a_part_of_the_window_is_no_finding() {
-    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    let rig = Rig::new(memory(FRAMES), DirectConfig::default());
     (50..54).for_each(|number| rig.write(number, &page(number)));
     foreign::replace(rig.window().region(), 51 * PAGE_SIZE, 2 * PAGE_SIZE).unwrap();
     eventually(|| rig.mmu.failure().is_some());
@@ -226,8 +230,12 @@ fn memory_in_the_place_of_a_part_of_the_window_is_no_finding() {
 
 /// The same before anybody has read that it has happened.
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn memory_in_the_place_of_a_part_of_the_window_is_no_finding_before_the_event_either() {
-    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    let rig = Rig::new(memory(FRAMES), DirectConfig::default());
     rig.write(51, &page(51));
     rig.settle_ahead();
     rig.object.withdraw_mappings(Gfn::new(51), 1).unwrap();
