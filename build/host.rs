@@ -19,7 +19,9 @@ use std::path::Path;
 use std::thread;
 
 /// Page faults of the kernel's own accesses can be handled, with all that direct paging needs; and also
-/// what it can do without, pages that are protected as they are mapped.
+/// what it can do without, pages that are protected as they are mapped. Bits of linux/userfaultfd.h: write
+/// protection, of shared memory, too, missing and minor pages of shared memory, removals and other changes
+/// of mappings, numbers of threads; and write protection of what is not mapped.
 const KERNEL_FAULTS: [(&str, &[u32]); 2] = [
     ("kernel_faults", &[0, 2, 3, 5, 6, 8, 10, 12]),
     ("protecting_faults", &[0, 2, 3, 5, 6, 8, 10, 12, 13]),

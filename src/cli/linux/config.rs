@@ -99,7 +99,9 @@ fn linux(args: &BootArgs, kernel: Vec<u8>, limits: &HostLimits) -> Result<LinuxC
         file_bytes(&disk.path).inspect(|&bytes| machine.needs.add_disk(&disk.path, bytes));
     }
     let initrd = args.initrd.as_deref();
-    machine.needs.add_image(initrd.and_then(file_bytes).unwrap_or(0));
+    // One that is larger than the guest has its own sentence, and is not read either.
+    let fits = |bytes: &u64| *bytes <= args.memory.bytes();
+    machine.needs.add_image(initrd.and_then(file_bytes).filter(fits).unwrap_or(0));
     config::check_needs(&machine.needs, limits)?;
     let read = |path| kernel_file::read_file("--initrd", path, args.memory.bytes(), initrd_advice);
     Ok(LinuxConfig {

@@ -96,6 +96,9 @@ fn a_ram_disk_is_counted_in() {
     let said = resolved_on(&limits, &large).err().expect("it is refused");
     assert!(said.contains("512 MiB of memory available"), "{said}");
     assert!(said.contains("the files to be loaded"), "{said}");
+    let small = ["--kernel", "KERNEL", "--memory", "512M", "--initrd", "LARGE"];
+    let said = resolved_on(&limits, &small).err().expect("it is refused");
+    assert!(said.contains("--initrd") && said.contains("choose more --memory"), "{said}");
 }
 
 #[test]
