@@ -11,7 +11,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::addr::{Gpa, Gva};
-use crate::export_rmap::{ClientGuard, Exported, LockedPage, SequenceToken};
+use crate::export_rmap::{ClientGuard, LockedPage, SequenceToken};
 use crate::host_mm::{MmError, PausePoint, Sabotage};
 use crate::shadow_mmu::roots::{FlushCount, Root, SptePlace, State};
 use crate::shadow_mmu::spte::Pte;
@@ -232,10 +232,10 @@ impl Mmu {
         self.check_install(locked, new, install);
         // Release: what hardware finds through the entry was written before.
         self.tables.entry(place.page, place.index).store(new.bits(), Ordering::Release);
-        if !self.mm.is_sabotaged(Sabotage::ForgetRmap, install.translation.gfn) {
-            if let Some(exported) = exported {
-                exported.keep();
-            }
+        if let Some(exported) = exported
+            && !self.mm.is_sabotaged(Sabotage::ForgetRmap, install.translation.gfn)
+        {
+            exported.keep();
         }
         self.counters.installs.add(1);
         Installed::Done

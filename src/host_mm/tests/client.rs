@@ -9,8 +9,8 @@ use vm_memory::{Bytes, VolatileMemory};
 
 use crate::addr::{Gfn, PAGE_SIZE, Pfn, SwapSlot};
 use crate::export_rmap::{
-    ClientId, ClientLock, ExportNotifier, Exported, FlushReason, Gone, Harvest, Invalidation,
-    LockedPage, Retain, RevokeError, RmapEntry, SequenceToken,
+    ClientId, ClientLock, ExportNotifier, FlushReason, Gone, Harvest, Invalidation, LockedPage,
+    Retain, RevokeError, RmapEntry, SequenceToken,
 };
 use crate::host_mm::{GuestView, MemoryObject, MmError};
 use crate::sync::lock;
