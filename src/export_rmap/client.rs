@@ -311,6 +311,7 @@ mod tests {
             while !client.is_wanted() {
                 std::thread::yield_now();
             }
+            assert!(!client.is_free());
             let guard = client.let_others_in(guard, || {});
             assert!(had_it.load(Ordering::Relaxed));
             drop(guard);
