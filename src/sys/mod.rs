@@ -29,4 +29,5 @@ pub mod stdio;
 pub mod terminal;
 pub mod threads;
 pub mod uffd;
+mod uffd_call;
 pub mod uffd_window;

@@ -5,26 +5,24 @@
 //! that the file behind it does not have; it waits, and the fault is reported with its place, until
 //! it is released.
 //!
-//! The crate `userfaultfd` does the register, read, zero and wake calls. What it lacks is here:
-//! opening the descriptor so that a device file without rights falls back to the system call, the
-//! features that newer kernels have, and a copy that keeps the errno.
+//! A device file without rights falls back to the system call.
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::IntoRawFd;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::raw::c_int;
 use std::sync::Arc;
 
 use bitflags::bitflags;
+use linux_raw_sys::general as abi;
+use linux_raw_sys::ioctl::UFFDIO_API;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use userfaultfd::{Event, ReadWrite, Uffd};
-use userfaultfd_sys as abi;
 use vm_memory::MmapRegion;
 
 use crate::addr::PAGE_SIZE;
+use crate::sys::uffd_call::{Message, RegisterMode, USERFAULTFD_IOC_NEW, Uffd};
 
 const DEVICE: &str = "/dev/userfaultfd";
 
@@ -68,14 +66,14 @@ pub enum UffdError {
         /// Bytes of the region.
         bytes: usize,
         /// What the kernel said.
-        reason: userfaultfd::Error,
+        reason: Errno,
     },
     /// Waiting for faults failed.
     #[error("cannot wait for page faults: {0}")]
     Wait(Errno),
     /// Reading a fault failed.
     #[error("cannot read a page fault: {0}")]
-    Read(userfaultfd::Error),
+    Read(Errno),
     /// An event that was not asked for.
     #[error("unexpected userfaultfd event {0}")]
     UnexpectedEvent(String),
@@ -94,39 +92,39 @@ bitflags! {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Features: u64 {
         /// Write-protect faults on private memory (Linux 5.7).
-        const WRITE_PROTECT = abi::UFFD_FEATURE_PAGEFAULT_FLAG_WP;
+        const WRITE_PROTECT = abi::UFFD_FEATURE_PAGEFAULT_FLAG_WP as u64;
         /// Fork events (4.11).
-        const EVENT_FORK = abi::UFFD_FEATURE_EVENT_FORK;
+        const EVENT_FORK = abi::UFFD_FEATURE_EVENT_FORK as u64;
         /// `mremap` events (4.11).
-        const EVENT_REMAP = abi::UFFD_FEATURE_EVENT_REMAP;
+        const EVENT_REMAP = abi::UFFD_FEATURE_EVENT_REMAP as u64;
         /// `madvise` events (4.11).
-        const EVENT_REMOVE = abi::UFFD_FEATURE_EVENT_REMOVE;
+        const EVENT_REMOVE = abi::UFFD_FEATURE_EVENT_REMOVE as u64;
         /// Missing faults on huge-page files (4.11).
-        const MISSING_HUGETLBFS = abi::UFFD_FEATURE_MISSING_HUGETLBFS;
+        const MISSING_HUGETLBFS = abi::UFFD_FEATURE_MISSING_HUGETLBFS as u64;
         /// Missing faults on shared memory (4.11).
-        const MISSING_SHMEM = abi::UFFD_FEATURE_MISSING_SHMEM;
+        const MISSING_SHMEM = abi::UFFD_FEATURE_MISSING_SHMEM as u64;
         /// `munmap` events (4.11).
-        const EVENT_UNMAP = abi::UFFD_FEATURE_EVENT_UNMAP;
+        const EVENT_UNMAP = abi::UFFD_FEATURE_EVENT_UNMAP as u64;
         /// SIGBUS instead of events (4.14).
-        const SIGBUS = abi::UFFD_FEATURE_SIGBUS;
+        const SIGBUS = abi::UFFD_FEATURE_SIGBUS as u64;
         /// Faults name the thread (4.14).
-        const THREAD_ID = abi::UFFD_FEATURE_THREAD_ID;
+        const THREAD_ID = abi::UFFD_FEATURE_THREAD_ID as u64;
         /// Minor faults on huge-page files (5.13).
-        const MINOR_HUGETLBFS = abi::UFFD_FEATURE_MINOR_HUGETLBFS;
+        const MINOR_HUGETLBFS = abi::UFFD_FEATURE_MINOR_HUGETLBFS as u64;
         /// Minor faults on shared memory (5.14).
-        const MINOR_SHMEM = abi::UFFD_FEATURE_MINOR_SHMEM;
+        const MINOR_SHMEM = abi::UFFD_FEATURE_MINOR_SHMEM as u64;
         /// Addresses not rounded to the page (5.18).
-        const EXACT_ADDRESS = abi::UFFD_FEATURE_EXACT_ADDRESS;
+        const EXACT_ADDRESS = abi::UFFD_FEATURE_EXACT_ADDRESS as u64;
         /// Write-protect faults on shared memory (5.19).
-        const WRITE_PROTECT_SHMEM = abi::UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+        const WRITE_PROTECT_SHMEM = abi::UFFD_FEATURE_WP_HUGETLBFS_SHMEM as u64;
         /// Write protection of pages that are not there (6.4).
-        const WRITE_PROTECT_UNPOPULATED = abi::UFFD_FEATURE_WP_UNPOPULATED;
+        const WRITE_PROTECT_UNPOPULATED = abi::UFFD_FEATURE_WP_UNPOPULATED as u64;
         /// Pages that raise SIGBUS (6.6).
-        const POISON = abi::UFFD_FEATURE_POISON;
+        const POISON = abi::UFFD_FEATURE_POISON as u64;
         /// Write-protect faults that resolve themselves (6.7).
-        const WRITE_PROTECT_ASYNC = abi::UFFD_FEATURE_WP_ASYNC;
+        const WRITE_PROTECT_ASYNC = abi::UFFD_FEATURE_WP_ASYNC as u64;
         /// Moving pages (6.8).
-        const MOVE = abi::UFFD_FEATURE_MOVE;
+        const MOVE = abi::UFFD_FEATURE_MOVE as u64;
         /// Later kernels know more.
         const _ = !0;
     }
@@ -169,7 +167,7 @@ fn open_by_device() -> io::Result<OwnedFd> {
     let device = OpenOptions::new().read(true).write(true).open(DEVICE)?;
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     // SAFETY: USERFAULTFD_IOC_NEW takes an integer and touches no memory of ours.
-    let raw = unsafe { libc::ioctl(device.as_raw_fd(), abi::USERFAULTFD_IOC_NEW.into(), flags) };
+    let raw = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW.into(), flags) };
     let raw = Errno::result(raw)?;
     // SAFETY: the call succeeded, so this is a new descriptor that nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
@@ -186,10 +184,9 @@ fn open_by_call(extra_flags: c_int) -> Result<OwnedFd, Errno> {
 
 /// `UFFDIO_API`: enables `wanted` and returns what the kernel offers.
 pub(super) fn negotiate(descriptor: &OwnedFd, wanted: Features) -> Result<Features, UffdError> {
-    let mut api = abi::uffdio_api { api: abi::UFFD_API, features: wanted.bits(), ioctls: 0 };
+    let mut api = abi::uffdio_api { api: abi::UFFD_API.into(), features: wanted.bits(), ioctls: 0 };
     // SAFETY: the ioctl reads and writes one uffdio_api, which `api` is, valid for the call.
-    let result =
-        unsafe { libc::ioctl(descriptor.as_raw_fd(), abi::UFFDIO_API.into(), &raw mut api) };
+    let result = unsafe { libc::ioctl(descriptor.as_raw_fd(), UFFDIO_API.into(), &raw mut api) };
     Errno::result(result).map_err(UffdError::SetUp)?;
     Ok(Features::from_bits_retain(api.features))
 }
@@ -239,11 +236,10 @@ impl Tripwire {
         negotiate(&descriptor, needed)?;
         let interrupt = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(UffdError::SetUp)?;
-        // SAFETY: the descriptor is a userfaultfd with its features negotiated, and is handed over.
-        let uffd = unsafe { Uffd::from_raw_fd(descriptor.into_raw_fd()) };
-        uffd.register(region.as_ptr().cast(), region.size()).map_err(|reason| {
-            UffdError::Register { address: region.as_ptr().addr(), bytes: region.size(), reason }
-        })?;
+        let (address, bytes) = (region.as_ptr(), region.size());
+        let uffd = Uffd::new(descriptor);
+        uffd.register(address.cast(), bytes, RegisterMode::MISSING)
+            .map_err(|reason| UffdError::Register { address: address.addr(), bytes, reason })?;
         Ok(Self { uffd, region, interrupt })
     }
 
@@ -255,8 +251,10 @@ impl Tripwire {
     /// [`UffdError::Wait`], [`UffdError::Read`], [`UffdError::UnexpectedEvent`].
     pub fn next(&self) -> Result<Option<Fault>, UffdError> {
         loop {
-            if let Some(event) = self.uffd.read_event().map_err(UffdError::Read)? {
-                return self.decode(&event).map(Some);
+            let mut told = Vec::new();
+            self.uffd.read::<1>(&mut told).map_err(UffdError::Read)?;
+            if let Some(message) = told.first() {
+                return self.decode(message).map(Some);
             }
             match self.interrupt.read() {
                 Ok(_) => return Ok(None),
@@ -296,14 +294,9 @@ impl Tripwire {
         // SAFETY: the page lies inside the region, which this value keeps mapped. The call fills a
         // hole and never changes a page that is there; in shared memory that is a write like any
         // other party's.
-        let result = unsafe { self.uffd.zeropage(page, PAGE_SIZE, true) };
-        match result {
-            Ok(_) => Ok(()),
-            Err(userfaultfd::Error::ZeropageFailed(errno)) => {
-                self.settle(offset, Errno::from_raw(errno as i32))
-            }
-            // The crate has no other error for this call.
-            Err(_) => Err(UffdError::Release { offset, errno: Errno::EIO }),
+        match unsafe { self.uffd.zero_page(page) } {
+            Ok(()) => Ok(()),
+            Err(errno) => self.settle(offset, errno),
         }
     }
 
@@ -314,21 +307,9 @@ impl Tripwire {
     /// [`UffdError::Release`]; a page that has been filled meanwhile (with whatever) is no error.
     pub fn release_copy(&self, offset: usize, content: &[u8; PAGE_SIZE]) -> Result<(), UffdError> {
         let page = self.page(offset)?;
-        // Not by the crate's `copy`, which turns EAGAIN into a partial copy of nearly 2^64 bytes.
-        let mut copy = abi::uffdio_copy {
-            dst: page.addr() as u64,
-            src: content.as_ptr().addr() as u64,
-            len: PAGE_SIZE as u64,
-            mode: 0,
-            copy: 0,
-        };
-        // SAFETY: the ioctl reads and writes one uffdio_copy, valid for the call. The source is one
-        // page, valid for reads. The destination lies inside the region, which this value keeps
-        // mapped; the call fills a hole there and never changes a page that is there.
-        let result =
-            unsafe { libc::ioctl(self.uffd.as_raw_fd(), abi::UFFDIO_COPY.into(), &raw mut copy) };
-        match Errno::result(result) {
-            Ok(_) => Ok(()),
+        // SAFETY: as in `release_zero`.
+        match unsafe { self.uffd.copy_page(page, content) } {
+            Ok(()) => Ok(()),
             Err(errno) => self.settle(offset, errno),
         }
     }
@@ -339,12 +320,8 @@ impl Tripwire {
         if errno != Errno::EEXIST {
             return Err(UffdError::Release { offset, errno });
         }
-        self.uffd.wake(self.page(offset)?, PAGE_SIZE).map_err(|error| match error {
-            userfaultfd::Error::SystemError(errno) => {
-                UffdError::Release { offset, errno: Errno::from_raw(errno as i32) }
-            }
-            _ => UffdError::Release { offset, errno: Errno::EIO },
-        })
+        let woken = self.uffd.wake(self.page(offset)?, PAGE_SIZE);
+        woken.map_err(|errno| UffdError::Release { offset, errno })
     }
 
     /// Address of the page at byte `offset`, which must be one of the region's.
@@ -355,15 +332,11 @@ impl Tripwire {
         Ok(self.region.as_ptr().wrapping_add(offset).cast())
     }
 
-    fn decode(&self, event: &Event) -> Result<Fault, UffdError> {
-        match event {
-            Event::Pagefault { rw, addr, thread_id, .. } => {
-                let offset = addr.addr().wrapping_sub(self.region.as_ptr().addr());
-                Ok(Fault {
-                    offset: offset & !(PAGE_SIZE - 1),
-                    write: *rw == ReadWrite::Write,
-                    thread: thread_id.as_raw(),
-                })
+    fn decode(&self, message: &Message) -> Result<Fault, UffdError> {
+        match *message {
+            Message::Fault { address, write, thread, .. } => {
+                let offset = address.wrapping_sub(self.region.as_ptr().addr());
+                Ok(Fault { offset: offset & !(PAGE_SIZE - 1), write, thread })
             }
             other => Err(UffdError::UnexpectedEvent(format!("{other:?}"))),
         }

@@ -10,7 +10,8 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd};
+use std::os::fd::AsFd;
+use std::os::raw::c_void;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,12 +19,11 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
-use userfaultfd::{Event, EventBuffer, FaultKind, ReadWrite, RegisterMode, Uffd};
-use userfaultfd_sys as abi;
 use vm_memory::MmapRegion;
 
 use crate::addr::PAGE_SIZE;
 use crate::sys::uffd::{Features, UffdError, negotiate, open_for_kernel_faults, uffd_features};
+use crate::sys::uffd_call::{Message, RegisterMode, Uffd};
 
 /// Messages read in one call.
 const BATCH: usize = 32;
@@ -144,18 +144,18 @@ impl Window {
         negotiate(&descriptor, Self::NEEDED)?;
         let interrupt = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(UffdError::SetUp)?;
-        // SAFETY: the descriptor is a userfaultfd with its features negotiated, and is handed over.
-        let uffd = unsafe { Uffd::from_raw_fd(descriptor.into_raw_fd()) };
+        let uffd = Uffd::new(descriptor);
         let window = Self { uffd, region, range, features: offered, interrupt };
         let (bytes, address) = (window.range.len(), window.at(window.range.start));
         if window.range.end > window.region.size() || bytes == 0 {
             return Err(UffdError::SetUp(Errno::EINVAL));
         }
         let mode = RegisterMode::MISSING | RegisterMode::MINOR | RegisterMode::WRITE_PROTECT;
-        window
-            .uffd
-            .register_with_mode(address, bytes, mode)
-            .map_err(|reason| UffdError::Register { address: address.addr(), bytes, reason })?;
+        window.uffd.register(address, bytes, mode).map_err(|reason| UffdError::Register {
+            address: address.addr(),
+            bytes,
+            reason,
+        })?;
         Ok(window)
     }
 
@@ -177,53 +177,46 @@ impl Window {
     /// # Errors
     /// [`UffdError::Read`]; [`UffdError::UnexpectedEvent`].
     pub fn read(&self, events: &mut Vec<WindowEvent>) -> Result<(), UffdError> {
-        let mut buffer = EventBuffer::new(BATCH);
-        let read = match self.uffd.read_events(&mut buffer) {
-            Err(userfaultfd::Error::SystemError(errno)) if errno as i32 == libc::EINTR => {
-                return Ok(());
-            }
-            other => other.map_err(UffdError::Read)?,
-        };
-        for event in read {
-            events.push(self.decode(&event.map_err(UffdError::Read)?)?);
+        let mut told = Vec::with_capacity(BATCH);
+        self.uffd.read::<BATCH>(&mut told).map_err(UffdError::Read)?;
+        for message in &told {
+            events.push(self.decode(message)?);
         }
         Ok(())
     }
 
-    fn decode(&self, event: &Event) -> Result<WindowEvent, UffdError> {
-        let offset = |address: *mut libc::c_void| {
-            address.addr().wrapping_sub(self.region.as_ptr().addr()) & !(PAGE_SIZE - 1)
-        };
-        // An event may be about more than the window.
-        let part = |start: *mut libc::c_void, end: usize| {
-            let base = self.region.as_ptr().addr();
+    fn decode(&self, message: &Message) -> Result<WindowEvent, UffdError> {
+        let base = self.region.as_ptr().addr();
+        let offset = |address: usize| address.wrapping_sub(base) & !(PAGE_SIZE - 1);
+        // A message may be about more than the window.
+        let part = |start: usize, end: usize| {
             let inside = |address: usize| {
                 address.saturating_sub(base).clamp(self.range.start, self.range.end)
             };
-            (inside(start.addr()), inside(end) - inside(start.addr()).min(inside(end)))
+            (inside(start), inside(end) - inside(start).min(inside(end)))
         };
-        Ok(match event {
-            Event::Pagefault { addr, .. } if !self.range.contains(&offset(*addr)) => {
-                WindowEvent::Stray { address: addr.addr() }
+        Ok(match *message {
+            Message::Fault { address, .. } if !self.range.contains(&offset(address)) => {
+                WindowEvent::Stray { address }
             }
-            Event::Pagefault { kind, rw, addr, .. } => WindowEvent::Fault {
-                offset: offset(*addr),
-                write: *rw == ReadWrite::Write,
-                protected: *kind == FaultKind::WriteProtected,
-            },
-            Event::Remove { start, end } => {
-                let (offset, len) = part(*start, end.addr());
+            Message::Fault { address, write, protected, .. } => {
+                WindowEvent::Fault { offset: offset(address), write, protected }
+            }
+            Message::Removed { start, end } => {
+                let (offset, len) = part(start, end);
                 WindowEvent::Removed { offset, len }
             }
-            Event::Unmap { start, end } => {
-                let (offset, len) = part(*start, end.addr());
+            Message::Unmapped { start, end } => {
+                let (offset, len) = part(start, end);
                 WindowEvent::Unmapped { offset, len }
             }
-            Event::Remap { from, len, .. } => {
-                let (offset, len) = part(*from, from.addr().saturating_add(*len));
+            Message::Moved { from, len } => {
+                let (offset, len) = part(from, from.saturating_add(len));
                 WindowEvent::Moved { offset, len }
             }
-            Event::Fork { .. } => return Err(UffdError::UnexpectedEvent(format!("{event:?}"))),
+            Message::Other(_) => {
+                return Err(UffdError::UnexpectedEvent(format!("{message:?}")));
+            }
         })
     }
 
@@ -281,14 +274,10 @@ impl Window {
         len: usize,
         protected: bool,
     ) -> Result<usize, InstallError> {
-        let mode = if protected { abi::UFFDIO_CONTINUE_MODE_WP } else { 0 };
-        let mut argument =
-            abi::uffdio_continue { range: self.checked(offset, len)?, mode, mapped: 0 };
-        // SAFETY: the argument is the structure that this ioctl reads and writes. It changes page
-        // tables of the range, which this value keeps mapped, so that they point to the pages of the
-        // file that the mapping stands for: no content changes.
-        let result = unsafe { self.ioctl(abi::UFFDIO_CONTINUE, &raw mut argument) };
-        match (result, usize::try_from(argument.mapped)) {
+        let start = self.checked(offset, len)?;
+        // SAFETY: the range is one of the window's, which this value keeps mapped.
+        let (mapped, result) = unsafe { self.uffd.map(start, len, protected) };
+        match (result, usize::try_from(mapped)) {
             (Ok(()), _) => Ok(len),
             // The errno of a part is EAGAIN, too.
             (Err(_), Ok(mapped)) if mapped > 0 => Ok(mapped),
@@ -307,11 +296,9 @@ impl Window {
         len: usize,
         protect: bool,
     ) -> Result<(), InstallError> {
-        let mode = if protect { abi::UFFDIO_WRITEPROTECT_MODE_WP } else { 0 };
-        let mut argument = abi::uffdio_writeprotect { range: self.checked(offset, len)?, mode };
-        // SAFETY: the argument is the structure that this ioctl reads. It changes rights in page
-        // tables of the range, which this value keeps mapped; a write that loses its right waits.
-        Ok(unsafe { self.ioctl(abi::UFFDIO_WRITEPROTECT, &raw mut argument) }?)
+        let start = self.checked(offset, len)?;
+        // SAFETY: the range is one of the window's, which this value keeps mapped.
+        Ok(unsafe { self.uffd.write_protect(start, len, protect) }?)
     }
 
     /// Wakes who waits for pages of the range, to look again.
@@ -319,8 +306,7 @@ impl Window {
     /// # Errors
     /// What the kernel says.
     pub fn wake(&self, offset: usize, len: usize) -> Result<(), InstallError> {
-        self.checked(offset, len)?;
-        self.uffd.wake(self.at(offset), len).map_err(errno_of)
+        Ok(self.uffd.wake(self.checked(offset, len)?, len)?)
     }
 
     /// Gives the range up: who waits goes on, and touches are the kernel's from now on. Events that
@@ -329,36 +315,21 @@ impl Window {
     /// # Errors
     /// What the kernel says; a range that is not registered any more is no error.
     pub fn unregister(&self) -> Result<(), InstallError> {
-        self.uffd.unregister(self.at(self.range.start), self.range.len()).map_err(errno_of)
+        Ok(self.uffd.unregister(self.at(self.range.start), self.range.len())?)
     }
 
-    fn at(&self, offset: usize) -> *mut libc::c_void {
+    fn at(&self, offset: usize) -> *mut c_void {
         self.region.as_ptr().wrapping_add(offset).cast()
     }
 
-    /// The range as the kernel wants it, if it is whole pages of the window.
-    fn checked(&self, offset: usize, len: usize) -> Result<abi::uffdio_range, InstallError> {
+    /// Where the range begins, if it is whole pages of the window.
+    fn checked(&self, offset: usize, len: usize) -> Result<*mut c_void, InstallError> {
         let inside = offset >= self.range.start
             && offset.checked_add(len).is_some_and(|end| end <= self.range.end);
         if !inside || !offset.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
             return Err(InstallError::Refused(Errno::EINVAL));
         }
-        Ok(abi::uffdio_range { start: self.at(offset).addr() as u64, len: len as u64 })
-    }
-
-    /// # Safety
-    /// The argument is valid, of the type of this request, and the request may do what it does.
-    unsafe fn ioctl<T>(&self, request: u32, argument: *mut T) -> Result<(), Errno> {
-        // SAFETY: by the contract of this function.
-        let result = unsafe { libc::ioctl(self.uffd.as_raw_fd(), request.into(), argument) };
-        Errno::result(result).map(drop)
-    }
-}
-
-fn errno_of(error: userfaultfd::Error) -> InstallError {
-    match error {
-        userfaultfd::Error::SystemError(errno) => Errno::from_raw(errno as i32).into(),
-        _ => InstallError::Refused(Errno::EIO),
+        Ok(self.at(offset))
     }
 }
 
