@@ -16,9 +16,10 @@ use super::direct::DirectVm;
 use super::error::VmError;
 use super::hypercall::{ViolationReport, VmObserver};
 use super::machine::GuestCounters;
+use super::outcome::Outcome;
 use super::services::Services;
 use super::stats::{FaultLatency, VcpuCounts};
-use super::vm::{Outcome, Vm};
+use super::vm::Vm;
 
 /// See the module's documentation; what is not said here is said of [`Vm`].
 // One or a few of them: their size does not matter.

@@ -27,11 +27,12 @@ use super::error::{GuestError, VmError};
 use super::hypercall::{HypercallResult, Reports, hypercall};
 use super::kvm::{self, KvmDevice};
 use super::machine::{ControlBlock, map_shared, window_bytes};
+use super::outcome::Outcome;
 use super::plain::{Action, Bus, Ender, PlainConfig, PlainMachine, Registers, Slot, StartVcpu};
 use super::real;
 use super::services::{Services, TakeBack, free_pages};
 use super::stats::VcpuCounts;
-use super::vm::{Outcome, VmConfig};
+use super::vm::VmConfig;
 
 /// How the pages are taken that a guest gives back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

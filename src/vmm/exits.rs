@@ -26,10 +26,10 @@ use super::inject::inject;
 use super::kvm::io_error;
 use super::memory::{VirtualMemory, is_usable};
 use super::monitor::{ExceptionFrame, MONITOR_CS};
+use super::outcome::Outcome;
 use super::real;
 use super::roster::StartRequest;
 use super::vcpu::{Next, Vcpu};
-use super::vm::Outcome;
 
 /// Page-fault error code bits (Intel SDM Vol. 3, 5.7).
 const PF_WRITE: u64 = 1 << 1;

@@ -6,9 +6,9 @@ use crate::sync::{Mutex, lock};
 
 use super::cpu::{GuestCpu, TaskRegister, gpr, rflags};
 use super::memory::is_usable;
+use super::outcome::Outcome;
 use super::roster::StartRefused;
 use super::services::Services;
-use super::vm::Outcome;
 
 /// Most violation reports that are kept; the rest are only counted.
 pub const MAX_KEPT_REPORTS: usize = 64;

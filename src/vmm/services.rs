@@ -13,8 +13,8 @@ use super::devices::PortBus;
 use super::error::VmError;
 use super::hypercall::{Reports, VmObserver};
 use super::machine::ControlBlock;
+use super::outcome::Outcome;
 use super::threads::panic_message;
-use super::vm::Outcome;
 
 /// See the module's documentation.
 pub(super) struct Services {

@@ -11,10 +11,10 @@ use super::gate::{Gate, Paused};
 use super::kvm::{KvmError, KvmVm};
 use super::machine::TABLES_SLOT;
 use super::monitor::MonitorLayout;
+use super::outcome::Outcome;
 use super::roster::Roster;
 use super::services::Services;
 use super::stats::{FaultLatency, LiveCounts};
-use super::vm::Outcome;
 
 /// See the module's documentation.
 pub(super) struct Shared {

@@ -13,8 +13,8 @@ use crate::host_mm::{HostMm, TripReport, TripwireWatch};
 
 use super::error::VmError;
 use super::kick::Kicker;
+use super::outcome::Outcome;
 use super::shared::Shared;
-use super::vm::Outcome;
 
 /// Attempts at a page lock before a touch is let go unjudged.
 const LOCK_ATTEMPTS: u32 = 10_000;

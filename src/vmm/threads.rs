@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 
 use super::error::VmError;
-use super::vm::Outcome;
+use super::outcome::Outcome;
 
 /// Starts a vCPU's thread.
 ///

@@ -18,6 +18,7 @@ use super::error::{GuestError, VmError};
 use super::gate::{Gate, Pass, Paused, Refused};
 use super::kick::Kicker;
 use super::monitor::MonitorStack;
+use super::outcome::Outcome;
 use super::progress::ProgressGuard;
 use super::real;
 use super::real_state::RealState;
@@ -25,7 +26,6 @@ use super::roster::StartRequest;
 use super::shared::Shared;
 use super::stats::{FaultLatency, LiveCounts};
 use super::threads::outcome_of;
-use super::vm::Outcome;
 
 /// How often shadow pages may run out without a single fault fixed in between.
 const MAX_RECYCLES: u32 = 1000;

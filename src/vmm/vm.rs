@@ -24,6 +24,7 @@ use super::gate::{Paused, Position};
 use super::hypercall::{ViolationReport, VmObserver};
 use super::kick::Kicker;
 use super::machine::GuestCounters;
+use super::outcome::Outcome;
 use super::roster::{StartRequest, VcpuState};
 use super::shared::Shared;
 use super::stats::{FaultLatency, LiveCounts, VcpuCounts};
@@ -52,37 +53,6 @@ pub struct VmConfig {
     pub shadow_pages: Option<u32>,
     /// Told of what the guest says.
     pub observer: Option<Arc<dyn VmObserver>>,
-}
-
-/// How a VM ended.
-#[derive(Debug)]
-pub enum Outcome {
-    /// The guest powered off.
-    PoweredOff,
-    /// The guest reset its machine; it is not started again.
-    Rebooted,
-    /// The guest wrote to the exit port; the exit code is already that of the convention.
-    GuestExit(u8),
-    /// Every vCPU has halted, and nothing could have woken one.
-    Halted,
-    /// [`Vm::kill`].
-    Killed,
-    /// Something went wrong.
-    Failed(VmError),
-}
-
-impl Outcome {
-    /// The process exit code that stands for this outcome: 0 for an orderly end, the guest's own
-    /// code, 130 for a kill (as by an interrupt), 1 for a failure.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::PoweredOff | Self::Rebooted | Self::Halted => 0,
-            Self::GuestExit(code) => *code,
-            Self::Killed => 130,
-            Self::Failed(_) => 1,
-        }
-    }
 }
 
 /// A virtual machine. See the module's documentation.

@@ -23,8 +23,8 @@ use crate::addr::Gpa;
 use crate::sync::{Mutex, lock};
 use crate::virtio::MmioTransport;
 use crate::vmm::devices::serial::SerialPort;
+use crate::vmm::outcome::Outcome;
 use crate::vmm::plain::{Action, Bus};
-use crate::vmm::vm::Outcome;
 
 const SERIAL: u16 = 0x3f8;
 const SERIAL_LAST: u16 = 0x3ff;

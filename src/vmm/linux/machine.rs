@@ -17,9 +17,9 @@ use crate::host_mm::{HostMm, MemoryObject};
 use crate::virtio::{Device, MmioTransport};
 use crate::vmm::error::{GuestError, VmError};
 use crate::vmm::host_kind::HostTraits;
+use crate::vmm::outcome::Outcome;
 use crate::vmm::plain::{PlainConfig, PlainMachine, Registers};
 use crate::vmm::stats::VcpuCounts;
-use crate::vmm::vm::Outcome;
 
 /// A machine with a Linux guest.
 pub struct LinuxVm {

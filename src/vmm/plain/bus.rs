@@ -3,8 +3,8 @@
 use crate::addr::Gpa;
 use crate::vmm::error::GuestError;
 use crate::vmm::hypercall::HypercallResult;
+use crate::vmm::outcome::Outcome;
 use crate::vmm::roster::StartRefused;
-use crate::vmm::vm::Outcome;
 
 use super::registers::Registers;
 

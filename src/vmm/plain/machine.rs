@@ -16,11 +16,11 @@ use crate::vmm::error::VmError;
 use crate::vmm::gate::Gate;
 use crate::vmm::kick::{Kick, Kicker};
 use crate::vmm::kvm::{KvmDevice, KvmError, KvmVm};
+use crate::vmm::outcome::Outcome;
 use crate::vmm::real;
 use crate::vmm::roster::Roster;
 use crate::vmm::stats::{LiveCounts, VcpuCounts};
 use crate::vmm::threads::spawn_vcpu;
-use crate::vmm::vm::Outcome;
 
 use super::bus::Bus;
 use super::registers::Registers;

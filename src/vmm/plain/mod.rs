@@ -3,7 +3,7 @@
 //! ([`DirectMmu`](crate::direct_mmu::DirectMmu)).
 //!
 //! Guarantee: a machine that was started ends exactly once, with one
-//! [`Outcome`](super::vm::Outcome), by its guest, by whoever ends it, or because a page of it cannot
+//! [`Outcome`](super::outcome::Outcome), by its guest, by whoever ends it, or because a page of it cannot
 //! be had; and when that was waited for, or the value is dropped, none of its threads runs any more.
 //!
 //! What a vCPU's accesses reach that are not memory is the [`Bus`]'s matter. Who runs (the roster),

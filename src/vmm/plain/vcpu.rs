@@ -14,9 +14,9 @@ use crate::vmm::exit_data;
 use crate::vmm::hypercall::HypercallResult;
 use crate::vmm::kick::Kicker;
 use crate::vmm::kvm::io_error;
+use crate::vmm::outcome::Outcome;
 use crate::vmm::stats::LiveCounts;
 use crate::vmm::threads::outcome_of;
-use crate::vmm::vm::Outcome;
 
 use super::bus::Action;
 use super::machine::{Begin, Shared};

@@ -101,7 +101,7 @@ impl Drop for Census<'_> {
 mod tests {
     use super::super::tests::request;
     use super::*;
-    use crate::vmm::vm::Outcome;
+    use crate::vmm::outcome::Outcome;
 
     fn gate() -> Gate {
         struct Nobody;

@@ -8,8 +8,8 @@ mod census;
 
 use crate::sync::{Condvar, Mutex, MutexGuard, Patience, lock};
 
+use super::outcome::Outcome;
 use super::real_state::RealState;
-use super::vm::Outcome;
 use census::Account;
 
 /// Life of a vCPU.
