@@ -4,53 +4,19 @@
 //! an SPTE that still stands ends the VM with a sentence that names the frame, the page that was in
 //! it, the address and the vCPU.
 
-use std::fmt;
 use std::sync::{Arc, Weak};
 
-use crate::addr::{Gva, Pfn};
-use crate::export_rmap::{LockedPage, Owner, PageFlags};
+use crate::addr::Pfn;
+use crate::export_rmap::{LockedPage, PageFlags};
 use crate::host_mm::{HostMm, TripReport, TripwireWatch};
 
-use super::error::VmError;
+use super::error::{StaleAccess, VmError};
 use super::kick::Kicker;
 use super::outcome::Outcome;
 use super::shared::Shared;
 
 /// Attempts at a page lock before a touch is let go unjudged.
 const LOCK_ATTEMPTS: u32 = 10_000;
-
-/// An access through a mapping that has outlived its frame (invariant I1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StaleAccess {
-    /// The frame.
-    pub pfn: Pfn,
-    /// The page that was in it last.
-    pub last_owner: Owner,
-    /// An address whose SPTE still points to the frame.
-    pub gva: Gva,
-    /// The vCPU, if it was one.
-    pub vcpu: Option<usize>,
-    /// Whether it was a write.
-    pub write: bool,
-}
-
-impl fmt::Display for StaleAccess {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.vcpu {
-            Some(vcpu) => write!(f, "vCPU {vcpu}")?,
-            None => write!(f, "a thread of the hypervisor")?,
-        }
-        write!(
-            f,
-            " {} freed frame {} through the SPTE of guest-virtual {}; the frame last held guest frame {} of object {}",
-            if self.write { "wrote" } else { "read" },
-            self.pfn,
-            self.gva,
-            self.last_owner.gfn,
-            self.last_owner.object
-        )
-    }
-}
 
 /// Arms the guest view of a VM, if its host memory is paranoid.
 pub(super) fn watch(

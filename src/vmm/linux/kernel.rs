@@ -9,7 +9,7 @@ use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::{BzImage, Elf, KernelLoader, elf::PvhBootCapability};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::error::LinuxError;
+use super::LinuxError;
 use super::header::{self, ENTRY_64};
 use super::layout;
 use crate::abi;

@@ -7,7 +7,6 @@
 
 mod acpi;
 mod board;
-mod error;
 mod header;
 mod initrd;
 mod kernel;
@@ -28,7 +27,7 @@ use crate::addr::Gpa;
 use crate::host_mm::MemoryObject;
 use crate::vmm::boot::{self, BootMap};
 
-pub use error::{LinuxError, NEEDS_VIRTUALISATION};
+pub use crate::vmm::error::{LinuxError, NEEDS_VIRTUALISATION};
 pub use kernel::KernelKind;
 pub use machine::{LinuxInput, LinuxVm};
 
@@ -65,7 +64,7 @@ struct Memory {
 pub(crate) fn load(object: &MemoryObject, image: &LinuxImage<'_>) -> Result<Entry, LinuxError> {
     let bytes = object.bytes();
     if bytes > layout::MAX_MEMORY_BYTES {
-        return Err(LinuxError::MemorySize { bytes });
+        return Err(LinuxError::MemorySize { bytes, max: layout::MAX_MEMORY_BYTES });
     }
     // All checks come before the first write.
     let kernel = Kernel::check(image.kernel, bytes)?;

@@ -1,8 +1,8 @@
 //! Why a Linux guest cannot be booted.
 
-use super::layout;
 use crate::host_mm::MmError;
-use crate::vmm::boot::BootError;
+
+use super::BootError;
 
 /// What a host that cannot run stock kernels lacks.
 pub const NEEDS_VIRTUALISATION: &str =
@@ -13,12 +13,14 @@ pub const NEEDS_VIRTUALISATION: &str =
 pub enum LinuxError {
     /// More memory than fits below the devices.
     #[error(
-        "a Linux guest of {bytes} bytes: at most {} bytes (3 GiB) are supported; choose less memory",
-        layout::MAX_MEMORY_BYTES
+        "a Linux guest of {bytes} bytes: at most {max} bytes ({} GiB) are supported; choose less memory",
+        max >> 30
     )]
     MemorySize {
         /// What was asked for.
         bytes: u64,
+        /// Most that works.
+        max: u64,
     },
     /// A host whose KVM runs no kernel but those that keep to the guest ABI.
     #[error("this host cannot run stock Linux kernels: {why}; {NEEDS_VIRTUALISATION}")]
@@ -77,13 +79,15 @@ pub enum LinuxError {
     /// The kernel needs memory where no guest's kernel can be.
     #[error(
         "the kernel is built to lie at {start:#x} and needs guest memory from there up to {end} bytes ({} MiB), and here a kernel has to lie in the first {} MiB, whatever the guest's memory: use one that is built for a lower address (CONFIG_PHYSICAL_START) or is smaller",
-        end.div_ceil(1 << 20), layout::MAPPED_AT_ENTRY >> 20
+        end.div_ceil(1 << 20), max >> 20
     )]
     KernelTooHigh {
         /// Where it begins.
         start: u64,
         /// First byte after what it needs.
         end: u64,
+        /// First byte that no guest's kernel can have.
+        max: u64,
     },
     /// The library that loads kernels found something that our checks did not.
     #[error("the kernel image cannot be loaded: {reason}")]
@@ -123,10 +127,12 @@ pub enum LinuxError {
         what: String,
     },
     /// More devices than there are places.
-    #[error("{devices} devices: a Linux guest has at most {}", layout::MAX_VIRTIO_DEVICES)]
+    #[error("{devices} devices: a Linux guest has at most {max}")]
     TooManyDevices {
         /// What was asked for.
         devices: usize,
+        /// Most that work.
+        max: usize,
     },
     /// More vCPUs than the ACPI tables can name.
     #[error("{vcpus} vCPUs: a Linux guest has at most {max}")]

@@ -1,14 +1,23 @@
 //! What can go wrong in the VMM layer, by who is at fault: the host, the configuration, the guest.
+//!
+//! Guarantee: every value is one sentence with the numbers in it, and carries them as data; it names
+//! nothing of the machine that failed, so that every part of the VMM can say it.
+
+mod boot;
+mod guest;
+mod linux;
+mod stale_access;
 
 use std::io;
 
-use crate::addr::{Gpa, Gva};
 use crate::host_mm::MmError;
 
-use super::boot::BootError;
 use super::kvm::KvmError;
-use super::linux::LinuxError;
-use super::stale::StaleAccess;
+
+pub use boot::BootError;
+pub use guest::GuestError;
+pub use linux::{LinuxError, NEEDS_VIRTUALISATION};
+pub use stale_access::StaleAccess;
 
 /// Why a VM could not be made, or was ended.
 #[derive(Debug, thiserror::Error)]
@@ -151,75 +160,4 @@ pub enum VmError {
         /// The panic's message.
         message: String,
     },
-}
-
-/// What a guest did, or had done to it, that ends its VM.
-#[derive(Debug, thiserror::Error)]
-pub enum GuestError {
-    /// An exception while delivering a double fault.
-    #[error(
-        "triple fault (while delivering exception {first}, error code {code:#x}, CR2 {cr2:#x})"
-    )]
-    TripleFault {
-        /// Vector of the exception that began it.
-        first: u8,
-        /// Its error code, or 0.
-        code: u32,
-        /// The guest's CR2.
-        cr2: u64,
-    },
-    /// The real processor shut down, which no guest should be able to cause.
-    #[error("triple fault (the processor shut down)")]
-    Shutdown,
-    /// A privileged instruction that is not emulated.
-    #[error("unsupported instruction `{instruction}`")]
-    UnsupportedInstruction {
-        /// Disassembly.
-        instruction: String,
-    },
-    /// The guest's page tables lead outside its memory.
-    #[error("access to guest-physical {gpa}, which is neither RAM nor the pinned window")]
-    OutsideRam {
-        /// The address.
-        gpa: Gpa,
-    },
-    /// The same fault came again and again although it was fixed each time.
-    #[error("no progress: the fault at {gva} was fixed {times} times in a row and came again")]
-    Stuck {
-        /// The faulting address.
-        gva: Gva,
-        /// How often.
-        times: u32,
-    },
-    /// Recycling the shadow pages did not help.
-    #[error("no progress: shadow pages ran out {times} times in a row; raise their bound")]
-    ShadowPagesExhausted {
-        /// How often.
-        times: u32,
-    },
-    /// An exception hit the monitor itself.
-    #[error("exception {vector} inside the monitor (stack pointer {rsp:#x})")]
-    MonitorFault {
-        /// Its vector.
-        vector: u8,
-        /// The real RSP at the exit.
-        rsp: u64,
-    },
-    /// A page fault said that reserved bits are set in Gnomon's own tables.
-    #[error("reserved bits in the shadow tables: page fault at {gva}, error code {error_code:#x}")]
-    ReservedBits {
-        /// The faulting address.
-        gva: Gva,
-        /// The real error code.
-        error_code: u64,
-    },
-    /// KVM stopped the vCPU for a reason that Gnomon has no use for.
-    #[error("KVM stopped the vCPU: {exit}")]
-    UnexpectedExit {
-        /// The exit, with its details.
-        exit: String,
-    },
-    /// `KVM_RUN` failed.
-    #[error("KVM_RUN failed: {0}")]
-    Run(#[source] io::Error),
 }
