@@ -11,11 +11,11 @@ use crate::iotlb::Iotlb;
 use crate::shadow_mmu::ShadowStats;
 
 use super::clone::CloneFigures;
+use super::control_block::GuestCounters;
 use super::devices::dma::DmaStats;
 use super::direct::DirectVm;
 use super::error::VmError;
 use super::hypercall::{ViolationReport, VmObserver};
-use super::machine::GuestCounters;
 use super::outcome::Outcome;
 use super::services::Services;
 use super::stats::{FaultLatency, VcpuCounts};

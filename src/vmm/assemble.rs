@@ -14,6 +14,7 @@ use crate::shadow_mmu::{ShadowConfig, ShadowMmu, TableMemory};
 use crate::sync::Mutex;
 
 use super::boot::{self, BootMap, Image};
+use super::control_block::{ControlBlock, window_bytes};
 use super::cpu::{Features, GuestCpu, gpr};
 use super::cpuid_offered::CpuidTable;
 use super::devices::PortBus;
@@ -24,11 +25,9 @@ use super::host_kind::{HostKind, HostTraits};
 use super::hypercall::{Reports, VmObserver};
 use super::kick::{Kick, Kicker};
 use super::kvm::{self, KvmDevice, KvmError, KvmVm};
-use super::machine::{
-    ControlBlock, FRAMES_SLOT, MachinePlan, TABLES_SLOT, WINDOW_SLOT, map_pinned, map_shared,
-    window_bytes,
-};
+use super::machine_space::{FRAMES_SLOT, MachinePlan, TABLES_SLOT, WINDOW_SLOT};
 use super::monitor::{self, MonitorLayout, MonitorStack};
+use super::pinned::{MapError, map_pinned, map_shared};
 use super::real;
 use super::roster::{Roster, StartRequest};
 use super::services::{self, Services};
@@ -263,8 +262,10 @@ fn build_parts(
 
     let tables = map_pinned("monitor and shadow tables", plan.tables_bytes)?;
     let monitor_pml4e =
-        monitor::install(&monitor, &tables, plan.tables_slot_base).map_err(|error| {
-            VmError::Map { what: "monitor", bytes: monitor.bytes(), reason: error.to_string() }
+        monitor::install(&monitor, &tables, plan.tables_slot_base).map_err(|error| MapError {
+            what: "monitor",
+            bytes: monitor.bytes(),
+            reason: error.to_string(),
         })?;
     let shadow_config = ShadowConfig {
         machine: plan.layout(&monitor),

@@ -21,10 +21,11 @@ use std::time::{Duration, Instant};
 use crate::sys::memory::copy_touched;
 
 use super::assemble::Contents;
+use super::control_block::{ControlBlock, window_bytes};
 use super::error::VmError;
 use super::hypercall::VmObserver;
 use super::kvm::KvmDevice;
-use super::machine::{ControlBlock, map_shared, window_bytes};
+use super::pinned::map_shared;
 use super::vm::Vm;
 
 /// The next clone's generation. 0 is for VMs that booted.

@@ -19,6 +19,7 @@ use crate::sync::Patience;
 
 use super::assemble::{IOTLB_ENTRIES, check_memory};
 use super::boot::{self, BootMap, Image};
+use super::control_block::{ControlBlock, window_bytes};
 use super::cpu::{GuestCpu, gpr};
 use super::devices::dma::DmaDevice;
 use super::devices::{PortAction, PortBus};
@@ -26,8 +27,8 @@ use super::emulate::PortWidth;
 use super::error::{GuestError, VmError};
 use super::hypercall::{HypercallResult, Reports, hypercall};
 use super::kvm::{self, KvmDevice};
-use super::machine::{ControlBlock, map_shared, window_bytes};
 use super::outcome::Outcome;
+use super::pinned::map_shared;
 use super::plain::{Action, Bus, Ender, PlainConfig, PlainMachine, Registers, Slot, StartVcpu};
 use super::real;
 use super::services::{Services, TakeBack, free_pages};

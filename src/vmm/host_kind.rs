@@ -23,14 +23,14 @@ use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
 use crate::abi;
 use crate::addr::{Gpa, PAGE_SIZE, PAGE_SIZE_U64};
-use crate::sys::{memory, small_pages};
+use crate::sys::memory;
 
 use super::cpu::{Features, GuestCpu, gpr, rflags};
 use super::error::VmError;
 use super::exceptions::vector;
 use super::kvm::{self, KvmDevice, KvmError, KvmVm};
-use super::machine::map_pinned;
 use super::monitor::{self, MONITOR_CS, MonitorLayout};
+use super::pinned::{MapError, map_pinned, map_shared};
 use super::real;
 
 /// How a host's KVM treats page tables that the VMM changes in memory.
@@ -201,8 +201,9 @@ impl Probe {
         let features = kvm::features(&cpuid)?;
         let monitor = MonitorLayout::new(1);
         let tables = map_pinned("probe", monitor.bytes() + (PAGES * PAGE_SIZE) as u64)?;
-        let target = map_target()?;
-        write_tables(&monitor, &tables).map_err(|error| VmError::Map {
+        // As the guest view is: the page's content survives a zap.
+        let target = map_shared("probe", PAGE_SIZE_U64)?;
+        write_tables(&monitor, &tables).map_err(|error| MapError {
             what: "probe",
             bytes: tables.size() as u64,
             reason: error.to_string(),
@@ -351,14 +352,6 @@ impl Probe {
         }
         Err(VmError::Probe { found: "signals kept its vCPU from running".to_owned() })
     }
-}
-
-/// One page of shared memory, as the guest view is: its content survives a zap.
-fn map_target() -> Result<Arc<MmapRegion>, VmError> {
-    let refused = |reason: String| VmError::Map { what: "probe", bytes: PAGE_SIZE_U64, reason };
-    let map =
-        || small_pages::map(memory::create_memfd("gnomon-probe", PAGE_SIZE_U64)?, PAGE_SIZE_U64);
-    map().map(Arc::new).map_err(|error| refused(error.to_string()))
 }
 
 /// Offset in the tables' slot of a page that follows the monitor.

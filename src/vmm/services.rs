@@ -9,10 +9,10 @@ use crate::host_mm::MemoryObject;
 use crate::iotlb::Iotlb;
 use crate::sync::Patience;
 
+use super::control_block::ControlBlock;
 use super::devices::PortBus;
 use super::error::VmError;
 use super::hypercall::{Reports, VmObserver};
-use super::machine::ControlBlock;
 use super::outcome::Outcome;
 use super::threads::panic_message;
 

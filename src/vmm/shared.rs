@@ -9,7 +9,7 @@ use crate::sync::Mutex;
 use super::cpuid_offered::CpuidTable;
 use super::gate::{Gate, Paused};
 use super::kvm::{KvmError, KvmVm};
-use super::machine::TABLES_SLOT;
+use super::machine_space::TABLES_SLOT;
 use super::monitor::MonitorLayout;
 use super::outcome::Outcome;
 use super::roster::Roster;

@@ -18,12 +18,12 @@ use crate::sync::{Patience, lock};
 
 use super::assemble::Shape;
 use super::clone::Birth;
+use super::control_block::GuestCounters;
 use super::devices::dma::DmaStats;
 use super::error::VmError;
 use super::gate::{Paused, Position};
 use super::hypercall::{ViolationReport, VmObserver};
 use super::kick::Kicker;
-use super::machine::GuestCounters;
 use super::outcome::Outcome;
 use super::roster::{StartRequest, VcpuState};
 use super::shared::Shared;

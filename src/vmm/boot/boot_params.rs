@@ -103,7 +103,7 @@ pub(super) fn build(memory_bytes: u64, cmdline_bytes: usize) -> [u8; PAGE_SIZE] 
     let cmdline_size = u32::try_from(cmdline_bytes.saturating_sub(1)).unwrap_or(0);
     put(offset::CMDLINE_SIZE, &cmdline_size.to_le_bytes());
 
-    let map = memory_map(memory_bytes, crate::vmm::machine::window_bytes(memory_bytes));
+    let map = memory_map(memory_bytes, crate::vmm::control_block::window_bytes(memory_bytes));
     put(offset::E820_ENTRIES, &[u8::try_from(map.len()).unwrap_or(0)]);
     for (index, (start, end, kind)) in map.into_iter().enumerate() {
         let at = offset::E820_TABLE + index * E820_ENTRY_BYTES;
@@ -143,7 +143,7 @@ mod tests {
             .map(|i| 0x2d0 + i * 20)
             .map(|at| (u64_at(&page, at), u64_at(&page, at + 8), u32_at(&page, at + 16)))
             .collect();
-        let window = crate::vmm::machine::window_bytes(64 << 20);
+        let window = crate::vmm::control_block::window_bytes(64 << 20);
         assert_eq!(
             entries,
             [

@@ -13,6 +13,7 @@ use std::io;
 use crate::host_mm::MmError;
 
 use super::kvm::KvmError;
+use super::pinned::MapError;
 
 pub use boot::BootError;
 pub use guest::GuestError;
@@ -72,15 +73,8 @@ pub enum VmError {
         phys_bits: u32,
     },
     /// Host memory for one of the pinned slots could not be mapped.
-    #[error("cannot map {bytes} bytes for the {what}: {reason}")]
-    Map {
-        /// Which slot.
-        what: &'static str,
-        /// Its size.
-        bytes: u64,
-        /// The operating system's reason.
-        reason: String,
-    },
+    #[error(transparent)]
+    Map(#[from] MapError),
     /// The probe of the host's KVM did not get its tiny VM to run as it should.
     #[error("cannot find out what kind of KVM this is: {found}")]
     Probe {
