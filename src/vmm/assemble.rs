@@ -15,11 +15,12 @@ use crate::sync::Mutex;
 
 use super::boot::{self, BootMap, Image};
 use super::control_block::{ControlBlock, window_bytes};
-use super::cpu::{Features, GuestCpu, gpr};
+use super::cpu::{GuestCpu, gpr};
 use super::cpuid_offered::CpuidTable;
 use super::devices::PortBus;
 use super::devices::dma::DmaDevice;
 use super::error::VmError;
+use super::features::Features;
 use super::gate::Gate;
 use super::host_kind::{HostKind, HostTraits};
 use super::hypercall::{Reports, VmObserver};
@@ -29,12 +30,12 @@ use super::machine_space::{FRAMES_SLOT, MachinePlan, TABLES_SLOT, WINDOW_SLOT};
 use super::monitor::{self, MonitorLayout, MonitorStack};
 use super::pinned::{MapError, map_pinned, map_shared};
 use super::real;
-use super::roster::{Roster, StartRequest};
+use super::roster::Roster;
 use super::services::{self, Services};
 use super::shared::Shared;
 use super::stale;
 use super::stats::{FaultLatency, LiveCounts};
-use super::vcpu::Vcpu;
+use super::vcpu::{StartRequest, Vcpu};
 use super::vm::{MIN_MEMORY_BYTES, Vm, VmConfig};
 
 /// Shadow pages that one vCPU needs to get past any single instruction, with room to spare.

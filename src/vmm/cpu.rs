@@ -8,6 +8,8 @@ use crate::abi;
 use crate::addr::Gpa;
 use crate::shadow_mmu::PagingContext;
 
+pub use super::features::Features;
+
 /// The code selector that all guest code runs with.
 pub const GUEST_CS: u16 = abi::SELECTOR_CODE;
 /// The stack selector that all guest code runs with.
@@ -102,21 +104,6 @@ pub mod efer {
     pub const NXE: u64 = 1 << 11;
 }
 
-/// What the virtual processor offers, taken from the supported CPUID leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Features {
-    /// Width of a physical address in bits.
-    pub phys_bits: u32,
-    /// EFER.NXE exists.
-    pub nx: bool,
-    /// CR4.FSGSBASE exists.
-    pub fsgsbase: bool,
-    /// CR4.OSXSAVE exists.
-    pub xsave: bool,
-    /// XCR0 has AVX state.
-    pub avx: bool,
-}
-
 impl Features {
     /// The bits of CR4 that a guest may set. What has a bit here is what CPUID names, apart from
     /// PCE, for which it has no word.
@@ -131,12 +118,6 @@ impl Features {
             bits |= cr4::OSXSAVE;
         }
         bits
-    }
-
-    /// XCR0, where there is XSAVE: x87 and SSE, and AVX where there is.
-    #[must_use]
-    pub fn xcr0(&self) -> u64 {
-        if self.avx { 0b111 } else { 0b011 }
     }
 }
 

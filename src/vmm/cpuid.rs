@@ -3,7 +3,7 @@
 
 use kvm_bindings::kvm_cpuid_entry2;
 
-use super::cpu::Features;
+use super::features::Features;
 
 /// Leaf 1, ECX: there is a hypervisor.
 const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;

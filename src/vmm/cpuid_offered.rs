@@ -3,7 +3,7 @@
 //! Guarantee: it names nothing but what works. Every word is masked by a list of what is known to
 //! work at CPL 3, or is emulated, so a feature that KVM learns tomorrow is not offered by accident;
 //! and where CPUID names a feature that has a control bit, the guest can set that bit and read it
-//! back (`emulate/control.rs` takes its bits from the same [`Features`](super::cpu::Features)).
+//! back (`emulate/control.rs` takes its bits from the same [`Features`](super::features::Features)).
 //!
 //! Sources: Intel SDM vol. 2, CPUID; AMD APM vol. 3, appendix E.
 

@@ -28,8 +28,7 @@ use super::memory::{VirtualMemory, is_usable};
 use super::monitor::{ExceptionFrame, MONITOR_CS};
 use super::outcome::Outcome;
 use super::real;
-use super::roster::StartRequest;
-use super::vcpu::{Next, Vcpu};
+use super::vcpu::{Next, StartRequest, Vcpu};
 
 /// Page-fault error code bits (Intel SDM Vol. 3, 5.7).
 const PF_WRITE: u64 = 1 << 1;

@@ -25,9 +25,10 @@ use crate::abi;
 use crate::addr::{Gpa, PAGE_SIZE, PAGE_SIZE_U64};
 use crate::sys::memory;
 
-use super::cpu::{Features, GuestCpu, gpr, rflags};
+use super::cpu::{GuestCpu, gpr, rflags};
 use super::error::VmError;
 use super::exceptions::vector;
+use super::features::Features;
 use super::kvm::{self, KvmDevice, KvmError, KvmVm};
 use super::monitor::{self, MONITOR_CS, MonitorLayout};
 use super::pinned::{MapError, map_pinned, map_shared};

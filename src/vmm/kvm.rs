@@ -17,7 +17,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::cpu::Features;
+use super::features::Features;
 use crate::sync::{Mutex, lock};
 
 /// Path of the KVM device.

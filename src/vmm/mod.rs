@@ -26,6 +26,7 @@ mod exit_data;
 mod exits;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fake_memory;
+mod features;
 mod gate;
 mod host_kind;
 mod hypercall;

@@ -15,6 +15,7 @@ use super::outcome::Outcome;
 use super::roster::Roster;
 use super::services::Services;
 use super::stats::{FaultLatency, LiveCounts};
+use super::vcpu::StartRequest;
 
 /// See the module's documentation.
 pub(super) struct Shared {
@@ -26,7 +27,7 @@ pub(super) struct Shared {
     pub(super) cpuid: CpuidTable,
     pub(super) services: Arc<Services>,
     pub(super) gate: Gate,
-    pub(super) roster: Roster,
+    pub(super) roster: Roster<StartRequest>,
     pub(super) counts: Vec<LiveCounts>,
     /// Latencies of the vCPUs that have ended.
     pub(super) latency: Mutex<FaultLatency>,

@@ -22,13 +22,21 @@ use super::outcome::Outcome;
 use super::progress::ProgressGuard;
 use super::real;
 use super::real_state::RealState;
-use super::roster::StartRequest;
 use super::shared::Shared;
 use super::stats::{FaultLatency, LiveCounts};
 use super::threads::outcome_of;
 
 /// How often shadow pages may run out without a single fault fixed in between.
 const MAX_RECYCLES: u32 = 1000;
+
+/// How a vCPU is to begin.
+#[derive(Clone, Debug)]
+pub(super) struct StartRequest {
+    /// The state it begins with.
+    pub(super) cpu: GuestCpu,
+    /// For one that goes on from where another one was, the real processor's part of it.
+    pub(super) real: Option<Box<RealState>>,
+}
 
 /// What follows an exit.
 pub(super) enum Next {

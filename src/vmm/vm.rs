@@ -25,11 +25,11 @@ use super::gate::{Paused, Position};
 use super::hypercall::{ViolationReport, VmObserver};
 use super::kick::Kicker;
 use super::outcome::Outcome;
-use super::roster::{StartRequest, VcpuState};
+use super::roster::VcpuState;
 use super::shared::Shared;
 use super::stats::{FaultLatency, LiveCounts, VcpuCounts};
 use super::threads::spawn_vcpu;
-use super::vcpu::Vcpu;
+use super::vcpu::{StartRequest, Vcpu};
 
 /// Least guest RAM: the boot area and some room for a kernel.
 pub const MIN_MEMORY_BYTES: u64 = 2 << 20;

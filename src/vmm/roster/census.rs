@@ -8,10 +8,10 @@ use crate::sync::lock;
 
 use super::super::error::VmError;
 use super::super::gate::{Gate, Hold};
-use super::{Roster, StartRequest, State, VcpuState};
+use super::{Roster, State, VcpuState};
 
 /// What a vCPU says: how to go on from where it is.
-pub(in crate::vmm) type Account = Result<StartRequest, VmError>;
+pub(in crate::vmm) type Account<S> = Result<S, VmError>;
 
 impl<S> State<S> {
     /// Whether every vCPU that runs has given its account or is yet to begin.
@@ -27,10 +27,10 @@ impl<S> State<S> {
     }
 }
 
-impl Roster {
+impl<S: Clone> Roster<S> {
     /// Has every vCPU stop at the gate and say how to go on; `None` if the VM is over. Another
     /// census is waited for.
-    pub(in crate::vmm) fn census<'a>(&'a self, gate: &'a Gate) -> Option<Census<'a>> {
+    pub(in crate::vmm) fn census<'a>(&'a self, gate: &'a Gate) -> Option<Census<'a, S>> {
         let mut state = lock(&self.state);
         while state.census.is_some() {
             state = self.wait(state);
@@ -56,7 +56,7 @@ impl Roster {
 
     /// Vcpu `vcpu`, which the gate has sent away, gives its account, and waits for the end of the
     /// census.
-    pub(in crate::vmm) fn give_account(&self, vcpu: usize, account: Account) {
+    pub(in crate::vmm) fn give_account(&self, vcpu: usize, account: Account<S>) {
         let mut state = lock(&self.state);
         let round = state.censuses;
         // Otherwise the census is over, or has heard this vCPU's pending start.
@@ -72,20 +72,20 @@ impl Roster {
 
 /// See the module's documentation. The vCPUs go on when it is dropped.
 #[must_use]
-pub(in crate::vmm) struct Census<'a> {
-    roster: &'a Roster,
+pub(in crate::vmm) struct Census<'a, S> {
+    roster: &'a Roster<S>,
     hold: Option<Hold<'a>>,
-    accounts: Vec<Option<Account>>,
+    accounts: Vec<Option<Account<S>>>,
 }
 
-impl Census<'_> {
+impl<S> Census<'_, S> {
     /// How each vCPU that is not parked is to go on, by index.
-    pub(in crate::vmm) fn take(&mut self) -> Result<Vec<Option<StartRequest>>, VmError> {
+    pub(in crate::vmm) fn take(&mut self) -> Result<Vec<Option<S>>, VmError> {
         std::mem::take(&mut self.accounts).into_iter().map(Option::transpose).collect()
     }
 }
 
-impl Drop for Census<'_> {
+impl<S> Drop for Census<'_, S> {
     fn drop(&mut self) {
         // The gate first: who is told that the census is over finds it open.
         self.hold = None;
@@ -99,7 +99,6 @@ impl Drop for Census<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::request;
     use super::*;
     use crate::vmm::outcome::Outcome;
 
@@ -112,21 +111,15 @@ mod tests {
         Gate::new(vec![std::sync::Arc::new(Nobody), std::sync::Arc::new(Nobody)])
     }
 
-    fn account(rip: u64) -> Account {
-        let mut account = request();
-        account.cpu.rip = rip;
-        Ok(account)
-    }
-
-    fn rips(census: &mut Census<'_>) -> Vec<Option<u64>> {
-        let accounts = census.take().unwrap();
-        accounts.into_iter().map(|one| one.map(|start| start.cpu.rip)).collect()
+    /// What is told at a start, and accounted for: a RIP.
+    fn rips(census: &mut Census<'_, u64>) -> Vec<Option<u64>> {
+        census.take().unwrap()
     }
 
     #[test]
     fn a_census_waits_for_who_runs_and_takes_a_pending_start_as_it_is() {
         let (roster, gate) = (Roster::new(2), gate());
-        roster.start(0, account(1).unwrap()).unwrap();
+        roster.start(0, 1).unwrap();
         assert_eq!(rips(&mut roster.census(&gate).unwrap()), [Some(1), None]);
         assert!(roster.wait_for_start(0).is_some());
         std::thread::scope(|scope| {
@@ -135,7 +128,7 @@ mod tests {
                     while gate.enter(0).is_ok() {
                         std::thread::yield_now();
                     }
-                    roster.give_account(0, account(rip));
+                    roster.give_account(0, Ok(rip));
                 }
                 assert!(!roster.park(0), "vCPU 1 is about to run");
             });
@@ -143,7 +136,7 @@ mod tests {
             assert_eq!(rips(&mut census), [Some(2), None]);
             assert!(gate.enter(1).is_err(), "nobody gets in meanwhile");
             drop(census);
-            roster.start(1, account(9).unwrap()).unwrap();
+            roster.start(1, 9).unwrap();
             assert_eq!(rips(&mut roster.census(&gate).unwrap()), [Some(3), Some(9)]);
         });
         assert_eq!(rips(&mut roster.census(&gate).unwrap()), [None, Some(9)], "vCPU 0 is parked");
@@ -152,7 +145,7 @@ mod tests {
     #[test]
     fn no_census_of_a_vm_that_is_over_or_ends_meanwhile() {
         let (roster, gate) = (Roster::new(1), gate());
-        roster.start(0, request()).unwrap();
+        roster.start(0, 1).unwrap();
         assert!(roster.wait_for_start(0).is_some());
         std::thread::scope(|scope| {
             scope.spawn(|| {

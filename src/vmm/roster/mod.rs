@@ -9,7 +9,6 @@ mod census;
 use crate::sync::{Condvar, Mutex, MutexGuard, Patience, lock};
 
 use super::outcome::Outcome;
-use super::real_state::RealState;
 use census::Account;
 
 /// Life of a vCPU.
@@ -21,15 +20,6 @@ pub enum VcpuState {
     Running,
     /// Its thread is done; final.
     Exited,
-}
-
-/// How a vCPU is to begin.
-#[derive(Clone, Debug)]
-pub(super) struct StartRequest {
-    /// The state it begins with.
-    pub(super) cpu: super::cpu::GuestCpu,
-    /// For one that goes on from where another one was, the real processor's part of it.
-    pub(super) real: Option<Box<RealState>>,
 }
 
 /// Why a start was refused.
@@ -44,13 +34,13 @@ struct State<S> {
     starts: Vec<Option<S>>,
     outcome: Option<Outcome>,
     /// What the vCPUs have said so far, while a census is taken.
-    census: Option<Vec<Option<Account>>>,
+    census: Option<Vec<Option<Account<S>>>>,
     /// Number of censuses that are over.
     censuses: u64,
 }
 
 /// See the module's documentation. `S` is what a vCPU is told at its start.
-pub(super) struct Roster<S = StartRequest> {
+pub(super) struct Roster<S> {
     state: Mutex<State<S>>,
     changed: Condvar,
 }
@@ -169,32 +159,24 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::addr::Gpa;
-    use crate::vmm::cpu::{Features, GuestCpu};
-
-    pub(super) fn request() -> StartRequest {
-        let features =
-            Features { phys_bits: 48, nx: true, fsgsbase: false, xsave: false, avx: false };
-        StartRequest { cpu: GuestCpu::at_boot(Gpa::new(0x9000), features), real: None }
-    }
 
     #[test]
     fn a_vcpu_starts_once_until_it_parks() {
         let roster = Roster::new(2);
-        assert_eq!(roster.start(2, request()), Err(StartRefused::NoSuchVcpu));
-        assert_eq!(roster.start(0, request()), Ok(()));
-        assert_eq!(roster.start(0, request()), Err(StartRefused::AlreadyRunning));
+        assert_eq!(roster.start(2, 0x1000), Err(StartRefused::NoSuchVcpu));
+        assert_eq!(roster.start(0, 0x1000), Ok(()));
+        assert_eq!(roster.start(0, 0x1000), Err(StartRefused::AlreadyRunning));
         assert!(roster.wait_for_start(0).is_some());
-        assert_eq!(roster.start(1, request()), Ok(()));
+        assert_eq!(roster.start(1, 0x1000), Ok(()));
         assert!(!roster.park(0), "vCPU 1 runs");
-        assert_eq!(roster.start(0, request()), Ok(()), "a halted vCPU may be started again");
+        assert_eq!(roster.start(0, 0x1000), Ok(()), "a halted vCPU may be started again");
         assert!(!roster.park(0));
         assert!(roster.park(1), "the last one parked");
     }
 
     #[test]
     fn the_first_outcome_stands_and_wakes_waiters() {
-        let roster = Roster::<StartRequest>::new(1);
+        let roster = Roster::<u64>::new(1);
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| roster.wait_for_start(0));
             roster.end(Outcome::GuestExit(3));
