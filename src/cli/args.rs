@@ -161,6 +161,10 @@ pub(crate) struct StressArgs {
     /// End the run at the first violation (implied by --sabotage)
     #[arg(long)]
     pub(crate) fail_fast: bool,
+    /// Go on with a sabotage until the guest's oracle notices, whatever other checks have found: for
+    /// tests of the oracle
+    #[arg(long, hide = true, requires = "sabotage")]
+    pub(crate) until_oracle: bool,
     /// Which pages are evicted first
     #[arg(long, value_name = "NAME", value_enum, default_value = "clock")]
     pub(crate) policy: PolicyName,

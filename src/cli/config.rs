@@ -84,6 +84,8 @@ pub(crate) struct StressConfig {
     pub(crate) json: Option<PathBuf>,
     pub(crate) sabotage: Option<SabotageName>,
     pub(crate) fail_fast: bool,
+    /// What the guest's oracle finds counts alone.
+    pub(crate) until_oracle: bool,
     pub(crate) policy: PolicyName,
     pub(crate) peers: Option<PeersConfig>,
 }
@@ -181,6 +183,7 @@ pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressCon
         json: args.json.clone(),
         sabotage: args.sabotage,
         fail_fast: args.fail_fast || args.sabotage.is_some(),
+        until_oracle: args.until_oracle,
         policy: args.policy,
         peers: peers(args)?,
     })

@@ -4,8 +4,8 @@
 //! (a disk that does not answer, a reader that does not read, a bug of ours), with the exit code that
 //! the signal has; and what would be left over in the file system is gone. What has to be waited for is
 //! given up before that, see [`STOP_PATIENCE`](signal::STOP_PATIENCE), so that a run tells itself what
-//! it has come to. A second signal ends the process at once, without a word
-//! ([`StopNotice`]).
+//! it has come to. A second signal ([`SECOND_AFTER`](signal::SECOND_AFTER) later or more) ends the process
+//! at once, without a word ([`StopNotice`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

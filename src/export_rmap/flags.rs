@@ -34,6 +34,10 @@ bitflags! {
         /// Copies are out: export clients hold copies of the page, not mappings. Nobody may write it
         /// before they were recalled; all mappings of it are read-only.
         const LENT = 1 << 9;
+        /// A flush of the frame failed, and none has succeeded since: somebody may use what no mapping
+        /// allows any more, though the frame need not be exported
+        /// ([`NotifierList::revoke`](crate::export_rmap::NotifierList::revoke)).
+        const FLUSH_DUE = 1 << 10;
     }
 }
 

@@ -12,6 +12,7 @@
 use std::io;
 
 use crate::addr::Pfn;
+use crate::export_rmap::flags::PageFlags;
 use crate::export_rmap::frame_table::Owner;
 use crate::export_rmap::numbers::Numbers;
 use crate::export_rmap::page_lock::LockedPage;
@@ -291,6 +292,32 @@ impl NotifierList {
         let mut found = false;
         self.notify(|client| found |= client.still_allows(page, kind));
         found
+    }
+
+    /// As [`flush`](Self::flush), for pages that are locked; whoever takes one away must do so by this.
+    /// A frame of which the flush failed keeps that in mind until one of [its
+    /// mappings](FlushReason::Invalidated) has succeeded: clients have given up their entries by then, so
+    /// that it may be exported no more.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    pub fn revoke(
+        &self,
+        pages: &[&LockedPage<'_>],
+        reason: FlushReason,
+    ) -> Result<(), RevokeError> {
+        let frames: Vec<Pfn> = pages.iter().map(|page| page.pfn()).collect();
+        let flushed = self.flush(&frames, reason);
+        for page in pages {
+            if flushed.is_err() {
+                page.set_flags(PageFlags::FLUSH_DUE);
+            } else if reason == FlushReason::Invalidated
+                && page.flags().contains(PageFlags::FLUSH_DUE)
+            {
+                page.clear_flags(PageFlags::FLUSH_DUE);
+            }
+        }
+        flushed
     }
 
     /// Has every client revoke its translations of these frames: one flush for a batch.

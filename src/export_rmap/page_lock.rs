@@ -156,6 +156,14 @@ impl<'a> LockedPage<'a> {
         self.frame().is_read_only()
     }
 
+    /// Whether the frame must be flushed before it, or the page in it, is anybody else's: a client maps
+    /// it, or may have been left with what it cached when a flush failed. Look after
+    /// [`begin_invalidation`](Self::begin_invalidation).
+    #[must_use]
+    pub fn must_be_flushed(&self) -> bool {
+        self.flags().intersects(PageFlags::EXPORTED | PageFlags::FLUSH_DUE)
+    }
+
     /// Gives the frame to a page.
     pub fn set_owner(&self, owner: Owner) {
         self.frame().set_owner(owner);

@@ -470,6 +470,27 @@ impl FrameTable {
         next.map(RmapEntry::location)
     }
 
+    /// The clients that have a mapping of the frame, in ascending order: a look for each, however many
+    /// mappings it has.
+    #[must_use]
+    pub fn rmap_clients(&self, pfn: Pfn) -> Vec<ClientId> {
+        let mut clients = Vec::new();
+        let mut from = RmapEntry(0);
+        loop {
+            let mut first: Option<RmapEntry> = None;
+            let mut map = LockedMap::lock(self, pfn);
+            // A line is visited whole, and in no order.
+            map.visit(from..=RmapEntry(u64::MAX), 1, |entry| {
+                first = Some(first.map_or(entry, |first| first.min(entry)));
+                Retain::Keep
+            });
+            map.unlock();
+            let Some(entry) = first else { return clients };
+            clients.push(entry.client());
+            from = RmapEntry(RmapEntry::new(entry.client(), RmapEntry::MAX_LOCATION).0 + 1);
+        }
+    }
+
     /// Notes that a client wrote to the page, when it gives a mapping up of its own accord. For a
     /// client that holds its MMU lock and has not removed the mapping's entry yet: an invalidation
     /// that no longer finds the entry then finds the page dirty, since both stand in one word.

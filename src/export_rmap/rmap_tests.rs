@@ -169,6 +169,27 @@ fn a_visit_of_one_client_does_not_look_at_the_others() {
     }
 }
 
+/// Who has any of them is found without a look at all that they have.
+#[test]
+fn the_clients_of_a_frame_are_found_without_a_look_at_their_mappings() {
+    let table = FrameTable::new(1);
+    let mut expected = Vec::new();
+    assert_eq!(table.rmap_clients(FRAME), expected);
+    // One, a line, and an ordered set, each in an order that is not the clients'.
+    for raw in [7, 0, ClientId::MAX, 3] {
+        table.rmap_add(FRAME, entry(raw, RmapEntry::MAX_LOCATION));
+        expected.push(client(raw));
+        expected.sort_by_key(|client| client.as_u16());
+        assert_eq!(table.rmap_clients(FRAME), expected);
+    }
+    for location in 0..MANY {
+        table.rmap_add(FRAME, entry(3, location));
+    }
+    assert_eq!(table.rmap_clients(FRAME), expected);
+    let most = most_comparisons([|| drop(table.rmap_clients(FRAME))]);
+    assert!(most <= 4 * 5 * comparisons_allowed(MANY), "{most}");
+}
+
 #[test]
 fn a_batch_is_bounded_and_the_next_goes_on_where_it_stopped() {
     let count = 3 * VISIT_BATCH as u64 + 5;

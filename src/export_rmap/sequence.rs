@@ -18,14 +18,16 @@
 //! count under the page lock, so never in the middle of one.
 
 use crate::addr::Pfn;
+use crate::export_rmap::flags::PageFlags;
 use crate::export_rmap::frame_table::FrameTable;
 use crate::export_rmap::page_lock::LockedPage;
 use crate::sync::Ordering;
 
-/// The count has the upper 22 bits of the flags word: 4 million invalidations of one frame during
+/// The count has the upper 21 bits of the flags word: 2 million invalidations of one frame during
 /// one fault would be needed to fool it.
-const COUNT_SHIFT: u32 = 10;
+const COUNT_SHIFT: u32 = 11;
 const COUNT_ONE: u32 = 1 << COUNT_SHIFT;
+const _: () = assert!(PageFlags::all().bits() < COUNT_ONE, "a flag has a bit of the count");
 
 /// What the count of a frame was when a fault found its page there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 
 use crate::addr::Pfn;
 use crate::export_rmap::{Invalidation, PageFlags};
-use crate::host_mm::reclaim::{DetachedBatch, Revoked};
+use crate::host_mm::reclaim::{Candidate, DetachedBatch, Revoked};
 use crate::host_mm::{HostMm, MmError};
 
 impl HostMm {
@@ -20,23 +20,34 @@ impl HostMm {
             return Ok(0);
         }
         let objects = self.objects.load();
+        let (mut cleaned, mut result) = (0, Ok(()));
+        self.in_batches(self.candidates(&objects, frames), |batch| {
+            self.clean_batch(batch, &mut cleaned, &mut result)
+        })?;
+        self.counters.cleans.add(cleaned);
+        result.map(|()| usize::try_from(cleaned).unwrap_or(usize::MAX))
+    }
+
+    fn clean_batch(
+        &self,
+        batch: Vec<Candidate<'_>>,
+        cleaned: &mut u64,
+        result: &mut Result<(), MmError>,
+    ) -> Result<(), MmError> {
         // Shared pages are read-only everywhere already, and many may map them.
         let (shared, private): (Vec<_>, Vec<_>) =
-            self.candidates(&objects, frames).partition(|page| page.page.owner().is_shared());
+            batch.into_iter().partition(|page| page.page.owner().is_shared());
         let revoked = DetachedBatch::detach(self, private, Invalidation::Clean).revoke()?;
-        let mut cleaned = 0;
-        let mut result = Ok(());
         let pages = revoked.iter().map(Revoked::page).chain(shared.iter().map(|page| &page.page));
         for page in pages {
             if page.flags().contains(PageFlags::DIRTY)
                 && let Err(error) = self.write_out(page)
             {
-                result = Err(error);
+                *result = Err(error);
                 continue;
             }
-            cleaned += 1;
+            *cleaned += 1;
         }
-        self.counters.cleans.add(cleaned);
-        result.map(|()| usize::try_from(cleaned).unwrap_or(usize::MAX))
+        Ok(())
     }
 }

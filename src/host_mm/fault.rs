@@ -260,11 +260,11 @@ impl HostMm {
     /// Takes a frame away from clients that have outlived the memory object. `false` if that
     /// failed: then the frame is lost, for it must not go to another page.
     fn revoke_for_good(&self, page: &LockedPage<'_>) -> bool {
-        if !page.frame().is_exported() {
+        if !page.must_be_flushed() {
             return true;
         }
         self.notifiers.invalidate_page(page, Invalidation::Unmap);
-        let flushed = self.notifiers.flush(&[page.pfn()], FlushReason::Invalidated);
+        let flushed = self.notifiers.revoke(&[page], FlushReason::Invalidated);
         if flushed.is_ok() {
             self.check_revoked(page, Invalidation::Unmap);
         }

@@ -15,7 +15,7 @@ use crate::export_rmap::{FlushReason, Invalidation, LockedPage, PageFlags};
 use crate::host_mm::fault::Intent;
 use crate::host_mm::host_view::PageBuf;
 use crate::host_mm::object::{Entry, Place};
-use crate::host_mm::reclaim::{BATCH, Candidate, DetachedBatch, lock_beside_batch};
+use crate::host_mm::reclaim::{BATCH, Candidate, DetachedBatch, is_heavy, lock_beside_batch};
 use crate::host_mm::{HostMm, MemoryObject, MmError, PausePoint, Sabotage, require_notifier};
 
 /// Takes a page that is lent: its number, its frame, whose lock is held, and its content.
@@ -84,8 +84,13 @@ impl MemoryObject {
             {
                 continue;
             }
+            let is_heavy = is_heavy(mm, pfn);
+            if is_heavy {
+                mm.lend_batch(batch, borrow)?;
+            }
             batch.push(Lending { candidate: Candidate { page, object, gfn: number }, gfn });
-            return if batch.len() == BATCH { mm.lend_batch(batch, borrow) } else { Ok(()) };
+            let is_full = is_heavy || batch.len() == BATCH;
+            return if is_full { mm.lend_batch(batch, borrow) } else { Ok(()) };
         }
     }
 
@@ -146,7 +151,7 @@ impl HostMm {
         if !self.is_sabotaged(Sabotage::SkipRecall, page.owner().gfn) {
             self.notifiers.invalidate_page(page, Invalidation::Recall);
             // Even if nobody was told: an earlier flush may have failed.
-            self.notifiers.flush(&[page.pfn()], FlushReason::Recalled)?;
+            self.notifiers.revoke(&[page], FlushReason::Recalled)?;
         }
         self.pause(PausePoint::Recalled);
         page.clear_flags(PageFlags::LENT);

@@ -23,15 +23,18 @@ impl HostMm {
             free.push(frame);
         }
         let objects = self.objects.load();
-        let candidates = self.candidates(&objects, &frames[..free.len()]).collect();
         let mut moved = 0;
-        for revoked in DetachedBatch::detach(self, candidates, Invalidation::Unmap).revoke()? {
-            let Some(frame) = free.pop() else { break };
-            drop(self.move_page(revoked, frame)?);
-            moved += 1;
-        }
-        self.counters.migrations.add(moved);
-        Ok(usize::try_from(moved).unwrap_or(usize::MAX))
+        let candidates = self.candidates(&objects, &frames[..free.len()]);
+        self.in_batches(candidates, |batch| {
+            for revoked in DetachedBatch::detach(self, batch, Invalidation::Unmap).revoke()? {
+                let Some(frame) = free.pop() else { break };
+                drop(self.move_page(revoked, frame)?);
+                moved += 1;
+                self.counters.migrations.add(1);
+            }
+            Ok(())
+        })?;
+        Ok(moved)
     }
 
     /// Moves a page; returns the frame that it was in.

@@ -130,11 +130,11 @@ impl HostMm {
         let kind = Invalidation::Replace(owner);
         page.begin_invalidation();
         self.pause(PausePoint::Counted);
-        if page.frame().is_exported() {
+        if page.must_be_flushed() {
             let harvest = self.notifiers.invalidate_page(page, kind);
             self.check_harvest(page, harvest);
             self.pause(PausePoint::Detached);
-            self.notifiers.flush(&[page.pfn()], FlushReason::Invalidated)?;
+            self.notifiers.revoke(&[page], FlushReason::Invalidated)?;
         }
         self.check_revoked(page, kind);
         Ok(())

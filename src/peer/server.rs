@@ -23,7 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::addr::{Gfn, PAGE_SIZE, Pfn};
-use crate::export_rmap::{ClientId, Registration};
+use crate::export_rmap::{Registration, Retain};
 use crate::host_mm::{HostMm, MemoryObject};
 use crate::peer::protocol::{Closing, MAX_NAMED_SLOTS, Reply};
 use crate::peer::session::{Clock, Common, Session};
@@ -39,6 +39,8 @@ const LOCK_ATTEMPTS: u32 = 100;
 const LOCK_RETRY: Duration = Duration::from_millis(5);
 /// Peers that are gone and whose threads have not ended yet: a lender may be waiting for a page.
 const MAX_LEAVING: usize = MAX_PEERS;
+/// Mappings that are told of clients that are gone.
+const MOST_LEFTOVERS: usize = 16;
 /// Slots of a peer, unless it is said.
 pub const DEFAULT_SLOTS: u32 = 1024;
 
@@ -98,8 +100,6 @@ struct Sessions {
     threads: Vec<JoinHandle<()>>,
     /// Of each memory object, in order.
     infos: Vec<Reply>,
-    /// All clients that ever were: no more than there are numbers.
-    clients: HashSet<ClientId>,
     next_number: u64,
 }
 
@@ -125,8 +125,8 @@ fn look(path: &Path) -> Result<Found, ServeError> {
     if !metadata.file_type().is_socket() {
         return Err(ServeError::NotASocket(path.to_owned()));
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(Found::Stale),
+    match socket::is_bound(path) {
+        Ok(false) => Ok(Found::Stale),
         _ => Err(ServeError::InUse(path.to_owned())),
     }
 }
@@ -277,30 +277,48 @@ impl PeerServer {
         }
     }
 
-    /// Mappings that are still in the reverse map of frames though their peer is gone, a sentence
-    /// each. Call it once the server has stopped. It leaves off when a
-    /// [stop](signal::is_stop_asked) is asked for.
+    /// Mappings that are in the reverse map of frames though their client is gone, a sentence each, at
+    /// most 16. Call it once the server has stopped; VMs may be at work. It costs a look for each frame
+    /// and client that maps it, and leaves off when a [stop](signal::is_stop_asked) is asked for.
     #[must_use]
     pub fn leftovers(&self) -> Vec<String> {
-        let notifiers = self.shared.common.mm.notifiers();
-        let mut clients = lock(&self.shared.sessions).clients.clone();
-        // A number that somebody else has by now says nothing of the peer that had it.
-        clients.retain(|&client| !notifiers.is_registered(client));
-        let table = self.shared.common.mm.frame_table();
-        let frames = (0..table.len()).map(Pfn::new).take_while(|_| !signal::is_stop_asked());
-        let frames = frames.filter(|&pfn| !table.is_rmap_empty(pfn));
-        let of_peers = frames.flat_map(|pfn| {
-            let entries = table.rmap_entries(pfn).into_iter();
-            entries.filter(|entry| clients.contains(&entry.client())).map(move |entry| (pfn, entry))
-        });
-        let sentence = |(pfn, entry): (Pfn, crate::export_rmap::RmapEntry)| {
-            let client = entry.client().as_u16();
-            let slot = entry.location();
-            format!(
-                "I3: frame {pfn} is exported to slot {slot} of peer client {client}, which is gone"
-            )
-        };
-        of_peers.map(sentence).collect()
+        let mm = &self.shared.common.mm;
+        let (notifiers, table) = (mm.notifiers(), mm.frame_table());
+        let (mut at_work, mut left) = (HashSet::new(), Vec::new());
+        for pfn in (0..table.len()).map(Pfn::new).take_while(|_| !signal::is_stop_asked()) {
+            if table.is_rmap_empty(pfn) {
+                continue;
+            }
+            for client in table.rmap_clients(pfn) {
+                if at_work.contains(&client) || notifiers.is_registered(client) {
+                    at_work.insert(client);
+                    continue;
+                }
+                // It is gone, and all that it had should have gone before. One that ends just now may
+                // have let go after the look above.
+                let mut slots = Vec::new();
+                table.rmap_visit_batch(pfn, client, 0, |slot| {
+                    slots.push(slot);
+                    Retain::Keep
+                });
+                let client = client.as_u16();
+                left.extend(slots.into_iter().map(|slot| {
+                    format!("I3: frame {pfn} is exported to slot {slot} of client {client}, which is gone")
+                }));
+                if left.len() >= MOST_LEFTOVERS {
+                    left.truncate(MOST_LEFTOVERS);
+                    return left;
+                }
+            }
+        }
+        left
+    }
+
+    /// Sessions and threads that are kept, and how many of the threads are at work.
+    #[cfg(all(test, feature = "export-notifier"))]
+    pub(super) fn kept(&self) -> (usize, usize, usize) {
+        let Sessions { live, threads, .. } = &*lock(&self.shared.sessions);
+        (live.len(), threads.len(), threads.iter().filter(|thread| !thread.is_finished()).count())
     }
 }
 
@@ -361,15 +379,13 @@ impl Shared {
         let Ok(registration) = self.common.mm.register_client(session.clone()) else {
             return self.refuse(&spare, Closing::TooMany);
         };
-        let client = registration.id();
-        session.set_client(client);
+        session.set_client(registration.id());
         // Before anything is served: what it asks for is answered after.
         if session.greet().is_err() {
             session.close(Closing::HungUp);
         }
         sessions.infos.iter().for_each(|info| session.say(info));
         sessions.next_number = number;
-        sessions.clients.insert(client);
         sessions.live.push(session);
         self.common.tally.served();
         // The thread waits for this.

@@ -3,7 +3,8 @@
 //! Guarantee: when [`flush`](ExportNotifier::flush) has returned, the peer has given up every page
 //! that was invalidated before, or was cut off; either way the pages are gone from its page tables.
 //! That takes no longer than the limit, whatever the peer does; time in which this process itself was
-//! stopped is not the peer's, and does not count ([`Patience`]).
+//! stopped is not the peer's, and does not count ([`Patience`]). Once a stop is asked for it takes no
+//! longer than [patience](signal::is_patience_over).
 //!
 //! Two threads serve it. One reads and writes the socket and never takes a page lock, so that an
 //! acknowledgement gets through whatever waits for it with page locks held. The other lends pages.
@@ -32,6 +33,7 @@ use crate::peer::lent::LentFile;
 use crate::peer::protocol::{Closing, Reply};
 use crate::peer::tally::Tally;
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, Patience, lock};
+use crate::sys::signal;
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 4096;
@@ -475,6 +477,11 @@ impl ExportNotifier for Session {
             // Whoever announced the batch was here first, so nobody waits longer than it may take.
             let mut patience = Patience::at(self.common.limit, (self.common.clock)());
             while locked.state.end.is_none() && locked.state.book.done() < sequence {
+                if signal::is_patience_over() {
+                    // The end of the run must not wait, and with it all peers are cut off.
+                    self.cut_off(&mut locked.state, Closing::EndOfRun, None);
+                    continue;
+                }
                 match patience.slice_at((self.common.clock)()) {
                     Some(slice) => locked = self.wait(locked, Some(slice)),
                     None => self.cut_off(&mut locked.state, Closing::TooSlow, None),

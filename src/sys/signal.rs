@@ -4,9 +4,10 @@
 //! Guarantees: a kick interrupts a blocking call of the thread (it returns `EINTR`) and does
 //! nothing else. It is not remembered: a thread that has not yet entered its call is missed, so the
 //! kicker sets a flag first (for a vCPU: `immediate_exit`). The first SIGINT, SIGTERM, SIGHUP or
-//! SIGQUIT is noted and stays noted; a second one ends the process at once, whatever its threads are
-//! in. Each of them gives a terminal that was made raw its settings back first, and the second removes
-//! what would be [left over](super::names).
+//! SIGQUIT is noted and stays noted; a second one, which comes at least [`SECOND_AFTER`] later, ends the
+//! process at once, whatever its threads are in. What comes sooner is the same request, delivered again,
+//! and changes nothing. Each of them gives a terminal that was made raw its settings back first, and the
+//! second removes what would be [left over](super::names).
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -164,6 +165,15 @@ pub fn is_stop_asked() -> bool {
     STOP_SIGNAL.load(Ordering::Acquire) != 0
 }
 
+/// Time from the first signal on in which another one is the same request once more: `timeout` signals
+/// its child and then the child's group, and a terminal that closes sends SIGHUP more than once.
+pub const SECOND_AFTER: Duration = Duration::from_millis(200);
+
+/// Whether a signal is a second request, by the times of the first one and of this, in nanoseconds.
+const fn is_second(first: u64, now: u64) -> bool {
+    now.saturating_sub(first) as u128 >= SECOND_AFTER.as_nanos()
+}
+
 /// How long after the signal that asked for a stop anything is waited for.
 pub const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -199,8 +209,8 @@ pub struct StopNotice {
 }
 
 impl StopNotice {
-    /// Takes over those signals for the whole process. The first of any is noted; the second ends a
-    /// process that does not stop by itself. A SIGHUP that is ignored stays so (`nohup`).
+    /// Takes over those signals for the whole process. The first of any is noted; the second
+    /// ([`SECOND_AFTER`] later) ends a process that does not stop by itself. A SIGHUP that is ignored stays so (`nohup`).
     ///
     /// # Errors
     ///
@@ -283,18 +293,21 @@ pub(super) fn keeping_errno(body: impl FnOnce()) {
 }
 
 extern "C" fn on_stop(signal: libc::c_int) {
-    keeping_errno(|| note_stop(signal));
+    keeping_errno(|| note_stop(signal, monotonic_nanos()));
 }
 
 /// Only calls that are safe in a signal handler: atomics, clock_gettime, tcgetpgrp, tcsetattr,
 /// pthread_sigmask, write, and what [`end_now`] calls.
-fn note_stop(signal: libc::c_int) {
+fn note_stop(signal: libc::c_int, now: u64) {
     super::terminal::restore();
-    let now = monotonic_nanos();
-    let _ = STOP_TIME.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+    let time = STOP_TIME.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
     // AcqRel: whoever sees the signal sees its time.
     if STOP_SIGNAL.compare_exchange(0, signal, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-        end_now(signal);
+        // Two may be noted at the same moment by two threads: then either may have set the time.
+        if time.is_err_and(|first| is_second(first, now)) {
+            end_now(signal);
+        }
+        return;
     }
     // Acquire pairs with the Release store in StopNotice::install.
     let descriptor = STOP_DESCRIPTOR.load(Ordering::Acquire);
@@ -522,6 +535,19 @@ mod tests {
         assert!(!left_over.exists());
     }
 
+    #[test]
+    fn what_comes_soon_after_the_first_signal_is_no_second_one() {
+        let millis = |count: u64| count * 1_000_000;
+        let first = millis(5);
+        // A clock that another processor reads a little behind, the same moment, and until it is over.
+        for soon in [first - 1, first, first + 1, first + millis(200) - 1] {
+            assert!(!is_second(first, soon), "{soon}");
+        }
+        for late in [first + millis(200), first + millis(1000), u64::MAX] {
+            assert!(is_second(first, late), "{late}");
+        }
+    }
+
     fn stop_child(left_over: &std::path::Path) -> ! {
         std::fs::write(left_over, "").unwrap();
         let _removed = crate::sys::names::Leftover::new(left_over).unwrap();
@@ -537,7 +563,16 @@ mod tests {
             "installing again is harmless"
         );
         assert!(stop.since().is_some() && is_stop_asked() && left_over.exists());
+        // The same request once more, just in time.
+        let first = STOP_TIME.load(Ordering::Relaxed);
+        let window = u64::try_from(SECOND_AFTER.as_nanos()).unwrap();
+        for later in [0, 1, window - 1] {
+            note_stop(libc::SIGHUP, first + later);
+        }
+        assert_eq!(stop.signal(), Some(libc::SIGTERM), "the first one stands");
         println!("noted {}", stop.signal().unwrap());
+        // As if it had come as long ago.
+        STOP_TIME.store(monotonic_nanos() - window, Ordering::Relaxed);
         nix::sys::signal::raise(nix::sys::signal::Signal::SIGINT).unwrap();
         unreachable!("the second signal ends the process");
     }

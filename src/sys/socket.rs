@@ -7,8 +7,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use nix::cmsg_space;
+use nix::errno::Errno;
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, sendmsg, sockopt,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+    connect, getsockopt, recvmsg, sendmsg, socket, sockopt,
 };
 use nix::sys::stat::{Mode, umask};
 
@@ -22,6 +24,25 @@ pub fn bind_private(path: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(path);
     umask(before);
     listener
+}
+
+/// Whether a process has the socket at `path`, which does not notice that it was asked: who connects
+/// with another type than the socket has is told so by the kernel, if there is one.
+///
+/// # Errors
+/// As `connect`: what keeps it from being known.
+pub fn is_bound(path: &Path) -> io::Result<bool> {
+    let probe = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        None,
+    )?;
+    match connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {
+        Err(Errno::ECONNREFUSED) => Ok(false),
+        Ok(()) | Err(Errno::EPROTOTYPE | Errno::EAGAIN) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The user at the other end when it connected.
@@ -102,5 +123,19 @@ mod tests {
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         let taken = bind_private(&path).unwrap_err();
         assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn who_asks_whether_a_socket_is_served_is_not_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = bind_private(&path).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        assert!(is_bound(&path).unwrap());
+        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(listener);
+        assert!(!is_bound(&path).unwrap(), "its process has ended");
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(is_bound(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

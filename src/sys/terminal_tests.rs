@@ -74,6 +74,8 @@ fn the_terminal_is_as_before_whichever_way_a_process_ends() {
             let mut said = [0; 5];
             child.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
             assert!(!is_raw(&pty.slave), "{signal}");
+            // It was noted before this.
+            std::thread::sleep(signal::SECOND_AFTER);
             nix::sys::signal::kill(id, signal).unwrap();
         }
         let status = child.wait().unwrap();

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use crate::sys::memory::copy_touched;
 
 use super::assemble::Contents;
+use super::brief_wait::BriefWait;
 use super::control_block::{ControlBlock, window_bytes};
 use super::error::VmError;
 use super::hypercall::VmObserver;
@@ -60,7 +61,8 @@ impl Vm {
     /// one left are not copied.
     ///
     /// # Errors
-    /// [`VmError::NotRunning`] if the VM is over or none of its vCPUs runs; otherwise what the host
+    /// [`VmError::NotRunning`] if the VM is over or none of its vCPUs runs; [`VmError::NotInTime`] if
+    /// one of them, or the DMA device, waits for something that does not come; otherwise what the host
     /// refused. The VM itself goes on in any case.
     pub fn clone_running(
         &self,
@@ -87,14 +89,13 @@ impl Vm {
     /// Fills a VM that was just made with what this one is at one moment.
     fn copy_moment_to(&self, clone: &mut Self) -> Result<(), VmError> {
         let begun = Instant::now();
-        let census = self.shared.roster.census(&self.shared.gate);
-        let mut census = census.ok_or(VmError::NotRunning)?;
+        let mut brief = BriefWait::begin();
+        let mut census = self.shared.roster.census(&self.shared.gate, &mut brief)?;
         clone.starts = census.take()?;
-        if clone.starts.iter().all(Option::is_none)
-            || !self.shared.services.bus.dma().wait_until_idle()
-        {
+        if clone.starts.iter().all(Option::is_none) {
             return Err(VmError::NotRunning);
         }
+        self.shared.services.bus.dma().wait_until_idle(&mut brief)?;
         self.object.copy_on_write_into(&clone.object)?;
         let uncopied = |what, reason| VmError::Copy { what, reason };
         copy_touched(&self.window, &clone.window)

@@ -5,7 +5,8 @@
 //! changed, so each vCPU that enters knows that what it kept from before is void. [`Gate::stop`]
 //! turns everybody away for good. None of them waits for a thread that waits for it: a pauser
 //! must not hold a pass, a second pauser waits outside for the first, finds the epoch changed and
-//! leaves the work undone.
+//! leaves the work undone. A pauser that is no vCPU waits for a [while](BriefWait) only, as a vCPU may
+//! wait for a disk or a peer; when it gives up, the gate is open as if it had not come.
 //!
 //! A [`Hold`] is the other way to have nobody inside: while it lives, whoever comes to the gate is
 //! sent away to give an account of itself, and comes again. It changes no epoch, as it makes
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 use crate::sync::{Condvar, Mutex, MutexGuard, lock};
 
+use super::brief_wait::BriefWait;
 use super::kick::Kick;
 
 /// Where a vCPU is with respect to the gate.
@@ -67,6 +69,8 @@ pub(super) enum Paused<T> {
     AlreadyDone,
     /// The VM is stopping.
     Stopping,
+    /// Somebody did not come out in time. Nothing has changed.
+    GivenUp,
 }
 
 /// Why a vCPU does not get in.
@@ -119,6 +123,18 @@ impl Gate {
         self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// As [`wait`](Self::wait), if there is still time; without `brief` there always is.
+    fn wait_in_time<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        brief: &mut Option<BriefWait>,
+    ) -> Option<MutexGuard<'a, State>> {
+        match brief {
+            Some(brief) => brief.wait(&self.changed, state),
+            None => Some(self.wait(state)),
+        }
+    }
+
     /// Waits until the gate is open and goes in.
     pub(super) fn enter(&self, vcpu: usize) -> Result<Pass<'_>, Refused> {
         let mut state = lock(&self.state);
@@ -159,8 +175,14 @@ impl Gate {
     }
 
     /// Runs `work` while no vCPU is inside, unless that happened already after `since`. The
-    /// caller must not hold a [`Pass`].
-    pub(super) fn pause_all<T>(&self, since: u64, work: impl FnOnce() -> T) -> Paused<T> {
+    /// caller must not hold a [`Pass`]. A vCPU, which cannot go on without, waits without limit (`brief`
+    /// is `None`): whoever ends the VM ends that, too.
+    pub(super) fn pause_all<T>(
+        &self,
+        since: u64,
+        mut brief: Option<BriefWait>,
+        work: impl FnOnce() -> T,
+    ) -> Paused<T> {
         let mut state = lock(&self.state);
         loop {
             if state.is_stopping {
@@ -172,13 +194,20 @@ impl Gate {
             if !state.is_closed {
                 break;
             }
-            state = self.wait(state);
+            let Some(waited) = self.wait_in_time(state, &mut brief) else {
+                return Paused::GivenUp;
+            };
+            state = waited;
         }
         state.is_closed = true;
         let _opener = Opener { gate: self };
         self.kick_inside(&state);
-        while state.someone_inside() {
-            state = self.wait(state);
+        // Who still comes out of a VM that stops is not waited for here.
+        while state.someone_inside() && !state.is_stopping {
+            let Some(waited) = self.wait_in_time(state, &mut brief) else {
+                return Paused::GivenUp;
+            };
+            state = waited;
         }
         if state.is_stopping {
             drop(state);

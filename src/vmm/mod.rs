@@ -12,6 +12,7 @@
 mod any;
 mod assemble;
 pub mod boot;
+mod brief_wait;
 mod clone;
 mod control_block;
 pub mod cpu;

@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::shadow_mmu::ShadowMmu;
 use crate::sync::Mutex;
 
+use super::brief_wait::BriefWait;
 use super::cpuid_offered::CpuidTable;
 use super::gate::{Gate, Paused};
 use super::kvm::{KvmError, KvmVm};
@@ -37,9 +38,13 @@ pub(super) struct Shared {
 
 impl Shared {
     /// Takes all shadow pages back while no vCPU is inside the gate, unless that happened since
-    /// `epoch`. The caller is not inside.
-    pub(super) fn recycle(&self, epoch: u64) -> Paused<Result<(), KvmError>> {
-        self.gate.pause_all(epoch, || {
+    /// `epoch`. The caller is not inside; if it is no vCPU, it waits for a while only.
+    pub(super) fn recycle(
+        &self,
+        epoch: u64,
+        brief: Option<BriefWait>,
+    ) -> Paused<Result<(), KvmError>> {
+        self.gate.pause_all(epoch, brief, || {
             self.shadow.recycle();
             self.kvm.flush_slot(TABLES_SLOT)
         })

@@ -259,12 +259,12 @@ impl Vcpu {
         if self.recycles > MAX_RECYCLES {
             return Err(self.guest_error(GuestError::ShadowPagesExhausted { times: self.recycles }));
         }
-        match self.shared.recycle(epoch) {
+        match self.shared.recycle(epoch, None) {
             Paused::Done(flushed) => {
                 self.counts(|counts| counts.recycles.add(1));
                 Ok(flushed?)
             }
-            Paused::AlreadyDone | Paused::Stopping => Ok(()),
+            Paused::AlreadyDone | Paused::Stopping | Paused::GivenUp => Ok(()),
         }
     }
 

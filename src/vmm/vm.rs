@@ -17,6 +17,7 @@ use crate::shadow_mmu::ShadowMmu;
 use crate::sync::{Patience, lock};
 
 use super::assemble::Shape;
+use super::brief_wait::BriefWait;
 use super::clone::Birth;
 use super::control_block::GuestCounters;
 use super::devices::dma::DmaStats;
@@ -152,14 +153,15 @@ impl Vm {
     }
 
     /// Takes all shadow pages back, as when they run out: the guest faults anew on whatever it uses.
-    /// For stress.
+    /// For stress. Left out when a vCPU does not come out of an exit in time, or a
+    /// [stop](crate::sys::signal::is_stop_asked) is asked for.
     ///
     /// # Errors
     /// What KVM refused; the guest must not go on then.
     pub fn recycle(&self) -> Result<(), VmError> {
-        match self.shared.recycle(self.shared.gate.epoch()) {
+        match self.shared.recycle(self.shared.gate.epoch(), Some(BriefWait::begin())) {
             Paused::Done(flushed) => Ok(flushed?),
-            Paused::AlreadyDone | Paused::Stopping => Ok(()),
+            Paused::AlreadyDone | Paused::Stopping | Paused::GivenUp => Ok(()),
         }
     }
 

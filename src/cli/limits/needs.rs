@@ -14,8 +14,8 @@ use crate::vmm::{shadow_table_bytes, window_bytes};
 const PROGRAM_BYTES: u64 = 8 << 20;
 /// KVM, and the tables of a process, for one vCPU.
 const VCPU_BYTES: u64 = 256 << 10;
-/// A frame's entry in the frame table.
-const FRAME_ENTRY_BYTES: u64 = 24;
+/// A frame's entry in the frame table, and what swap knows of it when that is full.
+const FRAME_ENTRY_BYTES: u64 = 24 + 8;
 /// Bytes of address space that nothing below accounts for.
 const SPARE_ADDRESS_BYTES: u64 = 48 << 20;
 

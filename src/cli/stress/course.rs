@@ -269,6 +269,7 @@ struct Watch<'a> {
     ending: &'a Ending,
     begun: Instant,
     fail_fast: bool,
+    until_oracle: bool,
     progress: Progress,
     status: Status,
     detection: Option<Detection>,
@@ -281,6 +282,7 @@ impl<'a> Watch<'a> {
             ending,
             begun: Instant::now(),
             fail_fast: config.fail_fast,
+            until_oracle: config.until_oracle,
             progress: Progress::new(config.duration),
             status: Status::default(),
             detection: None,
@@ -323,6 +325,8 @@ impl<'a> Watch<'a> {
 
     fn look(&mut self, machine: &Machine, storms: &Storms) {
         let found = violations::found_so_far(machine).or(storms.found().map(|check| (check, 1)));
+        // The oracle's come first if there are any.
+        let found = found.filter(|&(by, _)| !self.until_oracle || by == Check::GuestOracle);
         if let (Some((by, _)), None) = (found, self.detection) {
             let seconds = self.begun.elapsed().as_secs_f64();
             self.detection = Some(Detection { seconds, by });

@@ -24,7 +24,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 pub(crate) struct PopulationCount {
     /// Clones made.
     pub(crate) cloned: u64,
-    /// Clones that failed for want of swap, or as injected.
+    /// Clones that failed for want of swap, as injected, or since what was to be cloned waited for a disk
+    /// or a peer.
     pub(crate) failed: u64,
     /// VMs killed in the middle of their work.
     pub(crate) killed: u64,
@@ -153,6 +154,11 @@ impl Population {
                 Ok(true)
             }
             Err(VmError::Host(error)) if is_expected(&error, &self.injected) => {
+                self.count.failed += 1;
+                Ok(false)
+            }
+            // A disk or a peer keeps it.
+            Err(VmError::NotInTime) => {
                 self.count.failed += 1;
                 Ok(false)
             }

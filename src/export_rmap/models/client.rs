@@ -41,6 +41,8 @@ pub(crate) struct Client {
     /// The word of each page that this client writes.
     word: usize,
     unregistered: AtomicU32,
+    /// The next flush fails: 1.
+    refuses: AtomicU32,
 }
 
 impl Client {
@@ -52,6 +54,7 @@ impl Client {
             tlb: Mutex::new(vec![0; pages]),
             word,
             unregistered: AtomicU32::new(0),
+            refuses: AtomicU32::new(0),
         });
         let registration = host.notifiers.register(client.clone()).unwrap();
         client.id.set(registration.id()).unwrap();
@@ -63,6 +66,12 @@ impl Client {
     pub(super) fn unregister(&self, host: &Host, registration: Registration) {
         host.notifiers.unregister(registration);
         self.unregistered.store(1, Ordering::Relaxed);
+    }
+
+    /// Lets the next flush fail.
+    #[cfg(loom)]
+    pub(super) fn refuse_next_flush(&self) {
+        self.refuses.store(1, Ordering::Relaxed);
     }
 
     fn check_registered(&self) {
@@ -240,6 +249,10 @@ impl ExportNotifier for Client {
         self.check_registered();
         if reason == FlushReason::Recalled {
             return Ok(());
+        }
+        if self.refuses.swap(0, Ordering::Relaxed) == 1 {
+            let source = std::io::Error::from_raw_os_error(libc::ENOMEM);
+            return Err(RevokeError { frames: frames.len(), source });
         }
         for entry in lock(&self.tlb).iter_mut() {
             if *entry & PRESENT != 0 && frames.contains(&frame(*entry)) {

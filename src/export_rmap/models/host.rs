@@ -135,9 +135,14 @@ impl Host {
         }
     }
 
+    /// `false` if a client failed.
+    fn try_flush(&self, pages: &[(LockedPage<'_>, usize)]) -> bool {
+        let pages: Vec<&LockedPage<'_>> = pages.iter().map(|(locked, _)| locked).collect();
+        self.notifiers.revoke(&pages, FlushReason::Invalidated).is_ok()
+    }
+
     fn flush(&self, pages: &[(LockedPage<'_>, usize)]) {
-        let frames: Vec<Pfn> = pages.iter().map(|(locked, _)| locked.pfn()).collect();
-        self.notifiers.flush(&frames, FlushReason::Invalidated).unwrap();
+        assert!(self.try_flush(pages), "only an eviction is to fail");
     }
 
     fn write_out(&self, locked: &LockedPage<'_>, page: usize) {
@@ -149,11 +154,13 @@ impl Host {
     }
 
     /// Evicts the pages in these frames as one batch: told, flushed once, written out if dirty.
-    /// Returns the number of frames that are free now.
+    /// Returns the number of frames that are free now: none if the flush failed.
     pub(crate) fn evict(&self, frames: &[Pfn]) -> usize {
         let pages = self.candidates(frames);
         self.detach(&pages, Invalidation::Unmap);
-        self.flush(&pages);
+        if !self.try_flush(&pages) {
+            return 0;
+        }
         let evicted = pages.len();
         for (locked, page) in pages {
             if locked.flags().contains(PageFlags::DIRTY) {
@@ -210,20 +217,20 @@ impl Host {
         }
         locked.begin_invalidation();
         self.notifiers.invalidate_page(locked, Invalidation::Recall);
-        self.notifiers.flush(&[locked.pfn()], FlushReason::Recalled).unwrap();
+        self.notifiers.revoke(&[locked], FlushReason::Recalled).unwrap();
         locked.clear_flags(PageFlags::LENT);
     }
 
-    /// Forgets the page in a frame. Without clients there is nothing to flush.
+    /// Forgets the page in a frame. Without clients there is nothing to flush, unless a flush failed.
     #[cfg(loom)]
     pub(crate) fn discard(&self, frame: Pfn) {
         let Some((locked, page)) = self.candidates(&[frame]).pop() else {
             return;
         };
         locked.begin_invalidation();
-        if locked.frame().is_exported() {
+        if locked.must_be_flushed() {
             self.notifiers.invalidate_page(&locked, Invalidation::Unmap);
-            self.notifiers.flush(&[frame], FlushReason::Invalidated).unwrap();
+            self.notifiers.revoke(&[&locked], FlushReason::Invalidated).unwrap();
         }
         self.release(locked, page);
     }

@@ -9,8 +9,8 @@
 //!
 //! `--release`, because a model's threads are coroutines of one thread of the system, which the
 //! lock-order checker of debug builds would take for one. Each test prints how many schedules it
-//! ran and how long that took (`-- --nocapture`). `.ci/models` runs them all, then breaks the rules
-//! one at a time and expects the model of that rule to fail; `docs/models.md` has the figures.
+//! ran and how long that took (`-- --nocapture`). `.ci/models` runs them all; `docs/models.md` has the figures,
+//! and `docs/mutants.md` what each model notices.
 
 pub(crate) mod client;
 pub(crate) mod host;

@@ -98,3 +98,22 @@ fn a_frame_stays_exported_until_its_clients_own_removal_is_flushed() {
         host.check_books(&[&client]);
     });
 }
+
+/// An eviction whose flush failed has left the frame without an entry in the reverse map, and the
+/// processor with what it caches: who forgets the page after it has to flush all the same.
+#[test]
+fn a_frame_whose_flush_failed_is_reused_only_after_one_that_succeeds() {
+    check(|| {
+        let (host, client, _registration) = machine();
+        client.refuse_next_flush();
+        assert_eq!(host.evict(&[FRAME]), 0);
+        let guest = thread::spawn({
+            let (host, client) = (host.clone(), client.clone());
+            move || read(&host, &client)
+        });
+        host.discard(FRAME);
+        drop(host.lock_page(OTHER_PAGE));
+        guest.join().unwrap();
+        host.check_books(&[&client]);
+    });
+}

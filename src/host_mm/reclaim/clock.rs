@@ -15,17 +15,12 @@ use crate::addr::Pfn;
 use crate::export_rmap::{FlushReason, PageFlags};
 use crate::host_mm::object::ObjectPages;
 use crate::host_mm::reclaim::Reclaimed;
-use crate::host_mm::reclaim::evict::Candidate;
+use crate::host_mm::reclaim::evict::{BATCH, Candidate, is_heavy};
 use crate::host_mm::{HostMm, ReclaimPolicy};
 use crate::sync::lock;
 
 /// Frames looked at in one go.
 const WINDOW: u32 = 256;
-/// Most pages evicted with one flush: their locks are all held until it is done.
-const BATCH: usize = 64;
-/// A page with more mappings than this is evicted alone: to tell the clients takes its time, in which
-/// the other pages of a batch, and whoever wants them, would wait.
-const HEAVY: usize = 1024;
 /// Rounds over the whole table after which use counts no longer protect a page.
 const PATIENCE_ROUNDS: u32 = 5;
 /// Rounds after which the caller is told that nothing can be had.
@@ -40,10 +35,6 @@ pub(super) struct Hand {
 impl Hand {
     pub(super) fn new(frames: u32) -> Self {
         Self { next: Mutex::new(0), frames }
-    }
-
-    pub(super) fn frames(&self) -> u32 {
-        self.frames
     }
 }
 
@@ -102,7 +93,7 @@ impl HostMm {
                 ReclaimPolicy::Clock => self.judge(&candidate, impatient, &mut picked.aged),
             };
             if verdict == Verdict::Evict {
-                let is_heavy = self.table.rmap_len(pfn) > HEAVY;
+                let is_heavy = is_heavy(self, pfn);
                 if is_heavy && !picked.victims.is_empty() {
                     // Next time, first of all.
                     *next = pfn.as_u32();

@@ -30,7 +30,7 @@ pub(in crate::host_mm) struct Candidate<'a> {
     pub(in crate::host_mm) gfn: Gfn,
 }
 
-/// Pages that a walk over a memory object invalidates with one flush.
+/// Most pages invalidated with one flush: their locks are all held until it is done.
 pub(in crate::host_mm) const BATCH: usize = 64;
 
 /// Locks a frame for a batch of locked pages. A page lock that somebody else holds is waited for with
@@ -49,9 +49,18 @@ pub(in crate::host_mm) fn lock_beside_batch<'a>(
     }
 }
 
+/// A page with more mappings than this is invalidated alone: to tell the clients takes its time, in
+/// which the other pages of a batch, and whoever wants them, would wait.
+const HEAVY: usize = 1024;
+
+/// Whether the page in a frame is one to be invalidated alone.
+pub(in crate::host_mm) fn is_heavy(mm: &HostMm, pfn: Pfn) -> bool {
+    mm.table.rmap_len(pfn) > HEAVY
+}
+
 /// Puts the page of `object` that is in frame `pfn` into the batch, locked; `false` if it is not
-/// there any more. `invalidate` empties the batch: when it is full, and before a page lock that
-/// somebody else holds is waited for.
+/// there any more. `invalidate` empties the batch: when it is full, before a page lock that somebody
+/// else holds is waited for, and before and after a page with many mappings.
 pub(in crate::host_mm) fn add_to_batch<'a>(
     mm: &'a HostMm,
     object: &'a ObjectPages,
@@ -65,8 +74,12 @@ pub(in crate::host_mm) fn add_to_batch<'a>(
     if object.touched_entry(gfn).map(Entry::load) != Some(Place::Frame(pfn)) {
         return Ok(false);
     }
+    let is_heavy = is_heavy(mm, pfn);
+    if is_heavy {
+        invalidate(batch)?;
+    }
     batch.push(Candidate { page, object, gfn });
-    if batch.len() == BATCH {
+    if is_heavy || batch.len() == BATCH {
         invalidate(batch)?;
     }
     Ok(true)
@@ -117,14 +130,14 @@ impl<'a> DetachedBatch<'a> {
     /// # Errors
     /// If a client fails: the pages stay where they are.
     pub(in crate::host_mm) fn revoke(self) -> Result<Vec<Revoked<'a>>, RevokeError> {
-        let frames: Vec<Pfn> = self
+        let pages: Vec<&LockedPage<'_>> = self
             .pages
             .iter()
             .filter(|page| !self.mm.is_sabotaged(Sabotage::SkipFlush, page.0.gfn))
-            .map(|page| page.0.page.pfn())
+            .map(|page| &page.0.page)
             .collect();
         self.mm.pause(PausePoint::Detached);
-        self.mm.notifiers.flush(&frames, FlushReason::Invalidated)?;
+        self.mm.notifiers.revoke(&pages, FlushReason::Invalidated)?;
         self.mm.pause(PausePoint::Flushed);
         if self.kind == Invalidation::Unmap {
             // Copies are gone as mappings are. Not before the flush: if that fails, they may not be.
@@ -389,15 +402,15 @@ impl HostMm {
     /// dirty. Returns the number of slots freed.
     fn release_duplicates(&self) -> Result<usize, SwapError> {
         let duplicates = &self.reclaimer.duplicates;
-        let has_slot = |&pfn: &Pfn| self.table.get(pfn).is_some_and(|frame| frame.slot().is_some());
-        let known = duplicates.complete((0..self.table.len()).map(Pfn::new).filter(has_slot));
-        let mut released = 0;
-        for pfn in (0..known).map_while(|_| duplicates.pop()) {
-            if !has_slot(&pfn) {
+        let has_slot = |pfn: Pfn| self.table.get(pfn).is_some_and(|frame| frame.slot().is_some());
+        let (mut released, mut busy) = (0, 0);
+        while let Some(pfn) = duplicates.next(busy, has_slot) {
+            if !has_slot(pfn) {
                 continue;
             }
             let Some(page) = self.table.try_lock(pfn) else {
                 duplicates.put_back(pfn);
+                busy += 1;
                 continue;
             };
             if let Some(slot) = page.slot().filter(|_| page.flags().contains(PageFlags::IN_USE)) {

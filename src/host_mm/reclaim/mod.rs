@@ -6,9 +6,9 @@
 
 mod background;
 mod clock;
+mod duplicates;
 mod evict;
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -20,8 +20,10 @@ use crate::sync::lock;
 use crate::sys::threads;
 
 use clock::Hand;
+use duplicates::Duplicates;
 pub(super) use evict::{
-    BATCH, Candidate, DetachedBatch, Revoked, add_to_batch, is_zero, lock_beside_batch, vacate_all,
+    BATCH, Candidate, DetachedBatch, Revoked, add_to_batch, is_heavy, is_zero, lock_beside_batch,
+    vacate_all,
 };
 
 /// Frames that a fault without a free frame asks for: enough to amortise the flush.
@@ -43,53 +45,6 @@ pub(super) struct Reclaimer {
     duplicates: Duplicates,
     /// Faults in a row that starved: see [`STARVED_FAULTS`].
     starved: AtomicU32,
-}
-
-/// The frames whose page may stand in swap as well, for when swap is full: what there is is known
-/// without a look at the frame table, which each page to be written would need.
-#[derive(Default)]
-struct Duplicates(Mutex<Known>);
-
-#[derive(Default)]
-struct Known {
-    frames: VecDeque<Pfn>,
-    /// No frame with a slot is missing in `frames`. Not before swap was full once.
-    is_complete: bool,
-}
-
-impl Duplicates {
-    /// Notes that the page in a frame has been given a slot, or has kept the one that it came from.
-    fn note(&self, pfn: Pfn, frames: u32) {
-        let mut known = lock(&self.0);
-        if !known.is_complete {
-            return;
-        }
-        known.frames.push_back(pfn);
-        if known.frames.len() > 2 * frames as usize {
-            // Some stand in it more than once. The next look at the table is for that many notes.
-            *known = Known::default();
-        }
-    }
-
-    /// A frame to look at.
-    fn pop(&self) -> Option<Pfn> {
-        lock(&self.0).frames.pop_front()
-    }
-
-    /// Puts back one that could not be looked at.
-    fn put_back(&self, pfn: Pfn) {
-        lock(&self.0).frames.push_back(pfn);
-    }
-
-    /// How many there are, once they are complete: by `all`, if they are not.
-    fn complete(&self, all: impl Iterator<Item = Pfn>) -> usize {
-        let mut known = lock(&self.0);
-        if !known.is_complete {
-            // Those that are given a slot meanwhile wait here to be noted.
-            *known = Known { frames: all.collect(), is_complete: true };
-        }
-        known.frames.len()
-    }
 }
 
 /// What a call of reclaim came to.
@@ -119,7 +74,7 @@ impl Reclaimer {
             hand: Hand::new(frames),
             background: Arc::default(),
             thread: Mutex::default(),
-            duplicates: Duplicates::default(),
+            duplicates: Duplicates::of_frames(frames),
             starved: AtomicU32::new(0),
         }
     }
@@ -140,7 +95,7 @@ impl Reclaimer {
 
     /// A page in a frame, whose lock is held, has been given a slot.
     pub(super) fn note_duplicate(&self, page: &LockedPage<'_>) {
-        self.duplicates.note(page.pfn(), self.hand.frames());
+        self.duplicates.note(page.pfn());
     }
 }
 
@@ -210,7 +165,11 @@ impl HostMm {
     /// If a page could not be evicted, after all others were tried.
     pub fn evict_frames(&self, frames: &[Pfn]) -> Result<usize, MmError> {
         let objects = self.objects.load();
-        let reclaimed = self.evict(self.candidates(&objects, frames).collect());
+        let mut reclaimed = Reclaimed::default();
+        self.in_batches(self.candidates(&objects, frames), |batch| {
+            reclaimed.add(self.evict(batch));
+            Ok(())
+        })?;
         reclaimed.error.map_or(Ok(reclaimed.frames), Err)
     }
 
@@ -233,6 +192,26 @@ impl HostMm {
         frames.into_iter().filter_map(move |pfn| self.candidate(objects, pfn))
     }
 
+    /// Has pages invalidated in batches of at most [`BATCH`], those with many mappings alone.
+    pub(super) fn in_batches<'a>(
+        &self,
+        candidates: impl Iterator<Item = Candidate<'a>>,
+        mut invalidate: impl FnMut(Vec<Candidate<'a>>) -> Result<(), MmError>,
+    ) -> Result<(), MmError> {
+        let mut batch = Vec::new();
+        for candidate in candidates {
+            let is_heavy = is_heavy(self, candidate.page.pfn());
+            if is_heavy && !batch.is_empty() {
+                invalidate(std::mem::take(&mut batch))?;
+            }
+            batch.push(candidate);
+            if is_heavy || batch.len() == BATCH {
+                invalidate(std::mem::take(&mut batch))?;
+            }
+        }
+        if batch.is_empty() { Ok(()) } else { invalidate(batch) }
+    }
+
     /// The page in this frame, if there is one and nobody holds its lock.
     fn candidate<'a>(
         &'a self,
@@ -251,42 +230,5 @@ impl HostMm {
         // They are in order of their numbers, and there may be thousands.
         let at = objects.binary_search_by_key(&owner.object, |object| object.number).ok()?;
         Some(Candidate { page, object: &objects[at], gfn: owner.gfn })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::cell::Cell;
-
-    use super::*;
-
-    /// With swap full, each page to be written asks: the frame table is looked through once for as
-    /// many notes as there are frames, not for each.
-    #[test]
-    fn the_frames_with_a_slot_are_known_without_a_look_at_the_table() {
-        const FRAMES: u32 = 1000;
-        const AT_ONCE: usize = 16;
-        let looked_at = Cell::new(0);
-        let look = |number| {
-            looked_at.set(looked_at.get() + 1);
-            Pfn::new(number)
-        };
-        let duplicates = Duplicates::default();
-        duplicates.note(Pfn::new(3), FRAMES);
-        assert_eq!(duplicates.pop(), None, "nobody has asked yet");
-        let rounds = 20 * FRAMES;
-        let mut found = 0;
-        for number in 0..rounds {
-            duplicates.note(Pfn::new(number % FRAMES), FRAMES);
-            if number % 64 == 0 {
-                for _ in 0..duplicates.complete((0..FRAMES).map(look)).min(AT_ONCE) {
-                    found += u32::from(duplicates.pop().is_some());
-                }
-            }
-        }
-        assert!(looked_at.get() <= FRAMES + rounds, "{}", looked_at.get());
-        assert!(found >= rounds / 64, "{found}");
-        duplicates.put_back(Pfn::new(7));
-        assert!(std::iter::from_fn(|| duplicates.pop()).any(|pfn| pfn == Pfn::new(7)));
     }
 }

@@ -1,6 +1,6 @@
 //! The two sides of the protocol: what clients are told, when, and what is made of their answer.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use proptest::prelude::*;
@@ -317,7 +317,7 @@ proptest! {
 struct Late {
     id: OnceLock<ClientId>,
     calls: Mutex<Vec<&'static str>>,
-    flush_fails: bool,
+    flush_fails: AtomicBool,
 }
 
 impl ExportNotifier for Late {
@@ -333,7 +333,7 @@ impl ExportNotifier for Late {
 
     fn flush(&self, frames: &[Pfn], _reason: FlushReason) -> Result<(), RevokeError> {
         lock(&self.calls).push("flush");
-        if self.flush_fails {
+        if self.flush_fails.load(Ordering::Relaxed) {
             let source = std::io::Error::from_raw_os_error(libc::EIO);
             return Err(RevokeError { frames: frames.len(), source });
         }
@@ -341,17 +341,19 @@ impl ExportNotifier for Late {
     }
 }
 
-/// Drops an object of which a client still maps a page; what the client was told, and the frames
-/// in use afterwards.
-fn drop_under(late: Late) -> (Vec<&'static str>, u64) {
+/// Drops an object of which a client maps a page, after `before`; what the client was told, and the
+/// frames in use afterwards.
+fn drop_under(late: Late, before: impl FnOnce(&HostMm, Pfn, &Late)) -> (Vec<&'static str>, u64) {
     let mm = HostMm::new(config()).unwrap();
     let object = mm.create_object(4 * PAGE_SIZE_U64).unwrap();
     let late = Arc::new(late);
     let registration = mm.notifiers().register(late.clone()).unwrap();
     late.id.set(registration.id()).unwrap();
     let page = object.lock_page_for_write(gfn(0)).unwrap();
-    mm.frame_table().rmap_add(page.pfn(), RmapEntry::new(registration.id(), 0));
+    let pfn = page.pfn();
+    mm.frame_table().rmap_add(pfn, RmapEntry::new(registration.id(), 0));
     drop(page);
+    before(&mm, pfn, &late);
     drop(object);
     assert_eq!(mm.violations().1, 0);
     mm.notifiers().unregister(registration);
@@ -361,11 +363,38 @@ fn drop_under(late: Late) -> (Vec<&'static str>, u64) {
 
 #[test]
 fn a_client_that_outlives_the_object_loses_its_mappings_before_the_frame_is_free() {
-    assert_eq!(drop_under(Late::default()), (vec!["invalidate", "flush"], 0));
+    let told = drop_under(Late::default(), |_, _, _| {});
+    assert_eq!(told, (vec!["invalidate", "flush"], 0));
 }
 
 #[test]
 fn a_frame_that_cannot_be_revoked_is_lost_rather_than_shared() {
-    let late = Late { flush_fails: true, ..Late::default() };
-    assert_eq!(drop_under(late), (vec!["invalidate", "flush"], 1));
+    let late = Late { flush_fails: true.into(), ..Late::default() };
+    assert_eq!(drop_under(late, |_, _, _| {}), (vec!["invalidate", "flush"], 1));
+}
+
+/// The client has given its entry up, so the frame is not exported; but what it caches may be in use.
+#[test]
+fn a_frame_whose_flush_failed_is_flushed_before_it_is_free_though_nobody_maps_it() {
+    for fails_again in [false, true] {
+        let late = Late { flush_fails: true.into(), ..Late::default() };
+        let told = drop_under(late, |mm, pfn, late| {
+            mm.evict_frames(&[pfn]).unwrap_err();
+            assert!(!mm.frame_table().get(pfn).unwrap().is_exported());
+            late.flush_fails.store(fails_again, Ordering::Relaxed);
+        });
+        assert_eq!(told, (vec!["invalidate", "flush", "flush"], u64::from(fails_again)));
+    }
+}
+
+/// A flush that succeeds is enough: nothing is due after it.
+#[test]
+fn a_frame_that_was_flushed_at_last_is_free_without_another() {
+    let late = Late { flush_fails: true.into(), ..Late::default() };
+    let told = drop_under(late, |mm, pfn, late| {
+        mm.evict_frames(&[pfn]).unwrap_err();
+        late.flush_fails.store(false, Ordering::Relaxed);
+        assert_eq!(mm.clean_frames(&[pfn]).unwrap(), 1);
+    });
+    assert_eq!(told, (vec!["invalidate", "flush", "flush"], 0));
 }

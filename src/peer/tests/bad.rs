@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::rig::{RawPeer, Rig, SLOTS, content};
 use crate::addr::{Gfn, PAGE_SIZE};
+use crate::export_rmap::{ClientId, Retain, RmapEntry};
 use crate::host_mm::{HostFault, When};
 use crate::peer::client::{Client, ClientConfig};
 use crate::peer::protocol::{Closing, MAX_REQUESTS, MESSAGE_BYTES, Reply, Request};
 use crate::peer::server::MAX_PEERS;
 use crate::sync::lock;
+use crate::sys::signal;
 
 /// Short enough to be waited for.
 const SHORT: Duration = Duration::from_millis(100);
@@ -73,6 +75,25 @@ fn a_client_that_hangs_finds_that_everything_was_taken_from_it() {
     assert_eq!(report.findings.violations, 0, "{report:?}");
     assert!(report.findings.empty >= u64::from(SLOTS), "{report:?}");
     rig.assert_sound();
+}
+
+/// Whoever wants the page may be the thread that is to end the run.
+#[test]
+fn a_peer_that_hangs_is_not_waited_for_at_the_end_that_a_signal_asks_for() {
+    let rig = Rig::new(Duration::from_secs(3600));
+    rig.write(3, 1);
+    let mut peer = rig.raw();
+    peer.map(0, 8, 0);
+    {
+        let _stop = signal::pretended::Stop::after(2);
+        rig.write(3, 2);
+    }
+    assert!(rig.read(3) == content(3, 2));
+    assert_eq!(peer.hear(), Some(Reply::Invalidate { sequence: 1, slots: vec![3] }));
+    assert_eq!(peer.hear_out(), closed(Closing::EndOfRun));
+    assert!((0..8).all(|slot| peer.page(slot) == EMPTY));
+    rig.assert_sound();
+    assert_eq!(rig.server.stats().cut_off, 0, "it is not the peer's fault");
 }
 
 #[test]
@@ -254,9 +275,45 @@ fn there_are_only_so_many_peers_at_a_time() {
     assert_eq!(rig.server.stats().served, MAX_PEERS as u64 + 1);
 }
 
+/// However often they come: what is kept is of those that are there, or whose threads are ending (and
+/// of the last one until the next comes).
+#[test]
+fn peers_that_come_and_go_leave_nothing_that_grows() {
+    let rig = Rig::new(LONG);
+    rig.write(0, 1);
+    for _ in 0..4 * MAX_PEERS {
+        let mut peer = rig.raw();
+        peer.map(0, 1, 0);
+        let (live, threads, _) = rig.server.kept();
+        assert_eq!((live, threads), (1, 1));
+        drop(peer);
+        rig.wait_for("its end", |rig| rig.server.kept().2 == 0);
+    }
+    assert_eq!(rig.server.stats().refused, 0);
+    rig.assert_sound();
+}
+
+#[test]
+fn what_a_client_that_is_gone_has_left_is_told() {
+    let rig = Rig::new(LONG);
+    let mut peer = rig.raw();
+    peer.map(0, 1, 0);
+    assert!(rig.server.leftovers().is_empty(), "it is there");
+    let table = rig.mm.frame_table();
+    let pfn = rig.object.lock_page(Gfn::new(0)).unwrap().pfn();
+    let gone = ClientId::new(4000).unwrap();
+    (0..100).for_each(|slot| assert!(table.rmap_add(pfn, RmapEntry::new(gone, slot))));
+    let left = rig.server.leftovers();
+    assert_eq!(left.len(), 16, "{left:?}");
+    let said = format!("I3: frame {pfn} is exported to slot 0 of client 4000, which is gone");
+    assert_eq!(left[0], said);
+    table.rmap_visit(pfn, gone, |_| Retain::Drop);
+    rig.assert_sound();
+}
+
 #[test]
 fn the_socket_comes_and_goes_with_the_server() {
-    use crate::peer::server::{PeerServer, ServeError, ServerConfig};
+    use crate::peer::server::{PeerServer, ServeError, ServerConfig, check_path};
 
     let rig = Rig::new(LONG);
     let folder = tempfile::tempdir().unwrap();
@@ -270,7 +327,13 @@ fn the_socket_comes_and_goes_with_the_server() {
     let server = start().unwrap();
     let mut peer = RawPeer::on(std::os::unix::net::UnixStream::connect(&path).unwrap());
     peer.map(0, 1, 0);
+    // Whoever looks whether the place is free is no peer. Connections are accepted in order: another
+    // comes after all that were made for these looks.
     assert!(matches!(start(), Err(ServeError::InUse(_))));
+    assert!(matches!(check_path(&path), Err(ServeError::InUse(_))));
+    drop(RawPeer::on(std::os::unix::net::UnixStream::connect(&path).unwrap()));
+    let stats = server.stats();
+    assert_eq!((stats.served, stats.refused), (2, 0), "{stats:?}");
     server.stop();
     assert!(!path.exists());
     assert_eq!(peer.hear_out(), closed(Closing::EndOfRun));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::addr::{Gfn, Gpa, Gva};
+use crate::host_mm::{DirtyLog, MmError};
 use crate::shadow_mmu::fault::{Install, Installed, Target};
 use crate::shadow_mmu::reference::cpu::{Cpu, Done};
 use crate::shadow_mmu::reference::machine::{
@@ -354,4 +355,48 @@ fn a_page_with_many_mappings_is_evicted_alone() {
     assert!(times.load(Ordering::Relaxed) >= ALIASES / BATCH - 1);
     *lock(&machine.shadow.mmu.between_batches) = None;
     machine.assert_sound();
+}
+
+/// Whoever takes it, with others or one after the other: they are let go before.
+#[test]
+fn a_page_with_many_mappings_is_invalidated_alone_whatever_for() {
+    type Way = fn(&Machine) -> Result<(), MmError>;
+    let (first, count) = (Gfn::new(50), 250);
+    let ways: [(&str, Way); 7] = [
+        ("eviction", |machine| machine.mm.evict_frames(&machine.used_frames()).map(drop)),
+        ("cleaning", |machine| machine.mm.clean_frames(&machine.used_frames()).map(drop)),
+        ("migration", |machine| machine.mm.migrate_frames(&machine.used_frames()).map(drop)),
+        ("the guest's giving it back", |machine| {
+            machine.object().free_pages(Gfn::new(50), 250).map(drop)
+        }),
+        ("the dirty log", |machine| {
+            DirtyLog::start(machine.object().clone())?.take(Gfn::new(50), 250).map(drop)
+        }),
+        ("sharing", |machine| machine.object().copy_on_write_clone().map(drop)),
+        ("lending", |machine| {
+            let pages: Vec<Gfn> = (50..300).map(Gfn::new).collect();
+            machine.object().lend_pages(&pages, |_, _, _| {})
+        }),
+    ];
+    for (what, way) in ways {
+        let (machine, mut cpu) = machine();
+        let others = (0..count).map(|at| Gfn::new(first.as_u64() + at));
+        let (below, above): (Vec<Gfn>, Vec<Gfn>) = others.partition(|&gfn| gfn < Gfn::new(DATA));
+        // In this order they are in the frame table, too.
+        below.iter().for_each(|gfn| machine.object().write(gfn.base(), &[1]).unwrap());
+        read_all(&machine, &mut cpu);
+        above.iter().skip(1).for_each(|gfn| machine.object().write(gfn.base(), &[1]).unwrap());
+        let most = Arc::new(AtomicUsize::new(0));
+        let seen = most.clone();
+        let times = between_batches(&machine, move |machine, _| {
+            let is_locked = |pfn: &_| machine.mm.frame_table().try_lock(*pfn).is_none();
+            let locked = machine.used_frames().iter().filter(|pfn| is_locked(pfn)).count();
+            seen.fetch_max(locked, Ordering::Relaxed);
+        });
+        way(&machine).unwrap();
+        assert!(times.load(Ordering::Relaxed) >= ALIASES / BATCH - 1, "{what}");
+        assert_eq!(most.load(Ordering::Relaxed), 1, "{what}");
+        *lock(&machine.shadow.mmu.between_batches) = None;
+        machine.assert_sound();
+    }
 }

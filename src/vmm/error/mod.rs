@@ -91,6 +91,11 @@ pub enum VmError {
         "cannot clone the VM: none of its vCPUs is running; clone one that was started and is not over"
     )]
     NotRunning,
+    /// A vCPU or the DMA device did not stand still for a clone.
+    #[error(
+        "cannot clone the VM now: one of its vCPUs, or its DMA device, is busy with the host, as with a disk or a peer that does not answer; try again"
+    )]
+    NotInTime,
     /// A window shows one memory object, and each of its pages in one frame.
     #[error("a guest with direct paging cannot be cloned: run it with --paging shadow")]
     CloneOfWindow,

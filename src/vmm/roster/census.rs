@@ -6,6 +6,7 @@
 
 use crate::sync::lock;
 
+use super::super::brief_wait::BriefWait;
 use super::super::error::VmError;
 use super::super::gate::{Gate, Hold};
 use super::{Roster, State, VcpuState};
@@ -28,12 +29,19 @@ impl<S> State<S> {
 }
 
 impl<S: Clone> Roster<S> {
-    /// Has every vCPU stop at the gate and say how to go on; `None` if the VM is over. Another
+    /// Has every vCPU stop at the gate and say how to go on, for as long as the caller waits. Another
     /// census is waited for.
-    pub(in crate::vmm) fn census<'a>(&'a self, gate: &'a Gate) -> Option<Census<'a, S>> {
+    ///
+    /// # Errors
+    /// [`VmError::NotRunning`] if the VM is over; [`VmError::NotInTime`], and then all go on.
+    pub(in crate::vmm) fn census<'a>(
+        &'a self,
+        gate: &'a Gate,
+        brief: &mut BriefWait,
+    ) -> Result<Census<'a, S>, VmError> {
         let mut state = lock(&self.state);
         while state.census.is_some() {
-            state = self.wait(state);
+            state = brief.wait(&self.changed, state).ok_or(VmError::NotInTime)?;
         }
         state.census = Some(state.vcpus.iter().map(|_| None).collect());
         drop(state);
@@ -41,17 +49,17 @@ impl<S: Clone> Roster<S> {
         let mut census = Census { roster: self, hold: Some(gate.hold()), accounts: Vec::new() };
         let mut state = lock(&self.state);
         while !state.is_counted() && !state.is_over() {
-            state = self.wait(state);
+            state = brief.wait(&self.changed, state).ok_or(VmError::NotInTime)?;
         }
         if state.is_over() {
             drop(state);
-            return None;
+            return Err(VmError::NotRunning);
         }
         let given = state.census.as_mut().map(std::mem::take).unwrap_or_default();
         let pending = state.starts.iter().cloned();
         census.accounts = given.into_iter().zip(pending).map(|(a, b)| a.or(b.map(Ok))).collect();
         drop(state);
-        Some(census)
+        Ok(census)
     }
 
     /// Vcpu `vcpu`, which the gate has sent away, gives its account, and waits for the end of the
@@ -99,7 +107,10 @@ impl<S> Drop for Census<'_, S> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::sys::signal;
     use crate::vmm::outcome::Outcome;
 
     fn gate() -> Gate {
@@ -120,7 +131,10 @@ mod tests {
     fn a_census_waits_for_who_runs_and_takes_a_pending_start_as_it_is() {
         let (roster, gate) = (Roster::new(2), gate());
         roster.start(0, 1).unwrap();
-        assert_eq!(rips(&mut roster.census(&gate).unwrap()), [Some(1), None]);
+        assert_eq!(
+            rips(&mut roster.census(&gate, &mut BriefWait::begin()).unwrap()),
+            [Some(1), None]
+        );
         assert!(roster.wait_for_start(0).is_some());
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -132,14 +146,21 @@ mod tests {
                 }
                 assert!(!roster.park(0), "vCPU 1 is about to run");
             });
-            let mut census = roster.census(&gate).unwrap();
+            let mut census = roster.census(&gate, &mut BriefWait::begin()).unwrap();
             assert_eq!(rips(&mut census), [Some(2), None]);
             assert!(gate.enter(1).is_err(), "nobody gets in meanwhile");
             drop(census);
             roster.start(1, 9).unwrap();
-            assert_eq!(rips(&mut roster.census(&gate).unwrap()), [Some(3), Some(9)]);
+            assert_eq!(
+                rips(&mut roster.census(&gate, &mut BriefWait::begin()).unwrap()),
+                [Some(3), Some(9)]
+            );
         });
-        assert_eq!(rips(&mut roster.census(&gate).unwrap()), [None, Some(9)], "vCPU 0 is parked");
+        assert_eq!(
+            rips(&mut roster.census(&gate, &mut BriefWait::begin()).unwrap()),
+            [None, Some(9)],
+            "vCPU 0 is parked"
+        );
     }
 
     #[test]
@@ -154,11 +175,52 @@ mod tests {
                 }
                 roster.end(Outcome::Killed);
             });
-            assert!(roster.census(&gate).is_none());
+            assert!(matches!(
+                roster.census(&gate, &mut BriefWait::begin()),
+                Err(VmError::NotRunning)
+            ));
         });
         roster.exited(0);
         assert!(gate.enter(0).is_ok(), "the gate is open again");
         assert!(roster.take_outcome().is_some());
-        assert!(roster.census(&gate).is_none());
+        assert!(matches!(roster.census(&gate, &mut BriefWait::begin()), Err(VmError::NotRunning)));
+    }
+
+    #[test]
+    fn a_vcpu_that_does_not_come_is_waited_for_until_a_stop_or_for_a_while() {
+        let (roster, gate) = (Roster::new(2), gate());
+        for vcpu in 0..2 {
+            roster.start(vcpu, 1).unwrap();
+            assert!(roster.wait_for_start(vcpu).is_some());
+        }
+        let given_up = |limit| {
+            let refused = roster.census(&gate, &mut BriefWait::of(limit));
+            assert!(matches!(refused, Err(VmError::NotInTime)));
+            assert!(gate.enter(0).is_ok(), "the gate is open again");
+        };
+        std::thread::scope(|scope| {
+            // The other one comes, says how to go on, and does so when nobody asks any more.
+            let other = scope.spawn(|| roster.give_account(1, Ok(7)));
+            {
+                let _stop = signal::pretended::Stop::after(3);
+                given_up(Duration::from_secs(3600));
+            }
+            given_up(Duration::from_millis(1));
+            other.join().unwrap();
+        });
+        // Both are there the next time.
+        std::thread::scope(|scope| {
+            for vcpu in 0..2 {
+                let (roster, gate) = (&roster, &gate);
+                scope.spawn(move || {
+                    while gate.enter(vcpu).is_ok() {
+                        std::thread::yield_now();
+                    }
+                    roster.give_account(vcpu, Ok(vcpu as u64));
+                });
+            }
+            let mut census = roster.census(&gate, &mut BriefWait::begin()).unwrap();
+            assert_eq!(rips(&mut census), [Some(0), Some(1)]);
+        });
     }
 }

@@ -137,15 +137,15 @@ fn read_lines(
 }
 
 impl Running {
-    /// Waits for a line that has this part.
-    pub(crate) fn wait_for(&mut self, stream: Stream, part: &str) {
+    /// Waits for a line that has this part, and returns it.
+    pub(crate) fn wait_for(&mut self, stream: Stream, part: &str) -> String {
         loop {
             let (from, line) = match self.next_line() {
                 Some(next) => next,
                 None => panic!("it ended without {part:?}: {:#?}", (&self.stdout, &self.stderr)),
             };
             if from == stream && line.contains(part) {
-                return;
+                return line;
             }
         }
     }

@@ -30,22 +30,30 @@ pub(crate) fn trials() -> Vec<Trial> {
     // Each name with the checks that may be the first to notice.
     const ORACLE: &str = "guest_oracle";
     const HOST: &str = "host_memory";
+    /// A write that the dirty log, or who looks at a snapshot, has missed.
+    const OBSERVER: &str = "observer";
     vec![
-        caught("skip-flush", &[], &[ORACLE, HOST]),
-        caught("drop-dirty", &[], &[ORACLE, HOST]),
-        caught("forget-rmap", &[], &[ORACLE, HOST, "reverse_map"]),
+        caught("skip-flush", &[], &[ORACLE, HOST, OBSERVER]),
+        caught("drop-dirty", &[], &[ORACLE, HOST, OBSERVER]),
+        caught("forget-rmap", &[], &[ORACLE, HOST, OBSERVER, "reverse_map"]),
         caught("late-install", &OVERTAKEN, &[ORACLE, HOST, "reverse_map"]),
-        caught("early-reuse", &[], &[ORACLE, HOST]),
-        caught("skip-clone-protect", &CLONES, &[ORACLE, HOST]),
-        caught("skip-iotlb-wait", &DMA, &[ORACLE, HOST]),
+        caught("early-reuse", &[], &[ORACLE, HOST, OBSERVER]),
+        caught("skip-clone-protect", &CLONES, &[ORACLE, HOST, OBSERVER]),
+        caught("skip-iotlb-wait", &DMA, &[ORACLE, HOST, OBSERVER]),
         caught("swap-corrupt", &[], &["swap_checksum"]),
-        caught_direct("skip-flush", &[], &[ORACLE, HOST]),
-        caught_direct("skip-wp", &[], &[ORACLE, HOST]),
-        caught_direct("drop-event", &[], &[ORACLE, HOST]),
-        caught_direct("drop-dirty", &[], &[ORACLE, HOST]),
-        caught_direct("forget-rmap", &[], &[ORACLE, HOST, "reverse_map"]),
-        caught_direct("late-install", &OVERTAKEN, &[ORACLE, HOST, "reverse_map"]),
-        caught_direct("skip-iotlb-wait", &DMA, &[ORACLE, HOST]),
+        // Checks at the moment are faster: the oracle has to see these all the same.
+        seen_by_the_oracle("skip-flush", &[]),
+        seen_by_the_oracle("drop-dirty", &[]),
+        seen_by_the_oracle("late-install", &OVERTAKEN),
+        seen_by_the_oracle("early-reuse", &[]),
+        seen_by_the_oracle("skip-iotlb-wait", &DMA),
+        caught_direct("skip-flush", &[], &[ORACLE, HOST, OBSERVER]),
+        caught_direct("skip-wp", &[], &[ORACLE, HOST, OBSERVER]),
+        caught_direct("drop-event", &[], &[ORACLE, HOST, OBSERVER]),
+        caught_direct("drop-dirty", &[], &[ORACLE, HOST, OBSERVER]),
+        caught_direct("forget-rmap", &[], &[ORACLE, HOST, OBSERVER, "reverse_map"]),
+        caught_direct("late-install", &OVERTAKEN, &[ORACLE, HOST, OBSERVER, "reverse_map"]),
+        caught_direct("skip-iotlb-wait", &DMA, &[ORACLE, HOST, OBSERVER]),
         caught_direct("swap-corrupt", &[], &["swap_checksum"]),
         kvm_trial_or_ignore("control_of_direct_without_sabotage", || {
             direct_is_possible()?;
@@ -65,6 +73,14 @@ fn caught(
 ) -> Trial {
     let trial = format!("sabotage_{}", name.replace('-', "_"));
     kvm_trial_or_ignore(&trial, move || is_caught(name, arguments, checks))
+}
+
+/// The same, but what all other checks find does not count.
+fn seen_by_the_oracle(name: &'static str, arguments: &'static [&'static str]) -> Trial {
+    let trial = format!("sabotage_{}_is_seen_by_the_oracle", name.replace('-', "_"));
+    kvm_trial_or_ignore(&trial, move || {
+        is_caught(name, &[&["--until-oracle"], arguments].concat(), &["guest_oracle"])
+    })
 }
 
 /// The same with direct paging, where this process may handle KVM's page faults.

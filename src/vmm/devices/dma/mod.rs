@@ -17,6 +17,9 @@ use crate::sync::{Condvar, Mutex, MutexGuard, Patience, lock};
 pub(in crate::vmm) use command::DmaMemory;
 use command::{Engine, Served};
 
+use crate::vmm::brief_wait::BriefWait;
+use crate::vmm::error::VmError;
+
 crate::counters::counters! {
     /// What a DMA device has done.
     pub struct DmaStats {
@@ -132,14 +135,21 @@ impl DmaDevice {
         }
     }
 
-    /// Waits until nothing is left to do; `false` if the device has stopped, or was never started.
+    /// Waits until nothing is left to do, for as long as the caller does wait.
     /// Whoever wants it to stay idle keeps the vCPUs from the doorbell.
-    pub(in crate::vmm) fn wait_until_idle(&self) -> bool {
+    ///
+    /// # Errors
+    /// [`VmError::NotRunning`] if the device has stopped, or was never started;
+    /// [`VmError::NotInTime`].
+    pub(in crate::vmm) fn wait_until_idle(&self, brief: &mut BriefWait) -> Result<(), VmError> {
         let mut state = lock(&self.state);
         while !state.queue.is_empty() && state.life == Life::Serving && !state.is_stopping {
-            state = self.wait(state);
+            state = brief.wait(&self.changed, state).ok_or(VmError::NotInTime)?;
         }
-        state.life == Life::Serving && !state.is_stopping
+        match state.life == Life::Serving && !state.is_stopping {
+            true => Ok(()),
+            false => Err(VmError::NotRunning),
+        }
     }
 
     /// A thread is about to call [`serve`](Self::serve).

@@ -157,6 +157,31 @@ fn nobody_waits_for_a_thread_that_never_was() {
 }
 
 #[test]
+fn whoever_wants_it_idle_waits_while_it_works_but_not_for_ever() {
+    let wait = |device: &DmaDevice, limit| device.wait_until_idle(&mut BriefWait::of(limit));
+    let (ram, device) = device(4096);
+    assert!(matches!(wait(&device, Duration::ZERO), Err(VmError::NotRunning)));
+    device.ring(0);
+    // Its thread waits for memory, as for a page that a peer holds.
+    let held = ram.content();
+    serving(&device, || {
+        let too_long = wait(&device, Duration::from_millis(1));
+        assert!(matches!(too_long, Err(VmError::NotInTime)));
+        {
+            let _stop = crate::sys::signal::pretended::Stop::after(3);
+            let interrupted = wait(&device, Duration::from_secs(3600));
+            assert!(matches!(interrupted, Err(VmError::NotInTime)));
+        }
+        assert_eq!(device.unfinished(), 1);
+        drop(held);
+        wait(&device, Duration::from_secs(3600)).unwrap();
+        assert_eq!(device.unfinished(), 0);
+    })
+    .unwrap();
+    assert!(matches!(wait(&device, Duration::ZERO), Err(VmError::NotRunning)));
+}
+
+#[test]
 fn only_descriptors_in_ram_are_taken() {
     let (_ram, device) = device(4096);
     for number in [32, 33, u32::MAX] {
