@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::sync::{Arc, OnceLock};
 
-use kvm_ioctls::VcpuFd;
 use vm_memory::MmapRegion;
 
 use crate::abi;
@@ -14,6 +13,7 @@ use crate::shadow_mmu::{ShadowConfig, ShadowMmu, TableMemory};
 use crate::sync::Mutex;
 
 use super::boot::{self, BootMap, Image};
+use super::config::{IOTLB_ENTRIES, VmConfig, check_memory, check_vcpus};
 use super::control_block::{ControlBlock, window_bytes};
 use super::cpu::{GuestCpu, gpr};
 use super::cpuid_offered::CpuidTable;
@@ -25,7 +25,7 @@ use super::gate::Gate;
 use super::host_kind::{HostKind, HostTraits};
 use super::hypercall::{Reports, VmObserver};
 use super::kick::{Kick, Kicker};
-use super::kvm::{self, KvmDevice, KvmError, KvmVm};
+use super::kvm::{self, KvmDevice, KvmVm};
 use super::machine_space::{FRAMES_SLOT, MachinePlan, TABLES_SLOT, WINDOW_SLOT};
 use super::monitor::{self, MonitorLayout, MonitorStack};
 use super::pinned::{MapError, map_pinned, map_shared};
@@ -36,13 +36,10 @@ use super::shared::Shared;
 use super::stale;
 use super::stats::{FaultLatency, LiveCounts};
 use super::vcpu::{StartRequest, Vcpu};
-use super::vm::{MIN_MEMORY_BYTES, Vm, VmConfig};
+use super::vm::Vm;
 
 /// Shadow pages that one vCPU needs to get past any single instruction, with room to spare.
 const MIN_SHADOW_PAGES_PER_VCPU: u32 = 32;
-/// Pages that the DMA device has translations of at a time.
-pub(super) const IOTLB_ENTRIES: usize = 64;
-
 /// What a VM and its clones have in common.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
@@ -149,7 +146,7 @@ impl Vm {
         for index in 0..shape.vcpus {
             let mut fd = parts.kvm.create_vcpu(index, &cpuid)?;
             real::prepare(&mut fd, &cpuid, &parts.monitor)?;
-            kickers.push(Arc::new(kicker(&fd)?));
+            kickers.push(Arc::new(Kicker::of(&fd)?));
             fds.push(fd);
         }
 
@@ -181,22 +178,6 @@ impl Vm {
             _tripwire: tripwire,
         })
     }
-}
-
-pub(super) fn check_memory(bytes: u64) -> Result<(), VmError> {
-    let (min, max) = (MIN_MEMORY_BYTES, abi::MAX_MEMORY_BYTES);
-    if bytes.is_multiple_of(PAGE_SIZE_U64) && (min..=max).contains(&bytes) {
-        return Ok(());
-    }
-    Err(VmError::MemorySize { bytes, min, max })
-}
-
-pub(super) fn check_vcpus(vcpus: usize, device: &KvmDevice) -> Result<(), VmError> {
-    let max = device.max_vcpus().min(abi::MAX_VCPUS);
-    if (1..=max).contains(&vcpus) {
-        return Ok(());
-    }
-    Err(VmError::VcpuCount { vcpus, max })
 }
 
 /// What kind of KVM this host has, as far as it matters to a VM.
@@ -285,15 +266,6 @@ fn build_parts(
     kvm.add_region(WINDOW_SLOT, plan.window_base, window)?;
     kvm.add_region(FRAMES_SLOT, plan.frames_base, &frames)?;
     Ok(Parts { monitor, cpuid, plan, tables, shadow, iotlb, kvm })
-}
-
-pub(super) fn kicker(fd: &VcpuFd) -> Result<Kicker, VmError> {
-    use std::os::fd::{AsRawFd, BorrowedFd};
-    // SAFETY: the descriptor is open as long as `fd` is, which is borrowed for longer than this.
-    #[allow(unsafe_code)]
-    let borrowed = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
-    Ok(Kicker::new(borrowed)
-        .map_err(|source| KvmError::Request { request: "mmap of kvm_run", source })?)
 }
 
 fn share(

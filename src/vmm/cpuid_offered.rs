@@ -9,8 +9,6 @@
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
-use super::cpu::{GuestCpu, cr4, gpr};
-
 /// The mask of these bits.
 const fn bits<const N: usize>(numbers: [u32; N]) -> u32 {
     let mut mask = 0;
@@ -178,8 +176,8 @@ impl CpuidTable {
         Self { entries }
     }
 
-    /// EAX, EBX, ECX, EDX; zeros for a leaf that is not there.
-    fn answer(&self, leaf: u32, subleaf: u32, os_uses_xsave: bool) -> [u32; 4] {
+    /// EAX, EBX, ECX, EDX of `leaf` and `subleaf`; zeros for a leaf that is not there.
+    pub(super) fn answer(&self, leaf: u32, subleaf: u32, os_uses_xsave: bool) -> [u32; 4] {
         let is_meant = |entry: &&kvm_cpuid_entry2| {
             let has_index = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
             entry.function == leaf && (!has_index || entry.index == subleaf)
@@ -190,22 +188,12 @@ impl CpuidTable {
         let os = if leaf == 1 && os_uses_xsave { LEAF1_ECX_OSXSAVE } else { 0 };
         [entry.eax, entry.ebx, entry.ecx | os, entry.edx]
     }
-
-    /// Completes a `cpuid` of `leaf` and `subleaf`.
-    pub(super) fn complete(&self, cpu: &mut GuestCpu, leaf: u32, subleaf: u32) {
-        let answer = self.answer(leaf, subleaf, cpu.cr4 & cr4::OSXSAVE != 0);
-        for (register, value) in [gpr::RAX, gpr::RBX, gpr::RCX, gpr::RDX].into_iter().zip(answer) {
-            cpu.gpr[register] = u64::from(value);
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::cpu::Features;
     use super::super::cpuid::features;
     use super::*;
-    use crate::addr::Gpa;
 
     fn entry(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
         let flags =
@@ -277,17 +265,13 @@ mod tests {
     fn the_table_answers_by_leaf_and_subleaf_and_follows_cr4() {
         let mut leaves = everything();
         restrict(&mut leaves);
-        let features: Features = features(&leaves);
+        let features = features(&leaves);
         assert!(features.xsave && features.avx && features.fsgsbase);
         let table = CpuidTable::new(&CpuId::from_entries(&leaves).unwrap());
-        let mut cpu = GuestCpu::at_boot(Gpa::new(0x9000), features);
-        cpu.gpr = [u64::MAX; 16];
-        table.complete(&mut cpu, 1, 77);
-        assert_eq!(cpu.gpr[gpr::RBX], 0xff00, "upper halves are cleared");
-        assert_ne!(cpu.gpr[gpr::RCX] & u64::from(LEAF1_ECX_OSXSAVE), 0);
-        cpu.cr4 &= !cr4::OSXSAVE;
-        table.complete(&mut cpu, 1, 0);
-        assert_eq!(cpu.gpr[gpr::RCX] & u64::from(LEAF1_ECX_OSXSAVE), 0);
+        let [_, ebx, ecx, _] = table.answer(1, 77, true);
+        assert_eq!(ebx, 0xff00);
+        assert_ne!(ecx & LEAF1_ECX_OSXSAVE, 0);
+        assert_eq!(table.answer(1, 0, false)[2] & LEAF1_ECX_OSXSAVE, 0);
         assert_eq!(table.answer(7, 1, false)[0], table.answer(7, 1, true)[0]);
         assert_ne!(table.answer(7, 0, false), table.answer(7, 1, false));
         for absent in [0x41, 0x4000_0100, 0x8000_0031, u32::MAX] {

@@ -17,23 +17,24 @@ use crate::host_mm::HostMm;
 use crate::iotlb::Iotlb;
 use crate::sync::Patience;
 
-use super::assemble::{IOTLB_ENTRIES, check_memory};
 use super::boot::{self, BootMap, Image};
+use super::config::{IOTLB_ENTRIES, VmConfig, check_memory};
 use super::control_block::{ControlBlock, window_bytes};
 use super::cpu::{GuestCpu, gpr};
 use super::devices::dma::DmaDevice;
 use super::devices::{PortAction, PortBus};
 use super::emulate::PortWidth;
 use super::error::{GuestError, VmError};
-use super::hypercall::{HypercallResult, Reports, hypercall};
+use super::hypercall::{Reports, hypercall};
 use super::kvm::{self, KvmDevice};
 use super::outcome::Outcome;
 use super::pinned::map_shared;
-use super::plain::{Action, Bus, Ender, PlainConfig, PlainMachine, Registers, Slot, StartVcpu};
-use super::real;
+use super::plain::{
+    Action, Bus, Ender, HypercallResult, PlainConfig, PlainMachine, Registers, Slot, StartVcpu,
+};
+use super::registers::{load_gpr, store_gpr};
 use super::services::{Services, TakeBack, free_pages};
 use super::stats::VcpuCounts;
-use super::vm::VmConfig;
 
 /// How the pages are taken that a guest gives back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -211,7 +212,7 @@ fn take_back(removal: Removal, paging: Arc<OnceLock<Weak<DirectMmu>>>) -> TakeBa
 /// The state that the contract promises, at CPL 0.
 fn at_cpl0(cpu: &GuestCpu) -> Registers {
     let mut at = Registers::long_mode();
-    real::store_gpr(&mut at.regs, &cpu.gpr);
+    store_gpr(&mut at.regs, &cpu.gpr);
     (at.regs.rip, at.regs.rsp) = (cpu.rip, cpu.gpr[gpr::RSP]);
     let sregs = &mut at.sregs;
     (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer);
@@ -266,7 +267,7 @@ impl Bus for AbiBus {
 
     fn hypercall(&self, vcpu: usize, caller: &Registers, start: &StartVcpu<'_>) -> HypercallResult {
         let start = |index, rip, argument| start(index, started_by(caller, rip, argument));
-        hypercall(&self.services, vcpu, &real::load_gpr(&caller.regs), start)
+        hypercall(&self.services, vcpu, &load_gpr(&caller.regs), start)
     }
 
     fn over(&self) {

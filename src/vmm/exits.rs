@@ -21,13 +21,14 @@ use super::emulate::{
 use super::error::{GuestError, VmError};
 use super::exceptions::{EXCEPTION_VECTORS, Exception, Stop, has_error_code, vector};
 use super::exit_data;
-use super::hypercall::{HypercallResult, hypercall, started_by};
+use super::hypercall::{hypercall, started_by};
 use super::inject::inject;
 use super::kvm::io_error;
 use super::memory::{VirtualMemory, is_usable};
 use super::monitor::{ExceptionFrame, MONITOR_CS};
 use super::outcome::Outcome;
-use super::real;
+use super::plain::HypercallResult;
+use super::registers::{load_gpr, store_gpr};
 use super::vcpu::{Next, StartRequest, Vcpu};
 
 /// Page-fault error code bits (Intel SDM Vol. 3, 5.7).
@@ -124,7 +125,7 @@ impl Vcpu {
                 PortAction::None => {}
                 PortAction::Exit(code) => return Ok(Next::End(Outcome::GuestExit(code))),
                 PortAction::Hypercall => {
-                    let registers = real::load_gpr(&self.fd.sync_regs_mut().regs);
+                    let registers = load_gpr(&self.fd.sync_regs_mut().regs);
                     match self.hypercall(&registers) {
                         HypercallResult::End(outcome) => return Ok(Next::End(outcome)),
                         HypercallResult::Value(value) => {
@@ -277,7 +278,7 @@ impl Vcpu {
     /// that it should have raised, at its address; RCX and R11 are lost. A guest that jumps to the
     /// landing itself gets the same, at an address of its choice.
     fn stray_syscall(&mut self, frame: &ExceptionFrame) -> Result<Next, VmError> {
-        let registers = real::load_gpr(&self.fd.sync_regs_mut().regs);
+        let registers = load_gpr(&self.fd.sync_regs_mut().regs);
         let at_syscall = ExceptionFrame {
             rip: registers[gpr::RCX].wrapping_sub(SYSCALL_BYTES),
             rflags: (registers[gpr::R11] & rflags::GUEST) | rflags::ALWAYS,
@@ -427,7 +428,7 @@ impl Vcpu {
     /// Brings `cpu` up to date with the exception frame and the real registers; returns a copy.
     fn load_guest(&mut self, frame: &ExceptionFrame) -> GuestCpu {
         let real = self.fd.sync_regs_mut();
-        self.cpu.gpr = real::load_gpr(&real.regs);
+        self.cpu.gpr = load_gpr(&real.regs);
         self.cpu.fs_base = real.sregs.fs.base;
         self.cpu.gs_base = real.sregs.gs.base;
         self.cpu.gpr[gpr::RSP] = frame.rsp;
@@ -452,7 +453,7 @@ impl Vcpu {
         let others_changed =
             (0..16).any(|index| index != gpr::RSP && cpu.gpr[index] != before.gpr[index]);
         if others_changed {
-            real::store_gpr(&mut self.fd.sync_regs_mut().regs, &cpu.gpr);
+            store_gpr(&mut self.fd.sync_regs_mut().regs, &cpu.gpr);
             self.fd.set_sync_dirty_reg(SyncReg::Register);
         }
         let has_new_bases = (cpu.fs_base, cpu.gs_base) != (before.fs_base, before.gs_base);

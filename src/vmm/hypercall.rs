@@ -7,6 +7,7 @@ use crate::sync::{Mutex, lock};
 use super::cpu::{GuestCpu, TaskRegister, gpr, rflags};
 use super::memory::is_usable;
 use super::outcome::Outcome;
+use super::plain::HypercallResult;
 use super::roster::StartRefused;
 use super::services::Services;
 
@@ -63,14 +64,6 @@ impl Reports {
     pub(super) fn count(&self) -> u64 {
         lock(&self.state).1
     }
-}
-
-/// What a hypercall does.
-pub enum HypercallResult {
-    /// Goes on with this value in RAX.
-    Value(u64),
-    /// Ends the VM.
-    End(Outcome),
 }
 
 /// Carries out the hypercall in `registers`, in encoding order; `start` starts a vCPU at a RIP with an

@@ -6,15 +6,18 @@
 //! (api.rst, `immediate_exit`).
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::kvm_run;
+use kvm_ioctls::VcpuFd;
 
 use crate::addr::PAGE_SIZE;
 use crate::sync::{Mutex, lock};
 use crate::sys::signal::{KICK, KickSignal, KickTarget};
+
+use super::kvm::KvmError;
 
 /// What a [`Gate`](super::gate::Gate) needs of a vCPU.
 pub(super) trait Kick: Send + Sync {
@@ -39,8 +42,7 @@ unsafe impl Sync for RunPage {}
 
 impl RunPage {
     #[allow(unsafe_code)]
-    fn map(vcpu: BorrowedFd<'_>) -> io::Result<Self> {
-        use std::os::fd::AsRawFd;
+    fn map(vcpu: &VcpuFd) -> io::Result<Self> {
         // SAFETY: a fresh shared mapping at an address of the kernel's choice; it touches no
         // memory of ours. The vCPU's descriptor holds at least one page (`kvm_run` itself).
         let start = unsafe {
@@ -88,10 +90,13 @@ pub(super) struct Kicker {
 }
 
 impl Kicker {
-    /// A kicker for the vCPU behind `vcpu`. Installs the signal handler once per process.
-    pub(super) fn new(vcpu: BorrowedFd<'_>) -> io::Result<Self> {
-        let signal = KickSignal::install()?;
-        Ok(Self { page: RunPage::map(vcpu)?, signal, thread: Mutex::new(None) })
+    /// A kicker for `vcpu`. Installs the signal handler once per process.
+    pub(super) fn of(vcpu: &VcpuFd) -> Result<Self, KvmError> {
+        let made = || {
+            let signal = KickSignal::install()?;
+            Ok(Self { page: RunPage::map(vcpu)?, signal, thread: Mutex::new(None) })
+        };
+        made().map_err(|source| KvmError::Request { request: "mmap of kvm_run", source })
     }
 
     /// The kernel's id of the vCPU's thread while it lives.

@@ -3,15 +3,13 @@
 //! Guarantee: whatever the guest's virtual state is, the real one has CPL 3 with flat 64-bit
 //! segments, paging through a shadow root, the monitor's tables and TSS, and no SYSCALL.
 
-use kvm_bindings::{
-    CpuId, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_xcr, kvm_xcrs,
-};
+use kvm_bindings::{CpuId, Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::{SyncReg, VcpuFd};
 
 use super::cpu::{GUEST_CS, GUEST_SS, GuestCpu, efer, gpr};
-use super::cpuid;
 use super::kvm::KvmError;
 use super::monitor::{MONITOR_CS, MONITOR_TR, MonitorLayout, TSS_LIMIT};
+use super::registers::{enable_extended_state, store_gpr};
 
 /// Which instructions trap (Linux, `arch/x86/include/asm/msr-index.h`; Intel's name for its bit 0 is
 /// CPUID faulting). KVM has it on all processors.
@@ -37,17 +35,6 @@ pub(super) fn prepare(
     confine_syscall(fd, layout)?;
     trap_cpuid(fd)?;
     enable_extended_state(fd, leaves)
-}
-
-/// XCR0 as the contract with the guest has it.
-pub(super) fn enable_extended_state(fd: &VcpuFd, leaves: &CpuId) -> Result<(), KvmError> {
-    let features = cpuid::features(leaves.as_slice());
-    if !features.xsave {
-        return Ok(());
-    }
-    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
-    xcrs.xcrs[0] = kvm_xcr { xcr: 0, value: features.xcr0(), ..Default::default() };
-    fd.set_xcrs(&xcrs).map_err(KvmError::request("KVM_SET_XCRS"))
 }
 
 /// `cpuid` at CPL 3 raises #GP and is emulated: where the processor runs CPL 3 without KVM's doing, it
@@ -161,39 +148,11 @@ fn regs(cpu: &GuestCpu) -> kvm_regs {
     regs
 }
 
-/// The general-purpose registers in encoding order; RSP is whatever is real.
-pub(super) fn load_gpr(regs: &kvm_regs) -> [u64; 16] {
-    [
-        regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8,
-        regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
-    ]
-}
-
-/// Writes all but RSP, which in the monitor is the monitor's.
-pub(super) fn store_gpr(regs: &mut kvm_regs, gpr: &[u64; 16]) {
-    let rsp;
-    [
-        regs.rax, regs.rcx, regs.rdx, regs.rbx, rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8,
-        regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
-    ] = *gpr;
-    let _: u64 = rsp;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::addr::Gpa;
     use crate::vmm::cpu::Features;
-
-    #[test]
-    fn registers_survive_the_round_trip_without_rsp() {
-        let mut regs = kvm_regs { rsp: 77, ..Default::default() };
-        let values: [u64; 16] = std::array::from_fn(|index| index as u64 + 100);
-        store_gpr(&mut regs, &values);
-        let mut expected = values;
-        expected[gpr::RSP] = 77;
-        assert_eq!(load_gpr(&regs), expected);
-    }
 
     #[test]
     fn whatever_the_guest_wants_the_real_state_is_confined() {

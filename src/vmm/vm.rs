@@ -3,7 +3,6 @@
 //! Guarantee: a [`Vm`] that was started ends exactly once, with one [`Outcome`]; when
 //! [`Vm::wait`] returned it, and when the value is dropped, none of its threads runs any more.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -23,7 +22,7 @@ use super::control_block::GuestCounters;
 use super::devices::dma::DmaStats;
 use super::error::VmError;
 use super::gate::{Paused, Position};
-use super::hypercall::{ViolationReport, VmObserver};
+use super::hypercall::ViolationReport;
 use super::kick::Kicker;
 use super::outcome::Outcome;
 use super::roster::VcpuState;
@@ -32,29 +31,8 @@ use super::stats::{FaultLatency, LiveCounts, VcpuCounts};
 use super::threads::spawn_vcpu;
 use super::vcpu::{StartRequest, Vcpu};
 
-/// Least guest RAM: the boot area and some room for a kernel.
-pub const MIN_MEMORY_BYTES: u64 = 2 << 20;
 /// How long the threads of a VM may take to end before they are left behind.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What a VM is to be.
-#[derive(Clone)]
-pub struct VmConfig {
-    /// Guest RAM in bytes, from guest-physical 0; a multiple of 4096 from [`MIN_MEMORY_BYTES`]
-    /// to [`crate::abi::MAX_MEMORY_BYTES`].
-    pub memory_bytes: u64,
-    /// Number of vCPUs; the first starts at the kernel's entry point, the others wait for
-    /// [`crate::abi::HC_START_VCPU`].
-    pub vcpus: usize,
-    /// The kernel: a static 64-bit ELF executable.
-    pub kernel: Cow<'static, [u8]>,
-    /// Its command line, without a final NUL.
-    pub cmdline: String,
-    /// Bound on the number of shadow pages; `None` for enough to map all RAM several times.
-    pub shadow_pages: Option<u32>,
-    /// Told of what the guest says.
-    pub observer: Option<Arc<dyn VmObserver>>,
-}
 
 /// A virtual machine. See the module's documentation.
 pub struct Vm {

@@ -2,11 +2,9 @@
 
 use crate::addr::Gpa;
 use crate::vmm::error::GuestError;
-use crate::vmm::hypercall::HypercallResult;
 use crate::vmm::outcome::Outcome;
+use crate::vmm::registers::Registers;
 use crate::vmm::roster::StartRefused;
-
-use super::registers::Registers;
 
 /// What a vCPU's accesses that leave the guest reach. Called on the vCPU's thread, which must not be
 /// kept for long: a stop waits for it.
@@ -49,5 +47,13 @@ pub enum Action {
     /// it was.
     Refuse(GuestError),
     /// The machine is over.
+    End(Outcome),
+}
+
+/// What a hypercall does.
+pub enum HypercallResult {
+    /// Goes on with this value in RAX.
+    Value(u64),
+    /// Ends the VM.
     End(Outcome),
 }

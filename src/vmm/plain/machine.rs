@@ -11,19 +11,18 @@ use crate::addr::Gpa;
 use crate::direct_mmu::{DirectConfig, DirectError, DirectMmu};
 use crate::host_mm::MemoryObject;
 use crate::sync::Patience;
-use crate::vmm::assemble::{check_vcpus, kicker};
+use crate::vmm::config::check_vcpus;
 use crate::vmm::error::VmError;
 use crate::vmm::gate::Gate;
 use crate::vmm::kick::{Kick, Kicker};
 use crate::vmm::kvm::{KvmDevice, KvmError, KvmVm};
 use crate::vmm::outcome::Outcome;
-use crate::vmm::real;
+use crate::vmm::registers::{Registers, enable_extended_state};
 use crate::vmm::roster::Roster;
 use crate::vmm::stats::{LiveCounts, VcpuCounts};
 use crate::vmm::threads::spawn_vcpu;
 
 use super::bus::Bus;
-use super::registers::Registers;
 use super::vcpu::Vcpu;
 
 /// Slot of the window; those of [`PlainConfig::pinned`] follow.
@@ -151,10 +150,10 @@ impl PlainMachine {
             } else {
                 let cpuid = device.guest_cpuid()?;
                 let fd = kvm.create_vcpu(index, &cpuid)?;
-                real::enable_extended_state(&fd, &cpuid)?;
+                enable_extended_state(&fd, &cpuid)?;
                 fd
             };
-            kickers.push(Arc::new(kicker(&fd)?));
+            kickers.push(Arc::new(Kicker::of(&fd)?));
             fds.push(fd);
         }
         let kicks = kickers.iter().map(|kicker| kicker.clone() as Arc<dyn Kick>).collect();

@@ -12,9 +12,8 @@
 
 mod bus;
 mod machine;
-mod registers;
 mod vcpu;
 
-pub use bus::{Action, Bus, StartVcpu};
+pub use super::registers::Registers;
+pub use bus::{Action, Bus, HypercallResult, StartVcpu};
 pub use machine::{Ender, PlainConfig, PlainMachine, Slot};
-pub use registers::Registers;

@@ -11,16 +11,15 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use crate::addr::Gpa;
 use crate::vmm::error::{GuestError, VmError};
 use crate::vmm::exit_data;
-use crate::vmm::hypercall::HypercallResult;
 use crate::vmm::kick::Kicker;
 use crate::vmm::kvm::io_error;
 use crate::vmm::outcome::Outcome;
+use crate::vmm::registers::Registers;
 use crate::vmm::stats::LiveCounts;
 use crate::vmm::threads::outcome_of;
 
-use super::bus::Action;
+use super::bus::{Action, HypercallResult};
 use super::machine::{Begin, Shared};
-use super::registers::Registers;
 
 /// What follows an exit.
 enum Next {
