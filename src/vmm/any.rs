@@ -34,7 +34,7 @@ pub enum AnyVm {
 impl AnyVm {
     fn services(&self) -> &Services {
         match self {
-            Self::Shadow(vm) => &vm.shared.services,
+            Self::Shadow(vm) => vm.services(),
             Self::Direct(vm) => &vm.services,
         }
     }

@@ -26,6 +26,7 @@ use super::hypercall::ViolationReport;
 use super::kick::Kicker;
 use super::outcome::Outcome;
 use super::roster::VcpuState;
+use super::services::Services;
 use super::shared::Shared;
 use super::stats::{FaultLatency, LiveCounts, VcpuCounts};
 use super::threads::spawn_vcpu;
@@ -141,6 +142,11 @@ impl Vm {
             Paused::Done(flushed) => Ok(flushed?),
             Paused::AlreadyDone | Paused::Stopping | Paused::GivenUp => Ok(()),
         }
+    }
+
+    /// What it has of the contract.
+    pub(in crate::vmm) fn services(&self) -> &Services {
+        &self.shared.services
     }
 
     /// The guest's memory as the host sees it.
