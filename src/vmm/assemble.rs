@@ -40,6 +40,7 @@ use super::vm::Vm;
 
 /// Shadow pages that one vCPU needs to get past any single instruction, with room to spare.
 const MIN_SHADOW_PAGES_PER_VCPU: u32 = 32;
+
 /// What a VM and its clones have in common.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
