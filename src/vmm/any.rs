@@ -15,7 +15,7 @@ use super::control_block::GuestCounters;
 use super::devices::dma::DmaStats;
 use super::direct::DirectVm;
 use super::error::VmError;
-use super::hypercall::{ViolationReport, VmObserver};
+use super::observer::{ViolationReport, VmObserver};
 use super::outcome::Outcome;
 use super::services::Services;
 use super::stats::{FaultLatency, VcpuCounts};

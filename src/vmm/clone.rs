@@ -24,8 +24,8 @@ use super::assemble::Contents;
 use super::brief_wait::BriefWait;
 use super::control_block::{ControlBlock, window_bytes};
 use super::error::VmError;
-use super::hypercall::VmObserver;
 use super::kvm::KvmDevice;
+use super::observer::VmObserver;
 use super::pinned::map_shared;
 use super::vm::Vm;
 

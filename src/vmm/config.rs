@@ -9,8 +9,8 @@ use crate::abi;
 use crate::addr::PAGE_SIZE_U64;
 
 use super::error::VmError;
-use super::hypercall::VmObserver;
 use super::kvm::KvmDevice;
+use super::observer::VmObserver;
 
 /// Least guest RAM: the boot area and some room for a kernel.
 pub const MIN_MEMORY_BYTES: u64 = 2 << 20;

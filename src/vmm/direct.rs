@@ -25,8 +25,9 @@ use super::devices::dma::DmaDevice;
 use super::devices::{PortAction, PortBus};
 use super::emulate::PortWidth;
 use super::error::{GuestError, VmError};
-use super::hypercall::{Reports, hypercall};
+use super::hypercall::hypercall;
 use super::kvm::{self, KvmDevice};
+use super::observer::Reports;
 use super::outcome::Outcome;
 use super::pinned::map_shared;
 use super::plain::{

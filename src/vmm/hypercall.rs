@@ -2,69 +2,14 @@
 
 use crate::abi;
 use crate::addr::Gfn;
-use crate::sync::{Mutex, lock};
 
 use super::cpu::{GuestCpu, TaskRegister, gpr, rflags};
 use super::memory::is_usable;
+use super::observer::ViolationReport;
 use super::outcome::Outcome;
 use super::plain::HypercallResult;
 use super::roster::StartRefused;
 use super::services::Services;
-
-/// Most violation reports that are kept; the rest are only counted.
-pub const MAX_KEPT_REPORTS: usize = 64;
-
-/// A violation of the guest's oracle, as the guest reported it ([`abi::HC_VIOLATION`]).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ViolationReport {
-    /// The vCPU that found it.
-    pub vcpu: usize,
-    /// One of [`abi::Violation`]'s values, if the guest is honest.
-    pub kind: u64,
-    /// Guest virtual address.
-    pub gva: u64,
-    /// What the guest expected.
-    pub expected: u64,
-    /// What it found.
-    pub found: u64,
-    /// Number of the page.
-    pub page: u64,
-}
-
-/// Told of what the guest says, on its vCPU's thread: be quick.
-pub trait VmObserver: Send + Sync {
-    /// [`abi::HC_PHASE`] with one of the `PHASE_` values, and the guest frames, `count` from
-    /// `first`, that the guest's oracle watches.
-    fn phase(&self, _phase: u64, _first: Gfn, _count: u64) {}
-    /// [`abi::HC_WATCH`]: `count` guest frames from `first`.
-    fn watch(&self, _first: Gfn, _count: u64) {}
-    /// [`abi::HC_VIOLATION`].
-    fn violation(&self, _report: &ViolationReport) {}
-}
-
-/// The violations reported so far: the first ones in full, the number of all.
-#[derive(Default)]
-pub(super) struct Reports {
-    state: Mutex<(Vec<ViolationReport>, u64)>,
-}
-
-impl Reports {
-    fn add(&self, report: ViolationReport) {
-        let mut state = lock(&self.state);
-        state.1 = state.1.saturating_add(1);
-        if state.0.len() < MAX_KEPT_REPORTS {
-            state.0.push(report);
-        }
-    }
-
-    pub(super) fn kept(&self) -> Vec<ViolationReport> {
-        lock(&self.state).0.clone()
-    }
-
-    pub(super) fn count(&self) -> u64 {
-        lock(&self.state).1
-    }
-}
 
 /// Carries out the hypercall in `registers`, in encoding order; `start` starts a vCPU at a RIP with an
 /// argument.
@@ -186,16 +131,5 @@ mod tests {
         assert_eq!((cpu.cr3, cpu.idtr), (0x5000, caller.idtr));
         assert_eq!((cpu.rip, cpu.rflags, cpu.fs_base), (0x10_0000, 0x202, 0));
         assert_eq!((cpu.gpr[gpr::RDI], cpu.gpr[gpr::RSP], cpu.gpr[gpr::RAX]), (42, 0, 0));
-    }
-
-    #[test]
-    fn reports_are_bounded_and_counted() {
-        let reports = Reports::default();
-        let report = ViolationReport { vcpu: 0, kind: 1, gva: 2, expected: 3, found: 4, page: 5 };
-        for _ in 0..1000 {
-            reports.add(report);
-        }
-        assert_eq!(reports.kept().len(), MAX_KEPT_REPORTS);
-        assert_eq!(reports.count(), 1000);
     }
 }

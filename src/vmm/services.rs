@@ -12,7 +12,7 @@ use crate::sync::Patience;
 use super::control_block::ControlBlock;
 use super::devices::PortBus;
 use super::error::VmError;
-use super::hypercall::{Reports, VmObserver};
+use super::observer::{Reports, VmObserver};
 use super::outcome::Outcome;
 use super::threads::panic_message;
 
