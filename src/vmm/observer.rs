@@ -8,7 +8,8 @@ use crate::sync::{Mutex, lock};
 /// Most violation reports that are kept; the rest are only counted.
 pub const MAX_KEPT_REPORTS: usize = 64;
 
-/// A violation of the guest's oracle, as the guest reported it ([`abi::HC_VIOLATION`](crate::abi::HC_VIOLATION)).
+/// A violation of the guest's oracle, as the guest reported it
+/// ([`abi::HC_VIOLATION`](crate::abi::HC_VIOLATION)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ViolationReport {
     /// The vCPU that found it.
@@ -27,8 +28,8 @@ pub struct ViolationReport {
 
 /// Told of what the guest says, on its vCPU's thread: be quick.
 pub trait VmObserver: Send + Sync {
-    /// [`abi::HC_PHASE`](crate::abi::HC_PHASE) with one of the `PHASE_` values, and the guest frames, `count` from
-    /// `first`, that the guest's oracle watches.
+    /// [`abi::HC_PHASE`](crate::abi::HC_PHASE) with one of the `PHASE_` values, and the guest frames,
+    /// `count` from `first`, that the guest's oracle watches.
     fn phase(&self, _phase: u64, _first: Gfn, _count: u64) {}
     /// [`abi::HC_WATCH`](crate::abi::HC_WATCH): `count` guest frames from `first`.
     fn watch(&self, _first: Gfn, _count: u64) {}
