@@ -1,8 +1,12 @@
-//! Builds the test guest, which the library embeds: `$OUT_DIR/guest.elf`.
+//! Builds the test guest, which the library embeds: `$OUT_DIR/guest.elf`; and looks which unit tests can
+//! run on this host (`build/host.rs`).
 //!
 //! The guest is freestanding Rust for the same target as the library, so nothing is needed beyond
 //! the `rustc` and the C linker that build the library itself. `RUSTFLAGS` do not apply to it: they
 //! are meant for code that has an operating system below it.
+
+#[path = "build/host.rs"]
+mod host;
 
 use std::env;
 use std::ffi::OsString;
@@ -10,6 +14,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 fn main() -> ExitCode {
+    host::tell();
     match build_guest() {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {

@@ -1,13 +1,13 @@
 //! An export client made of software SPTEs: no KVM, no TLB.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use gnomon::addr::{Gfn, PAGE_SIZE_U64, Pfn};
 use gnomon::export_rmap::{
-    ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Registration, Retain,
-    RevokeError, RmapEntry,
+    ClientId, ClientLock, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage,
+    Membership, Retain, RevokeError, RmapEntry,
 };
 use gnomon::host_mm::MemoryObject;
 
@@ -20,43 +20,36 @@ pub(crate) const DIRTY: u64 = 1 << 2;
 /// Maps each guest frame at most once; the processor has no TLB.
 pub(crate) struct Client {
     object: Arc<MemoryObject>,
-    id: OnceLock<ClientId>,
-    mmu: Mutex<()>,
+    id: ClientId,
+    mmu: ClientLock<()>,
     sptes: Vec<AtomicU64>,
-    registration: Mutex<Option<Registration>>,
+    membership: Mutex<Option<Membership>>,
 }
 
 impl Client {
-    fn lock(&self) -> MutexGuard<'_, ()> {
-        self.mmu.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn spte(&self, index: u64) -> &AtomicU64 {
         &self.sptes[usize::try_from(index).unwrap_or(usize::MAX)]
     }
 
     /// A client of the object's pages.
     pub(crate) fn register(object: &Arc<MemoryObject>) -> Result<Arc<Self>> {
+        let reservation = object.host_mm().notifiers().reserve()?;
         let client = Arc::new(Self {
             object: object.clone(),
-            id: OnceLock::new(),
-            mmu: Mutex::new(()),
+            id: reservation.id(),
+            mmu: ClientLock::new(()),
             sptes: (0..object.bytes() / PAGE_SIZE_U64).map(|_| AtomicU64::new(0)).collect(),
-            registration: Mutex::new(None),
+            membership: Mutex::new(None),
         });
-        let registration = object.host_mm().notifiers().register(client.clone())?;
-        let _ = client.id.set(registration.id());
-        *client.registration.lock().unwrap_or_else(PoisonError::into_inner) = Some(registration);
+        let membership = reservation.register(client.clone());
+        *client.membership.lock().unwrap_or_else(PoisonError::into_inner) = Some(membership);
         Ok(client)
     }
 
     /// Forgets all mappings.
     pub(crate) fn end(&self) {
         self.sptes.iter().for_each(|spte| spte.store(0, Ordering::Relaxed));
-        let registration = self.registration.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(registration) = registration {
-            self.object.host_mm().notifiers().unregister(registration);
-        }
+        drop(self.membership.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// One access; the page is brought in and mapped if need be.
@@ -64,16 +57,13 @@ impl Client {
         let spte = self.spte(gfn);
         while spte.load(Ordering::Acquire) & PRESENT == 0 {
             let page = self.object.lock_page(Gfn::new(gfn))?;
-            let (token, pfn) = (page.sequence(), page.pfn());
+            let token = page.sequence();
             drop(page);
-            let _mmu = self.lock();
+            let mmu = self.mmu.lock();
             let table = self.object.host_mm().frame_table();
-            let entry = RmapEntry::new(*self.id.get().context("not registered")?, gfn);
-            table.rmap_add(pfn, entry);
-            if table.must_retry(token) {
-                table.rmap_remove(pfn, entry);
-            } else {
+            if let Some(exported) = table.export(&mmu, token, RmapEntry::new(self.id, gfn)) {
                 spte.store(PRESENT, Ordering::Release);
+                exported.keep();
             }
         }
         spte.fetch_or(marks, Ordering::AcqRel);
@@ -81,10 +71,8 @@ impl Client {
     }
 
     fn visit(&self, page: &LockedPage<'_>, mut visit: impl FnMut(&AtomicU64) -> Retain) {
-        let _mmu = self.lock();
-        if let Some(&id) = self.id.get() {
-            page.table().rmap_visit(page.pfn(), id, |location| visit(self.spte(location)));
-        }
+        let _mmu = self.mmu.lock();
+        page.table().rmap_visit(page.pfn(), self.id, |location| visit(self.spte(location)));
     }
 }
 

@@ -2,10 +2,11 @@
 //! may cause.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Most bytes of one allocation. An input has a few KiB, so nothing that grows with it comes near;
 /// libFuzzer's own limit is for the sum.
-const MAX_ALLOCATION_BYTES: usize = 32 << 20;
+static MAX_ALLOCATION_BYTES: AtomicUsize = AtomicUsize::new(32 << 20);
 
 struct Bounded;
 
@@ -13,7 +14,9 @@ struct Bounded;
 static ALLOCATOR: Bounded = Bounded;
 
 fn check(bytes: usize) {
-    assert!(bytes <= MAX_ALLOCATION_BYTES, "an allocation of {bytes} bytes");
+    // Relaxed: a number that stands before the first input.
+    let most = MAX_ALLOCATION_BYTES.load(Ordering::Relaxed);
+    assert!(bytes <= most, "an allocation of {bytes} bytes");
 }
 
 // SAFETY: every call is the system allocator's, with the caller's arguments, or panics; and a panic
@@ -41,6 +44,11 @@ unsafe impl GlobalAlloc for Bounded {
         // SAFETY: as promised by the caller.
         unsafe { System.realloc(pointer, layout, bytes) }
     }
+}
+
+/// Allows a target more bytes in one allocation, where that is its promise.
+pub fn allow_allocations(most_bytes: usize) {
+    MAX_ALLOCATION_BYTES.store(most_bytes, Ordering::Relaxed);
 }
 
 /// Runs one input of the target with this name.

@@ -28,10 +28,10 @@ const SHOWN: usize = 20;
 ///
 /// # Errors
 /// If the guest cannot be started.
-pub(crate) fn run(config: MachineConfig) -> anyhow::Result<u8> {
+pub(crate) fn run(mut config: MachineConfig) -> anyhow::Result<u8> {
     let ending = Ending::install()?;
     let console = StdoutConsole::new();
-    let mut machine = Machine::new(&config, Box::new(console.clone()))?;
+    let mut machine = Machine::new(&mut config, Box::new(console.clone()))?;
     for warning in &config.warnings {
         output::note(warning);
     }

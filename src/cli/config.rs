@@ -13,7 +13,6 @@ use clap::ValueEnum;
 use super::args::{
     BootArgs, HostArgs, Invalidate, PolicyName, SabotageName, StressArgs, Workload, name_of,
 };
-use super::kernel_file;
 use super::limits::{self, HostLimits, Needs, Shape};
 use super::paging::{self, Paging};
 use super::report::json;
@@ -97,12 +96,16 @@ pub(crate) struct PeersConfig {
     pub(crate) limit: Duration,
 }
 
-/// Resolves `gnomon boot`.
-pub(crate) fn boot(args: &BootArgs, limits: &HostLimits) -> Result<MachineConfig, UsageError> {
+/// Resolves `gnomon boot` of this kernel, or of the test guest.
+pub(crate) fn boot(
+    args: &BootArgs,
+    kernel: Option<Vec<u8>>,
+    limits: &HostLimits,
+) -> Result<MachineConfig, UsageError> {
     refuse_peer_faults(&args.host, "boot serves no peers: use stress --export-socket")?;
-    let (kernel, default_cmdline) = match &args.kernel {
+    let (kernel, default_cmdline) = match kernel {
         None => (Cow::Borrowed(TEST_GUEST), "mode=boot"),
-        Some(path) => (Cow::Owned(kernel_file::read_kernel(path)?), ""),
+        Some(kernel) => (Cow::Owned(kernel), ""),
     };
     let cmdline = args.cmdline.as_deref().unwrap_or(default_cmdline);
     check_cmdline(cmdline)?;
@@ -284,7 +287,10 @@ pub(crate) fn machine(
         vms: sizes.vms as u64,
         is_direct: paging != Paging::Shadow,
     };
-    let needs = Needs::of(shape, swap.bytes);
+    let mut needs = Needs::of(shape, swap.bytes);
+    if let Cow::Owned(image) = &kernel {
+        needs.add_image(image.len() as u64);
+    }
     Ok(MachineConfig {
         needs,
         vm: VmConfig {

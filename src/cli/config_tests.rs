@@ -6,6 +6,7 @@ use std::fs::{self, File};
 
 use super::*;
 use crate::cli::args::{Cli, Command};
+use crate::cli::kernel_file::read_kernel;
 use crate::host_mm::Sabotage;
 use crate::vmm::boot::MAX_IMAGE_BYTES;
 
@@ -16,7 +17,11 @@ fn limits() -> HostLimits {
 fn try_boot(words: &[&str]) -> Result<MachineConfig, String> {
     let words = ["gnomon", "boot"].iter().chain(words);
     match Cli::try_parse_from(words).unwrap().command {
-        Command::Boot(args) => boot(&args, &limits()).map_err(|error| error.to_string()),
+        Command::Boot(args) => {
+            let kernel = args.kernel.as_deref().map(read_kernel).transpose();
+            let config = kernel.and_then(|kernel| boot(&args, kernel, &limits()));
+            config.map_err(|error| error.to_string())
+        }
         other => panic!("{other:?}"),
     }
 }

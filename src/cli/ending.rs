@@ -9,10 +9,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{EXIT_FAILURE, exit_code_of_signal, output};
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, Patience, lock};
 use crate::sys::names;
 use crate::sys::signal::{self, StopNotice};
 
@@ -96,16 +96,17 @@ pub(crate) fn let_go<T>(what: T) {
     }
 }
 
-/// Looks again and again, waiting a moment each time, until there is something or the time is over: at
-/// `limit`, or when patience ends after a signal.
+/// Looks again and again, waiting a moment each time, until there is something or the time is over: after
+/// `limit`, in which this process ran, or when patience ends after a signal.
 pub(crate) fn wait_for<T>(
     limit: Duration,
     mut look: impl FnMut(Duration) -> Option<T>,
 ) -> Option<T> {
-    let deadline = Instant::now() + limit;
+    let mut patience = Patience::new(limit);
     loop {
-        let found = look(TICK);
-        if found.is_some() || signal::is_patience_over() || Instant::now() >= deadline {
+        let slice = patience.slice();
+        let found = look(slice.unwrap_or_default());
+        if found.is_some() || signal::is_patience_over() || slice.is_none() {
             return found;
         }
     }
@@ -117,7 +118,7 @@ mod tests {
 
     #[test]
     fn patience_ends_with_the_limit_or_after_a_signal() {
-        assert_eq!(wait_for(Duration::ZERO, Some), Some(TICK));
+        assert_eq!(wait_for(Duration::ZERO, Some), Some(Duration::ZERO), "one look there is");
         let mut looks = 0;
         let mut never = |_| -> Option<()> {
             looks += 1;

@@ -225,9 +225,14 @@ impl Fleet {
         }
         let all_ended = |tick| {
             self.poll(tick);
-            self.members.iter().all(|member| member.outcome.is_some()).then_some(())
+            self.have_all_ended().then_some(())
         };
         ending::wait_for(timeout, all_ended).is_some()
+    }
+
+    /// Whether none is there that has not ended.
+    pub(crate) fn have_all_ended(&self) -> bool {
+        self.members.iter().all(|member| member.outcome.is_some())
     }
 
     /// Compares reverse maps with what is mapped while the guests work, then takes the shadow pages of
@@ -294,7 +299,7 @@ impl Fleet {
         live.fold(self.oracle, u64::saturating_add)
     }
 
-    /// Everything that the checks of each VM have found. No vCPU may run any more.
+    /// Everything that the checks of each VM have found.
     pub(crate) fn violations(&self) -> Violations {
         let mut all = self.found.clone();
         for member in &self.members {

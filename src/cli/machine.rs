@@ -15,7 +15,9 @@ use crate::host_mm::{HostMm, MmError, MmStats};
 use crate::iotlb::IotlbStats;
 use crate::shadow_mmu::ShadowStats;
 use crate::sys::signal;
-use crate::vmm::{AnyVm, DirectVm, DmaStats, GuestCounters, VcpuCounts, Vm, VmError, VmObserver};
+use crate::vmm::{
+    AnyVm, DirectVm, DmaStats, GuestCounters, VcpuCounts, Vm, VmConfig, VmError, VmObserver,
+};
 
 /// Host memory and the VMs over it: one, ready to start, to begin with.
 pub(crate) struct Machine {
@@ -67,20 +69,23 @@ impl VmObserver for Phases {
 }
 
 impl Machine {
-    /// Reserves host memory, opens swap, makes the VM and loads its kernel.
+    /// Reserves host memory, opens swap, makes the VM and loads its kernel, which is then no longer
+    /// part of `config`: it would take the host's memory a second time.
     ///
     /// # Errors
     /// A [`UsageError`] if it is the configuration's fault, otherwise what the host refused.
     pub(crate) fn new(
-        config: &MachineConfig,
+        config: &mut MachineConfig,
         console: Box<dyn Write + Send>,
     ) -> anyhow::Result<Self> {
-        let from_mm = |error| from_mm(error, config.paging);
+        let paging = config.paging;
+        let from_mm = |error| from_mm(error, paging);
         let mm = HostMm::new(config.host.clone()).map_err(from_mm)?;
         let phases = Arc::new(Phases::new(&mm));
-        let mut vm_config = config.vm.clone();
-        vm_config.observer = Some(phases.clone());
-        let vm = match config.paging {
+        let kernel = std::mem::take(&mut config.vm.kernel);
+        let observer = Some(phases.clone() as Arc<dyn VmObserver>);
+        let vm_config = VmConfig { kernel, observer, ..config.vm.clone() };
+        let vm = match paging {
             Paging::Shadow => {
                 Vm::new_assuming(config.assume_host, &vm_config, &mm, console).map(AnyVm::Shadow)
             }
@@ -88,7 +93,7 @@ impl Machine {
                 DirectVm::new(&vm_config, removal, &mm, console).map(AnyVm::Direct)
             }
         };
-        let vm = vm.map_err(|error| from_vm(error, config.paging))?;
+        let vm = vm.map_err(|error| from_vm(error, paging))?;
         mm.start_background_reclaim().map_err(from_mm)?;
         Ok(Self { mm, fleet: Fleet::new(vm, phases.clone()), phases })
     }

@@ -34,6 +34,7 @@ use std::process::ExitCode;
 use args::{BootArgs, Command};
 use config::UsageError;
 use limits::HostLimits;
+use linux::Resolved;
 
 use crate::sys::signal::ignore_file_size_signal;
 
@@ -91,9 +92,10 @@ fn execute(command: Command) -> u8 {
 /// Linux, or a guest that keeps to the guest ABI.
 fn boot_guest(args: &BootArgs) -> anyhow::Result<u8> {
     let limits = HostLimits::probe();
-    match linux::resolve(args, &limits)? {
-        Some(config) => linux::run(config),
-        None => boot::run(config::boot(args, &limits)?),
+    let kernel = args.kernel.as_deref().map(kernel_file::read_kernel).transpose()?;
+    match linux::resolve(args, kernel, &limits)? {
+        Resolved::Linux(config) => linux::run(*config),
+        Resolved::Other(kernel) => boot::run(config::boot(args, kernel, &limits)?),
     }
 }
 

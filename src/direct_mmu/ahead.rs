@@ -66,10 +66,10 @@ impl Mmu {
             let writable = run[0].writable() || !shard.window.protects_at_install();
             let added = self.add_neighbours(shard, &noted, run, writable);
             let Some(first) = added.first() else { return };
-            let bytes = added.len() * PAGE_SIZE;
+            let (first, bytes) = (first.page, added.len() * PAGE_SIZE);
             // Whatever kept the rest from being mapped, a fault on it finds out.
-            let mapped = shard.window.install(offset_of(first.page()), bytes, !writable);
-            self.settle_neighbours(&added, mapped.map_or(0, |bytes| bytes / PAGE_SIZE), writable);
+            let mapped = shard.window.install(offset_of(first), bytes, !writable);
+            self.settle_neighbours(added, mapped.map_or(0, |bytes| bytes / PAGE_SIZE), writable);
         }
     }
 }

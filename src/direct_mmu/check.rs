@@ -19,7 +19,8 @@ const MOST: usize = 16;
 impl DirectMmu {
     /// Compares the reverse map with the table, and both with what the kernel says it maps. Returns
     /// one sentence for each difference, at most 16. Nothing may be under way meanwhile. A window that
-    /// was [let go](Self::let_go) of is the kernel's to map: then only the books are compared. It
+    /// was [let go](Self::let_go) of, or has lost a part, is the kernel's to map: then only the books are
+    /// compared. It
     /// leaves off when a [stop](signal::is_stop_asked) is asked for.
     ///
     /// # Errors
@@ -75,6 +76,8 @@ impl Mmu {
         let kernel = file.as_ref().and_then(|file| pagemap::entry(file, region, number).ok());
         self.table.get(number).intersects(forbidden)
             || kernel.is_some_and(|kernel| kernel.is_present() && !kernel.is_protected())
+                // Somebody may have mapped something else there, and the event be on its way.
+                && pagemap::is_own(region, number).unwrap_or(false)
     }
 
     fn difference(&self, page: u64, kernel: Mapped) -> Option<String> {
@@ -82,7 +85,7 @@ impl Mmu {
         let pfn = u32::try_from(page).map(Pfn::new).ok()?;
         let frame = self.mm.frame_table().get(pfn)?;
         let entries = self.mm.frame_table().rmap_entries(pfn);
-        let listed = entries.iter().filter(|&&entry| Some(entry) == self.entry(page)).count();
+        let listed = entries.iter().filter(|&&entry| entry == self.entry(page)).count();
         if listed != usize::from(state.contains(State::MAPPED)) {
             return Some(format!(
                 "I3: guest frame {page:#x} is {state:?}, but its reverse map lists {listed} of it"

@@ -82,10 +82,8 @@ impl ExportNotifier for Mmu {
         if old.contains(State::WRITABLE) {
             self.table.set(number, State::PROTECT_DUE);
         }
-        if let Some(&client) = self.client.get()
-            && gone.contains(State::MAPPED)
-        {
-            page.table().rmap_visit(page.pfn(), client, |_| Retain::Drop);
+        if gone.contains(State::MAPPED) {
+            page.table().rmap_visit(page.pfn(), self.client, |_| Retain::Drop);
             self.counters.invalidated.add(1);
         }
         drop(noted);

@@ -1,6 +1,7 @@
 //! What the kernel tells of a window, as faults and jobs.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use crate::addr::{Gfn, PAGE_SIZE};
 use crate::direct_mmu::shard::{Fault, Job, Noted, Shard};
@@ -10,14 +11,23 @@ use crate::sys::uffd::UffdError;
 use crate::sys::uffd_window::WindowEvent;
 
 impl Mmu {
-    /// Reads what has happened and notes removals, both under the MMU lock; returns the faults.
+    /// Reads what has happened and notes removals, and that parts are gone, all under the MMU lock;
+    /// returns the faults.
     pub(super) fn read_events(&self, shard: &Shard) -> Result<Vec<Fault>, UffdError> {
         let mut events = Vec::new();
         let mut noted = shard.lock();
         shard.window.read(&mut events)?;
         for event in &events {
-            if let WindowEvent::Removed { offset, len } = *event {
-                self.note_removed(shard, &mut noted, pages_of(offset, len));
+            match *event {
+                WindowEvent::Removed { offset, len } => {
+                    self.note_removed(shard, &mut noted, pages_of(offset, len));
+                }
+                // Relaxed: whoever looks at pages of this shard has its lock. Of another one's
+                // nothing has changed.
+                WindowEvent::Unmapped { .. } | WindowEvent::Moved { .. } => {
+                    self.let_go.store(true, Ordering::Relaxed);
+                }
+                WindowEvent::Fault { .. } | WindowEvent::Stray { .. } => {}
             }
         }
         drop(noted);

@@ -6,11 +6,11 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::addr::{Gfn, PAGE_SIZE};
+use crate::addr::{Gfn, PAGE_SIZE, Pfn};
 use crate::direct_mmu::shard::{Deferral, Fault, LockedShard, Shard};
 use crate::direct_mmu::table::State;
 use crate::direct_mmu::{Mmu, offset_of};
-use crate::export_rmap::{LockedPage, PageFlags, RmapEntry, SequenceToken};
+use crate::export_rmap::{Exported, Gone, LockedPage, PageFlags, RmapEntry, SequenceToken};
 use crate::host_mm::{PausePoint, Sabotage};
 use crate::sys::uffd_window::InstallError;
 
@@ -33,14 +33,19 @@ impl Wanted {
         }
     }
 
-    pub(super) fn page(&self) -> u64 {
-        self.page
-    }
-
     pub(super) fn writable(&self) -> bool {
         self.writable
     }
 }
+
+/// A page that is mapped along with another, once the kernel has it.
+pub(super) struct Neighbour<'t> {
+    pub(super) page: u64,
+    exported: Option<Exported<'t>>,
+}
+
+/// An invalidation was faster.
+struct Overtaken;
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +74,7 @@ impl Mmu {
         if let Some(deferral) = noted.deferral(page) {
             return Installed::Deferred(deferral);
         }
-        let Some(fresh) = self.add_entry(&wanted) else {
+        let Ok(exported) = self.export(&noted, &wanted) else {
             self.counters.retries.add(1);
             return Installed::Retry;
         };
@@ -79,6 +84,9 @@ impl Mmu {
         let rights = rights(writable);
         if protected {
             // Known to be there: no need to try.
+            if let Some(exported) = exported {
+                exported.keep();
+            }
             return self.upgrade(shard, &noted, page, writable);
         }
         let around = self.add_neighbours(shard, &noted, neighbours, writable);
@@ -92,20 +100,25 @@ impl Mmu {
             other => other,
         };
         let done = installed.map_or(0, |bytes| bytes / PAGE_SIZE);
-        self.settle_neighbours(&around, done.saturating_sub(1), writable);
+        self.settle_neighbours(around, done.saturating_sub(1), writable);
         match installed {
             Ok(_) => {
+                if let Some(exported) = exported {
+                    exported.keep();
+                }
                 self.counters.installs.add(1);
                 Installed::Done
             }
             Err(InstallError::Mapped) => {
+                if let Some(exported) = exported {
+                    exported.keep();
+                }
                 self.counters.already_mapped.add(1);
                 self.upgrade(shard, &noted, page, writable)
             }
             Err(error) => {
-                if fresh {
+                if exported.is_some() {
                     self.table.clear(page, State::all().difference(State::PROTECT_DUE));
-                    self.remove_entry(page);
                 }
                 Installed::Refused(error)
             }
@@ -133,48 +146,52 @@ impl Mmu {
         result.map_or_else(Installed::Refused, |()| Installed::Done)
     }
 
-    /// Adds the page's entry to the reverse map if it has none; whether it had none. `None`, and
-    /// nothing added, if the page was invalidated since it was looked at.
-    fn add_entry(&self, wanted: &Wanted) -> Option<bool> {
-        let table = self.mm.frame_table();
-        let gfn = Gfn::new(wanted.page);
-        let fresh = !self.table.get(wanted.page).contains(State::MAPPED);
-        if fresh && !self.mm.is_sabotaged(Sabotage::ForgetRmap, gfn) {
-            table.rmap_add(wanted.token.pfn(), self.entry(wanted.page)?);
-        }
-        let overtaken = table.must_retry(wanted.token);
-        if overtaken && !self.mm.is_sabotaged(Sabotage::LateInstall, gfn) {
-            if fresh {
-                self.remove_entry(wanted.page);
+    /// Exports the page's frame, unless its mapping has an entry already: then `None`.
+    fn export(
+        &self,
+        locked: &LockedShard<'_>,
+        wanted: &Wanted,
+    ) -> Result<Option<Exported<'_>>, Overtaken> {
+        let (table, token, gfn) = (self.mm.frame_table(), wanted.token, Gfn::new(wanted.page));
+        let mut exported = None;
+        let is_current = if self.table.get(wanted.page).contains(State::MAPPED) {
+            table.is_current(locked, token)
+        } else {
+            exported = table.export(locked, token, self.entry(wanted.page));
+            exported.is_some()
+        };
+        if !is_current {
+            if !self.mm.is_sabotaged(Sabotage::LateInstall, gfn) {
+                return Err(Overtaken);
             }
-            return None;
+            table.rmap_add(token.pfn(), self.entry(wanted.page));
         }
         self.mm.pause(PausePoint::FaultChecked);
-        self.mm.check_mapping(&self.object, gfn, wanted.token.pfn(), wanted.writable);
-        Some(fresh)
-    }
-
-    pub(super) fn remove_entry(&self, page: u64) {
-        if let (Some(entry), Ok(pfn)) = (self.entry(page), u32::try_from(page)) {
-            self.mm.frame_table().rmap_remove(crate::addr::Pfn::new(pfn), entry);
-        }
+        self.mm.check_mapping(&self.object, gfn, token.pfn(), wanted.writable);
+        Ok(exported.filter(|_| !self.mm.is_sabotaged(Sabotage::ForgetRmap, gfn)))
     }
 
     /// The entry of a page in its frame's reverse map.
-    pub(super) fn entry(&self, page: u64) -> Option<RmapEntry> {
-        self.client.get().map(|&client| RmapEntry::new(client, page))
+    pub(super) fn entry(&self, page: u64) -> RmapEntry {
+        RmapEntry::new(self.client, page)
     }
 
     /// Brings the books in line with what the kernel has mapped of neighbours: the first `mapped`.
-    pub(super) fn settle_neighbours(&self, added: &[Wanted], mapped: usize, writable: bool) {
-        let (mapped, refused) = added.split_at(mapped.min(added.len()));
-        for neighbour in refused {
-            self.remove_entry(neighbour.page);
-        }
-        for neighbour in mapped {
+    pub(super) fn settle_neighbours(
+        &self,
+        mut added: Vec<Neighbour<'_>>,
+        mapped: usize,
+        writable: bool,
+    ) {
+        // The rest are exported no longer.
+        added.truncate(mapped);
+        self.counters.fault_around.add(added.len() as u64);
+        for neighbour in added {
             self.table.set(neighbour.page, rights(writable));
+            if let Some(exported) = neighbour.exported {
+                exported.keep();
+            }
         }
-        self.counters.fault_around.add(mapped.len() as u64);
     }
 
     /// As many of these pages, one after the other, as can be mapped in one call.
@@ -184,17 +201,18 @@ impl Mmu {
         noted: &LockedShard<'_>,
         neighbours: &[Wanted],
         writable: bool,
-    ) -> Vec<Wanted> {
+    ) -> Vec<Neighbour<'_>> {
         let protects = shard.window.protects_at_install();
         let mut added = Vec::new();
         for neighbour in neighbours {
             let same_rights = (neighbour.writable || !protects) == writable;
             let free = !self.table.get(neighbour.page).contains(State::MAPPED)
                 && noted.deferral(neighbour.page).is_none();
-            if !same_rights || !free || self.add_entry(neighbour).is_none() {
+            if !same_rights || !free {
                 break;
             }
-            added.push(*neighbour);
+            let Ok(exported) = self.export(noted, neighbour) else { break };
+            added.push(Neighbour { page: neighbour.page, exported });
         }
         added
     }
@@ -212,17 +230,17 @@ impl Mmu {
     /// Forgets every mapping; nobody uses the window any more.
     pub(super) fn forget_everything(&self) {
         for shard in &self.shards {
-            let _noted = shard.lock();
+            let noted = shard.lock();
             for page in shard.pages.clone() {
                 let state = self.table.get(page);
-                if !state.contains(State::MAPPED) {
-                    continue;
+                // Pages have the frames of their numbers.
+                let Ok(pfn) = u32::try_from(page).map(Pfn::new) else { break };
+                if state.contains(State::MAPPED) {
+                    let dirty = state.contains(State::WRITABLE);
+                    let gone = Gone { pfn, entry: self.entry(page), dirty };
+                    self.mm.frame_table().give_up_uncached(&noted, &[gone]);
+                    self.table.clear(page, State::all());
                 }
-                if let (true, Ok(pfn)) = (state.contains(State::WRITABLE), u32::try_from(page)) {
-                    self.mm.frame_table().note_dirty(crate::addr::Pfn::new(pfn));
-                }
-                self.remove_entry(page);
-                self.table.clear(page, State::all());
             }
         }
     }

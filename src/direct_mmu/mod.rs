@@ -73,7 +73,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64};
-use crate::export_rmap::{ClientId, Registration};
+use crate::export_rmap::{ClientId, Membership};
 use crate::host_mm::{GuestView, HostMm, MemoryObject, MmError};
 use crate::sync::lock;
 use crate::sys::memory;
@@ -122,7 +122,8 @@ pub struct DirectMmu {
     mmu: Arc<Mmu>,
     readers: Vec<JoinHandle<()>>,
     workers: Vec<JoinHandle<()>>,
-    registration: Option<Registration>,
+    // Last: every mapping is forgotten by then.
+    membership: Membership,
 }
 
 /// What the threads and the notifier list share.
@@ -134,11 +135,11 @@ struct Mmu {
     table: Table,
     shards: Vec<Shard>,
     pages_per_shard: u64,
-    client: OnceLock<ClientId>,
+    client: ClientId,
     counters: Counters,
     /// No zap may begin any more: soon nobody reads its event.
     ending: AtomicBool,
-    /// The window is the kernel's: what is mapped there is in no books.
+    /// The window, or a part of it, is not ours any more: what is mapped there is in no books.
     let_go: AtomicBool,
     failure: Mutex<Option<String>>,
     /// What the kernel maps, for checks; `None` if it does not tell.
@@ -190,6 +191,7 @@ impl DirectMmu {
                 Shard::open(&view, first..end, config.features)
             })
             .collect::<Result<Vec<_>, _>>()?;
+        let reservation = mm.reserve_client()?;
         let mmu = Arc::new(Mmu {
             config,
             mm: mm.clone(),
@@ -198,7 +200,7 @@ impl DirectMmu {
             table: Table::new(pages),
             shards,
             pages_per_shard: pages_per_shard as u64,
-            client: OnceLock::new(),
+            client: reservation.id(),
             counters: Counters::default(),
             ending: AtomicBool::new(false),
             let_go: AtomicBool::new(false),
@@ -208,19 +210,9 @@ impl DirectMmu {
             #[cfg(test)]
             overtaking: Mutex::default(),
         });
-        let registration = mm.register_client(mmu.clone()).map_err(|error| {
-            let source = std::io::Error::other(error);
-            MmError::Host { what: "an export client", source }
-        })?;
-        // No fault has been read yet, so no call needs the number earlier.
-        let _ = mmu.client.set(registration.id());
+        let membership = mm.register_client(reservation, mmu.clone());
         // From here on dropping it ends what was begun.
-        let mut this = Self {
-            mmu,
-            readers: Vec::new(),
-            workers: Vec::new(),
-            registration: Some(registration),
-        };
+        let mut this = Self { mmu, readers: Vec::new(), workers: Vec::new(), membership };
         for shard in 0..this.mmu.shards.len() {
             this.workers.push(this.spawn("gnomon-page-in", shard, Mmu::work)?);
             this.readers.push(this.spawn("gnomon-faults", shard, Mmu::read_faults)?);
@@ -269,8 +261,8 @@ impl DirectMmu {
 
     /// Its number among the export clients.
     #[must_use]
-    pub fn client_id(&self) -> Option<ClientId> {
-        self.registration.as_ref().map(Registration::id)
+    pub fn client_id(&self) -> ClientId {
+        self.membership.id()
     }
 
     /// Removes `count` pages from `first` from the window, as any other part of the process might
@@ -320,9 +312,6 @@ impl Drop for DirectMmu {
         self.readers.drain(..).for_each(|thread| drop(thread.join()));
         self.let_go();
         self.mmu.forget_everything();
-        if let Some(registration) = self.registration.take() {
-            self.mmu.mm.notifiers().unregister(registration);
-        }
     }
 }
 

@@ -1,14 +1,14 @@
 //! A part of the window: its userfaultfd, its MMU lock and what its two threads share.
 
 use std::collections::VecDeque;
-use std::ops::{Deref, DerefMut, Range};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::{Condvar, Mutex};
 
 use crate::addr::PAGE_SIZE;
 use crate::direct_mmu::turn::Turns;
 use crate::direct_mmu::zap::OwnZap;
-use crate::export_rmap::lock_rank::{self, Held, Rank};
+use crate::export_rmap::{ClientGuard, ClientLock};
 use crate::host_mm::{GuestView, MmError, Streams};
 use crate::sync::lock;
 use crate::sys::uffd::Features;
@@ -45,6 +45,9 @@ pub(super) struct Noted {
     pub(super) streams: Streams,
 }
 
+/// What the MMU lock protects, while it is held.
+pub(super) type LockedShard<'a> = ClientGuard<'a, Noted>;
+
 /// What keeps a page from being mapped for now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Deferral {
@@ -75,8 +78,8 @@ pub(super) struct Shard {
     pub(super) window: Window,
     /// Its pages.
     pub(super) pages: Range<u64>,
-    /// The MMU lock; taken by [`Shard::lock`] alone.
-    noted: Mutex<Noted>,
+    /// The MMU lock.
+    noted: ClientLock<Noted>,
     /// Held by the one who zaps.
     pub(super) zapping: Mutex<()>,
     pub(super) reader_turns: Turns,
@@ -96,7 +99,7 @@ impl Shard {
         Ok(Self {
             window: Window::open(view.region().clone(), bytes, features)?,
             pages: pages.start as u64..pages.end as u64,
-            noted: Mutex::default(),
+            noted: ClientLock::default(),
             zapping: Mutex::default(),
             reader_turns: Turns::default(),
             worker_turns: Turns::default(),
@@ -106,11 +109,9 @@ impl Shard {
         })
     }
 
-    /// Takes the MMU lock, in its place of the lock order: a page lock may be held, this lock and
-    /// rmap entries not.
+    /// Takes the MMU lock.
     pub(super) fn lock(&self) -> LockedShard<'_> {
-        let held = lock_rank::wait_for(Rank::ClientMmu);
-        LockedShard { noted: lock(&self.noted), _held: held }
+        self.noted.lock()
     }
 
     /// May be called with the MMU lock held: the queue's own is held for a moment only.
@@ -172,26 +173,5 @@ impl Shard {
 
     pub(super) fn is_reader_stopped(&self) -> bool {
         self.reader_stopped.load(Ordering::Acquire)
-    }
-}
-
-/// What the MMU lock protects, while it is held.
-pub(super) struct LockedShard<'a> {
-    // First: fields drop in order, and the rank is held as long as the lock is.
-    noted: MutexGuard<'a, Noted>,
-    _held: Held,
-}
-
-impl Deref for LockedShard<'_> {
-    type Target = Noted;
-
-    fn deref(&self) -> &Noted {
-        &self.noted
-    }
-}
-
-impl DerefMut for LockedShard<'_> {
-    fn deref_mut(&mut self) -> &mut Noted {
-        &mut self.noted
     }
 }

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use bitflags::bitflags;
 
+use crate::sync::zeroed;
+
 bitflags! {
     /// The state of one page.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,13 +29,13 @@ bitflags! {
     }
 }
 
-/// The states of all pages.
+/// The states of all pages, at first none; memory is taken for those that are used alone.
 #[derive(Debug)]
 pub(super) struct Table(Box<[AtomicU8]>);
 
 impl Table {
     pub(super) fn new(pages: usize) -> Self {
-        Self((0..pages).map(|_| AtomicU8::new(0)).collect())
+        Self(zeroed(pages))
     }
 
     pub(super) fn pages(&self) -> u64 {

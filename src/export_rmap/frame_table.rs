@@ -6,12 +6,16 @@ use crate::addr::{Gfn, Pfn, SwapSlot};
 use crate::export_rmap::flags::PageFlags;
 use crate::export_rmap::page_lock::WaitQueues;
 use crate::export_rmap::rmap::RmapMemory;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, zeroed};
 
 /// One frame's descriptor. The rmap head and the `EXPORTED` bit change under the rmap entry lock;
 /// all else changes under the page lock, but that a client may set `DIRTY`
 /// ([`FrameTable::note_dirty`]). Fields are atomics because readers look without a lock.
+///
+/// All zeros is a frame that is free and that nobody has to do with: so the table of a large guest takes
+/// memory only for frames that were used.
 #[derive(Debug, Default)]
+#[cfg_attr(not(any(loom, shuttle)), derive(zerocopy::FromZeros))]
 pub struct Frame {
     pub(super) flags: AtomicU32,
     /// Swap slot of the page's last written copy, plus one; 0 is none.
@@ -141,7 +145,7 @@ impl FrameTable {
     #[must_use]
     pub fn new(frames: u32) -> Self {
         Self {
-            frames: (0..frames).map(|_| Frame::default()).collect(),
+            frames: zeroed(frames as usize),
             wait_queues: WaitQueues::new(),
             rmap_memory: RmapMemory::default(),
         }
@@ -175,6 +179,19 @@ impl FrameTable {
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_frame_of_a_new_table_is_free_and_nobody_has_to_do_with_it() {
+        let table = FrameTable::new(3);
+        assert_eq!(table.len(), 3);
+        for pfn in (0..3).map(Pfn::new) {
+            let frame = table.frame(pfn);
+            assert_eq!(frame.flags(), PageFlags::empty());
+            assert_eq!((frame.slot(), frame.is_read_only()), (None, false));
+            assert!(table.is_rmap_empty(pfn) && table.rmap_entries(pfn).is_empty());
+            assert!(table.try_lock(pfn).is_some());
+        }
+    }
 
     #[test]
     fn owner_and_slot_survive_packing() {

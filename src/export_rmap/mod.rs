@@ -6,15 +6,15 @@
 //!
 //! - a frame's [`EXPORTED`](flags::PageFlags::EXPORTED) flag is set exactly while its reverse map
 //!   holds an entry (invariant I4);
-//! - a client that checks the [`sequence`] after it has added its rmap entry and before it uses the
-//!   mapping either sees the invalidation that overlapped it, or that invalidation sees the flag
+//! - a client that [exports](FrameTable::export) a frame before it maps it either sees the invalidation that overlapped it, or that invalidation sees the flag
 //!   and calls the client;
-//! - no call reaches a notifier after [`NotifierList::unregister`] has returned (I7).
+//! - no call reaches a notifier whose [`Membership`] was dropped (I7).
 //!
 //! The model is Robin Holt's export notifier of January 2008; `docs/protocol.md` maps each element
 //! of the mail to a file here.
 
 mod check;
+pub mod client;
 pub mod flags;
 pub mod frame_table;
 pub mod lock_rank;
@@ -29,10 +29,12 @@ pub mod rmap;
 pub mod sequence;
 
 pub use check::Differences;
+pub use client::{ClientGuard, ClientLock, Exported, Gone};
 pub use flags::PageFlags;
 pub use frame_table::{Frame, FrameTable, Owner};
 pub use notifier::{
-    ExportNotifier, FlushReason, Harvest, Invalidation, NotifierList, Registration, RevokeError,
+    ExportNotifier, FlushReason, Harvest, Invalidation, Membership, NotifierList, Reservation,
+    RevokeError,
 };
 pub(crate) use numbers::Numbers;
 pub use page_lock::LockedPage;

@@ -4,8 +4,8 @@
 //!
 //! - [`NotifierList::notify`] takes no lock: it walks a snapshot of the list, as the mail's
 //!   `hlist_for_each_entry_rcu` did. Receivers may sleep (the walk is no RCU read section).
-//! - [`NotifierList::unregister`] returns only when no call into that notifier is running and none
-//!   can start any more (invariant I7). The mail's version lacks this: its caller could free the
+//! - a [`Membership`] is dropped only when no call into its notifier is running and none can start any
+//!   more (invariant I7). The mail's version lacks this: its caller could free the
 //!   notifier under a walker's feet. By then the list has let go of the client, too: its end is
 //!   never a walker's business.
 
@@ -156,23 +156,78 @@ impl Drop for InCall<'_> {
     }
 }
 
-/// A place in the list; give it back with [`NotifierList::unregister`].
-#[must_use = "only its holder can unregister the notifier"]
-pub struct Registration {
-    entry: Arc<Entry>,
+/// A client's number, until this is dropped.
+struct Number {
+    list: NotifierList,
+    id: ClientId,
 }
 
-impl Registration {
-    /// The client's number, for its rmap entries.
-    #[must_use]
-    pub fn id(&self) -> ClientId {
-        self.entry.id
+impl Drop for Number {
+    fn drop(&mut self) {
+        lock(&self.list.list.writers).give_back(self.id.as_u16());
     }
 }
 
-impl std::fmt::Debug for Registration {
+/// A number for a client that is about to be made; dropping it gives the number back.
+#[must_use = "dropping it gives the number back"]
+pub struct Reservation {
+    number: Number,
+}
+
+impl Reservation {
+    /// The number, for the client's rmap entries.
+    #[must_use]
+    pub fn id(&self) -> ClientId {
+        self.number.id
+    }
+
+    /// `export_notifier_register`: from when this returns, each notification reaches `notifier`.
+    pub fn register(self, notifier: Arc<dyn ExportNotifier>) -> Membership {
+        let Self { number } = self;
+        let entry = Arc::new(Entry {
+            id: number.id,
+            notifier: Snapshot::new(Some(notifier)),
+            state: AtomicU64::new(0),
+            drained_mutex: Mutex::new(()),
+            drained: Condvar::new(),
+        });
+        number.list.change(|entries| entries.push(entry.clone()));
+        Membership { entry, number }
+    }
+}
+
+/// A client's place in the list. Dropping it is `export_notifier_unregister`, completed: it ends when no
+/// call into the notifier is running and none can start. So it must not be dropped inside one of the
+/// notifier's own calls, which would wait for itself, and not before the client has given up its
+/// mappings: keep it beside the client, not in it.
+#[must_use = "a client is told of invalidations as long as its membership lives"]
+pub struct Membership {
+    entry: Arc<Entry>,
+    // After the entry is closed: a number is free once nobody uses it.
+    number: Number,
+}
+
+impl Membership {
+    /// The client's number.
+    #[must_use]
+    pub fn id(&self) -> ClientId {
+        self.number.id
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.number.list.change(|entries| {
+            entries.retain(|entry| !Arc::ptr_eq(entry, &self.entry));
+        });
+        // A walker may still hold the old snapshot: it is stopped, or waited for, at the entry.
+        self.entry.close();
+    }
+}
+
+impl std::fmt::Debug for Membership {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Registration").field("id", &self.id()).finish_non_exhaustive()
+        f.debug_struct("Membership").field("id", &self.id()).finish_non_exhaustive()
     }
 }
 
@@ -181,8 +236,13 @@ impl std::fmt::Debug for Registration {
 #[error("no client number is left: there are {} export clients", ClientId::MAX)]
 pub struct TooManyClients;
 
-/// The list of export notifiers: the mail's `export_notifier_list`.
+/// The list of export notifiers: the mail's `export_notifier_list`. A clone is the same list.
+#[derive(Clone)]
 pub struct NotifierList {
+    list: Arc<List>,
+}
+
+struct List {
     entries: Snapshot<Vec<Arc<Entry>>>,
     /// Serialises writers, as the mail's `export_notifier_list_lock`; holds the clients' numbers.
     writers: Mutex<Numbers>,
@@ -191,65 +251,56 @@ pub struct NotifierList {
 impl Default for NotifierList {
     fn default() -> Self {
         Self {
-            entries: Snapshot::new(Vec::new()),
-            writers: Mutex::new(Numbers::below(ClientId::MAX)),
+            list: Arc::new(List {
+                entries: Snapshot::new(Vec::new()),
+                writers: Mutex::new(Numbers::below(ClientId::MAX)),
+            }),
         }
     }
 }
 
 impl std::fmt::Debug for NotifierList {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NotifierList").field("len", &self.entries.load().len()).finish()
+        f.debug_struct("NotifierList").field("len", &self.list.entries.load().len()).finish()
     }
 }
 
 impl NotifierList {
-    /// `export_notifier_register`: from when this returns, each notification reaches `notifier`.
-    /// The number of a client that is gone is given again once all others have been: a late rmap
-    /// entry, which nobody should have left, is not taken for another's soon.
+    /// A number for a client, which is made with it and then [registered](Reservation::register). That
+    /// of a client that is gone is given again once all others have been: a late rmap entry, which nobody
+    /// should have left, is not taken for another's soon.
     ///
     /// # Errors
     /// If there are [`ClientId::MAX`] clients.
+    pub fn reserve(&self) -> Result<Reservation, TooManyClients> {
+        let id = lock(&self.list.writers).take().and_then(ClientId::new).ok_or(TooManyClients)?;
+        Ok(Reservation { number: Number { list: self.clone(), id } })
+    }
+
+    /// [`reserve`](Self::reserve) and [`register`](Reservation::register) in one, for a client that need not
+    /// know its number to be made.
+    ///
+    /// # Errors
+    /// As [`reserve`](Self::reserve).
     pub fn register(
         &self,
         notifier: Arc<dyn ExportNotifier>,
-    ) -> Result<Registration, TooManyClients> {
-        let mut numbers = lock(&self.writers);
-        let id = numbers.take().and_then(ClientId::new).ok_or(TooManyClients)?;
-        let entry = Arc::new(Entry {
-            id,
-            notifier: Snapshot::new(Some(notifier)),
-            state: AtomicU64::new(0),
-            drained_mutex: Mutex::new(()),
-            drained: Condvar::new(),
-        });
-        let mut entries = self.entries.load().to_vec();
-        entries.push(entry.clone());
-        self.entries.store(entries);
-        Ok(Registration { entry })
+    ) -> Result<Membership, TooManyClients> {
+        Ok(self.reserve()?.register(notifier))
     }
 
-    /// `export_notifier_unregister`, completed: returns when no call into the notifier is running
-    /// and none can start. Must not be called from inside one of its own calls, which would wait
-    /// for itself. The client must have given up its mappings before.
-    // The registration is consumed so that it cannot be used again.
-    #[allow(clippy::needless_pass_by_value)]
-    pub fn unregister(&self, registration: Registration) {
-        let writers = lock(&self.writers);
-        let mut entries = self.entries.load().to_vec();
-        entries.retain(|entry| !Arc::ptr_eq(entry, &registration.entry));
-        self.entries.store(entries);
+    fn change(&self, change: impl FnOnce(&mut Vec<Arc<Entry>>)) {
+        let writers = lock(&self.list.writers);
+        let mut entries = self.list.entries.load().to_vec();
+        change(&mut entries);
+        self.list.entries.store(entries);
         drop(writers);
-        // A walker may still hold the old snapshot: it is stopped, or waited for, at the entry.
-        let id = registration.id();
-        registration.entry.close();
-        lock(&self.writers).give_back(id.as_u16());
     }
 
     /// Whether a client has this number.
     #[must_use]
     pub fn is_registered(&self, client: ClientId) -> bool {
-        self.entries.load().iter().any(|entry| entry.id == client)
+        self.list.entries.load().iter().any(|entry| entry.id == client)
     }
 
     /// `export_notifier(function, args…)`: calls `call` with each registered notifier.
@@ -257,7 +308,7 @@ impl NotifierList {
         if cfg!(not(feature = "export-notifier")) {
             return;
         }
-        for entry in self.entries.load().iter() {
+        for entry in self.list.entries.load().iter() {
             if let Some(_in_call) = entry.enter()
                 && let Some(notifier) = &**entry.notifier.load()
             {

@@ -38,7 +38,7 @@ impl ExportNotifier for Recorder {
     }
 }
 
-fn add(list: &NotifierList, recorder: Recorder) -> (Arc<Recorder>, Registration) {
+fn add(list: &NotifierList, recorder: Recorder) -> (Arc<Recorder>, Membership) {
     let recorder = Arc::new(recorder);
     let registration = list.register(recorder.clone()).unwrap();
     recorder.id.set(registration.id()).unwrap();
@@ -127,7 +127,7 @@ fn an_unregistered_notifier_is_not_called_and_its_number_rests() {
     let list = NotifierList::default();
     let (recorder, registration) = add(&list, Recorder::default());
     let id = registration.id();
-    list.unregister(registration);
+    drop(registration);
     list.notify(|_| panic!("called after unregister"));
     assert_eq!(Arc::strong_count(&recorder), 1, "the list kept a reference");
     let (_other, registration) = add(&list, Recorder::default());
@@ -137,12 +137,12 @@ fn an_unregistered_notifier_is_not_called_and_its_number_rests() {
 #[test]
 fn client_numbers_run_out_with_an_error() {
     let list = NotifierList::default();
-    *lock(&list.writers) = Numbers::below(1);
+    *lock(&list.list.writers) = Numbers::below(1);
     let (_last, last) = add(&list, Recorder::default());
     let refused = list.register(Arc::new(Recorder::default())).map(|_| ());
     assert_eq!(refused, Err(TooManyClients));
     let id = last.id();
-    list.unregister(last);
+    drop(last);
     let (_next, next) = add(&list, Recorder::default());
     assert_eq!(next.id(), id, "all others had been given");
 }
@@ -191,9 +191,9 @@ fn unregister_waits_for_a_running_call_but_register_does_not() {
 
     let unregistered = Arc::new(AtomicBool::new(false));
     let waiter = std::thread::spawn({
-        let (list, sleeper, unregistered) = (list.clone(), sleeper.clone(), unregistered.clone());
+        let (sleeper, unregistered) = (sleeper.clone(), unregistered.clone());
         move || {
-            list.unregister(registration);
+            drop(registration);
             unregistered.store(true, Ordering::SeqCst);
             sleeper.left.load(Ordering::SeqCst)
         }
@@ -231,7 +231,7 @@ fn unregister_drops_the_client_though_a_walker_still_has_the_old_list() {
         weak
     };
     assert!(second.upgrade().is_some(), "the list keeps its clients");
-    list.unregister(second_registration);
+    drop(second_registration);
     assert!(second.upgrade().is_none(), "the walker would be the one to drop it");
     let_go.send(()).unwrap();
     assert!(walker.join().unwrap());

@@ -406,7 +406,7 @@ impl FrameTable {
     /// Adds a mapping to the frame's map and so sets `EXPORTED`; whether it was not there. The caller
     /// holds its MMU lock and checks the invalidation sequence afterwards, before the mapping can be
     /// used.
-    pub fn rmap_add(&self, pfn: Pfn, entry: RmapEntry) -> bool {
+    pub(crate) fn rmap_add(&self, pfn: Pfn, entry: RmapEntry) -> bool {
         let mut map = LockedMap::lock(self, pfn);
         let added = map.insert(entry);
         map.unlock();
@@ -414,7 +414,7 @@ impl FrameTable {
     }
 
     /// Removes one mapping; whether it was there. `EXPORTED` is cleared with the last one.
-    pub fn rmap_remove(&self, pfn: Pfn, entry: RmapEntry) -> bool {
+    pub(crate) fn rmap_remove(&self, pfn: Pfn, entry: RmapEntry) -> bool {
         let mut map = LockedMap::lock(self, pfn);
         let removed = map.remove(entry);
         map.unlock();
@@ -494,7 +494,7 @@ impl FrameTable {
     /// Notes that a client wrote to the page, when it gives a mapping up of its own accord. For a
     /// client that holds its MMU lock and has not removed the mapping's entry yet: an invalidation
     /// that no longer finds the entry then finds the page dirty, since both stand in one word.
-    pub fn note_dirty(&self, pfn: Pfn) {
+    pub(crate) fn note_dirty(&self, pfn: Pfn) {
         self.frame(pfn).flags.fetch_or(PageFlags::BY_WRITE.bits(), Ordering::Relaxed);
     }
 

@@ -66,7 +66,7 @@ impl FrameTable {
     /// client's MMU lock held and the rmap entry added; on `true` take the entry out again and
     /// start over.
     #[must_use]
-    pub fn must_retry(&self, token: SequenceToken) -> bool {
+    pub(crate) fn must_retry(&self, token: SequenceToken) -> bool {
         // Acquire pairs with the AcqRel in `begin_invalidation`.
         self.frame(token.pfn).flags.load(Ordering::Acquire) >> COUNT_SHIFT != token.count
     }

@@ -9,6 +9,7 @@
 
 use iced_x86::{
     Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Register,
 };
 
 use super::memory_log::{LoggedMemory, Made};
@@ -298,54 +299,51 @@ fn check_done(
     assert_possible(after);
     let instruction = decode(before, memory);
     assert!(!instruction.is_invalid(), "emulated what is no instruction");
-    let holds_back = instruction.mnemonic() == Mnemonic::Int
-        || instruction.op0_register() == iced_x86::Register::SS;
+    let holds_back =
+        instruction.mnemonic() == Mnemonic::Int || instruction.op0_register() == Register::SS;
     let is_stepped = before.rflags & rflags::TF != 0 && !holds_back;
     assert_eq!(done.single_step, is_stepped, "{instruction}");
+    let expected = registers_after(&instruction, before, after, done.effect);
+    assert_eq!(*after, expected, "{instruction}");
+    let fits = effect_fits(&instruction, before, after, done.effect);
+    assert!(fits, "{instruction}: {:?}", done.effect);
+    check_writes(&instruction, before, after, log);
+}
 
+/// `before`, with RIP behind the instruction and what that may change taken from `after`.
+fn registers_after(
+    instruction: &Instruction,
+    before: &GuestCpu,
+    after: &GuestCpu,
+    effect: Effect,
+) -> GuestCpu {
     let mut expected = before.clone();
     expected.rip = before.rip + instruction.len() as u64;
     expected.rflags &= !rflags::RF;
-    if goes_on(&instruction, after, done.effect) {
+    if goes_on(instruction, after, effect) {
         expected.rip = before.rip;
     }
     let mut info = InstructionInfoFactory::new();
-    for used in info.info(&instruction).used_registers() {
+    for used in info.info(instruction).used_registers() {
         let full = used.register().full_register();
         let is_written = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
         if is_written && full.is_gpr64() {
             expected.gpr[full.number()] = after.gpr[full.number()];
         }
     }
-    let mut effect_fits = done.effect == Effect::None;
     match instruction.mnemonic() {
         Mnemonic::Mov => match instruction.op0_register() {
-            iced_x86::Register::CR0 => {
-                expected.cr0 = after.cr0;
-                let flushes = (before.cr0 ^ after.cr0) & cr0::WP != 0;
-                effect_fits = (done.effect == Effect::LoadRoot) == flushes;
-            }
-            iced_x86::Register::CR2 => expected.cr2 = after.cr2,
-            iced_x86::Register::CR3 => {
-                expected.cr3 = after.cr3;
-                effect_fits = done.effect == Effect::LoadRoot;
-            }
-            iced_x86::Register::CR4 => {
-                expected.cr4 = after.cr4;
-                effect_fits = matches!(done.effect, Effect::None | Effect::LoadRoot);
-            }
+            Register::CR0 => expected.cr0 = after.cr0,
+            Register::CR2 => expected.cr2 = after.cr2,
+            Register::CR3 => expected.cr3 = after.cr3,
+            Register::CR4 => expected.cr4 = after.cr4,
             _ => {}
         },
         Mnemonic::Clts => expected.cr0 &= !cr0::TS,
         Mnemonic::Lmsw => {
-            let low = (before.cr0 ^ after.cr0) & !(cr0::MP | cr0::EM | cr0::TS);
-            assert_eq!(low, 0, "{instruction}");
+            let others = (before.cr0 ^ after.cr0) & !(cr0::MP | cr0::EM | cr0::TS);
+            assert_eq!(others, 0, "{instruction}");
             expected.cr0 = after.cr0;
-        }
-        Mnemonic::Cpuid => effect_fits = matches!(done.effect, Effect::Cpuid { .. }),
-        Mnemonic::Int => {
-            let (vector, rip) = (instruction.immediate8(), before.rip);
-            effect_fits = done.effect == Effect::Interrupt { vector, rip };
         }
         Mnemonic::Lgdt => expected.gdtr = after.gdtr,
         Mnemonic::Lidt => expected.idtr = after.idtr,
@@ -357,38 +355,60 @@ fn check_done(
             (expected.efer, expected.pat) = (after.efer, after.pat);
             (expected.fs_base, expected.gs_base) = (after.fs_base, after.gs_base);
             expected.kernel_gs_base = after.kernel_gs_base;
-            let flushes = (before.efer ^ after.efer) & efer::NXE != 0;
-            effect_fits = (done.effect == Effect::LoadRoot) == flushes;
         }
         Mnemonic::Iretq => (expected.rip, expected.rflags) = (after.rip, after.rflags),
-        Mnemonic::Hlt => effect_fits = done.effect == Effect::Halt,
-        Mnemonic::Invlpg => {
-            effect_fits = match done.effect {
-                Effect::None => true,
-                Effect::FlushPage(gva) => gva.as_u64() < abi::GVA_LIMIT,
-                _ => false,
-            };
-        }
-        Mnemonic::In | Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd => {
-            effect_fits = match done.effect {
-                Effect::PortRead { into, .. } => {
-                    let is_plain = instruction.mnemonic() == Mnemonic::In;
-                    (into == Destination::Accumulator) == is_plain
-                }
-                effect => effect == Effect::None && is_in_vain(&instruction, before),
-            };
-        }
-        Mnemonic::Out | Mnemonic::Outsb | Mnemonic::Outsw | Mnemonic::Outsd => {
-            effect_fits = match done.effect {
-                Effect::PortWrite { width, value, .. } => value & !width.mask() == 0,
-                effect => effect == Effect::None && is_in_vain(&instruction, before),
-            };
-        }
         _ => {}
     }
-    assert_eq!(*after, expected, "{instruction}");
-    assert!(effect_fits, "{instruction}: {:?}", done.effect);
+    expected
+}
 
+/// Whether what is left to be done outside the registers is the instruction's.
+fn effect_fits(
+    instruction: &Instruction,
+    before: &GuestCpu,
+    after: &GuestCpu,
+    effect: Effect,
+) -> bool {
+    let loads_root = effect == Effect::LoadRoot;
+    let is_none = effect == Effect::None;
+    match instruction.mnemonic() {
+        Mnemonic::Mov => match instruction.op0_register() {
+            Register::CR0 => {
+                (loads_root || is_none) && loads_root == ((before.cr0 ^ after.cr0) & cr0::WP != 0)
+            }
+            Register::CR3 => loads_root,
+            Register::CR4 => loads_root || is_none,
+            _ => is_none,
+        },
+        Mnemonic::Wrmsr => {
+            (loads_root || is_none) && loads_root == ((before.efer ^ after.efer) & efer::NXE != 0)
+        }
+        Mnemonic::Cpuid => matches!(effect, Effect::Cpuid { .. }),
+        Mnemonic::Int => {
+            effect == Effect::Interrupt { vector: instruction.immediate8(), rip: before.rip }
+        }
+        Mnemonic::Hlt => effect == Effect::Halt,
+        Mnemonic::Invlpg => match effect {
+            Effect::FlushPage(gva) => gva.as_u64() < abi::GVA_LIMIT,
+            _ => is_none,
+        },
+        Mnemonic::In | Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd => match effect {
+            Effect::PortRead { into, .. } => {
+                let is_plain = instruction.mnemonic() == Mnemonic::In;
+                (into == Destination::Accumulator) == is_plain
+            }
+            _ => is_none && is_in_vain(instruction, before),
+        },
+        Mnemonic::Out | Mnemonic::Outsb | Mnemonic::Outsw | Mnemonic::Outsd => match effect {
+            Effect::PortWrite { width, value, .. } => value & !width.mask() == 0,
+            _ => is_none && is_in_vain(instruction, before),
+        },
+        _ => is_none,
+    }
+}
+
+/// No instruction writes memory but `ltr`, which marks its TSS as busy.
+fn check_writes(instruction: &Instruction, before: &GuestCpu, after: &GuestCpu, log: &[Made]) {
     let writes: Vec<_> = log.iter().filter(|made| is_write(made)).collect();
     if instruction.mnemonic() == Mnemonic::Ltr {
         let busy = before.gdtr.base.wrapping_add(u64::from(after.task.selector & !7) + 5);

@@ -7,6 +7,7 @@
 //! Not an interface: it is in test builds and behind the feature `fuzzing` alone.
 
 mod boot;
+mod compressed;
 mod emulator;
 mod linux;
 mod memory_log;
@@ -30,6 +31,7 @@ pub struct Target {
 /// All targets.
 pub const TARGETS: &[Target] = &[
     Target { name: "boot", run: boot::run },
+    Target { name: "compressed", run: compressed::run },
     Target { name: "emulator", run: emulator::run },
     Target { name: "linux", run: linux::run },
     Target { name: "peer_protocol", run: peer_protocol::run },

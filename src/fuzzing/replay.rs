@@ -49,6 +49,11 @@ fn the_corpus_of_boot_finds_nothing() {
 }
 
 #[test]
+fn the_corpus_of_compressed_finds_nothing() {
+    replay("compressed");
+}
+
+#[test]
 fn the_corpus_of_emulator_finds_nothing() {
     replay("emulator");
 }

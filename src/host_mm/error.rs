@@ -52,7 +52,10 @@ pub enum MmError {
     #[error(transparent)]
     Revoke(#[from] RevokeError),
     /// The host refused memory.
-    #[error("the host refused {what}: {source}")]
+    #[error(
+        "the host refused {what}: {source}; free some of what it is short of, or raise this process's \
+         limits (`gnomon doctor` tells them)"
+    )]
     Host {
         /// What was asked for.
         what: &'static str,
@@ -60,7 +63,7 @@ pub enum MmError {
         source: io::Error,
     },
     /// The frames' memory could not be accessed; the mapping is smaller than the frame table.
-    #[error("frame {pfn} is outside the host view: {why}")]
+    #[error("frame {pfn} is outside the host view: {why}; this is a bug in Gnomon")]
     View {
         /// The frame.
         pfn: Pfn,
@@ -68,7 +71,7 @@ pub enum MmError {
         why: String,
     },
     /// More memory objects than the frame table's owner field can number.
-    #[error("no more memory objects: there are {} of them", u16::MAX)]
+    #[error("no more memory objects: there are {} of them; end VMs first", u16::MAX)]
     TooManyObjects,
     /// The build has no notifier, and what was asked for would have to tell export clients.
     #[error("{what} needs the export notifier: build with the feature `export-notifier`")]
@@ -87,7 +90,7 @@ pub enum MmError {
         what: &'static str,
     },
     /// More shared pages than there are numbers for.
-    #[error("no more shared pages: all numbers are used up")]
+    #[error("no more shared pages: all numbers are used up; end VMs that were cloned first")]
     TooManyShared,
     /// userfaultfd could not be set up.
     #[error(transparent)]

@@ -160,6 +160,10 @@ mod tests {
 
     /// Invariant I5 in bytes, where a write to the file would take 2 MiB.
     #[test]
+    #[cfg_attr(
+        not(huge_tmpfs),
+        ignore = "no tmpfs of huge pages can be mounted here: that takes root and CONFIG_TRANSPARENT_HUGEPAGE"
+    )]
     fn a_frame_takes_a_page_and_gives_it_back_on_a_generous_host() {
         const BYTES: u64 = 4 << 20;
         on_generous_tmpfs(BYTES, |file| {

@@ -7,7 +7,7 @@ use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 
 use crate::addr::{Gfn, Gpa, PAGE_SIZE, Pfn};
 use crate::export_rmap::{
-    ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Registration,
+    ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Membership,
     RevokeError,
 };
 use crate::host_mm::{GuestView, HostMm, MemoryObject, MmError, PausePoint, Sabotage};
@@ -20,7 +20,8 @@ use super::stats::IotlbStats;
 /// be in flight any more.
 pub struct Iotlb {
     unit: Arc<Unit>,
-    registration: Option<Registration>,
+    // Last: every entry is given up by then.
+    membership: Membership,
 }
 
 /// A page that an access is in flight to: see [`Iotlb::begin`].
@@ -85,21 +86,17 @@ impl Iotlb {
         view: GuestView,
     ) -> Result<Self, MmError> {
         let mm = object.host_mm().clone();
-        let slots = Slots::new(object.number(), entries);
+        let reservation = mm.reserve_client()?;
+        let slots = Slots::new(reservation.id(), object.number(), entries);
         let unit = Arc::new(Unit { mm: mm.clone(), object, view, slots });
-        let registration = mm.register_client(unit.clone()).map_err(|error| {
-            let source = std::io::Error::other(error);
-            MmError::Host { what: "an export client", source }
-        })?;
-        // Nothing is exported before this, so no call needs the number earlier.
-        unit.slots.set_client(registration.id());
-        Ok(Self { unit, registration: Some(registration) })
+        let membership = mm.register_client(reservation, unit.clone());
+        Ok(Self { unit, membership })
     }
 
     /// Its number among the export clients.
     #[must_use]
-    pub fn client_id(&self) -> Option<ClientId> {
-        self.registration.as_ref().map(Registration::id)
+    pub fn client_id(&self) -> ClientId {
+        self.membership.id()
     }
 
     /// Bytes of guest memory.
@@ -195,9 +192,6 @@ impl Iotlb {
 impl Drop for Iotlb {
     fn drop(&mut self) {
         self.unit.slots.forget_everything(self.unit.mm.frame_table());
-        if let Some(registration) = self.registration.take() {
-            self.unit.mm.notifiers().unregister(registration);
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::addr::{Gfn, Pfn};
 use crate::export_rmap::models::host::Host;
 use crate::export_rmap::models::{FRAME, check, check_bounded, thread};
 use crate::export_rmap::{
-    ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Registration, RevokeError,
+    ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Membership, RevokeError,
 };
 use crate::sync::{Arc, Ordering};
 
@@ -28,11 +28,11 @@ struct Device {
 }
 
 impl Device {
-    fn register(host: &Host, entries: usize) -> (Arc<Self>, Registration) {
-        let device = Arc::new(Self { slots: Slots::new(0, entries) });
-        let registration = host.notifiers.register(device.clone()).unwrap();
-        device.slots.set_client(registration.id());
-        (device, registration)
+    fn register(host: &Host, entries: usize) -> (Arc<Self>, Membership) {
+        let reservation = host.notifiers.reserve().unwrap();
+        let device = Arc::new(Self { slots: Slots::new(reservation.id(), 0, entries) });
+        let membership = reservation.register(device.clone());
+        (device, membership)
     }
 
     /// One access, started over as often as need be.
@@ -74,10 +74,10 @@ impl ExportNotifier for Device {
     }
 }
 
-fn machine(pages: usize, frames: u32, entries: usize) -> (Arc<Host>, Arc<Device>, Registration) {
+fn machine(pages: usize, frames: u32, entries: usize) -> (Arc<Host>, Arc<Device>, Membership) {
     let host = Arc::new(Host::new(pages, frames));
-    let (device, registration) = Device::register(&host, entries);
-    (host, device, registration)
+    let (device, membership) = Device::register(&host, entries);
+    (host, device, membership)
 }
 
 fn copy(host: &Host) -> u32 {
@@ -101,7 +101,7 @@ fn check_end(host: &Host, device: &Device) {
 #[test]
 fn a_write_in_flight_during_an_eviction_is_in_the_copy() {
     check(|| {
-        let (host, device, _registration) = machine(1, 1, 1);
+        let (host, device, _membership) = machine(1, 1, 1);
         device.access(&host, PAGE, None);
         let writer = thread::spawn({
             let (host, device) = (host.clone(), device.clone());
@@ -118,7 +118,7 @@ fn a_write_in_flight_during_an_eviction_is_in_the_copy() {
 fn a_write_in_flight_to_any_page_of_a_batch_is_in_the_copy() {
     for page in [PAGE, OTHER_PAGE] {
         check_bounded(move || {
-            let (host, device, _registration) = machine(2, 2, 2);
+            let (host, device, _membership) = machine(2, 2, 2);
             device.access(&host, PAGE, None);
             device.access(&host, OTHER_PAGE, None);
             let writer = thread::spawn({
@@ -142,7 +142,7 @@ fn a_write_in_flight_to_any_page_of_a_batch_is_in_the_copy() {
 #[test]
 fn a_write_that_an_eviction_overtakes_starts_over() {
     check(|| {
-        let (host, device, _registration) = machine(1, 1, 1);
+        let (host, device, _membership) = machine(1, 1, 1);
         // In its frame, and not mapped by the device.
         drop(host.lock_page(PAGE));
         let writer = thread::spawn({
@@ -158,7 +158,7 @@ fn a_write_that_an_eviction_overtakes_starts_over() {
 #[test]
 fn a_write_in_flight_during_a_cleaning_is_in_the_copy_or_leaves_the_page_dirty() {
     check(|| {
-        let (host, device, _registration) = machine(1, 1, 1);
+        let (host, device, _membership) = machine(1, 1, 1);
         device.access(&host, PAGE, Some(VALUE - 1));
         let writer = thread::spawn({
             let (host, device) = (host.clone(), device.clone());
@@ -173,7 +173,7 @@ fn a_write_in_flight_during_a_cleaning_is_in_the_copy_or_leaves_the_page_dirty()
 #[test]
 fn a_frame_is_reused_only_after_the_accesses_in_flight() {
     check(|| {
-        let (host, device, _registration) = machine(2, 1, 2);
+        let (host, device, _membership) = machine(2, 1, 2);
         host.copy(OTHER_PAGE, WORD).store(OTHER_VALUE, Ordering::Relaxed);
         device.access(&host, PAGE, Some(VALUE));
         let host_side = thread::spawn({
@@ -199,7 +199,7 @@ fn a_frame_is_reused_only_after_the_accesses_in_flight() {
 #[test]
 fn an_entry_that_gives_way_leaves_its_dirty_state_behind() {
     check(|| {
-        let (host, device, _registration) = machine(2, 2, 1);
+        let (host, device, _membership) = machine(2, 2, 1);
         let writer = thread::spawn({
             let (host, device) = (host.clone(), device.clone());
             move || device.access(&host, PAGE, Some(VALUE))

@@ -17,15 +17,14 @@
 //!
 //! Only `sync` and `export_rmap` are used here, so that a model checker can run this file.
 
-use std::sync::OnceLock;
-
 use crate::addr::{Gfn, Pfn};
-use crate::export_rmap::lock_rank::{self, Held, Rank};
+use crate::export_rmap::client::stand_in_for_client_lock;
+use crate::export_rmap::lock_rank::Held;
 use crate::export_rmap::{
-    ClientId, Differences, FrameTable, Harvest, Invalidation, LockedPage, Retain, RmapEntry,
-    SequenceToken,
+    ClientGuard, ClientId, ClientLock, Differences, FrameTable, Gone, Harvest, Invalidation,
+    LockedPage, Retain, RmapEntry, SequenceToken,
 };
-use crate::sync::{Condvar, Mutex, MutexGuard, lock};
+use crate::sync::Condvar;
 
 use super::stats::IotlbStats;
 
@@ -76,6 +75,11 @@ impl Slot {
         self.readers + self.writers
     }
 
+    /// What it has mapped, once it is taken away: nothing is cached elsewhere.
+    fn gone(self, entry: RmapEntry) -> Gone {
+        Gone { pfn: self.pfn, entry, dirty: self.dirty }
+    }
+
     /// Accesses in flight that could not begin any more.
     fn stale_users(&self) -> u32 {
         match self.life {
@@ -119,66 +123,42 @@ impl State {
     }
 }
 
-/// The state, locked.
-struct Locked<'a> {
-    // First: fields drop in order, and the rank is held as long as the lock is.
-    state: MutexGuard<'a, State>,
-    held: Held,
-}
-
 /// See the module's documentation.
 pub(super) struct Slots {
-    id: OnceLock<ClientId>,
+    client: ClientId,
     /// Number of the memory object that the guest frames are of.
     object: u16,
-    state: Mutex<State>,
+    state: ClientLock<State>,
     /// An access has ended that somebody may wait for.
     ended: Condvar,
 }
 
 impl Slots {
-    /// `entries` free slots, at least one.
-    pub(super) fn new(object: u16, entries: usize) -> Self {
+    /// `entries` free slots, at least one, of the client with this number.
+    pub(super) fn new(client: ClientId, object: u16, entries: usize) -> Self {
         let slots = vec![Slot::FREE; entries.max(1)].into_boxed_slice();
-        let state = Mutex::new(State { slots, hand: 0, stats: IotlbStats::default() });
-        Self { id: OnceLock::new(), object, state, ended: Condvar::new() }
-    }
-
-    /// Sets the client's number, before the first installation.
-    pub(super) fn set_client(&self, id: ClientId) {
-        let _ = self.id.set(id);
-    }
-
-    pub(super) fn client(&self) -> Option<ClientId> {
-        self.id.get().copied()
+        let state = ClientLock::new(State { slots, hand: 0, stats: IotlbStats::default() });
+        Self { client, object, state, ended: Condvar::new() }
     }
 
     #[cfg(not(any(loom, shuttle)))]
     pub(super) fn stats(&self) -> IotlbStats {
-        self.lock().state.stats
+        self.lock().stats
     }
 
-    fn lock(&self) -> Locked<'_> {
-        let held = lock_rank::wait_for(Rank::ClientMmu);
-        Locked { state: lock(&self.state), held }
-    }
-
-    fn wait<'a>(&self, locked: Locked<'a>) -> Locked<'a> {
-        let Locked { state, held } = locked;
-        let state = self.ended.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
-        Locked { state, held }
+    fn lock(&self) -> ClientGuard<'_, State> {
+        self.state.lock()
     }
 
     /// Begins an access if an entry allows it.
     pub(super) fn begin(&self, gfn: Gfn, access: DeviceAccess) -> Option<InFlight<'_>> {
-        let mut locked = self.lock();
-        let state = &mut *locked.state;
+        let mut state = self.lock();
         let index = state.live(gfn)?;
         if access == DeviceAccess::Write && !state.slots[index].writable {
             return None;
         }
         state.stats.hits += 1;
-        Some(self.enter(locked, index, access))
+        Some(self.enter(state, index, access))
     }
 
     /// Maps the page that was found in the token's frame, and begins an access through it; `None` if
@@ -191,51 +171,53 @@ impl Slots {
         writable: bool,
         access: DeviceAccess,
     ) -> Option<InFlight<'_>> {
-        let client = self.client()?;
-        let mut locked = self.lock();
+        let mut state = self.lock();
         let index = loop {
-            let state = &mut *locked.state;
             if let Some(index) = state.live(gfn) {
-                let slot = &mut state.slots[index];
-                // The entry is in the reverse map: an invalidation either is seen here or finds it.
                 // One of another frame goes before the page may be in this one.
-                if slot.pfn != token.pfn() || table.must_retry(token) {
+                let is_current = table.is_current(&state, token);
+                if state.slots[index].pfn != token.pfn() || !is_current {
                     state.stats.retries += 1;
                     return None;
                 }
-                if writable && !slot.writable {
-                    slot.writable = true;
+                if writable && !state.slots[index].writable {
+                    state.slots[index].writable = true;
                     state.stats.upgrades += 1;
                 }
                 break index;
             }
             let Some(index) = state.place() else {
                 // All are in use, which none is for long.
-                locked = self.wait(locked);
+                state = self.state.wait(&self.ended, state);
                 continue;
             };
+            let entry = RmapEntry::new(self.client, index as u64);
             if state.slots[index].life == Life::Live {
-                give_up(&mut state.slots[index], table, RmapEntry::new(client, index as u64));
+                let gone = std::mem::replace(&mut state.slots[index], Slot::FREE).gone(entry);
+                table.give_up_uncached(&state, &[gone]);
                 state.stats.replaced += 1;
             }
-            let entry = RmapEntry::new(client, index as u64);
-            table.rmap_add(token.pfn(), entry);
-            if table.must_retry(token) {
-                table.rmap_remove(token.pfn(), entry);
+            let Some(exported) = table.export(&state, token, entry) else {
                 state.stats.retries += 1;
                 return None;
-            }
+            };
+            exported.keep();
             state.slots[index] =
                 Slot { life: Life::Live, gfn, pfn: token.pfn(), writable, ..Slot::FREE };
             state.stats.installs += 1;
             break index;
         };
-        Some(self.enter(locked, index, access))
+        Some(self.enter(state, index, access))
     }
 
     /// Counts an access in. Its marks are set before it touches the page.
-    fn enter(&self, mut locked: Locked<'_>, index: usize, access: DeviceAccess) -> InFlight<'_> {
-        let slot = &mut locked.state.slots[index];
+    fn enter(
+        &self,
+        mut state: ClientGuard<'_, State>,
+        index: usize,
+        access: DeviceAccess,
+    ) -> InFlight<'_> {
+        let slot = &mut state.slots[index];
         slot.accessed = true;
         slot.referenced = true;
         match access {
@@ -246,18 +228,15 @@ impl Slots {
             }
         }
         let pfn = slot.pfn;
-        drop(locked);
-        // A flush waits for an access as it does for the lock, so the access counts as the lock.
-        let held = Some(lock_rank::note(Rank::ClientMmu));
+        drop(state);
+        // A flush waits for an access as it does for the lock.
+        let held = Some(stand_in_for_client_lock());
         InFlight { slots: self, index, pfn, access, held }
     }
 
     /// What [`ExportNotifier::invalidate_page`](crate::export_rmap::ExportNotifier) asks for.
     pub(super) fn invalidate(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
         let mut harvest = Harvest::default();
-        let Some(client) = self.client() else {
-            return harvest;
-        };
         let keep = match kind {
             Invalidation::Unmap | Invalidation::Replace(_) => false,
             Invalidation::Clean => true,
@@ -265,8 +244,8 @@ impl Slots {
             Invalidation::Recall => return harvest,
         };
         let mut locked = self.lock();
-        let state = &mut *locked.state;
-        page.table().rmap_visit(page.pfn(), client, |location| {
+        let state = &mut *locked;
+        page.table().rmap_visit(page.pfn(), self.client, |location| {
             let Some(slot) = slot_at(&mut state.slots, location) else {
                 return Retain::Keep;
             };
@@ -293,7 +272,7 @@ impl Slots {
     #[cfg(not(any(loom, shuttle)))]
     pub(super) fn still_allows(&self, page: &LockedPage<'_>, kind: Invalidation) -> bool {
         let locked = self.lock();
-        locked.state.slots.iter().filter(|slot| slot.pfn == page.pfn()).any(|slot| {
+        locked.slots.iter().filter(|slot| slot.pfn == page.pfn()).any(|slot| {
             let is_live = slot.life == Life::Live;
             match kind {
                 Invalidation::Unmap => is_live || slot.users() > 0,
@@ -310,16 +289,13 @@ impl Slots {
     /// Clears the accessed state of the page's entries; whether any was set.
     pub(super) fn age(&self, page: &LockedPage<'_>) -> bool {
         let mut accessed = false;
-        if let Some(client) = self.client() {
-            let mut locked = self.lock();
-            let slots = &mut locked.state.slots;
-            page.table().rmap_visit(page.pfn(), client, |location| {
-                if let Some(slot) = slot_at(slots, location) {
-                    accessed |= std::mem::take(&mut slot.accessed);
-                }
-                Retain::Keep
-            });
-        }
+        let mut state = self.lock();
+        page.table().rmap_visit(page.pfn(), self.client, |location| {
+            if let Some(slot) = slot_at(&mut state.slots, location) {
+                accessed |= std::mem::take(&mut slot.accessed);
+            }
+            Retain::Keep
+        });
         accessed
     }
 
@@ -338,39 +314,36 @@ impl Slots {
 
     fn wait_while(&self, is_awaited: impl Fn(&Slot) -> bool) {
         let mut locked = self.lock();
-        if locked.state.slots.iter().any(&is_awaited) {
-            locked.state.stats.waits += 1;
+        if locked.slots.iter().any(&is_awaited) {
+            locked.stats.waits += 1;
         }
-        while locked.state.slots.iter().any(&is_awaited) {
-            locked = self.wait(locked);
+        while locked.slots.iter().any(&is_awaited) {
+            locked = self.state.wait(&self.ended, locked);
         }
     }
 
     /// Gives up every entry; no access may be in flight.
     pub(super) fn forget_everything(&self, table: &FrameTable) {
-        let Some(client) = self.client() else {
-            return;
-        };
-        let mut locked = self.lock();
-        for (index, slot) in (0..).zip(&mut locked.state.slots) {
-            if slot.life == Life::Live {
-                give_up(slot, table, RmapEntry::new(client, index));
-            }
-        }
+        let mut state = self.lock();
+        let live = (0..).zip(&mut state.slots).filter(|(_, slot)| slot.life == Life::Live);
+        let gone: Vec<Gone> = live
+            .map(|(index, slot)| {
+                let entry = RmapEntry::new(self.client, index);
+                std::mem::replace(slot, Slot::FREE).gone(entry)
+            })
+            .collect();
+        table.give_up_uncached(&state, &gone);
     }
 
     /// Compares the reverse map with the live entries, while the host may go on to invalidate: it
     /// changes both in one step under the lock. Once `is_cut` says so it leaves
     /// off, with what it has found.
     pub(super) fn differences(&self, table: &FrameTable, is_cut: impl Fn() -> bool) -> Vec<String> {
-        let Some(client) = self.client() else {
-            return Vec::new();
-        };
-        let mut found = Differences::of(client, "IOTLB entry");
-        for (location, pfn) in live(&self.lock().state.slots) {
+        let mut found = Differences::of(self.client, "IOTLB entry");
+        for (location, pfn) in live(&self.lock().slots) {
             found.check_mapping(table, pfn, location);
         }
-        for (location, slot) in (0..).zip(&self.lock().state.slots) {
+        for (location, slot) in (0..).zip(&self.lock().slots) {
             if slot.life == Life::Live && slot.writable {
                 found.check_writer(table, slot.pfn, location);
             }
@@ -379,7 +352,7 @@ impl Slots {
             let mut from = Some(0);
             while let Some(location) = from {
                 let locked = self.lock();
-                let slots = &locked.state.slots;
+                let slots = &locked.slots;
                 from = found.check_entries(table, pfn, location, |location| {
                     live(slots).any(|mapping| mapping == (location, pfn))
                 });
@@ -400,16 +373,6 @@ fn live(slots: &[Slot]) -> impl Iterator<Item = (u64, Pfn)> {
 
 fn slot_at(slots: &mut [Slot], location: u64) -> Option<&mut Slot> {
     usize::try_from(location).ok().and_then(|index| slots.get_mut(index))
-}
-
-/// Frees a live slot that is not in use. Its dirty state is noted before it leaves the reverse map,
-/// as for every removal of a client's own; nothing is cached elsewhere, so there is no flush.
-fn give_up(slot: &mut Slot, table: &FrameTable, entry: RmapEntry) {
-    if slot.dirty {
-        table.note_dirty(slot.pfn);
-    }
-    table.rmap_remove(slot.pfn, entry);
-    *slot = Slot::FREE;
 }
 
 /// An access in flight: until it is dropped, the frame stays what it is. Wait for no page lock
@@ -433,7 +396,7 @@ impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         drop(self.held.take());
         let mut locked = self.slots.lock();
-        let slot = &mut locked.state.slots[self.index];
+        let slot = &mut locked.slots[self.index];
         match self.access {
             DeviceAccess::Read => slot.readers -= 1,
             DeviceAccess::Write => slot.writers -= 1,

@@ -9,8 +9,7 @@ const FRAME: Pfn = Pfn::new(0);
 const PAGE: Gfn = Gfn::new(100);
 
 fn slots(entries: usize) -> (FrameTable, Slots) {
-    let slots = Slots::new(OBJECT, entries);
-    slots.set_client(ClientId::new(3).unwrap());
+    let slots = Slots::new(ClientId::new(3).unwrap(), OBJECT, entries);
     (FrameTable::new(8), slots)
 }
 
@@ -186,7 +185,7 @@ fn an_entry_that_gives_way_leaves_its_dirty_state_to_the_frame() {
     assert!(!is_exported(&table, FRAME));
     assert!(table.lock(FRAME).flags().contains(PageFlags::BY_WRITE));
     assert!(!table.lock(Pfn::new(1)).flags().contains(PageFlags::DIRTY));
-    let entries: Vec<_> = live(&slots.lock().state.slots).collect();
+    let entries: Vec<_> = live(&slots.lock().slots).collect();
     assert_eq!(entries, [(0, Pfn::new(2)), (1, Pfn::new(1))]);
 }
 

@@ -23,7 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::addr::{Gfn, PAGE_SIZE, Pfn};
-use crate::export_rmap::{Registration, Retain};
+use crate::export_rmap::{Membership, Retain};
 use crate::host_mm::{HostMm, MemoryObject};
 use crate::peer::protocol::{Closing, MAX_NAMED_SLOTS, Reply};
 use crate::peer::session::{Clock, Common, Session};
@@ -366,20 +366,20 @@ impl Shared {
         let Ok(spare) = stream.try_clone() else {
             return self.refuse(&stream, Closing::Trouble);
         };
+        let Ok(reservation) = self.common.mm.reserve_client() else {
+            return self.refuse(&spare, Closing::TooMany);
+        };
         let number = sessions.next_number + 1;
-        let Ok(session) = Session::new(self.common.clone(), number, stream) else {
+        let client = reservation.id();
+        let Ok(session) = Session::new(self.common.clone(), client, number, stream) else {
             return self.refuse(&spare, Closing::Trouble);
         };
-        // Before the client is registered, which only this thread takes off the list again.
         let Ok((thread, register)) = self.spawn(session.clone()) else {
             return self.refuse(&spare, Closing::Trouble);
         };
         sessions.threads.push(thread);
         // From here on everything that is invalidated reaches it; it has nothing yet.
-        let Ok(registration) = self.common.mm.register_client(session.clone()) else {
-            return self.refuse(&spare, Closing::TooMany);
-        };
-        session.set_client(registration.id());
+        let membership = self.common.mm.register_client(reservation, session.clone());
         // Before anything is served: what it asks for is answered after.
         if session.greet().is_err() {
             session.close(Closing::HungUp);
@@ -389,23 +389,23 @@ impl Shared {
         sessions.live.push(session);
         self.common.tally.served();
         // The thread waits for this.
-        let _ = register.send(registration);
+        let _ = register.send(membership);
     }
 
-    /// A thread that serves a peer as soon as it is sent the client's registration, and ends if there
+    /// A thread that serves a peer as soon as it is sent the client's membership, and ends if there
     /// is none.
     fn spawn(
         self: &Arc<Self>,
         session: Arc<Session>,
-    ) -> std::io::Result<(JoinHandle<()>, mpsc::Sender<Registration>)> {
+    ) -> std::io::Result<(JoinHandle<()>, mpsc::Sender<Membership>)> {
         let (register, registered) = mpsc::channel();
         let shared = self.clone();
         let name = format!("peer-{}", session.number);
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            let Ok(registration) = registered.recv() else { return };
+            let Ok(membership) = registered.recv() else { return };
             session.serve();
             session.settle();
-            shared.common.mm.notifiers().unregister(registration);
+            drop(membership);
             shared.tell(&session);
         });
         Ok((thread?, register))

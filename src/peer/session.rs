@@ -12,27 +12,26 @@
 //!
 //! Lock order: a page lock may be held when the session's lock is taken, never the other way round.
 
+use std::convert::Infallible;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::addr::{Gfn, PAGE_SIZE, Pfn};
-use crate::export_rmap::lock_rank::{self, Held, Rank};
 use crate::export_rmap::{
-    ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Owner, Retain,
-    RevokeError, RmapEntry,
+    ClientGuard, ClientId, ClientLock, ExportNotifier, FlushReason, Gone, Harvest, Invalidation,
+    LockedPage, Owner, Retain, RevokeError, RmapEntry,
 };
 use crate::host_mm::{HostMm, MemoryObject, PeerFault, Sabotage};
 use crate::peer::book::{Book, Event, Fault, Holding, Job};
 use crate::peer::lent::LentFile;
 use crate::peer::protocol::{Closing, Reply};
 use crate::peer::tally::Tally;
-use crate::sync::{Arc, Condvar, Mutex, MutexGuard, Patience, lock};
+use crate::sync::{Arc, Condvar, Patience};
 use crate::sys::signal;
 
 /// Bytes read at a time.
@@ -63,8 +62,8 @@ pub(super) struct Session {
     lent: LentFile,
     /// Interrupts the poll of the socket's thread.
     wake: EventFd,
-    client: OnceLock<ClientId>,
-    state: Mutex<State>,
+    client: ClientId,
+    state: ClientLock<State>,
     /// Something in the state that somebody may wait for has changed.
     changed: Condvar,
 }
@@ -87,12 +86,7 @@ pub(super) struct End {
     pub(super) fault: Option<Fault>,
 }
 
-/// The session's lock, in its place of the lock order.
-struct Locked<'a> {
-    // First: fields drop in order, and the rank is held as long as the lock is.
-    state: MutexGuard<'a, State>,
-    _held: Held,
-}
+type Locked<'a> = ClientGuard<'a, State>;
 
 impl Session {
     /// A session on a connected socket, not served yet.
@@ -101,6 +95,7 @@ impl Session {
     /// If the host has no descriptor left.
     pub(super) fn new(
         common: Arc<Common>,
+        client: ClientId,
         number: u64,
         socket: UnixStream,
     ) -> std::io::Result<Arc<Self>> {
@@ -114,29 +109,24 @@ impl Session {
             common,
             number,
             socket,
-            client: OnceLock::new(),
-            state: Mutex::new(State { book, end: None, is_deaf: false, is_stuck: false }),
+            client,
+            state: ClientLock::new(State { book, end: None, is_deaf: false, is_stuck: false }),
             changed: Condvar::new(),
         }))
     }
 
-    pub(super) fn set_client(&self, client: ClientId) {
-        // Nothing is lent before this, so no call needs the number earlier.
-        let _ = self.client.set(client);
-    }
-
-    pub(super) fn client(&self) -> Option<ClientId> {
-        self.client.get().copied()
-    }
-
     fn lock(&self) -> Locked<'_> {
-        let held = lock_rank::wait_for(Rank::ClientMmu);
-        Locked { state: lock(&self.state), _held: held }
+        self.state.lock()
+    }
+
+    /// A page of a slot, as it leaves the slot. Nobody wrote it there.
+    fn gone(&self, slot: u32, pfn: Pfn) -> Gone {
+        Gone { pfn, entry: RmapEntry::new(self.client, slot.into()), dirty: false }
     }
 
     /// How it ended, once it has.
     pub(super) fn end(&self) -> Option<End> {
-        self.lock().state.end
+        self.lock().end
     }
 
     /// Says hello, and sends the file along.
@@ -153,33 +143,37 @@ impl Session {
     /// Tells the peer something.
     pub(super) fn say(&self, reply: &Reply) {
         let mut locked = self.lock();
-        if locked.state.end.is_none() {
-            locked.state.book.say(reply);
-            self.send(&mut locked.state);
+        if locked.end.is_none() {
+            locked.book.say(reply);
+            self.send(&mut locked);
         }
     }
 
     /// Ends it from the server's side: everything is taken from the peer at once.
     pub(super) fn close(&self, why: Closing) {
         let mut locked = self.lock();
-        self.cut_off(&mut locked.state, why, None);
+        self.cut_off(&mut locked, why, None);
     }
 
     /// Takes everything from the peer and closes its socket. The session's threads notice, and
     /// unregister the client.
-    fn cut_off(&self, state: &mut State, why: Closing, fault: Option<Fault>) {
+    fn cut_off(&self, state: &mut Locked<'_>, why: Closing, fault: Option<Fault>) {
         if state.end.is_some() {
             return;
         }
         state.end = Some(End { why, fault });
         self.common.tally.closed(why);
-        if let Some(client) = self.client() {
-            let table = self.common.mm.frame_table();
-            for (slot, Holding { pfn, .. }) in state.book.all_held() {
-                table.rmap_remove(pfn, RmapEntry::new(client, slot.into()));
-            }
-        }
-        state.is_stuck = self.lent.take_all().is_err();
+        let held = state.book.all_held();
+        let gone: Vec<Gone> =
+            held.map(|(slot, Holding { pfn, .. })| self.gone(slot, pfn)).collect();
+        let mut is_stuck = false;
+        let taken = self.common.mm.frame_table().give_up(state, &gone, || {
+            // What the kernel keeps is waited for: see `take_back`.
+            is_stuck = self.lent.take_all().is_err();
+            Ok::<(), Infallible>(())
+        });
+        let Ok(()) = taken;
+        state.is_stuck = is_stuck;
         state.book.close(why);
         self.pump(state);
         // It may be closed already; what was sent before can still be read.
@@ -189,7 +183,7 @@ impl Session {
     }
 
     /// Sends what is queued, as far as the socket takes it.
-    fn pump(&self, state: &mut State) {
+    fn pump(&self, state: &mut Locked<'_>) {
         loop {
             let bytes = state.book.to_send();
             if bytes.is_empty() {
@@ -208,7 +202,7 @@ impl Session {
     }
 
     /// As [`pump`](Self::pump), for other threads than the socket's: that one sends the rest.
-    fn send(&self, state: &mut State) {
+    fn send(&self, state: &mut Locked<'_>) {
         self.pump(state);
         if !state.book.to_send().is_empty() {
             let _ = self.wake.write(1);
@@ -238,10 +232,10 @@ impl Session {
         loop {
             let events = {
                 let locked = self.lock();
-                if locked.state.end.is_some() {
+                if locked.end.is_some() {
                     return;
                 }
-                match locked.state.book.to_send().is_empty() {
+                match locked.book.to_send().is_empty() {
                     true => PollFlags::POLLIN,
                     false => PollFlags::POLLIN | PollFlags::POLLOUT,
                 }
@@ -256,18 +250,18 @@ impl Session {
             let received = (&self.socket).read(&mut bytes);
             let mut locked = self.lock();
             match received {
-                Ok(0) => self.cut_off(&mut locked.state, Closing::HungUp, None),
-                Ok(count) => self.hear(&mut locked.state, &bytes[..count]),
+                Ok(0) => self.cut_off(&mut locked, Closing::HungUp, None),
+                Ok(count) => self.hear(&mut locked, &bytes[..count]),
                 Err(error)
                     if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&error.kind()) => {}
-                Err(_) => self.cut_off(&mut locked.state, Closing::HungUp, None),
+                Err(_) => self.cut_off(&mut locked, Closing::HungUp, None),
             }
-            self.pump(&mut locked.state);
+            self.pump(&mut locked);
         }
     }
 
     /// Acts on what the peer says.
-    fn hear(&self, state: &mut State, bytes: &[u8]) {
+    fn hear(&self, state: &mut Locked<'_>, bytes: &[u8]) {
         // To a deaf session it is as if nothing had come.
         if state.end.is_some() || state.is_deaf {
             return;
@@ -284,7 +278,7 @@ impl Session {
                     self.changed.notify_all();
                     Ok(())
                 }
-                Event::Released(slots) => self.release(&mut state.book, slots),
+                Event::Released(slots) => self.release(state, slots),
                 Event::Acked(batch) => self.take(&batch.slots).map(|()| {
                     state.book.freed(&batch);
                     self.common.tally.acknowledged(batch.sent.elapsed());
@@ -299,17 +293,13 @@ impl Session {
     }
 
     /// The peer has given these slots up.
-    fn release(&self, book: &mut Book, slots: std::ops::Range<u32>) -> std::io::Result<()> {
-        let held: Vec<(u32, Pfn)> =
-            slots.filter_map(|slot| Some((slot, book.held(slot)?.pfn))).collect();
-        self.take(&held.iter().map(|&(slot, _)| slot).collect::<Vec<u32>>())?;
-        for (slot, pfn) in held {
-            // Last, as in any removal of a client's own: until here the host must ask.
-            if let Some(client) = self.client() {
-                let entry = RmapEntry::new(client, slot.into());
-                self.common.mm.frame_table().rmap_remove(pfn, entry);
-            }
-            book.released(slot);
+    fn release(&self, state: &mut Locked<'_>, slots: std::ops::Range<u32>) -> std::io::Result<()> {
+        let (slots, gone): (Vec<u32>, Vec<Gone>) = slots
+            .filter_map(|slot| Some((slot, self.gone(slot, state.book.held(slot)?.pfn))))
+            .unzip();
+        self.common.mm.frame_table().give_up(state, &gone, || self.take(&slots))?;
+        for slot in slots {
+            state.book.released(slot);
             self.common.tally.unmapped();
         }
         Ok(())
@@ -326,7 +316,7 @@ impl Session {
     pub(super) fn settle(&self) {
         loop {
             let mut locked = self.lock();
-            if self.take_back(&mut locked.state).is_ok() {
+            if self.take_back(&mut locked).is_ok() {
                 return;
             }
             drop(locked);
@@ -334,7 +324,7 @@ impl Session {
         }
     }
 
-    fn take_back(&self, state: &mut State) -> std::io::Result<()> {
+    fn take_back(&self, state: &mut Locked<'_>) -> std::io::Result<()> {
         if state.is_stuck {
             self.lent.take_all()?;
             state.is_stuck = false;
@@ -355,9 +345,9 @@ impl Session {
                 });
             }
             let mut locked = self.lock();
-            if locked.state.end.is_none() {
-                locked.state.book.answer(job);
-                self.send(&mut locked.state);
+            if locked.end.is_none() {
+                locked.book.answer(job);
+                self.send(&mut locked);
             }
         }
     }
@@ -365,26 +355,14 @@ impl Session {
     fn next_job(&self) -> Option<Job> {
         let mut locked = self.lock();
         loop {
-            if locked.state.end.is_some() {
+            if locked.end.is_some() {
                 return None;
             }
-            if let Some(job) = locked.state.book.take_job() {
+            if let Some(job) = locked.book.take_job() {
                 return Some(job);
             }
-            locked = self.wait(locked, None);
+            locked = self.state.wait(&self.changed, locked);
         }
-    }
-
-    fn wait<'a>(&self, locked: Locked<'a>, time: Option<Duration>) -> Locked<'a> {
-        let Locked { state, _held } = locked;
-        let state = match time {
-            None => self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner()),
-            Some(time) => {
-                let waited = self.changed.wait_timeout(state, time);
-                waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0
-            }
-        };
-        Locked { state, _held }
     }
 
     /// Copies a page into its slot, under its page lock.
@@ -396,9 +374,8 @@ impl Session {
         page: &LockedPage<'_>,
         content: &[u8; PAGE_SIZE],
     ) {
-        let Some(client) = self.client() else { return };
         let mut locked = self.lock();
-        let state = &mut *locked.state;
+        let state = &mut locked;
         // After a cut-off nothing may get into the file any more, and at no time into a slot that
         // does not wait for just this.
         let Some(slot) = state.book.wanted(job, gfn).filter(|_| state.end.is_none()) else {
@@ -412,8 +389,9 @@ impl Session {
             return;
         }
         let owner = Owner { object: object.number(), gfn };
-        page.table().rmap_add(page.pfn(), RmapEntry::new(client, slot.into()));
+        let exported = page.export(state, RmapEntry::new(self.client, slot.into()));
         state.book.lend(job, Holding { owner, pfn: page.pfn() });
+        exported.keep();
         self.common.tally.lent();
     }
 }
@@ -424,13 +402,10 @@ impl ExportNotifier for Session {
             // A copy can be read while nobody writes.
             return Harvest::default();
         }
-        let Some(client) = self.client() else {
-            return Harvest::default();
-        };
         let mut locked = self.lock();
-        let book = &mut locked.state.book;
+        let book = &mut locked.book;
         let mut dropped = 0;
-        page.table().rmap_visit(page.pfn(), client, |location| {
+        page.table().rmap_visit(page.pfn(), self.client, |location| {
             // Slots are what entries were made of.
             let slot = u32::try_from(location).unwrap_or(u32::MAX);
             match (kind, book.held(slot)) {
@@ -458,37 +433,38 @@ impl ExportNotifier for Session {
             return Ok(());
         }
         let mut locked = self.lock();
-        if locked.state.end.is_none()
-            && let Some((sequence, is_new)) = locked.state.book.announce(frames, Instant::now())
+        if locked.end.is_none()
+            && let Some((sequence, is_new)) = locked.book.announce(frames, Instant::now())
         {
             if is_new {
                 self.common.tally.announced();
                 match self.common.mm.peer_fault() {
                     Some(PeerFault::Kill) => {
-                        self.cut_off(&mut locked.state, Closing::Injected, None);
+                        self.cut_off(&mut locked, Closing::Injected, None);
                     }
-                    Some(PeerFault::Hang) => locked.state.is_deaf = true,
+                    Some(PeerFault::Hang) => locked.is_deaf = true,
                     None => {}
                 }
-                if locked.state.end.is_none() {
-                    self.send(&mut locked.state);
+                if locked.end.is_none() {
+                    self.send(&mut locked);
                 }
             }
             // Whoever announced the batch was here first, so nobody waits longer than it may take.
             let mut patience = Patience::at(self.common.limit, (self.common.clock)());
-            while locked.state.end.is_none() && locked.state.book.done() < sequence {
+            while locked.end.is_none() && locked.book.done() < sequence {
                 if signal::is_patience_over() {
                     // The end of the run must not wait, and with it all peers are cut off.
-                    self.cut_off(&mut locked.state, Closing::EndOfRun, None);
+                    self.cut_off(&mut locked, Closing::EndOfRun, None);
                     continue;
                 }
                 match patience.slice_at((self.common.clock)()) {
-                    Some(slice) => locked = self.wait(locked, Some(slice)),
-                    None => self.cut_off(&mut locked.state, Closing::TooSlow, None),
+                    Some(slice) => {
+                        locked = self.state.wait_timeout(&self.changed, locked, slice);
+                    }
+                    None => self.cut_off(&mut locked, Closing::TooSlow, None),
                 }
             }
         }
-        self.take_back(&mut locked.state)
-            .map_err(|source| RevokeError { frames: frames.len(), source })
+        self.take_back(&mut locked).map_err(|source| RevokeError { frames: frames.len(), source })
     }
 }

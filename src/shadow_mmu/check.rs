@@ -27,10 +27,7 @@ impl ShadowMmu {
     pub fn check_reverse_map(&self) -> Vec<String> {
         let mmu = &*self.mmu;
         let table = mmu.mm.frame_table();
-        let Some(&client) = mmu.client.get() else {
-            return Vec::new();
-        };
-        let mut found = Differences::of(client, "SPTE");
+        let mut found = Differences::of(mmu.client, "SPTE");
         mmu.find_spte(|spte, pfn| {
             // Before the look: a check that is cut off knows of nothing.
             if signal::is_stop_asked() {
@@ -126,13 +123,10 @@ impl Mmu {
         if self.lock().unflushed.contains(&page.pfn()) {
             return true;
         }
-        let Some(&client) = self.client.get() else {
-            return false;
-        };
         let (mut is_left, mut from) = (false, Some(0));
         while let Some(location) = from.filter(|_| !is_left) {
             let _state = self.lock();
-            from = page.table().rmap_visit_batch(page.pfn(), client, location, |location| {
+            from = page.table().rmap_visit_batch(page.pfn(), self.client, location, |location| {
                 let place = SptePlace::of_location(location);
                 let spte = self.tables.entry(place.page, place.index);
                 is_left |= Pte::of(spte.load(Ordering::Acquire)).intersects(forbidden);

@@ -15,7 +15,7 @@ use crate::shadow_mmu::stats::Counters;
 impl Mmu {
     /// Visits the SPTEs that map the page, under the MMU lock, which is let go after each batch of
     /// them. Its page lock is held and its invalidation under way: no fault adds one meanwhile, or a
-    /// right to one, since the count has gone up (`must_retry`). The guest's own flushes may take
+    /// right to one, since the count has gone up (`export`, `is_current`). The guest's own flushes may take
     /// some away. They note what those have recorded, which the host looks at after this, and flush
     /// what is in `unflushed`: the first batches, which are cleared but not flushed.
     fn visit_sptes(
@@ -23,14 +23,11 @@ impl Mmu {
         page: &LockedPage<'_>,
         mut visit: impl FnMut(&AtomicU64) -> Retain,
     ) -> u64 {
-        let Some(&client) = self.client.get() else {
-            return 0;
-        };
         let (mut visited, mut from) = (0, Some(0));
         let mut state = self.lock();
         while let Some(location) = from {
             let mut dropped = false;
-            from = page.table().rmap_visit_batch(page.pfn(), client, location, |location| {
+            from = page.table().rmap_visit_batch(page.pfn(), self.client, location, |location| {
                 let retain = visit(self.entry_at(location));
                 visited += 1;
                 dropped |= retain == Retain::Drop;
@@ -87,16 +84,13 @@ impl ExportNotifier for Mmu {
 
     fn age_page(&self, page: &LockedPage<'_>) -> bool {
         let mut accessed = false;
-        let Some(&client) = self.client.get() else {
-            return accessed;
-        };
         let mut state = self.lock();
         // Of a page with more mappings than a batch has, each look sees a few, and others the next
         // time: the clock's hand must not take longer for it than for others. It goes on where the
         // last look stopped, and then from the front: all mappings of a page that has few.
         let mut from = Some(std::mem::take(&mut state.age_from));
         while let Some(first) = from {
-            let next = page.table().rmap_visit_batch(page.pfn(), client, first, |location| {
+            let next = page.table().rmap_visit_batch(page.pfn(), self.client, first, |location| {
                 let old =
                     self.entry_at(location).fetch_and(!Pte::ACCESSED.bits(), Ordering::AcqRel);
                 accessed |= Pte::of(old).contains(Pte::ACCESSED);

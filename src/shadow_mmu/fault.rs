@@ -11,7 +11,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::addr::{Gpa, Gva};
-use crate::export_rmap::{LockedPage, SequenceToken};
+use crate::export_rmap::{ClientGuard, LockedPage, SequenceToken};
 use crate::host_mm::{MmError, PausePoint, Sabotage};
 use crate::shadow_mmu::roots::{FlushCount, Root, SptePlace, State};
 use crate::shadow_mmu::spte::Pte;
@@ -180,7 +180,7 @@ impl Mmu {
         if old.is_present() {
             // A fault that was overtaken would zap what the one that overtook it has installed.
             if let Target::Frame { token, .. } = install.target
-                && self.mm.frame_table().must_retry(token)
+                && !self.mm.frame_table().is_current(&state, token)
             {
                 return Ok(Installed::Retry);
             }
@@ -210,25 +210,20 @@ impl Mmu {
     /// Installs where nothing is; the MMU lock is held.
     pub(super) fn install_new(
         &self,
-        locked: &State,
+        locked: &ClientGuard<'_, State>,
         place: SptePlace,
         mut new: Pte,
         install: &Install<'_>,
     ) -> Installed {
+        let mut exported = None;
         if let Target::Frame { token, .. } = install.target {
-            let pfn = token.pfn();
-            let Some(rmap_entry) = self.rmap_entry(place) else {
-                return Installed::Retry;
-            };
-            let table = self.mm.frame_table();
-            if !self.mm.is_sabotaged(Sabotage::ForgetRmap, install.translation.gfn) {
-                table.rmap_add(pfn, rmap_entry);
-            }
-            if table.must_retry(token) {
+            let (table, entry) = (self.mm.frame_table(), self.rmap_entry(place));
+            exported = table.export(locked, token, entry);
+            if exported.is_none() {
                 if !self.mm.is_sabotaged(Sabotage::LateInstall, install.translation.gfn) {
-                    table.rmap_remove(pfn, rmap_entry);
                     return Installed::Retry;
                 }
+                table.rmap_add(token.pfn(), entry);
                 // The frame may be one of a page that no oracle watches by now.
                 new.remove(Pte::WRITABLE);
             }
@@ -237,6 +232,11 @@ impl Mmu {
         self.check_install(locked, new, install);
         // Release: what hardware finds through the entry was written before.
         self.tables.entry(place.page, place.index).store(new.bits(), Ordering::Release);
+        if let Some(exported) = exported
+            && !self.mm.is_sabotaged(Sabotage::ForgetRmap, install.translation.gfn)
+        {
+            exported.keep();
+        }
         self.counters.installs.add(1);
         Installed::Done
     }
@@ -245,14 +245,14 @@ impl Mmu {
     /// a processor walks again before it raises a fault for a right that is missing.
     fn upgrade(
         &self,
-        locked: &State,
+        locked: &ClientGuard<'_, State>,
         place: SptePlace,
         new: Pte,
         install: &Install<'_>,
     ) -> Installed {
         // The entry is in the reverse map, so an invalidation either is seen here or finds it.
         if let Target::Frame { token, .. } = install.target
-            && self.mm.frame_table().must_retry(token)
+            && !self.mm.frame_table().is_current(locked, token)
         {
             return Installed::Retry;
         }

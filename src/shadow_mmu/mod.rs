@@ -32,14 +32,13 @@ mod virtual_access;
 mod walk;
 mod zap;
 
-use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use vm_memory::MmapRegion;
 
-use crate::export_rmap::lock_rank::{self, Held, Rank};
-use crate::export_rmap::{ClientId, Registration};
+use crate::export_rmap::{ClientGuard, ClientId, ClientLock, Membership};
 use crate::host_mm::{GuestView, HostMm, MemoryObject, MmError};
+#[cfg(all(test, feature = "export-notifier"))]
 use crate::sync::lock;
 
 pub use config::{MachineLayout, ShadowConfig};
@@ -58,7 +57,8 @@ use stats::Counters;
 #[derive(Debug)]
 pub struct ShadowMmu {
     mmu: Arc<Mmu>,
-    registration: Option<Registration>,
+    // Last: every mapping is forgotten by then.
+    membership: Membership,
 }
 
 /// What the notifier list and the VM share.
@@ -70,16 +70,14 @@ struct Mmu {
     tables: TableMemory,
     /// The pinned window's memory as KVM has it.
     window: OnceLock<Arc<MmapRegion>>,
-    /// The MMU lock; taken by [`Mmu::lock`] alone.
-    state: Mutex<State>,
-    /// Held by the one who gets the MMU lock next, while it is somebody else's.
-    turn: Mutex<()>,
+    /// The MMU lock.
+    state: ClientLock<State>,
     /// Held while everything is forgotten.
     forgetting: Mutex<()>,
     /// Called whenever a batch has let go of the MMU lock.
     #[cfg(all(test, feature = "export-notifier"))]
     between_batches: Mutex<Option<Box<dyn FnMut() + Send>>>,
-    client: OnceLock<ClientId>,
+    client: ClientId,
     counters: Counters,
 }
 
@@ -102,7 +100,8 @@ impl ShadowMmu {
         guest_view: GuestView,
     ) -> Result<Self, MmError> {
         let mm = object.host_mm().clone();
-        let state = Mutex::new(State::new(tables.pages()));
+        let state = ClientLock::new(State::new(tables.pages()));
+        let reservation = mm.reserve_client()?;
         let mmu = Arc::new(Mmu {
             config,
             mm: mm.clone(),
@@ -111,20 +110,14 @@ impl ShadowMmu {
             tables,
             window: OnceLock::new(),
             state,
-            turn: Mutex::new(()),
             forgetting: Mutex::new(()),
             #[cfg(all(test, feature = "export-notifier"))]
             between_batches: Mutex::new(None),
-            client: OnceLock::new(),
+            client: reservation.id(),
             counters: Counters::default(),
         });
-        let registration = mm.register_client(mmu.clone()).map_err(|error| {
-            let source = std::io::Error::other(error);
-            MmError::Host { what: "an export client", source }
-        })?;
-        // Nothing is exported before this, so no call needs the number earlier.
-        let _ = mmu.client.set(registration.id());
-        Ok(Self { mmu, registration: Some(registration) })
+        let membership = mm.register_client(reservation, mmu.clone());
+        Ok(Self { mmu, membership })
     }
 
     /// Gives the memory behind the pinned window: an exception frame, say, may go there, and what
@@ -143,8 +136,8 @@ impl ShadowMmu {
 
     /// Its number among the export clients.
     #[must_use]
-    pub fn client_id(&self) -> Option<ClientId> {
-        self.mmu.client.get().copied()
+    pub fn client_id(&self) -> ClientId {
+        self.membership.id()
     }
 
     /// The frames' mapping that the VM's memslot is made of.
@@ -157,64 +150,28 @@ impl ShadowMmu {
 impl Drop for ShadowMmu {
     fn drop(&mut self) {
         self.mmu.forget_everything();
-        if let Some(registration) = self.registration.take() {
-            self.mmu.mm.notifiers().unregister(registration);
-        }
     }
 }
 
 impl Mmu {
-    /// Takes the MMU lock, in its place of the lock order: a page lock may be held, this lock and
-    /// rmap entries not.
-    fn lock(&self) -> LockedState<'_> {
-        let held = lock_rank::wait_for(Rank::ClientMmu);
-        match self.state.try_lock() {
-            Ok(state) => LockedState { state, _held: held },
-            Err(_) => self.lock_in_turn(held),
-        }
+    /// Takes the MMU lock.
+    fn lock(&self) -> ClientGuard<'_, State> {
+        self.state.lock()
     }
 
-    /// Waits for the lock in front of all who come later.
-    fn lock_in_turn(&self, held: Held) -> LockedState<'_> {
-        let _next = lock(&self.turn);
-        LockedState { state: lock(&self.state), _held: held }
-    }
-
-    /// Lets go of the lock between two batches, and takes it again: not before somebody who waits for
-    /// it has had it. A mutex alone would let the one through who has just let go.
-    fn let_others_in<'a>(&'a self, locked: LockedState<'a>) -> LockedState<'a> {
-        drop(locked);
-        #[cfg(all(test, feature = "export-notifier"))]
-        {
-            // Not while the hook's own mutex is held: it may come here itself.
-            let hook = lock(&self.between_batches).take();
-            if let Some(mut hook) = hook {
-                hook();
-                lock(&self.between_batches).get_or_insert(hook);
+    /// Lets those who wait for the lock have it between two batches.
+    fn let_others_in<'a>(&'a self, locked: ClientGuard<'a, State>) -> ClientGuard<'a, State> {
+        self.state.let_others_in(locked, || {
+            #[cfg(all(test, feature = "export-notifier"))]
+            {
+                // Not while the hook's own mutex is held: it may come here itself.
+                let hook = lock(&self.between_batches).take();
+                if let Some(mut hook) = hook {
+                    hook();
+                    lock(&self.between_batches).get_or_insert(hook);
+                }
             }
-        }
-        self.lock_in_turn(lock_rank::wait_for(Rank::ClientMmu))
-    }
-}
-
-/// What the MMU lock protects, while it is held.
-struct LockedState<'a> {
-    // First: fields drop in order, and the rank is held as long as the lock is.
-    state: MutexGuard<'a, State>,
-    _held: Held,
-}
-
-impl Deref for LockedState<'_> {
-    type Target = State;
-
-    fn deref(&self) -> &State {
-        &self.state
-    }
-}
-
-impl DerefMut for LockedState<'_> {
-    fn deref_mut(&mut self) -> &mut State {
-        &mut self.state
+        })
     }
 }
 

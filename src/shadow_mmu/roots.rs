@@ -225,8 +225,8 @@ impl Mmu {
         self.config.machine.frame_at(spte.address(), self.mm.frame_count())
     }
 
-    pub(super) fn rmap_entry(&self, place: SptePlace) -> Option<RmapEntry> {
-        self.client.get().map(|&client| RmapEntry::new(client, place.location()))
+    pub(super) fn rmap_entry(&self, place: SptePlace) -> RmapEntry {
+        RmapEntry::new(self.client, place.location())
     }
 }
 

@@ -26,8 +26,8 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
 
 use crate::addr::{Gva, PAGE_SIZE_U64, Pfn};
-use crate::export_rmap::RevokeError;
 use crate::export_rmap::rmap::VISIT_BATCH;
+use crate::export_rmap::{ClientGuard, Gone, RevokeError};
 use crate::host_mm::PausePoint;
 use crate::shadow_mmu::roots::{LEAF_SPAN, Root, RootTables, SptePlace, State, region_of};
 use crate::shadow_mmu::spte::Pte;
@@ -153,7 +153,7 @@ impl Mmu {
     /// are few: those of the batches that host threads have locked at the moment.
     pub(super) fn zap(
         &self,
-        state: &mut State,
+        state: &mut ClientGuard<'_, State>,
         places: impl Iterator<Item = SptePlace>,
     ) -> Result<(), RevokeError> {
         let mut zapped: Vec<(SptePlace, Pte)> = Vec::new();
@@ -163,33 +163,34 @@ impl Mmu {
                 continue;
             }
             // AcqRel: the bits that hardware set before are ours, and none is set after.
-            let old = Pte::of(entry.swap(0, Ordering::AcqRel));
-            if let Some(pfn) = self.frame_of(old)
-                && old.contains(Pte::DIRTY)
-            {
-                self.mm.frame_table().note_dirty(pfn);
-            }
-            zapped.push((place, old));
+            zapped.push((place, Pte::of(entry.swap(0, Ordering::AcqRel))));
         }
-        self.mm.pause(PausePoint::Zapped);
-        if let Err(error) = self.revoke(zapped.iter().map(|&(_, old)| old), &state.unflushed) {
+        let gone: Vec<Gone> =
+            zapped.iter().filter_map(|&(place, old)| self.gone(place, old)).collect();
+        let flushed = self.mm.frame_table().give_up(state, &gone, || {
+            self.mm.pause(PausePoint::Zapped);
+            self.revoke(zapped.iter().map(|&(_, old)| old), &state.unflushed)?;
+            self.mm.pause(PausePoint::ZapFlushed);
+            self.check_zapped(zapped.iter().map(|&(_, old)| old));
+            Ok(())
+        });
+        if flushed.is_err() {
             // Back to what processors may still use, and what the reverse map says.
             for (place, old) in zapped {
                 let entry = self.tables.entry(place.page, place.index);
                 entry.store(old.bits(), Ordering::Release);
             }
-            return Err(error);
+            return flushed;
         }
-        self.mm.pause(PausePoint::ZapFlushed);
-        self.check_zapped(zapped.iter().map(|&(_, old)| old));
         state.unflushed.clear();
         self.counters.guest_flushed.add(zapped.len() as u64);
-        for (place, old) in zapped {
-            if let (Some(pfn), Some(entry)) = (self.frame_of(old), self.rmap_entry(place)) {
-                self.mm.frame_table().rmap_remove(pfn, entry);
-            }
-        }
         Ok(())
+    }
+
+    /// What an SPTE that was taken away has mapped, if that was a frame.
+    fn gone(&self, place: SptePlace, old: Pte) -> Option<Gone> {
+        let (pfn, entry) = (self.frame_of(old)?, self.rmap_entry(place));
+        Some(Gone { pfn, entry, dirty: old.contains(Pte::DIRTY) })
     }
 
     /// Makes every processor drop what it made of these SPTEs, of frames or of the window's pages,
@@ -223,7 +224,9 @@ impl Mmu {
             let mut from = Some(Cursor::at_first(&ALL));
             while let Some(at) = from {
                 let batch = self.batch(&state.roots[number], &ALL, at);
-                batch.sptes.iter().for_each(|spte| self.forget(spte.place));
+                let gone: Vec<Gone> =
+                    batch.sptes.iter().filter_map(|spte| self.forget(spte.place)).collect();
+                self.mm.frame_table().give_up_uncached(&state, &gone);
                 from = batch.next;
                 state = self.let_others_in(state);
             }
@@ -232,17 +235,9 @@ impl Mmu {
         state.end_forgetting();
     }
 
-    fn forget(&self, place: SptePlace) {
+    fn forget(&self, place: SptePlace) -> Option<Gone> {
         let old = Pte::of(self.tables.entry(place.page, place.index).swap(0, Ordering::AcqRel));
-        let Some(pfn) = self.frame_of(old) else {
-            return;
-        };
-        if old.contains(Pte::DIRTY) {
-            self.mm.frame_table().note_dirty(pfn);
-        }
-        if let Some(entry) = self.rmap_entry(place) {
-            self.mm.frame_table().rmap_remove(pfn, entry);
-        }
+        self.gone(place, old)
     }
 }
 

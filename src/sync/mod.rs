@@ -5,6 +5,7 @@
 
 #[cfg(not(any(loom, shuttle)))]
 mod patience;
+mod zeroed;
 
 #[cfg(not(any(loom, shuttle)))]
 mod imp {
@@ -43,6 +44,7 @@ pub use imp::*;
 pub use patience::Patience;
 /// The same in all: what is modelled is what the pointer shares, not its count.
 pub use std::sync::Arc;
+pub use zeroed::{Zeroed, zeroed};
 
 /// A value that readers load without a lock while writers replace it whole.
 #[cfg(not(any(loom, shuttle)))]

@@ -10,14 +10,11 @@ use nix::sched::{CloneFlags, unshare};
 
 /// Calls `test` with a maker of unnamed files of `bytes` bytes, each on a tmpfs that gives a huge page
 /// to whoever asks for a page, as the kernel's own tmpfs, which memfds are on, does with
-/// `shmem_enabled` at `always`. Where this cannot be had it says so and does nothing.
+/// `shmem_enabled` at `always`. For tests that are ignored where this cannot be had (`build/host.rs`).
 pub(crate) fn on_generous_tmpfs(bytes: u64, test: impl FnOnce(&dyn Fn() -> File) + Send) {
     let in_namespace = || {
         let folder = std::env::temp_dir();
-        if let Err(errno) = mount_over(&folder) {
-            eprintln!("skipped: no tmpfs of huge pages: {errno}");
-            return;
-        }
+        mount_over(&folder).unwrap();
         let file = || {
             let file = tempfile::tempfile_in(&folder).unwrap();
             file.set_len(bytes).unwrap();
@@ -25,10 +22,10 @@ pub(crate) fn on_generous_tmpfs(bytes: u64, test: impl FnOnce(&dyn Fn() -> File)
         };
         let probe = file();
         probe.write_all_at(&[1], 0).unwrap();
-        if probe.metadata().unwrap().blocks() == 8 {
-            eprintln!("skipped: this kernel has no huge pages for tmpfs, or they are denied");
-            return;
-        }
+        assert!(
+            probe.metadata().unwrap().blocks() > 8,
+            "the host has changed: touch build/host.rs"
+        );
         test(&file);
     };
     // The mount namespace is the thread's, and goes away with it.
@@ -44,4 +41,19 @@ fn mount_over(folder: &Path) -> Result<(), Errno> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     mount(Some("tmpfs"), folder, Some("tmpfs"), MsFlags::empty(), Some("huge=always"))
+}
+
+/// No test is ignored that could run: what was found when this was built is what is there.
+#[test]
+fn tests_are_ignored_exactly_where_there_is_no_such_tmpfs() {
+    let probe = || {
+        let folder = std::env::temp_dir();
+        mount_over(&folder).ok()?;
+        let file = tempfile::tempfile_in(&folder).ok()?;
+        file.set_len(4 << 20).ok()?;
+        file.write_all_at(&[1], 0).ok()?;
+        Some(file.metadata().ok()?.blocks() > 8)
+    };
+    let now = std::thread::spawn(probe).join().unwrap().unwrap_or(false);
+    assert_eq!(now, cfg!(huge_tmpfs), "the host or its user has changed: touch build/host.rs");
 }

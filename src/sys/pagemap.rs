@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use vm_memory::MmapRegion;
 
@@ -45,9 +45,48 @@ pub fn file() -> io::Result<File> {
 /// # Errors
 /// As `pread`.
 pub fn entry(file: &File, region: &MmapRegion, page: u64) -> io::Result<Mapped> {
+    read_entry(file, offset(region, page))
+}
+
+/// What is mapped at an address.
+///
+/// # Errors
+/// As `pread`.
+#[cfg(test)]
+pub(crate) fn entry_at(file: &File, address: usize) -> io::Result<Mapped> {
+    read_entry(file, (address / PAGE_SIZE * ENTRY_BYTES) as u64)
+}
+
+fn read_entry(file: &File, offset: u64) -> io::Result<Mapped> {
     let mut entry = [0; ENTRY_BYTES];
-    file.read_exact_at(&mut entry, offset(region, page))?;
+    file.read_exact_at(&mut entry, offset)?;
     Ok(Mapped(u64::from_ne_bytes(entry)))
+}
+
+/// Whether the page of the region still shows the region's file, or another part of this process has
+/// mapped something else there. Goes through all mappings of the process.
+///
+/// # Errors
+/// If `/proc/self/maps` cannot be read, or the file asked who it is.
+pub fn is_own(region: &MmapRegion, page: u64) -> io::Result<bool> {
+    let Some(own) = region.file_offset() else { return Ok(false) };
+    let (from, start) = (page * PAGE_SIZE as u64, own.start());
+    let shown = (own.file().metadata()?.ino(), start + from);
+    let address = region.as_ptr().addr() as u64 + from;
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    Ok(maps.lines().find_map(|line| shown_at(line, address)) == Some(shown))
+}
+
+/// The inode and the byte of it that a line of `/proc/PID/maps` has at an address, if it has anything.
+fn shown_at(line: &str, address: u64) -> Option<(u64, u64)> {
+    let mut words = line.split_ascii_whitespace();
+    let (first, end) = words.next()?.split_once('-')?;
+    let number = |hex: &str| u64::from_str_radix(hex, 16).ok();
+    let (first, end) = (number(first)?, number(end)?);
+    let (_rights, offset, _device, inode) =
+        (words.next()?, words.next()?, words.next()?, words.next()?);
+    let at = (first..end).contains(&address).then(|| address - first)?;
+    Some((inode.parse().ok()?, number(offset)?.checked_add(at)?))
 }
 
 fn offset(region: &MmapRegion, page: u64) -> u64 {
@@ -95,6 +134,29 @@ mod tests {
     use vm_memory::{Bytes, VolatileMemory};
 
     use super::*;
+    use crate::sys::foreign;
+
+    #[test]
+    fn a_page_is_its_own_until_something_else_is_mapped_there() {
+        let bytes = 8 * PAGE_SIZE as u64;
+        let file = crate::sys::memory::create_memfd("gnomon-test", bytes).unwrap();
+        let region = crate::sys::small_pages::map(file, bytes).unwrap();
+        assert!((0..8).all(|page| is_own(&region, page).unwrap()));
+        foreign::replace(&region, 3 * PAGE_SIZE, 2 * PAGE_SIZE).unwrap();
+        let own: Vec<u64> = (0..8).filter(|&page| is_own(&region, page).unwrap()).collect();
+        assert_eq!(own, [0, 1, 2, 5, 6, 7]);
+    }
+
+    #[test]
+    fn a_line_of_the_maps_says_what_is_where() {
+        let line = "7f00-8f00 rw-s 00002000 00:01 1234    /memfd:gnomon-frames (deleted)";
+        assert_eq!(shown_at(line, 0x7f00), Some((1234, 0x2000)));
+        assert_eq!(shown_at(line, 0x8eff), Some((1234, 0x2fff)));
+        assert_eq!([0x7eff, 0x8f00].map(|address| shown_at(line, address)), [None; 2]);
+        let anonymous = "7f00-8f00 rw-p 00000000 00:00 0 ";
+        assert_eq!(shown_at(anonymous, 0x7f00), Some((0, 0)));
+        assert_eq!(shown_at("", 0), None);
+    }
 
     #[test]
     fn what_was_touched_is_mapped_and_the_rest_is_not() {

@@ -25,6 +25,10 @@ fn populating_brings_in_what_is_missing_and_changes_nothing_else() {
 
 /// That the check sees it when the rule is broken, and that keeping it is enough.
 #[test]
+#[cfg_attr(
+    not(huge_tmpfs),
+    ignore = "no tmpfs of huge pages can be mounted here: that takes root and CONFIG_TRANSPARENT_HUGEPAGE"
+)]
 fn the_mapping_decides_where_the_host_is_generous() {
     on_generous_tmpfs(TRIED_BYTES, |file| {
         let broken = |write: &dyn Fn(&File)| {

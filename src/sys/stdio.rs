@@ -1,9 +1,13 @@
-//! Whether standard output was open when the process began.
+//! Descriptors that the process was given: whether standard output was one of them, and others by their
+//! numbers.
 //!
 //! The standard library opens `/dev/null` for each of the first three descriptors that is closed, so
 //! that no file of the program gets its number. What is printed then vanishes without an error, and
 //! whoever closed it by mistake is told nothing. So this looks before that.
 
+use std::fs::File;
+use std::io;
+use std::os::fd::{FromRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static STDOUT_WAS_CLOSED: AtomicBool = AtomicBool::new(false);
@@ -25,6 +29,20 @@ static LOOK: extern "C" fn() = look;
 #[must_use]
 pub fn stdout_was_closed() -> bool {
     STDOUT_WAS_CLOSED.load(Ordering::Relaxed)
+}
+
+/// Another descriptor for what is open under `number`, with the same offset.
+///
+/// # Errors
+/// If nothing is.
+pub fn duplicate(number: RawFd) -> io::Result<File> {
+    // SAFETY: makes a new descriptor, and changes nothing of the one that it is asked about.
+    let new = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if new == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it was made just now, and nobody else knows of it.
+    Ok(unsafe { File::from_raw_fd(new) })
 }
 
 #[cfg(test)]

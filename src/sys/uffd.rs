@@ -32,7 +32,7 @@ const DEVICE: &str = "/dev/userfaultfd";
 #[derive(Debug, thiserror::Error)]
 pub enum UffdError {
     /// The kernel has no userfaultfd at all.
-    #[error("this kernel has no userfaultfd (CONFIG_USERFAULTFD)")]
+    #[error("this kernel has no userfaultfd: use one with CONFIG_USERFAULTFD")]
     NoSuchCall,
     /// Neither way to open one that sees kernel-mode faults is allowed.
     #[error(
@@ -47,7 +47,10 @@ pub enum UffdError {
         call: Errno,
     },
     /// The kernel's userfaultfd is too old.
-    #[error("this kernel's userfaultfd lacks {missing:?} (it has {offered:?})")]
+    #[error(
+        "this kernel's userfaultfd lacks {missing:?} (it has {offered:?}): use a newer kernel, or do \
+         without what needs it (--paging direct, --paranoid)"
+    )]
     MissingFeatures {
         /// What is needed and not there.
         missing: Features,

@@ -1,5 +1,4 @@
-//! These run where the process may handle kernel-mode faults; elsewhere the refusal itself is
-//! checked.
+//! These run where the process may handle kernel-mode faults, and are ignored elsewhere.
 
 use std::thread;
 
@@ -10,21 +9,13 @@ use crate::sys::memory::{create_memfd, punch_hole};
 
 const PAGES: usize = 8;
 
-/// A region of holes with a tripwire; `None`, after checking the reason, where that is not
-/// permitted.
-fn armed() -> Option<(Arc<MmapRegion>, Arc<Tripwire>)> {
+/// A region of holes with a tripwire.
+fn armed() -> (Arc<MmapRegion>, Arc<Tripwire>) {
     let bytes = PAGES * PAGE_SIZE;
     let file = create_memfd("gnomon-test", bytes as u64).unwrap();
     let region = Arc::new(MmapRegion::from_file(FileOffset::new(file, 0), bytes).unwrap());
-    match Tripwire::arm(Arc::clone(&region)) {
-        Ok(wire) => Some((region, Arc::new(wire))),
-        Err(error @ UffdError::NotPermitted { .. }) => {
-            assert!(error.to_string().contains("CAP_SYS_PTRACE"), "{error}");
-            assert!(!nix::unistd::geteuid().is_root(), "root is permitted: {error}");
-            None
-        }
-        Err(error) => panic!("{error}"),
-    }
+    let wire = Tripwire::arm(Arc::clone(&region)).unwrap_or_else(|error| panic!("{error}"));
+    (region, Arc::new(wire))
 }
 
 #[test]
@@ -34,10 +25,12 @@ fn the_kernel_offers_what_the_tripwire_needs() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_touch_waits_and_is_reported_until_it_is_released() {
-    let Some((region, wire)) = armed() else {
-        return;
-    };
+    let (region, wire) = armed();
     let toucher = thread::spawn({
         let region = Arc::clone(&region);
         move || {
@@ -65,10 +58,12 @@ fn a_touch_waits_and_is_reported_until_it_is_released() {
 /// What KVM does on behalf of a vCPU: the touch comes from kernel mode (here: `write` from a hole
 /// into a pipe).
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_kernel_mode_touch_is_reported() {
-    let Some((region, wire)) = armed() else {
-        return;
-    };
+    let (region, wire) = armed();
     let toucher = thread::spawn({
         let region = Arc::clone(&region);
         move || {
@@ -91,10 +86,12 @@ fn a_kernel_mode_touch_is_reported() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn an_interrupt_ends_one_wait_and_loses_no_fault() {
-    let Some((region, wire)) = armed() else {
-        return;
-    };
+    let (region, wire) = armed();
     wire.interrupt().unwrap();
     wire.interrupt().unwrap();
     assert_eq!(wire.next().unwrap(), None, "two interrupts before a wait are one");
@@ -115,10 +112,12 @@ fn an_interrupt_ends_one_wait_and_loses_no_fault() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn releasing_a_page_that_is_there_keeps_its_content() {
-    let Some((region, wire)) = armed() else {
-        return;
-    };
+    let (region, wire) = armed();
     wire.release_copy(0, &[1; PAGE_SIZE]).unwrap();
     wire.release_copy(0, &[2; PAGE_SIZE]).unwrap();
     wire.release_zero(0).unwrap();
@@ -126,10 +125,12 @@ fn releasing_a_page_that_is_there_keeps_its_content() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_punched_page_is_a_hole_again() {
-    let Some((region, wire)) = armed() else {
-        return;
-    };
+    let (region, wire) = armed();
     wire.release_copy(PAGE_SIZE, &[1; PAGE_SIZE]).unwrap();
     punch_hole(region.file_offset().unwrap().file(), PAGE_SIZE as u64, PAGE_SIZE as u64).unwrap();
     let toucher = thread::spawn({
@@ -142,10 +143,12 @@ fn a_punched_page_is_a_hole_again() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn bad_offsets_are_refused() {
-    let Some((_region, wire)) = armed() else {
-        return;
-    };
+    let (_region, wire) = armed();
     for offset in [1, PAGES * PAGE_SIZE, usize::MAX] {
         let refused =
             |result| matches!(result, Err(UffdError::Release { errno: Errno::EINVAL, .. }));
@@ -155,10 +158,12 @@ fn bad_offsets_are_refused() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn dropping_it_lets_the_waiters_go() {
-    let Some((region, wire)) = armed() else {
-        return;
-    };
+    let (region, wire) = armed();
     let toucher = thread::spawn({
         let region = Arc::clone(&region);
         move || region.as_volatile_slice().read_obj::<u8>(0).unwrap()

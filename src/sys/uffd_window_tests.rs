@@ -1,5 +1,5 @@
-//! These run where the process may handle kernel-mode faults; elsewhere the refusal itself is
-//! checked.
+//! These run where the process may handle kernel-mode faults, and are ignored elsewhere; the refusal
+//! itself is checked.
 
 use std::sync::mpsc;
 use std::thread;
@@ -12,27 +12,31 @@ use crate::sys::memory::create_memfd;
 
 const PAGES: usize = 8;
 
-/// A window, and the host's own mapping of the same file; `None`, after checking the reason, where
-/// that is not permitted.
-fn opened() -> Option<(MmapRegion, Arc<MmapRegion>, Arc<Window>)> {
+/// A window, and the host's own mapping of the same file.
+fn opened() -> (MmapRegion, Arc<MmapRegion>, Arc<Window>) {
     let bytes = PAGES * PAGE_SIZE;
     let file = create_memfd("gnomon-test", bytes as u64).unwrap();
     let host = file.try_clone().unwrap();
     let host = MmapRegion::from_file(FileOffset::new(host, 0), bytes).unwrap();
     let region = Arc::new(MmapRegion::from_file(FileOffset::new(file, 0), bytes).unwrap());
-    match Window::open(region.clone(), 0..bytes, Features::all()) {
-        Ok(window) => Some((host, region, Arc::new(window))),
-        Err(error @ UffdError::NotPermitted { .. }) => {
-            assert!(error.to_string().contains("CAP_SYS_PTRACE"), "{error}");
-            assert!(!nix::unistd::geteuid().is_root(), "root is permitted: {error}");
-            eprintln!("skipped: {error}");
-            None
-        }
-        Err(error @ UffdError::MissingFeatures { .. }) => {
-            eprintln!("skipped: {error}");
-            None
-        }
-        Err(error) => panic!("{error}"),
+    let window = Window::open(region.clone(), 0..bytes, Features::all());
+    (host, region, Arc::new(window.unwrap_or_else(|error| panic!("{error}"))))
+}
+
+/// What was found when this was built (`build/host.rs`) is what is there: no test is ignored that could
+/// run, and what cannot says what to do.
+#[test]
+fn tests_are_ignored_exactly_where_faults_cannot_be_handled() {
+    let bytes = PAGES * PAGE_SIZE;
+    let file = create_memfd("gnomon-test", bytes as u64).unwrap();
+    let region = Arc::new(MmapRegion::from_file(FileOffset::new(file, 0), bytes).unwrap());
+    let found = Window::open(region, 0..bytes, Features::all());
+    let now = found.as_ref().map(Window::protects_at_install).ok();
+    let built = cfg!(kernel_faults).then_some(cfg!(protecting_faults));
+    assert_eq!(now, built, "the host or its user has changed: touch build/host.rs ({found:?})");
+    if let Err(error @ UffdError::NotPermitted { .. }) = found {
+        assert!(error.to_string().contains("CAP_SYS_PTRACE"), "{error}");
+        assert!(!nix::unistd::geteuid().is_root(), "root is permitted: {error}");
     }
 }
 
@@ -52,8 +56,12 @@ fn fill(host: &MmapRegion, page: usize) {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_page_is_missing_then_minor_then_protected_and_the_errnos_have_names() {
-    let Some((host, region, window)) = opened() else { return };
+    let (host, region, window) = opened();
     let touch = |write: bool| {
         let region = region.clone();
         thread::spawn(move || {
@@ -89,8 +97,12 @@ fn a_page_is_missing_then_minor_then_protected_and_the_errnos_have_names() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_run_is_mapped_up_to_the_first_page_that_cannot_be() {
-    let Some((host, _region, window)) = opened() else { return };
+    let (host, _region, window) = opened();
     [0, 1, 2, 4].iter().for_each(|&page| fill(&host, page));
     assert_eq!(window.install(0, 5 * PAGE_SIZE, false), Ok(3 * PAGE_SIZE));
     let protects = window.protects_at_install();
@@ -105,8 +117,12 @@ fn a_run_is_mapped_up_to_the_first_page_that_cannot_be() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn nothing_is_installed_while_a_removal_is_unread() {
-    let Some((host, region, window)) = opened() else { return };
+    let (host, region, window) = opened();
     [0, 1].iter().for_each(|&page| fill(&host, page));
     let remover = thread::spawn({
         let region = region.clone();
@@ -124,8 +140,12 @@ fn nothing_is_installed_while_a_removal_is_unread() {
 
 /// The kernel hands out a fault first, whatever came before it.
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_fault_is_read_before_a_removal_that_came_first() {
-    let Some((_host, region, window)) = opened() else { return };
+    let (_host, region, window) = opened();
     let remover = thread::spawn({
         let region = region.clone();
         move || crate::sys::memory::remove(&region, 0, PAGE_SIZE).unwrap()
@@ -172,16 +192,24 @@ fn await_fault(thread: nix::unistd::Pid) {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn an_interrupt_ends_one_wait() {
-    let Some((_host, _region, window)) = opened() else { return };
+    let (_host, _region, window) = opened();
     window.interrupt().unwrap();
     assert!(!window.wait(None).unwrap());
     assert!(!window.wait(Some(Duration::from_millis(1))).unwrap());
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_kernel_that_lacks_a_feature_is_refused_with_its_name() {
-    let Some((_host, region, window)) = opened() else { return };
+    let (_host, region, window) = opened();
     window.unregister().unwrap();
     let mask = Features::all().difference(Features::MINOR_SHMEM);
     let refused = Window::open(region, 0..PAGE_SIZE, mask).unwrap_err();

@@ -238,6 +238,57 @@ mod tests {
         assert_eq!(find(&leaves, 0x8000_0008, 0).eax, 0x30ff);
     }
 
+    /// The table of docs/guest-abi.md once more, by the numbers of the bits: what is masked and what is
+    /// let through of a processor that claims everything, in each word of each leaf.
+    #[test]
+    fn each_bit_is_named_or_not_as_the_page_has_it() {
+        let mut leaves = everything();
+        restrict(&mut leaves);
+        let same_as_leaf1 = [0, 3, 4, 5, 6, 8, 13, 15, 16, 17, 23, 24];
+        let extended_edx = bits(same_as_leaf1) | bits([20, 22, 26, 29, 30, 31]);
+        let named: [((u32, u32), [u32; 4]); 11] = [
+            (
+                (1, 0),
+                [
+                    u32::MAX,
+                    0xff00,
+                    bits([0, 1, 9, 12, 13, 19, 20, 22, 23, 25, 26, 28, 29, 30, 31]),
+                    bits(same_as_leaf1) | bits([19, 25, 26, 27]),
+                ],
+            ),
+            (
+                (7, 0),
+                [
+                    1,
+                    bits([0, 3, 5, 6, 8, 9, 13, 18, 19, 23, 24, 29]),
+                    bits([0, 8, 9, 10, 25, 27, 28]),
+                    bits([4, 10, 14]),
+                ],
+            ),
+            ((7, 1), [bits([0, 1, 2, 4, 7, 10, 11, 12, 23]), 0, 0, bits([4, 5, 10, 14])]),
+            ((0xd, 0), [0b111, 832, 832, 0]),
+            ((0xd, 1), [0b111, 832, 0, 0]),
+            ((0xd, 2), [256, 576, 0, 0]),
+            ((0, 0), [0x18, u32::MAX, u32::MAX, u32::MAX]),
+            ((0x8000_0000, 0), [0x8000_0008, u32::MAX, u32::MAX, u32::MAX]),
+            ((0x8000_0001, 0), [u32::MAX, 0, bits([0, 5, 6, 7, 8, 11, 16, 21]), extended_edx]),
+            ((0x8000_0007, 0), [0, 0, 0, bits([8])]),
+            ((0x8000_0008, 0), [0x30ff, bits([0, 9]), 0, 0]),
+        ];
+        for entry in &leaves {
+            let leaf = (entry.function, entry.index);
+            let expected = match (named.iter().find(|(named, _)| *named == leaf), leaf.0) {
+                (Some((_, words)), _) => *words,
+                // One thread, one core; as the host has it.
+                (None, 4) => [0x3fff, u32::MAX, u32::MAX, u32::MAX],
+                (None, 2 | 0x15 | 0x16 | 0x18 | 0x8000_0002..=0x8000_0006) => [u32::MAX; 4],
+                _ => [0; 4],
+            };
+            let words = [entry.eax, entry.ebx, entry.ecx, entry.edx];
+            assert_eq!(words, expected, "leaf {:#x}, subleaf {}: {words:x?}", leaf.0, leaf.1);
+        }
+    }
+
     #[test]
     fn what_it_can_use_is() {
         let mut leaves = everything();

@@ -154,8 +154,7 @@ impl DirectVm {
     /// The numbers of its export clients.
     #[must_use]
     pub fn client_ids(&self) -> Vec<ClientId> {
-        let device = self.services.iotlb.client_id();
-        [self.paging().client_id(), device].into_iter().flatten().collect()
+        vec![self.paging().client_id(), self.services.iotlb.client_id()]
     }
 
     /// What the VMM counted so far, by vCPU. Page faults are the kernel's: see [`Self::paging`].

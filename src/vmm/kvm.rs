@@ -41,7 +41,7 @@ pub enum KvmError {
     )]
     Denied,
     /// Any other reason.
-    #[error("cannot open {KVM_DEVICE}: {0}")]
+    #[error("cannot open {KVM_DEVICE}: {0}; `gnomon doctor` says what this host lacks")]
     Open(#[source] io::Error),
     /// Not the stable KVM interface.
     #[error(
@@ -58,13 +58,17 @@ pub enum KvmError {
         capability: &'static str,
     },
     /// The processor lacks something.
-    #[error("guests of this KVM lack {feature}, which shadow paging needs")]
+    #[error(
+        "guests of this KVM lack {feature}, which shadow paging needs: use a host that offers it"
+    )]
     MissingFeature {
         /// Its name.
         feature: &'static str,
     },
     /// A request failed.
-    #[error("KVM request {request} failed: {source}")]
+    #[error(
+        "KVM request {request} failed: {source}; look into the kernel's log for why, and run `gnomon doctor`"
+    )]
     Request {
         /// The request's name.
         request: &'static str,

@@ -10,7 +10,9 @@ use crate::sys::{memory, small_pages};
 
 /// Host memory for one of the pinned slots could not be mapped.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot map {bytes} bytes for the {what}: {reason}")]
+#[error(
+    "cannot map {bytes} bytes for the {what}: {reason}; choose less memory, or raise this process's limits (`gnomon doctor` tells them)"
+)]
 pub struct MapError {
     /// Which slot.
     pub what: &'static str,

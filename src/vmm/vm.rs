@@ -171,7 +171,7 @@ impl Vm {
     #[must_use]
     pub fn client_ids(&self) -> Vec<ClientId> {
         let Shared { shadow, services, .. } = &*self.shared;
-        [shadow.client_id(), services.iotlb.client_id()].into_iter().flatten().collect()
+        vec![shadow.client_id(), services.iotlb.client_id()]
     }
 
     /// What the VM's DMA device has done.

@@ -1,6 +1,8 @@
 //! The built program and bad input: each is refused with exit code 2 and one sentence on standard
 //! error that says what is wrong and what to do, and nothing else happens.
 
+#[path = "../common/bzimage.rs"]
+mod bzimage;
 mod linux;
 
 use std::fs::{self, File};

@@ -166,12 +166,14 @@ impl Chain {
                 lines.find(|(found, _)| *found == name).and_then(|(_, n)| n.parse::<u64>().ok())
             };
             // Pages of files go when memory is asked for.
-            let files = |prefix: &str| {
+            let files = |prefix: &str| -> u64 {
                 let lists = ["inactive_file", "active_file"];
                 lists.iter().filter_map(|list| of(&format!("{prefix}{list}"))).sum()
             };
             if unified {
-                let limit = |name| limit(at, name, "memory.current", files(""));
+                // And what the kernel remembers of files; version 1 does not tell of it.
+                let given_back = files("") + of("slab_reclaimable").unwrap_or(0);
+                let limit = |name| limit(at, name, "memory.current", given_back);
                 limits.extend(["memory.max", "memory.high"].into_iter().filter_map(limit));
                 continue;
             }

@@ -31,7 +31,10 @@ impl Tree {
 #[test]
 fn all_ancestors_of_version_2_count() {
     let tree = Tree::new();
-    let stat = ("memory.stat", "anon 5\ninactive_file 30\nactive_file 12\nfile 99");
+    let stat = (
+        "memory.stat",
+        "anon 5\ninactive_file 30\nactive_file 12\nfile 99\nslab_reclaimable 7\nslab_unreclaimable 6\nslab 13",
+    );
     tree.put("", &[("cgroup.procs", "")]);
     tree.put(
         "a",
@@ -44,7 +47,7 @@ fn all_ancestors_of_version_2_count() {
     tree.put("a/b", &[("pids.max", "7"), ("pids.current", "3")]);
     tree.put("a/b/c", &[("memory.max", "max"), ("memory.high", "max"), ("memory.current", "9")]);
     let groups = Groups::of("0::/a/b/c\n", &tree.mount("/", "cgroup2", "rw"));
-    let expected = [tree.limit("a/b/memory.high", 2048, 38), tree.limit("a/memory.max", 4096, 58)];
+    let expected = [tree.limit("a/b/memory.high", 2048, 31), tree.limit("a/memory.max", 4096, 51)];
     assert_eq!(groups.memory, expected);
     assert_eq!(groups.pids, [tree.limit("a/b/pids.max", 7, 3)]);
     assert_eq!(groups.pids[0].room(), 4);

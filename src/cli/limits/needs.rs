@@ -48,6 +48,8 @@ pub(crate) struct Needs {
     pub(crate) descriptors: u64,
     /// Peers that may come.
     peers: u64,
+    /// Bytes of images that are read from files and copied into the guest.
+    images_bytes: u64,
 }
 
 impl Needs {
@@ -60,6 +62,7 @@ impl Needs {
             threads: 2 + shape.vms * (shape.vcpus + if shape.is_direct { 3 } else { 1 }),
             descriptors: 12 + shape.vms * (shape.vcpus + 6),
             peers: 0,
+            images_bytes: 0,
         };
         let (frames, frames_advice) = match shape.is_direct {
             true => ("the file of a guest's memory", "give less --memory"),
@@ -87,6 +90,16 @@ impl Needs {
         self.descriptors += 2 + 6 * self.peers;
         let lent = u64::from(DEFAULT_SLOTS) * PAGE_SIZE_U64;
         self.file("a peer's file of copies", lent, "leave out --export-socket");
+    }
+
+    /// An image that is read whole before it is copied into the guest, where it counts once more.
+    pub(crate) fn add_image(&mut self, bytes: u64) {
+        self.images_bytes = self.images_bytes.saturating_add(bytes);
+    }
+
+    /// Whether such images are counted in.
+    pub(crate) fn has_images(&self) -> bool {
+        self.images_bytes > 0
     }
 
     /// A disk that is written to.
@@ -154,6 +167,7 @@ impl Needs {
             + mapped
             + vms * vcpus * VCPU_BYTES
             + self.peers * u64::from(DEFAULT_SLOTS) * PAGE_SIZE_U64
+            + self.images_bytes
     }
 
     /// Memory of every kind. Swap that lies in memory is none of it: few guests use all that they have,

@@ -91,9 +91,10 @@ impl fmt::Display for Wanted<'_> {
         let needs = self.0;
         write!(
             f,
-            "frames take up to {} and about {} is wanted beside them (tables, KVM, the program)",
+            "frames take up to {} and about {} is wanted beside them (tables, KVM, the program{})",
             human_bytes(needs.frames_bytes()),
-            human_bytes(needs.beside_bytes())
+            human_bytes(needs.beside_bytes()),
+            if needs.has_images() { ", the files to be loaded" } else { "" }
         )
     }
 }

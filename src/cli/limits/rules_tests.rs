@@ -150,6 +150,21 @@ fn peers_and_devices_are_counted_in() {
 }
 
 #[test]
+fn the_images_that_are_loaded_are_counted_in() {
+    let plain = needs();
+    let mut more = needs();
+    more.add_image(5 << 20);
+    more.add_image(300 << 20);
+    assert_eq!(more.memory_bytes(), plain.memory_bytes() + (305 << 20));
+    assert_eq!(more.private_bytes(), plain.private_bytes() + (305 << 20));
+    assert_eq!(more.address_bytes(), plain.address_bytes() + (305 << 20));
+    let with = |bytes| HostLimits { available_bytes: Some(bytes), ..HostLimits::default() };
+    let said = refused(Limited::Memory, &more, more.memory_bytes(), with);
+    assert_says(&said, &["the program, the files to be loaded)"]);
+    assert!(!refused(Limited::Memory, &plain, plain.memory_bytes(), with).contains("loaded"));
+}
+
+#[test]
 fn too_few_threads_are_put_down_to_the_limit_that_is_tight() {
     let mut limits = HostLimits::default();
     let mut assert_named = |change: &dyn Fn(&mut HostLimits), part: &str| {

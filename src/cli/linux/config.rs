@@ -1,5 +1,7 @@
 //! `gnomon boot` of a Linux kernel, resolved against this host.
 
+use std::path::Path;
+
 use super::disks::DiskArg;
 use crate::cli::args::{BootArgs, Invalidate, PagingMode, name_of};
 use crate::cli::config::{self, Sizes, UsageError, refuse};
@@ -16,10 +18,16 @@ const STORMS: [Invalidate; 2] = [Invalidate::Reclaim, Invalidate::Clean];
 /// Pages a second of each kind of storm, unless it is said.
 const DEFAULT_STORM_RATE: u32 = 20_000;
 
-/// A guest that boots Linux, ready to run.
-pub(crate) struct LinuxConfig {
+/// What is loaded into a guest's memory, as it was read.
+#[derive(Default)]
+pub(crate) struct Images {
     pub(super) kernel: Vec<u8>,
     pub(super) initrd: Option<Vec<u8>>,
+}
+
+/// A guest that boots Linux, ready to run.
+pub(crate) struct LinuxConfig {
+    pub(super) images: Images,
     pub(super) cmdline: String,
     pub(super) vcpus: usize,
     pub(super) disks: Vec<DiskArg>,
@@ -32,19 +40,32 @@ pub(crate) struct LinuxConfig {
     pub(super) warnings: Vec<String>,
 }
 
-/// Resolves `gnomon boot` if it names a Linux kernel; `None` if it names another, or none.
+/// What `gnomon boot` boots.
+pub(crate) enum Resolved {
+    /// Linux.
+    Linux(Box<LinuxConfig>),
+    /// Another kernel, or none that was named.
+    Other(Option<Vec<u8>>),
+}
+
+/// Resolves `gnomon boot` if the kernel that it names is one of Linux.
 pub(crate) fn resolve(
     args: &BootArgs,
+    kernel: Option<Vec<u8>>,
     limits: &HostLimits,
-) -> Result<Option<LinuxConfig>, UsageError> {
-    let kernel = args.kernel.as_deref().map(kernel_file::read_kernel).transpose()?;
-    let kernel = match kernel {
-        Some(kernel) if KernelKind::of(&kernel).is_linux() => kernel,
-        _ => {
-            refuse_linux_options(args)?;
-            return Ok(None);
+) -> Result<Resolved, UsageError> {
+    match kernel {
+        Some(kernel) if KernelKind::of(&kernel).is_linux() => {
+            Ok(Resolved::Linux(Box::new(linux(args, kernel, limits)?)))
         }
-    };
+        other => {
+            refuse_linux_options(args)?;
+            Ok(Resolved::Other(other))
+        }
+    }
+}
+
+fn linux(args: &BootArgs, kernel: Vec<u8>, limits: &HostLimits) -> Result<LinuxConfig, UsageError> {
     config::refuse_peer_faults(&args.host, "boot serves no peers: use stress --export-socket")?;
     if args.host.paging == PagingMode::Shadow {
         refuse!(
@@ -74,20 +95,20 @@ pub(crate) fn resolve(
     machine.needs.add_threads(2 + storm.len() as u64);
     machine.needs.add_devices(devices as u64);
     for disk in args.disk.iter().filter(|disk| disk.mode == DiskMode::ReadWrite) {
-        // Whether it can be opened is looked at later. Devices have no such limit.
-        let file = std::fs::metadata(&disk.path).ok().filter(std::fs::Metadata::is_file);
-        file.inspect(|file| machine.needs.add_disk(&disk.path, file.len()));
+        // Devices have no such limit.
+        file_bytes(&disk.path).inspect(|&bytes| machine.needs.add_disk(&disk.path, bytes));
     }
+    let initrd = args.initrd.as_deref();
+    // One that is larger than the guest has its own sentence, and is not read either.
+    let fits = |bytes: &u64| *bytes <= args.memory.bytes();
+    machine.needs.add_image(initrd.and_then(file_bytes).filter(fits).unwrap_or(0));
     config::check_needs(&machine.needs, limits)?;
-    Ok(Some(LinuxConfig {
-        kernel: machine.vm.kernel.into_owned(),
-        initrd: args
-            .initrd
-            .as_deref()
-            .map(|path| {
-                kernel_file::read_file("--initrd", path, args.memory.bytes(), initrd_advice)
-            })
-            .transpose()?,
+    let read = |path| kernel_file::read_file("--initrd", path, args.memory.bytes(), initrd_advice);
+    Ok(LinuxConfig {
+        images: Images {
+            kernel: machine.vm.kernel.into_owned(),
+            initrd: initrd.map(read).transpose()?,
+        },
         cmdline: machine.vm.cmdline,
         vcpus: machine.vm.vcpus,
         disks: args.disk.clone(),
@@ -97,7 +118,13 @@ pub(crate) fn resolve(
         storm_rate: args.storm_rate.unwrap_or(DEFAULT_STORM_RATE),
         seed,
         warnings: machine.warnings,
-    }))
+    })
+}
+
+/// The size of a file, if it is one: whether it can be opened is looked at later.
+fn file_bytes(path: &Path) -> Option<u64> {
+    let file = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file);
+    file.map(|file| file.len())
 }
 
 /// The kinds of `--storm`.

@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,6 +20,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::escape::Escape;
 use super::keys::Keys;
+use crate::sync::Patience;
 use crate::sys::job_control::{self, ContinueNotice};
 use crate::sys::terminal::Terminal;
 
@@ -91,9 +92,9 @@ impl Drop for Console {
         // An eventfd takes far more than one.
         let _ = self.close.write(1);
         self.keys.close();
-        let deadline = Instant::now() + PATIENCE;
+        let mut patience = Patience::new(PATIENCE);
         let is_left = |threads: &[JoinHandle<()>]| threads.iter().any(|it| !it.is_finished());
-        while is_left(&self.threads) && Instant::now() < deadline {
+        while is_left(&self.threads) && patience.slice().is_some() {
             std::thread::sleep(Duration::from_millis(1));
         }
         // Also if the reader was left behind.

@@ -32,7 +32,8 @@ use crate::virtio::{Balloon, Device};
 use crate::vmm::linux::{LinuxError, LinuxImage, LinuxVm};
 use crate::vmm::{Outcome, Removal, VmError};
 
-pub(crate) use config::{LinuxConfig, resolve};
+use config::Images;
+pub(crate) use config::{LinuxConfig, Resolved, resolve};
 use console::Console;
 pub(crate) use disks::DiskArg;
 use disks::Disks;
@@ -70,7 +71,7 @@ enum End {
 ///
 /// # Errors
 /// If the guest cannot be started.
-pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
+pub(crate) fn run(mut config: LinuxConfig) -> anyhow::Result<u8> {
     let ending = Ending::install()?;
     let continued = ContinueNotice::install()?;
     // Disks before memory: what the user can mend is said first.
@@ -81,7 +82,8 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
     let mut devices = disks.devices();
     devices.extend(balloon.clone().map(|it| it as Arc<dyn Device>));
     let screen = StdoutConsole::new();
-    let mut vm = make(&config, &object, devices, screen.clone())?;
+    let images = std::mem::take(&mut config.images);
+    let mut vm = make(&config, images, &object, devices, screen.clone())?;
     memory.0.start_background_reclaim().map_err(refused_memory)?;
     for warning in config.warnings.iter().chain(&disks.warnings()) {
         output::note(warning);
@@ -111,7 +113,7 @@ pub(crate) fn run(config: LinuxConfig) -> anyhow::Result<u8> {
     drop(console);
     ending.phase("checking what is left");
 
-    let mut found = collect(&vm, &memory.0, &storms);
+    let mut found = collect(&vm, !end.is_stuck(), &memory.0, &storms);
     let injected = conclude(&end, vm.object(), &mut found);
     let stats = memory.0.stats();
     output::note(format!("{} after {:.2} s", end.sentence(), elapsed.as_secs_f64()));
@@ -161,15 +163,17 @@ fn storm_announcement(config: &LinuxConfig) -> Option<String> {
     })
 }
 
+/// What is in `images` is in the guest's memory afterwards, and nowhere else.
 fn make(
     config: &LinuxConfig,
+    images: Images,
     object: &Arc<MemoryObject>,
     devices: Vec<Arc<dyn Device>>,
     screen: StdoutConsole,
 ) -> anyhow::Result<LinuxVm> {
     let image = LinuxImage {
-        kernel: &config.kernel,
-        initrd: config.initrd.as_deref(),
+        kernel: &images.kernel,
+        initrd: images.initrd.as_deref(),
         cmdline: config.cmdline.as_bytes(),
         vcpus: config.vcpus,
         devices: devices.len(),
@@ -260,11 +264,13 @@ impl End {
     }
 }
 
-/// Everything that the checks have found; no vCPU, device or storm runs any more.
-fn collect(vm: &LinuxVm, mm: &HostMm, storms: &Storms) -> Violations {
+/// Everything that the checks have found; no storm runs any more, nor, if the guest is at rest, a vCPU or
+/// a device.
+fn collect(vm: &LinuxVm, is_at_rest: bool, mm: &HostMm, storms: &Storms) -> Violations {
     let resident = mm.resident_bytes().unwrap_or(0);
-    let mut found = violations::of_host(mm, resident);
-    found.look(EndCheck::ReverseMap, Check::ReverseMap, || vm.check_reverse_map());
+    let mut found = violations::of_host(mm, is_at_rest, resident);
+    let reverse_map = (EndCheck::ReverseMap, is_at_rest);
+    found.look_at_rest(reverse_map, Check::ReverseMap, || vm.check_reverse_map());
     found.add(Check::Run, storms.counts().into_iter().filter_map(|count| count.broken), 0);
     found
 }

@@ -4,13 +4,18 @@ use super::*;
 use crate::addr::{Gpa, PAGE_SIZE, PAGE_SIZE_U64};
 use crate::cli::args::{Cli, Command};
 use crate::cli::inject::parse_injection;
+use crate::cli::kernel_file::read_kernel;
 use crate::cli::limits::HostLimits;
 use crate::cli::violations::Violation;
 use crate::host_mm::{HostMmConfig, InjectionPlan, MIN_HOST_MEMORY_BYTES, Placement};
 use crate::virtio::DiskMode;
 
-/// Resolves a command line with a file that looks like a bzImage, and another beside it.
+/// Resolves a command line with a file that looks like a bzImage, another beside it, and one of 1 GiB.
 fn resolved(options: &[&str]) -> Result<Option<LinuxConfig>, String> {
+    resolved_on(&HostLimits::default(), options)
+}
+
+fn resolved_on(limits: &HostLimits, options: &[&str]) -> Result<Option<LinuxConfig>, String> {
     let folder = tempfile::tempdir().unwrap();
     let mut image = vec![0; 0x400];
     image[0x202..0x206].copy_from_slice(b"HdrS");
@@ -18,7 +23,10 @@ fn resolved(options: &[&str]) -> Result<Option<LinuxConfig>, String> {
     std::fs::write(&kernel, image).unwrap();
     let other = folder.path().join("other");
     std::fs::write(&other, b"something else").unwrap();
+    let large = folder.path().join("large");
+    std::fs::File::create(&large).unwrap().set_len(1 << 30).unwrap();
     let words = options.iter().map(|option| match *option {
+        "LARGE" => large.display().to_string(),
         "KERNEL" => kernel.display().to_string(),
         "OTHER" => other.display().to_string(),
         other => other.to_owned(),
@@ -29,8 +37,16 @@ fn resolved(options: &[&str]) -> Result<Option<LinuxConfig>, String> {
     else {
         panic!("not boot");
     };
-    resolve(&args, &HostLimits::default())
-        .map_err(|error| error.to_string().replace(&*other.display().to_string(), "OTHER"))
+    let kernel = args.kernel.as_deref().map(read_kernel).transpose();
+    let resolved = kernel.and_then(|kernel| resolve(&args, kernel, limits));
+    let linux = resolved.map(|resolved| match resolved {
+        Resolved::Linux(config) => Some(*config),
+        Resolved::Other(kernel) => {
+            assert_eq!(kernel.is_some(), args.kernel.is_some(), "it is handed on");
+            None
+        }
+    });
+    linux.map_err(|error| error.to_string().replace(&*other.display().to_string(), "OTHER"))
 }
 
 fn refused(options: &[&str]) -> String {
@@ -57,7 +73,7 @@ fn a_bzimage_is_booted_with_all_that_belongs_to_it() {
         "512M",
     ]);
     let config = config.unwrap().unwrap();
-    assert_eq!(config.initrd.as_deref(), Some(&b"something else"[..]));
+    assert_eq!(config.images.initrd.as_deref(), Some(&b"something else"[..]));
     assert_eq!((config.cmdline.as_str(), config.vcpus), ("quiet", 2));
     let disks: Vec<_> = config.disks.iter().map(|d| (d.path.to_str().unwrap(), d.mode)).collect();
     assert_eq!(disks, [("a,b", DiskMode::ReadOnly), ("c", DiskMode::ReadWrite)]);
@@ -68,6 +84,21 @@ fn a_bzimage_is_booted_with_all_that_belongs_to_it() {
     let seed = format!("reclaim, clean, 20,000 pages a second of each, with seed {}", config.seed);
     assert!(told.ends_with(&seed), "{told}");
     assert_eq!(mm_bytes(&config), 512 << 20);
+}
+
+/// It is refused before it is read, and so before any of it is in memory.
+#[test]
+fn a_ram_disk_is_counted_in() {
+    let limits = HostLimits { available_bytes: Some(512 << 20), ..HostLimits::default() };
+    let options = ["--kernel", "KERNEL", "--memory", "2G", "--host-memory", "64M"];
+    assert!(resolved_on(&limits, &options).unwrap().is_some());
+    let large = [&options[..], &["--initrd", "LARGE"]].concat();
+    let said = resolved_on(&limits, &large).err().expect("it is refused");
+    assert!(said.contains("512 MiB of memory available"), "{said}");
+    assert!(said.contains("the files to be loaded"), "{said}");
+    let small = ["--kernel", "KERNEL", "--memory", "512M", "--initrd", "LARGE"];
+    let said = resolved_on(&limits, &small).err().expect("it is refused");
+    assert!(said.contains("--initrd") && said.contains("choose more --memory"), "{said}");
 }
 
 #[test]

@@ -3,17 +3,22 @@
 //! Guarantee: the file named on the command line is either what it was before or the whole report,
 //! whenever somebody looks, even if the process or the machine dies: the report is written to a
 //! temporary file next to it, put on the disk, then renamed. A symbolic link stays, and what it leads
-//! to is replaced, as a shell's redirection would have it.
+//! to is replaced, as a shell's redirection would have it. A name of an open descriptor (`/dev/stdout`,
+//! `/dev/fd/3`) stands for that descriptor: the report is written to it as to any pipe, behind what was
+//! written before, and nothing is replaced.
 
-use std::fs::Permissions;
+use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
 use tempfile::NamedTempFile;
 
 use super::Report;
 use crate::sys::names::{Leftover, folder_of};
+use crate::sys::stdio;
 
 /// The report cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +42,10 @@ pub(crate) enum JsonError {
 /// # Errors
 /// [`JsonError::NotAFile`], [`JsonError::Folder`].
 pub(crate) fn check_writable(path: &Path) -> Result<(), JsonError> {
-    let path = &follow(path)?;
+    let path = &match follow(path)? {
+        Place::File(path) => path,
+        Place::Descriptor(name) => return open_descriptor(&name).map(drop),
+    };
     let there_is_a_file = match path.metadata() {
         Ok(metadata) => metadata.is_file(),
         // Whether one can be made there shows below.
@@ -55,36 +63,83 @@ pub(crate) fn check_writable(path: &Path) -> Result<(), JsonError> {
 /// # Errors
 /// [`JsonError`]; a file that was there is then unchanged.
 pub(crate) fn write(path: &Path, report: &Report) -> Result<(), JsonError> {
-    let path = &follow(path)?;
+    let path = &match follow(path)? {
+        Place::File(path) => path,
+        Place::Descriptor(name) => {
+            let file = open_descriptor(&name)?;
+            let refused = |source| JsonError::Write { path: name.clone(), source };
+            return write_to(&file, report).map_err(refused);
+        }
+    };
     let refused = |source: io::Error| JsonError::Write { path: path.to_owned(), source };
     let file = temporary(path)?;
     // A signal that ends the process removes it; renamed, it has another name.
     let _removed = Leftover::new(file.path()).map_err(refused)?;
-    let mut writer = BufWriter::new(&file);
-    serde_json::to_writer_pretty(&mut writer, report).map_err(|error| refused(error.into()))?;
-    writeln!(writer).and_then(|()| writer.flush()).map_err(refused)?;
-    drop(writer);
+    write_to(file.as_file(), report).map_err(refused)?;
     file.as_file().sync_all().map_err(refused)?;
     file.persist(path).map_err(|error| refused(error.error))?;
     Ok(())
+}
+
+fn write_to(file: &File, report: &Report) -> io::Result<()> {
+    let mut writer = BufWriter::new(file);
+    serde_json::to_writer_pretty(&mut writer, report)?;
+    writeln!(writer)?;
+    writer.flush()
+}
+
+/// Where a report goes.
+enum Place {
+    /// To a file of its own.
+    File(PathBuf),
+    /// To what is open under this name.
+    Descriptor(PathBuf),
 }
 
 /// Most symbolic links that are followed, as in the kernel (path_resolution(7)).
 const MOST_LINKS: usize = 40;
 
 /// Where symbolic links lead, whether something is there or not.
-fn follow(path: &Path) -> Result<PathBuf, JsonError> {
+fn follow(path: &Path) -> Result<Place, JsonError> {
     let refused = |source| JsonError::Link { path: path.to_owned(), source };
     let mut found = path.to_owned();
     for _ in 0..=MOST_LINKS {
         if !found.is_symlink() {
-            return Ok(found);
+            return Ok(Place::File(found));
+        }
+        if is_descriptor(&found) {
+            return Ok(Place::Descriptor(found));
         }
         let next = found.read_link().map_err(refused)?;
         // Relative to the directory that the link is in.
         found = found.parent().unwrap_or(Path::new("")).join(next);
     }
     Err(refused(nix::errno::Errno::ELOOP.into()))
+}
+
+/// Whether this link is a process's name of a file that it has open (proc_pid_fd(5)).
+fn is_descriptor(link: &Path) -> bool {
+    let Ok(folder) = folder_of(link).canonicalize() else { return false };
+    folder.file_name().is_some_and(|name| name == "fd")
+        && statfs(&folder).is_ok_and(|found| found.filesystem_type() == PROC_SUPER_MAGIC)
+}
+
+/// What is open under that name, to be written to.
+fn open_descriptor(name: &Path) -> Result<File, JsonError> {
+    let refused = |source| JsonError::Write { path: name.to_owned(), source };
+    let folder = folder_of(name).canonicalize().map_err(refused)?;
+    let is_own = fs::canonicalize("/proc/self/fd").is_ok_and(|own| own == folder);
+    let number = name.file_name().and_then(|number| number.to_str()?.parse().ok());
+    let Some(number) = number.filter(|_| is_own) else {
+        // Another process's: its offset is out of reach, the end of the file is not.
+        return File::options().append(true).open(name).map_err(refused);
+    };
+    let file = stdio::duplicate(number).map_err(refused)?;
+    let flags = fcntl(&file, FcntlArg::F_GETFL).map_err(|errno| refused(errno.into()))?;
+    match OFlag::from_bits_truncate(flags) & OFlag::O_ACCMODE {
+        OFlag::O_RDONLY => Err(refused(nix::errno::Errno::EBADF.into())),
+        _ => Ok(file),
+    }
 }
 
 /// A file in the same directory, removed again if it is not renamed.
@@ -104,7 +159,8 @@ fn temporary(path: &Path) -> Result<NamedTempFile, JsonError> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::io::{Read, Seek, SeekFrom};
+    use std::os::fd::AsRawFd;
 
     use super::*;
 
@@ -146,6 +202,60 @@ mod tests {
         assert_eq!(names(folder.path()), ["report.json"]);
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o400, 0o400);
+    }
+
+    #[test]
+    fn a_name_of_a_descriptor_is_written_to_and_nothing_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        let mut file = File::create_new(place("out")).unwrap();
+        writeln!(file, "before").unwrap();
+        let number = file.as_raw_fd();
+        // By way of a link to it, as /dev/stdout is; as a process other than this one would name it.
+        std::os::unix::fs::symlink(format!("/proc/self/fd/{number}"), place("link")).unwrap();
+        let names_of_it = [
+            format!("/dev/fd/{number}").into(),
+            place("link"),
+            format!("/proc/thread-self/fd/{number}").into(),
+        ];
+        let report = super::super::tests::report();
+        for path in &names_of_it {
+            check_writable(path).unwrap();
+            write(path, &report).unwrap();
+        }
+        // What follows comes behind, and the file is the one that was there.
+        file.seek(SeekFrom::End(0)).unwrap();
+        writeln!(file, "after").unwrap();
+        let text = fs::read_to_string(place("out")).unwrap();
+        let inner = text.strip_prefix("before\n").unwrap().strip_suffix("after\n").unwrap();
+        let values: Vec<serde_json::Value> =
+            serde_json::Deserializer::from_str(inner).into_iter().map(Result::unwrap).collect();
+        assert_eq!(values.len(), names_of_it.len());
+        assert!(values.iter().all(|value| value["result"] == "passed"));
+        let mut found = names(folder.path());
+        found.sort();
+        assert_eq!(found, ["link", "out"]);
+    }
+
+    #[test]
+    fn a_descriptor_may_be_a_pipe_but_not_one_to_read_from() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let name = |fd: i32| PathBuf::from(format!("/proc/self/fd/{fd}"));
+        let path = name(writer.as_raw_fd());
+        check_writable(&path).unwrap();
+        let text = std::thread::scope(|scope| {
+            let told = scope.spawn(move || {
+                let mut text = String::new();
+                reader.read_to_string(&mut text).map(|_| text)
+            });
+            write(&path, &super::super::tests::report()).unwrap();
+            drop(writer);
+            told.join().unwrap().unwrap()
+        });
+        assert!(text.starts_with('{') && text.ends_with("}\n"), "{text}");
+        let file = File::open("/dev/null").unwrap();
+        let error = check_writable(&name(file.as_raw_fd())).unwrap_err();
+        assert!(matches!(error, JsonError::Write { .. }), "{error}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The course of a stress run: work under the storm, the last sweep, the end.
 //!
-//! Guarantee: it ends. Each phase has a bound, after which the guests are killed, and that is then
-//! said; a signal ends the last sweep, too, or leaves it out; and when it has returned, no vCPU and no
+//! Guarantee: it ends. Each phase has a bound, in time that this process ran, after which the guests are
+//! killed, and that is then said; a signal ends the last sweep, too, or leaves it out; and when it has returned, no vCPU and no
 //! storm runs any more, unless one did not stop in time, which is said.
 
 use std::time::{Duration, Instant};
@@ -12,11 +12,12 @@ use super::storm::{StormCount, Storms};
 use crate::addr::PAGE_SIZE_U64;
 use crate::cli::args::Invalidate;
 use crate::cli::config::StressConfig;
-use crate::cli::ending::{Ending, TICK};
+use crate::cli::ending::Ending;
 use crate::cli::fleet::{Fate, Member};
 use crate::cli::machine::Machine;
 use crate::cli::values::human_count;
 use crate::cli::violations::{self, Check, EndCheck, Violation};
+use crate::sync::Patience;
 use crate::vmm::Outcome;
 
 /// Time for the last sweep that any guest gets ...
@@ -91,9 +92,9 @@ pub(crate) fn run(
     let mut storms = Storms::start(&machine.mm, objects, kinds, config.rate, config.seed)?;
     let removes = kinds.contains(&Invalidate::Remove);
     storms.observe(objects, removes, config.seed)?;
-    let work_end = watch.begun + config.duration;
-    let phase_end =
-        watch.phase(machine, &storms, work_end, |machine| population.tend(machine, Instant::now()));
+    let phase_end = watch.phase(machine, &storms, config.duration, |machine| {
+        population.tend(machine, Instant::now())
+    });
     if let PhaseEnd::Signal(_) = phase_end {
         // Before the storms are waited for: who has to go on longest begins to stop first.
         machine.fleet.kill(Duration::ZERO);
@@ -165,7 +166,7 @@ fn finish(watch: &mut Watch<'_>, machine: &mut Machine, storms: &Storms, course:
     machine.fleet.request_stop();
     let bytes = machine.fleet.members.iter().map(|member| member.vm.object().bytes()).sum();
     let bound = sweep_bound(bytes);
-    match watch.phase(machine, storms, Instant::now() + bound, |_| Ok(())) {
+    match watch.phase(machine, storms, bound, |_| Ok(())) {
         PhaseEnd::Ended => {}
         PhaseEnd::Signal(signal) => course.interrupt(machine, signal),
         PhaseEnd::Deadline => {
@@ -186,7 +187,7 @@ fn too_few(config: &StressConfig, population: &Population) -> Violation {
     let why = match population.count.failed {
         0 => "the first VM had hardly begun to work; choose a longer --duration".to_owned(),
         failed => format!(
-            "{} attempts to clone failed, for want of swap or as injected",
+            "{} attempts to clone failed, for want of swap, as injected, or since a disk or a peer did not answer",
             human_count(failed)
         ),
     };
@@ -290,22 +291,23 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Waits for the end of a phase. `tend` is called again and again while it lasts.
+    /// Waits for the end of a phase of so long. `tend` is called again and again while it lasts.
     fn phase(
         &mut self,
         machine: &mut Machine,
         storms: &Storms,
-        deadline: Instant,
+        length: Duration,
         mut tend: impl FnMut(&mut Machine) -> Result<(), Violation>,
     ) -> PhaseEnd {
+        let mut patience = Patience::at_work(length, Instant::now());
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            machine.fleet.poll(left.min(TICK));
+            let slice = patience.slice();
+            machine.fleet.poll(slice.unwrap_or_default());
             self.look(machine, storms);
             if let Some(wrong) = wrong_end_of_any(machine) {
                 return PhaseEnd::Bad(wrong);
             }
-            if machine.fleet.members.iter().all(|member| member.outcome.is_some()) {
+            if machine.fleet.have_all_ended() {
                 return PhaseEnd::Ended;
             }
             if self.fail_fast && self.detection.is_some() {
@@ -314,7 +316,7 @@ impl<'a> Watch<'a> {
             if let Some(signal) = self.ending.signal() {
                 return PhaseEnd::Signal(signal);
             }
-            if Instant::now() >= deadline {
+            if slice.is_none() {
                 return PhaseEnd::Deadline;
             }
             if let Err(wrong) = tend(machine) {

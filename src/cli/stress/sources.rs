@@ -127,17 +127,29 @@ fn merge(objects: Arc<Objects>, spare: Arc<MemoryObject>) -> Box<Source> {
             let differs = random.random_ratio(1, 4);
             content[PAGE_SIZE - 1] ^= if differs { LAST } else { 0 };
             spare.write(copy.base(), &content)?;
-            let merged = merge_resident(&object, gfn, &spare, copy)?;
-            if differs && merged > 0 {
+            done += merge_resident(&object, gfn, &spare, copy)?;
+            if differs && !still_reads(&spare, copy, &content)? {
                 let number = object.number();
                 return Err(Trouble::Wrong(format!(
                     "I2: guest frame {gfn} of object {number} was merged with a page that differs in its last byte"
                 )));
             }
-            done += merged;
         }
         Ok(done)
     })
+}
+
+/// Whether a page that nobody else writes holds what was written. Of two pages that were merged the
+/// copy takes the other's content. That something was merged does not say so: frames are looked up
+/// before they are locked, and may have got other pages by then, which may be the same.
+fn still_reads(
+    spare: &MemoryObject,
+    copy: Gfn,
+    written: &[u8; PAGE_SIZE],
+) -> Result<bool, MmError> {
+    let mut found = [0; PAGE_SIZE];
+    spare.read(copy.base(), &mut found)?;
+    Ok(found == *written)
 }
 
 /// Pages of zeros are merged with the shared one. Beside the guests' there are pages that are zero but
@@ -219,6 +231,34 @@ mod tests {
             if number.is_multiple_of(2) { 9 } else { [5, 6][object] },
         ]);
         page
+    }
+
+    /// The frame of a copy that is to differ gets another page between the look-up and the merge.
+    #[test]
+    fn a_merge_of_what_has_come_into_a_frame_since_is_no_finding() {
+        let mm = HostMm::new(HostMmConfig::new(4 << 20)).unwrap();
+        let [one, two, spare] = [(); 3].map(|()| mm.create_object(PAGES * PAGE_SIZE_U64).unwrap());
+        let frame = |object: &MemoryObject, gfn: Gfn| {
+            object.try_lock_resident(gfn).map(|page| page.pfn()).unwrap()
+        };
+        let [gfn, copy] = [Gfn::new(2), Gfn::new(0)];
+        let same = content(0, gfn);
+        let mut different = same;
+        different[PAGE_SIZE - 1] ^= LAST;
+        one.write(gfn.base(), &same).unwrap();
+        spare.write(copy.base(), &different).unwrap();
+        let (kept, other) = (frame(&one, gfn), frame(&spare, copy));
+        assert_eq!(mm.evict_frames(&[other]).unwrap(), 1);
+        let taken = (0..PAGES).map(Gfn::new).find(|&gfn| {
+            two.write(gfn.base(), &same).unwrap();
+            frame(&two, gfn) == other
+        });
+        assert!(taken.is_some(), "a frame that is free is taken in the end");
+        assert_eq!(mm.merge_frames(kept, other).unwrap(), Merged::Yes);
+        assert!(still_reads(&spare, copy, &different).unwrap());
+        // What a merge of these two would have made of it.
+        spare.write(copy.base(), &same).unwrap();
+        assert!(!still_reads(&spare, copy, &different).unwrap());
     }
 
     #[test]

@@ -123,8 +123,12 @@ fn run(rig: &Rig, pages: u64, removes: bool, seen: &Seen, enough: impl Fn() -> b
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn faults_evictions_cleanings_and_frees_at_once_lose_nothing() {
-    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    let rig = Rig::new(memory(FRAMES), DirectConfig::default());
     let seen = Seen::default();
     let enough = || seen.all() > 300 && rig.mm.stats().swap_ins > 50;
     run(&rig, 48, false, &seen, enough);
@@ -134,9 +138,13 @@ fn faults_evictions_cleanings_and_frees_at_once_lose_nothing() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn reclaim_and_ageing_beside_faults_lose_nothing() {
     let direct = DirectConfig { shards: 2, ..DirectConfig::default() };
-    let Some(rig) = Rig::new(memory(4 * FRAMES), direct) else { return };
+    let rig = Rig::new(memory(4 * FRAMES), direct);
     rig.mm.start_background_reclaim().unwrap();
     let seen = Seen::default();
     let enough = || rig.mmu.stats().aged_zaps >= 20;
@@ -148,8 +156,12 @@ fn reclaim_and_ageing_beside_faults_lose_nothing() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn removals_of_the_window_beside_all_that_lose_nothing() {
-    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    let rig = Rig::new(memory(FRAMES), DirectConfig::default());
     let seen = Seen::default();
     let enough = || rig.mmu.stats().removed > 5;
     run(&rig, 48, true, &seen, enough);
@@ -161,10 +173,14 @@ fn removals_of_the_window_beside_all_that_lose_nothing() {
 
 /// The oracle of these tests, and I6, notice pages that stay writable.
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn sabotage_skip_write_protect_is_noticed() {
     let sabotage = Some(Sabotage::SkipWriteProtect);
     let config = HostMmConfig { sabotage, ..memory(FRAMES) };
-    let Some(rig) = Rig::new(config, DirectConfig::default()) else { return };
+    let rig = Rig::new(config, DirectConfig::default());
     let seen = Seen::default();
     let noticed = || seen.wrong() > 0 || rig.mm.violations().1 > 0;
     run(&rig, 48, false, &seen, noticed);

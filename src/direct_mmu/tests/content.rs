@@ -15,12 +15,12 @@ use crate::host_mm::{
 use crate::sys::uffd::Features;
 
 /// Writes and reads all of a memory four times as large as the ration, twice.
-fn keeps_its_content(direct: DirectConfig) -> Option<Rig> {
+fn keeps_its_content(direct: DirectConfig) -> Rig {
     content_is_kept(memory(4 * FRAMES), direct)
 }
 
-fn content_is_kept(memory: HostMmConfig, direct: DirectConfig) -> Option<Rig> {
-    let rig = Rig::new(memory, direct)?;
+fn content_is_kept(memory: HostMmConfig, direct: DirectConfig) -> Rig {
+    let rig = Rig::new(memory, direct);
     rig.mm.start_background_reclaim().unwrap();
     for round in 1..=2_u64 {
         for number in 0..4 * FRAMES {
@@ -36,12 +36,16 @@ fn content_is_kept(memory: HostMmConfig, direct: DirectConfig) -> Option<Rig> {
     assert!(rig.mm.stats().swap_ins > 4 * FRAMES, "{:?}", rig.mm.stats());
     rig.mm.stop_background_reclaim();
     rig.assert_sound();
-    Some(rig)
+    rig
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn memory_four_times_as_large_as_the_ration_keeps_its_content() {
-    let Some(rig) = keeps_its_content(DirectConfig::default()) else { return };
+    let rig = keeps_its_content(DirectConfig::default());
     let (stats, mmu) = (rig.mm.stats(), rig.mmu.stats());
     let protects = rig.mmu.mmu.shards[0].window.protects_at_install();
     assert_eq!(
@@ -54,43 +58,56 @@ fn memory_four_times_as_large_as_the_ration_keeps_its_content() {
 
 /// A call that ages pages raises an event, and one more if it is made again.
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn interrupted_calls_remove_nothing() {
     let eintr = Injection { fault: HostFault::Eintr, when: When::Chance(0.5) };
     let inject = InjectionPlan { items: vec![eintr], seed: 1 };
     let config = HostMmConfig { inject, ..memory(4 * FRAMES) };
-    let Some(rig) = content_is_kept(config, DirectConfig::default()) else { return };
+    let rig = content_is_kept(config, DirectConfig::default());
     let stats = rig.mmu.stats();
     assert!(stats.aged_zaps > 0, "{stats:?}");
     assert_eq!(stats.removed, 0, "{stats:?}");
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn several_parts_of_the_window_have_a_thread_each() {
     let direct = DirectConfig { shards: 3, fault_around: 1, ..DirectConfig::default() };
-    let Some(rig) = keeps_its_content(direct) else { return };
+    let rig = keeps_its_content(direct);
     assert_eq!(rig.mmu.stats().fault_around, 0);
     assert_eq!(rig.mmu.mmu.shards.len(), 3);
 }
 
 /// As on Linux 6.1: `UFFDIO_CONTINUE` cannot protect, so each page that is mapped counts as written.
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_kernel_that_cannot_protect_as_it_maps_loses_nothing() {
     let features = Features::all().difference(Features::WRITE_PROTECT_UNPOPULATED);
     let spin = Duration::ZERO;
     let direct = DirectConfig { features, spin, ..DirectConfig::default() };
-    let Some(rig) = keeps_its_content(direct) else { return };
+    let rig = keeps_its_content(direct);
     assert_eq!(rig.mm.stats().clean_drops, 0, "{:?}", rig.mm.stats());
     assert_eq!(rig.mmu.stats().already_mapped, rig.mmu.stats().upgrades);
 }
 
 #[test]
+#[cfg_attr(
+    not(protecting_faults),
+    ignore = "this kernel cannot protect pages as it maps them: Linux 6.4 can"
+)]
 fn a_page_is_read_only_until_it_is_written() {
     let direct = DirectConfig { fault_around: 4, ..DirectConfig::default() };
-    let Some(rig) = Rig::new(memory(FRAMES), direct) else { return };
-    if !rig.mmu.mmu.shards[0].window.protects_at_install() {
-        eprintln!("skipped: this kernel cannot protect as it maps");
-        return;
-    }
+    let rig = Rig::new(memory(FRAMES), direct);
+    assert!(rig.mmu.mmu.shards[0].window.protects_at_install());
     assert_eq!(rig.read(7), page(0));
     let before = rig.mmu.stats();
     rig.write(7, &page(1));
@@ -115,9 +132,13 @@ fn a_page_is_read_only_until_it_is_written() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_fault_maps_the_pages_after_it_that_are_in_frames() {
     let direct = DirectConfig { fault_around: 4, ..DirectConfig::default() };
-    let Some(rig) = Rig::new(memory(FRAMES), direct) else { return };
+    let rig = Rig::new(memory(FRAMES), direct);
     // By the host: in frames, and mapped nowhere.
     for number in [10_u64, 11, 12, 14] {
         rig.object.write(Gfn::new(number).base(), &page(number)).unwrap();
@@ -132,8 +153,12 @@ fn a_fault_maps_the_pages_after_it_that_are_in_frames() {
 
 /// As KVM does, the kernel touches the window itself.
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn the_kernel_touches_the_window_as_kvm_does() {
-    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    let rig = Rig::new(memory(FRAMES), DirectConfig::default());
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&page(5)).unwrap();
     std::io::Seek::rewind(&mut file).unwrap();
@@ -153,9 +178,9 @@ fn the_kernel_touches_the_window_as_kvm_does() {
 }
 
 /// Re-faults of 64 pages that are used all the time, while twice the ration is written five times.
-fn hot_refaults(policy: ReclaimPolicy) -> Option<u64> {
+fn hot_refaults(policy: ReclaimPolicy) -> u64 {
     let direct = DirectConfig { fault_around: 1, ..DirectConfig::default() };
-    let rig = Rig::new(HostMmConfig { policy, ..memory(2 * FRAMES) }, direct)?;
+    let rig = Rig::new(HostMmConfig { policy, ..memory(2 * FRAMES) }, direct);
     (0..64).for_each(|number| rig.write(number, &page(number + 1)));
     rig.object.watch(Gfn::new(0), 64);
     for number in (0..5).flat_map(|_| 64..2 * FRAMES) {
@@ -164,13 +189,17 @@ fn hot_refaults(policy: ReclaimPolicy) -> Option<u64> {
     }
     assert_eq!(rig.mmu.stats().aged_zaps > 0, policy == ReclaimPolicy::Clock);
     rig.assert_sound();
-    Some(rig.mm.stats().watched_swap_ins)
+    rig.mm.stats().watched_swap_ins
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn pages_that_are_used_prove_it_by_faulting_and_stay() {
-    let Some(clock) = hot_refaults(ReclaimPolicy::Clock) else { return };
-    let Some(fifo) = hot_refaults(ReclaimPolicy::Fifo) else { return };
+    let clock = hot_refaults(ReclaimPolicy::Clock);
+    let fifo = hot_refaults(ReclaimPolicy::Fifo);
     // Each may go once: the clock's first round knows nothing yet.
     assert!(2 * clock <= fifo, "{clock} with the clock, {fifo} with a FIFO");
 }

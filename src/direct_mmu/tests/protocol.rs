@@ -54,11 +54,11 @@ impl SwapBackend for GatedSwap {
     }
 }
 
-fn gated(sabotage: Option<Sabotage>) -> Option<(Rig, Arc<Gate>)> {
+fn gated(sabotage: Option<Sabotage>) -> (Rig, Arc<Gate>) {
     let gate: Arc<Gate> = Arc::default();
     let swap = GatedSwap { pages: Mutex::default(), gate: gate.clone() };
     let config = HostMmConfig { sabotage, ..memory(FRAMES) };
-    Some((Rig::with_backend(config, Box::new(swap))?, gate))
+    (Rig::with_backend(config, Box::new(swap)), gate)
 }
 
 /// Evicts page 5 on a thread of its own, up to the middle of its write to swap.
@@ -74,8 +74,12 @@ fn evict_half<'scope>(
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_page_stays_readable_while_it_is_written_out_and_writes_wait() {
-    let Some((rig, gate)) = gated(None) else { return };
+    let (rig, gate) = gated(None);
     rig.write(5, &page(1));
     thread::scope(|scope| {
         let evicter = evict_half(scope, &rig, &gate);
@@ -130,8 +134,12 @@ fn write_overtaken_by_an_eviction(rig: &Rig, gate: &Arc<Gate>) -> bool {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_fault_that_an_eviction_overtook_starts_over() {
-    let Some((rig, gate)) = gated(None) else { return };
+    let (rig, gate) = gated(None);
     assert!(write_overtaken_by_an_eviction(&rig, &gate));
     assert!(rig.mmu.stats().retries > 0);
     rig.assert_sound();
@@ -139,8 +147,12 @@ fn a_fault_that_an_eviction_overtook_starts_over() {
 
 /// Of pages that are taken with one flush, not all are neighbours.
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn every_page_of_a_batch_loses_the_right_to_write() {
-    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    let rig = Rig::new(memory(FRAMES), DirectConfig::default());
     let pages = [5, 6, 9, 20];
     let frames = pages.map(pfn);
     pages.iter().for_each(|&number| rig.write(number, &page(1)));
@@ -158,8 +170,12 @@ fn every_page_of_a_batch_loses_the_right_to_write() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn what_the_window_has_written_outlives_it() {
-    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    let rig = Rig::new(memory(FRAMES), DirectConfig::default());
     rig.write(5, &page(1));
     rig.evict(5);
     rig.write(5, &page(2));
@@ -173,15 +189,23 @@ fn what_the_window_has_written_outlives_it() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn sabotage_late_install_loses_the_write_and_is_found() {
-    let Some((rig, gate)) = gated(Some(Sabotage::LateInstall)) else { return };
+    let (rig, gate) = gated(Some(Sabotage::LateInstall));
     assert!(!write_overtaken_by_an_eviction(&rig, &gate));
     assert!(rig.mm.violations().1 > 0, "I4");
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn sabotage_skip_write_protect_loses_a_write_that_comes_during_the_write_out() {
-    let Some((rig, gate)) = gated(Some(Sabotage::SkipWriteProtect)) else { return };
+    let (rig, gate) = gated(Some(Sabotage::SkipWriteProtect));
     rig.write(5, &page(1));
     thread::scope(|scope| {
         let evicter = evict_half(scope, &rig, &gate);
@@ -195,9 +219,13 @@ fn sabotage_skip_write_protect_loses_a_write_that_comes_during_the_write_out() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn sabotage_forget_rmap_leaves_a_mapping_that_the_check_reports() {
     let config = HostMmConfig { sabotage: Some(Sabotage::ForgetRmap), ..memory(FRAMES) };
-    let Some(rig) = Rig::new(config, DirectConfig::default()) else { return };
+    let rig = Rig::new(config, DirectConfig::default());
     rig.write(5, &page(1));
     let found = rig.mmu.check_reverse_map().unwrap();
     assert!(found.len() == 1 && found[0].starts_with("I3"), "{found:?}");

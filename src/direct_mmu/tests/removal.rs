@@ -1,12 +1,15 @@
 //! What other parts of the process do to the window.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::thread;
 
 use super::rig::{FRAMES, Rig, eventually, memory, page, pfn};
 use crate::addr::{Gfn, PAGE_SIZE};
 use crate::direct_mmu::DirectConfig;
 use crate::direct_mmu::shard::{Deferral, Noted};
+use crate::direct_mmu::table::State;
+use crate::export_rmap::Invalidation;
 use crate::host_mm::{HostMmConfig, Sabotage};
 use crate::sync::lock;
 use crate::sys::foreign;
@@ -24,8 +27,12 @@ fn remove_four(rig: &Rig) {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn removed_pages_are_zero_wherever_they_were() {
-    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    let rig = Rig::new(memory(FRAMES), DirectConfig::default());
     rig.write(19, &page(19));
     rig.write(24, &page(24));
     for _ in 0..20 {
@@ -48,8 +55,12 @@ fn removed_pages_are_zero_wherever_they_were() {
 /// The worker waits for the lock of a page that is removed, while another one is touched that is removed
 /// with it and stands in swap.
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_fault_on_a_page_whose_removal_is_not_done_waits_for_it() {
-    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    let rig = Rig::new(memory(FRAMES), DirectConfig::default());
     (4..8).for_each(|number| rig.write(number, &page(number)));
     rig.evict(6);
     let handed_over = || rig.mmu.mmu.counters.snapshot().handed_over;
@@ -67,9 +78,13 @@ fn a_fault_on_a_page_whose_removal_is_not_done_waits_for_it() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn sabotage_drop_event_brings_removed_pages_back() {
     let config = HostMmConfig { sabotage: Some(Sabotage::DropEvent), ..memory(FRAMES) };
-    let Some(rig) = Rig::new(config, DirectConfig::default()) else { return };
+    let rig = Rig::new(config, DirectConfig::default());
     remove_four(&rig);
     assert!(rig.read(21) == page(21), "what was in swap is back");
 }
@@ -77,8 +92,12 @@ fn sabotage_drop_event_brings_removed_pages_back() {
 /// The remover punches the range at any time after its event was read: here, after the page was
 /// freed, used again, written out and read back.
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_frame_without_memory_holds_zeros_whatever_stands_in_swap() {
-    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    let rig = Rig::new(memory(FRAMES), DirectConfig::default());
     let punch = |number: u64| {
         let region = rig.window().region();
         let file = region.file_offset().unwrap().file();
@@ -106,8 +125,12 @@ fn a_frame_without_memory_holds_zeros_whatever_stands_in_swap() {
 
 /// A zap of the layer's own raises the event of a removal, and removes nothing.
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_zap_of_our_own_is_no_removal() {
-    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    let rig = Rig::new(memory(FRAMES), DirectConfig::default());
     (0..16).for_each(|number| rig.write(number, &page(number + 1)));
     let mmu = &rig.mmu.mmu;
     let before = rig.mmu.stats();
@@ -120,8 +143,12 @@ fn a_zap_of_our_own_is_no_removal() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_zap_beside_removals_of_the_same_range_tells_them_apart() {
-    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    let rig = Rig::new(memory(FRAMES), DirectConfig::default());
     let mmu = &rig.mmu.mmu;
     for round in 1..200_u64 {
         rig.write(40, &page(round));
@@ -159,8 +186,12 @@ fn an_event_that_comes_twice_during_a_zap_is_a_removal_once() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn an_unmapped_part_of_the_window_ends_the_guest_with_a_sentence() {
-    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    let rig = Rig::new(memory(FRAMES), DirectConfig::default());
     (50..54).for_each(|number| rig.write(number, &page(number)));
     foreign::unmap(rig.window().region(), 51 * PAGE_SIZE, 2 * PAGE_SIZE).unwrap();
     eventually(|| rig.mmu.failure().is_some());
@@ -177,9 +208,62 @@ fn an_unmapped_part_of_the_window_ends_the_guest_with_a_sentence() {
     assert_eq!(rig.mm.violations().1, 0);
 }
 
+/// What another part of the process then has in its place is none of a guest's pages.
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
+fn memory_in_the_place_of_a_part_of_the_window_is_no_finding() {
+    let rig = Rig::new(memory(FRAMES), DirectConfig::default());
+    (50..54).for_each(|number| rig.write(number, &page(number)));
+    foreign::replace(rig.window().region(), 51 * PAGE_SIZE, 2 * PAGE_SIZE).unwrap();
+    eventually(|| rig.mmu.failure().is_some());
+    for number in 51..53 {
+        rig.write(number, &page(7));
+        rig.evict(number);
+        assert!(rig.read(number) == page(7), "it is present all the while");
+    }
+    assert_eq!(rig.mm.violations().1, 0, "{:?}", rig.mm.violations());
+    assert_eq!(rig.mmu.check_reverse_map().unwrap(), Vec::<String>::new());
+}
+
+/// The same before anybody has read that it has happened.
+#[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
+fn memory_in_the_place_of_a_part_of_the_window_is_no_finding_before_the_event_either() {
+    let rig = Rig::new(memory(FRAMES), DirectConfig::default());
+    rig.write(51, &page(51));
+    rig.settle_ahead();
+    rig.object.withdraw_mappings(Gfn::new(51), 1).unwrap();
+    let mmu = &rig.mmu.mmu;
+    let left = || mmu.has_leftovers(&mmu.mm.frame_table().lock(pfn(51)), Invalidation::Unmap);
+    assert!(!left());
+    foreign::replace(rig.window().region(), 51 * PAGE_SIZE, PAGE_SIZE).unwrap();
+    eventually(|| rig.mmu.failure().is_some());
+    rig.write(51, &page(7));
+    // As if the event had not been read.
+    mmu.let_go.store(false, Ordering::Relaxed);
+    assert!(!left());
+    // A page that is still the window's, of which nobody knows, is found.
+    let other = pfn(50);
+    rig.write(50, &page(50));
+    rig.settle_ahead();
+    mmu.table.clear(50, State::all());
+    assert!(mmu.has_leftovers(&mmu.mm.frame_table().lock(other), Invalidation::Unmap));
+    mmu.table.set(50, State::MAPPED | State::WRITABLE);
+}
+
+#[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_moved_part_of_the_window_ends_the_guest_with_a_sentence() {
-    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    let rig = Rig::new(memory(FRAMES), DirectConfig::default());
     (50..54).for_each(|number| rig.write(number, &page(number)));
     foreign::move_away(rig.window().region(), 51 * PAGE_SIZE, PAGE_SIZE).unwrap();
     eventually(|| rig.mmu.failure().is_some());

@@ -10,11 +10,9 @@ use crate::direct_mmu::shard::Shard;
 use crate::direct_mmu::{DirectConfig, DirectError, DirectMmu};
 use crate::host_mm::swap::SwapBackend;
 use crate::host_mm::{
-    GuestView, HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, MmError, Placement,
-    SwapConfig,
+    GuestView, HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, Placement, SwapConfig,
 };
 use crate::sync::lock;
-use crate::sys::uffd::UffdError;
 
 /// Frames of the smallest ration.
 pub(super) const FRAMES: u64 = MIN_HOST_MEMORY_BYTES / PAGE_SIZE_U64;
@@ -51,19 +49,16 @@ pub(super) struct Rig {
 }
 
 impl Rig {
-    /// `None`, after checking the reason, where faults cannot be handled here.
-    pub(super) fn new(memory: HostMmConfig, direct: DirectConfig) -> Option<Self> {
+    /// For tests that are ignored where faults cannot be handled.
+    pub(super) fn new(memory: HostMmConfig, direct: DirectConfig) -> Self {
         Self::on(HostMm::new(memory).unwrap(), direct)
     }
 
-    pub(super) fn with_backend(
-        memory: HostMmConfig,
-        backend: Box<dyn SwapBackend>,
-    ) -> Option<Self> {
+    pub(super) fn with_backend(memory: HostMmConfig, backend: Box<dyn SwapBackend>) -> Self {
         Self::on(HostMm::with_backend(memory, backend).unwrap(), DirectConfig::default())
     }
 
-    fn on(mm: Arc<HostMm>, direct: DirectConfig) -> Option<Self> {
+    fn on(mm: Arc<HostMm>, direct: DirectConfig) -> Self {
         let Placement::Identity { guest_bytes } = mm.config().placement else {
             panic!("not for a window");
         };
@@ -72,16 +67,9 @@ impl Rig {
         let told = failures.clone();
         let on_failure = move |error: &DirectError| lock(&told).push(error.to_string());
         let view = mm.map_guest_view().unwrap();
-        match DirectMmu::new(direct, object.clone(), view, on_failure) {
-            Ok(mmu) => Some(Self { mmu, mm, object, failures }),
-            Err(MmError::Uffd(error)) => {
-                let rights = matches!(error, UffdError::NotPermitted { .. });
-                assert!(!(rights && nix::unistd::geteuid().is_root()), "{error}");
-                eprintln!("skipped: {error}");
-                None
-            }
-            Err(error) => panic!("{error}"),
-        }
+        let mmu = DirectMmu::new(direct, object.clone(), view, on_failure);
+        let mmu = mmu.unwrap_or_else(|error| panic!("{error}"));
+        Self { mmu, mm, object, failures }
     }
 
     pub(super) fn window(&self) -> &GuestView {

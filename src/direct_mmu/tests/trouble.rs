@@ -41,8 +41,12 @@ impl SwapBackend for BadSwap {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_panic_of_a_thread_is_told() {
-    let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+    let rig = Rig::new(memory(FRAMES), DirectConfig::default());
     *crate::sync::lock(&rig.mmu.mmu.overtaking) = Some(Box::new(|| panic!("on purpose")));
     let region = rig.window().region().clone();
     let toucher = thread::spawn(move || {
@@ -77,22 +81,30 @@ fn touch_is_told(rig: Rig, number: u64, sentence: &str) {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_page_that_swap_has_lost_is_told() {
     let broken = Arc::new(AtomicBool::new(true));
     let swap = BadSwap { reads: true, broken };
     let config = HostMmConfig { check_evictions: false, ..memory(FRAMES) };
-    let Some(rig) = Rig::with_backend(config, Box::new(swap)) else { return };
+    let rig = Rig::with_backend(config, Box::new(swap));
     rig.write(3, &page(3));
     rig.evict(3);
     touch_is_told(rig, 3, "guest frame 0x3 cannot be brought in: ");
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_fault_without_a_frame_is_told() {
     let broken = Arc::new(AtomicBool::new(false));
     let swap = BadSwap { reads: false, broken: broken.clone() };
     let config = HostMmConfig { check_evictions: false, ..memory(2 * FRAMES) };
-    let Some(rig) = Rig::with_backend(config, Box::new(swap)) else { return };
+    let rig = Rig::with_backend(config, Box::new(swap));
     (0..FRAMES).for_each(|number| rig.write(number, &page(number + 1)));
     broken.store(true, Ordering::SeqCst);
     touch_is_told(rig, FRAMES, "cannot be brought in: ");
@@ -100,11 +112,15 @@ fn a_fault_without_a_frame_is_told() {
 
 /// A write that fails leaves the page where it is, readable and not writable until it is asked for.
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_page_that_cannot_be_written_out_stays() {
     let broken = Arc::new(AtomicBool::new(true));
     let swap = BadSwap { reads: false, broken: broken.clone() };
     let config = HostMmConfig { check_evictions: false, ..memory(FRAMES) };
-    let Some(rig) = Rig::with_backend(config, Box::new(swap)) else { return };
+    let rig = Rig::with_backend(config, Box::new(swap));
     rig.write(3, &page(3));
     rig.settle_ahead();
     assert!(rig.mm.evict_frames(&[super::rig::pfn(3)]).is_err());
@@ -121,9 +137,13 @@ fn a_page_that_cannot_be_written_out_stays() {
 
 /// The end of the layer does not wait for a removal that nobody reads any more, and lets it go.
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn the_end_lets_everybody_go() {
     for _ in 0..20 {
-        let Some(rig) = Rig::new(memory(FRAMES), DirectConfig::default()) else { return };
+        let rig = Rig::new(memory(FRAMES), DirectConfig::default());
         (0..32).for_each(|number| rig.write(number, &page(number + 1)));
         let region = rig.window().region().clone();
         let stop = Arc::new(AtomicBool::new(false));

@@ -9,13 +9,11 @@
 //! | [`Client::touch`] | a guest's instruction: the processor's TLB and table walk, with its way of setting accessed and dirty bits |
 //! | `flush` | the zap of the guest view: comes back when no processor is in an instruction that uses an old translation |
 
-use std::sync::OnceLock;
-
 use crate::addr::Pfn;
 use crate::export_rmap::models::host::Host;
 use crate::export_rmap::{
-    ClientId, ExportNotifier, FlushReason, FrameTable, Harvest, Invalidation, LockedPage,
-    Registration, Retain, RevokeError, RmapEntry, SequenceToken,
+    ClientId, ClientLock, ExportNotifier, FlushReason, FrameTable, Gone, Harvest, Invalidation,
+    LockedPage, Membership, Retain, RevokeError, RmapEntry, SequenceToken,
 };
 use crate::sync::{Arc, AtomicU32, Mutex, Ordering, lock};
 
@@ -31,9 +29,9 @@ fn frame(entry: u32) -> Pfn {
 
 /// A guest with one processor, or with several that share a TLB.
 pub(crate) struct Client {
-    id: OnceLock<ClientId>,
+    id: ClientId,
     /// The MMU lock.
-    mmu: Mutex<()>,
+    mmu: ClientLock<()>,
     /// One for each page of the host.
     sptes: Box<[AtomicU32]>,
     /// What the processor caches of them. Locked for the length of an instruction.
@@ -46,25 +44,25 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(super) fn register(host: &Host, pages: usize, word: usize) -> (Arc<Self>, Registration) {
+    pub(super) fn register(host: &Host, pages: usize, word: usize) -> (Arc<Self>, Membership) {
+        let reservation = host.notifiers.reserve().unwrap();
         let client = Arc::new(Self {
-            id: OnceLock::new(),
-            mmu: Mutex::new(()),
+            id: reservation.id(),
+            mmu: ClientLock::new(()),
             sptes: (0..pages).map(|_| AtomicU32::new(0)).collect(),
             tlb: Mutex::new(vec![0; pages]),
             word,
             unregistered: AtomicU32::new(0),
             refuses: AtomicU32::new(0),
         });
-        let registration = host.notifiers.register(client.clone()).unwrap();
-        client.id.set(registration.id()).unwrap();
-        (client, registration)
+        let membership = reservation.register(client.clone());
+        (client, membership)
     }
 
     /// Unregisters; from here on any call is a violation of I7.
     #[cfg(shuttle)]
-    pub(super) fn unregister(&self, host: &Host, registration: Registration) {
-        host.notifiers.unregister(registration);
+    pub(super) fn unregister(&self, membership: Membership) {
+        drop(membership);
         self.unregistered.store(1, Ordering::Relaxed);
     }
 
@@ -80,7 +78,7 @@ impl Client {
     }
 
     fn entry(&self, page: usize) -> RmapEntry {
-        RmapEntry::new(*self.id.get().unwrap(), page as u64)
+        RmapEntry::new(self.id, page as u64)
     }
 
     /// The reverse-map entries that the present SPTEs for a frame ought to have.
@@ -180,38 +178,36 @@ impl Client {
         let number = u32::try_from(token.pfn().index()).unwrap();
         let marks = ACCESSED | if write { DIRTY } else { 0 };
         let new = (number << FRAME_SHIFT) | PRESENT | rights | marks;
-        let _mmu = lock(&self.mmu);
+        let mmu = self.mmu.lock();
         let spte = &self.sptes[page];
         if spte.load(Ordering::Acquire) & PRESENT != 0 {
             // The entry is in the reverse map: an invalidation either is seen here or finds it.
-            if table.must_retry(token) {
+            if !table.is_current(&mmu, token) {
                 return false;
             }
             let old = spte.fetch_or(new, Ordering::AcqRel);
             assert_eq!(frame(old), token.pfn(), "I1: the SPTE points to a frame that was lost");
             return true;
         }
-        table.rmap_add(token.pfn(), self.entry(page));
-        if table.must_retry(token) {
-            table.rmap_remove(token.pfn(), self.entry(page));
-            return false;
-        }
+        let Some(exported) = table.export(&mmu, token, self.entry(page)) else { return false };
         spte.store(new, Ordering::Release);
+        exported.keep();
         true
     }
 
     /// Gives a mapping up without being asked: clear, flush, and only then out of the reverse map.
     pub(super) fn remove(&self, host: &Host, page: usize) {
-        let _mmu = lock(&self.mmu);
+        let mmu = self.mmu.lock();
         let old = self.sptes[page].swap(0, Ordering::AcqRel);
         if old & PRESENT == 0 {
             return;
         }
-        if old & DIRTY != 0 {
-            host.table.note_dirty(frame(old));
-        }
-        lock(&self.tlb)[page] = 0;
-        host.table.rmap_remove(frame(old), self.entry(page));
+        let gone = Gone { pfn: frame(old), entry: self.entry(page), dirty: old & DIRTY != 0 };
+        let flushed = host.table.give_up(&mmu, &[gone], || {
+            lock(&self.tlb)[page] = 0;
+            Ok::<(), ()>(())
+        });
+        flushed.unwrap();
     }
 }
 
@@ -219,11 +215,8 @@ impl ExportNotifier for Client {
     fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
         self.check_registered();
         let mut harvest = Harvest::default();
-        let Some(&id) = self.id.get() else {
-            return harvest;
-        };
-        let _mmu = lock(&self.mmu);
-        page.table().rmap_visit(page.pfn(), id, |location| {
+        let _mmu = self.mmu.lock();
+        page.table().rmap_visit(page.pfn(), self.id, |location| {
             let spte = &self.sptes[usize::try_from(location).unwrap()];
             let old = match kind {
                 Invalidation::Recall => return Retain::Keep,

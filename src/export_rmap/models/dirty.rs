@@ -1,7 +1,7 @@
 //! The dirty harvest against a write.
 
+use crate::export_rmap::Membership;
 use crate::export_rmap::PageFlags;
-use crate::export_rmap::Registration;
 use crate::export_rmap::models::client::Client;
 use crate::export_rmap::models::host::Host;
 use crate::export_rmap::models::{FRAME, check, thread};
@@ -11,12 +11,12 @@ const PAGE: usize = 0;
 const VALUE: u32 = 7;
 
 /// A page that one client maps, after a read or a write of [`VALUE`].
-fn mapped(written: bool) -> (Arc<Host>, Arc<Client>, Registration) {
+fn mapped(written: bool) -> (Arc<Host>, Arc<Client>, Membership) {
     let host = Arc::new(Host::new(1, 1));
-    let (client, registration) = Client::register(&host, 1, 0);
+    let (client, membership) = Client::register(&host, 1, 0);
     client.fault(&host, PAGE, written);
     client.touch(&host, PAGE, written.then_some(VALUE)).unwrap();
-    (host, client, registration)
+    (host, client, membership)
 }
 
 fn copy(host: &Host) -> u32 {
@@ -26,7 +26,7 @@ fn copy(host: &Host) -> u32 {
 #[test]
 fn a_write_during_an_eviction_faults_or_is_in_the_copy() {
     check(|| {
-        let (host, client, _registration) = mapped(false);
+        let (host, client, _membership) = mapped(false);
         let writer = thread::spawn({
             let (host, client) = (host.clone(), client.clone());
             move || client.touch(&host, PAGE, Some(VALUE)).is_some()
@@ -41,7 +41,7 @@ fn a_write_during_an_eviction_faults_or_is_in_the_copy() {
 #[test]
 fn a_write_during_a_cleaning_is_in_the_copy_or_leaves_the_page_dirty() {
     check(|| {
-        let (host, client, _registration) = mapped(true);
+        let (host, client, _membership) = mapped(true);
         let writer = thread::spawn({
             let (host, client) = (host.clone(), client.clone());
             move || {
@@ -63,7 +63,7 @@ fn a_write_during_a_cleaning_is_in_the_copy_or_leaves_the_page_dirty() {
 #[test]
 fn a_clients_own_removal_leaves_the_dirty_state_to_the_invalidation() {
     check(|| {
-        let (host, client, _registration) = mapped(true);
+        let (host, client, _membership) = mapped(true);
         let remover = thread::spawn({
             let (host, client) = (host.clone(), client.clone());
             move || client.remove(&host, PAGE)

@@ -14,7 +14,7 @@ const PAGE: usize = 0;
 fn a_fault_never_installs_after_the_invalidation_that_overlapped_it() {
     check(|| {
         let host = Arc::new(Host::new(1, 1));
-        let (client, _registration) = Client::register(&host, 1, 0);
+        let (client, _membership) = Client::register(&host, 1, 0);
         drop(host.lock_page(PAGE));
         let evictor = thread::spawn({
             let host = host.clone();
@@ -68,7 +68,7 @@ impl Moving {
 fn a_fault_that_was_overtaken_starts_over_and_finds_the_new_frame() {
     check_bounded(|| {
         let moving = Arc::new(Moving { host: Host::new(1, 2), place: AtomicU32::new(0) });
-        let (client, _registration) = Client::register(&moving.host, 1, 0);
+        let (client, _membership) = Client::register(&moving.host, 1, 0);
         let migration = thread::spawn({
             let moving = moving.clone();
             move || moving.migrate()

@@ -5,33 +5,32 @@ use crate::export_rmap::models::client::Client;
 use crate::export_rmap::models::host::Host;
 use crate::export_rmap::models::{check_bounded, thread};
 use crate::export_rmap::{
-    ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Retain, RevokeError,
-    RmapEntry,
+    ClientId, ClientLock, ExportNotifier, FlushReason, Gone, Harvest, Invalidation, LockedPage,
+    Retain, RevokeError, RmapEntry,
 };
-use crate::sync::{Arc, Mutex, Ordering, lock};
+use crate::sync::{Arc, Ordering};
 
 const PAGE: usize = 0;
 const VALUE: u32 = 7;
 
 /// Holds a copy of the page, and the frame that it came from. Stands in for `peer::session::Session`,
 /// whose flush waits until the peer has given up what was dropped.
-#[derive(Default)]
 struct Borrower {
-    id: std::sync::OnceLock<ClientId>,
-    copy: Mutex<Option<(Pfn, u32)>>,
+    id: ClientId,
+    copy: ClientLock<Option<(Pfn, u32)>>,
 }
 
 impl Borrower {
     fn entry(&self) -> RmapEntry {
-        RmapEntry::new(*self.id.get().unwrap(), 0)
+        RmapEntry::new(self.id, 0)
     }
 }
 
 impl ExportNotifier for Borrower {
     fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
         if kind != Invalidation::Clean {
-            let mut copy = lock(&self.copy);
-            page.table().rmap_visit(page.pfn(), *self.id.get().unwrap(), |_| Retain::Drop);
+            let mut copy = self.copy.lock();
+            page.table().rmap_visit(page.pfn(), self.id, |_| Retain::Drop);
             *copy = None;
         }
         Harvest::default()
@@ -49,10 +48,10 @@ impl ExportNotifier for Borrower {
 /// Whatever the guest has done before: `mapped` says that it may have the right to write already.
 fn lend_against_a_write(mapped: bool) {
     let host = Arc::new(Host::new(1, 1));
-    let borrower = Arc::new(Borrower::default());
-    let registration = host.notifiers.register(borrower.clone()).unwrap();
-    borrower.id.set(registration.id()).unwrap();
-    let (client, _registration) = Client::register(&host, 1, 0);
+    let reservation = host.notifiers.reserve().unwrap();
+    let borrower = Arc::new(Borrower { id: reservation.id(), copy: ClientLock::new(None) });
+    let _borrows = reservation.register(borrower.clone());
+    let (client, _membership) = Client::register(&host, 1, 0);
     if mapped {
         client.fault(&host, PAGE, true);
     }
@@ -68,22 +67,26 @@ fn lend_against_a_write(mapped: bool) {
         }
     });
     host.lend(PAGE, |page, content| {
-        let mut copy = lock(&borrower.copy);
-        page.table().rmap_add(page.pfn(), borrower.entry());
+        let mut copy = borrower.copy.lock();
+        let exported = page.export(&copy, borrower.entry());
         *copy = Some((page.pfn(), content));
+        exported.keep();
     });
     // While it is held, nobody takes the copy away, so nobody may write.
-    let copy = lock(&borrower.copy);
+    let copy = borrower.copy.lock();
     if let Some((pfn, content)) = *copy {
         let now = host.word(pfn, 0).load(Ordering::Relaxed);
         assert_eq!(now, content, "the page was written while a copy of it was out");
     }
     drop(copy);
     guest.join().unwrap();
-    if let Some((pfn, content)) = *lock(&borrower.copy) {
+    let copy = borrower.copy.lock();
+    if let Some((pfn, content)) = *copy {
         assert_eq!(content, VALUE, "the copy is older than a completed write");
-        host.table.rmap_remove(pfn, borrower.entry());
+        let gone = Gone { pfn, entry: borrower.entry(), dirty: false };
+        host.table.give_up_uncached(&copy, &[gone]);
     }
+    drop(copy);
     host.check_books(&[&client]);
 }
 

@@ -91,7 +91,7 @@ fn reclaim(host: &Host) {
 fn visitor(host: &Host) {
     let mut ledger = Ledger([0; PAGES]);
     for _ in 0..VISITS {
-        let (client, registration) = Client::register(host, PAGES, 0);
+        let (client, membership) = Client::register(host, PAGES, 0);
         for _ in 0..2 {
             let page = thread_rng().gen_range(0..PAGES);
             ledger.check_foreign(page, access(host, &client, page, None));
@@ -99,7 +99,7 @@ fn visitor(host: &Host) {
         for page in 0..PAGES {
             client.remove(host, page);
         }
-        client.unregister(host, registration);
+        client.unregister(membership);
     }
 }
 
@@ -108,8 +108,8 @@ fn run() {
     let mut clients = Vec::new();
     let mut threads = Vec::new();
     for word in 0..WORDS {
-        let (client, registration) = Client::register(&host, PAGES, word);
-        clients.push((client.clone(), registration));
+        let (client, membership) = Client::register(&host, PAGES, word);
+        clients.push((client.clone(), membership));
         let host = host.clone();
         threads.push(thread::spawn(move || guest(&host, &client)));
     }

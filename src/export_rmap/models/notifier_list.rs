@@ -49,10 +49,10 @@ fn no_call_reaches_a_notifier_after_unregister_has_returned() {
     check(|| {
         let list = Arc::new(NotifierList::default());
         let receiver = Receiver::new();
-        let registration = list.register(receiver.clone()).unwrap();
+        let membership = list.register(receiver.clone()).unwrap();
         let walkers = list.clone();
         let walker = thread::spawn(move || walk(&walkers));
-        list.unregister(registration);
+        drop(membership);
         receiver.unregistered.store(1, Ordering::Relaxed);
         walker.join().unwrap();
     });
@@ -70,8 +70,9 @@ fn a_walk_misses_nobody_who_stays_while_others_come_and_go() {
         let registrar = thread::spawn({
             let (list, comes, has_come) = (list.clone(), comes.clone(), has_come.clone());
             move || {
-                let _registration = list.register(comes).unwrap();
+                let membership = list.register(comes).unwrap();
                 has_come.store(1, Ordering::Release);
+                membership
             }
         });
         let walker = thread::spawn({
@@ -82,10 +83,10 @@ fn a_walk_misses_nobody_who_stays_while_others_come_and_go() {
                 assert!(!must_find || comes.calls() == 1, "a registered notifier was missed");
             }
         });
-        list.unregister(going);
+        drop(going);
         goes.unregistered.store(1, Ordering::Relaxed);
         walker.join().unwrap();
-        registrar.join().unwrap();
+        let _comes = registrar.join().unwrap();
         assert_eq!(stays.calls(), 1, "who stays is called once in a walk");
 
         // Neither writer undid what the other did.

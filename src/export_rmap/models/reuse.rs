@@ -2,7 +2,7 @@
 //! cached of the old one.
 
 use crate::addr::Pfn;
-use crate::export_rmap::Registration;
+use crate::export_rmap::Membership;
 use crate::export_rmap::models::client::Client;
 use crate::export_rmap::models::host::Host;
 use crate::export_rmap::models::{FRAME, check, check_bounded, thread};
@@ -14,13 +14,13 @@ const VALUE: u32 = 7;
 const OTHER_VALUE: u32 = 8;
 
 /// Two pages, one frame; the client has written the first, and its processor caches the SPTE.
-fn machine() -> (Arc<Host>, Arc<Client>, Registration) {
+fn machine() -> (Arc<Host>, Arc<Client>, Membership) {
     let host = Arc::new(Host::new(2, 1));
-    let (client, registration) = Client::register(&host, 2, 0);
+    let (client, membership) = Client::register(&host, 2, 0);
     host.copy(OTHER_PAGE, 0).store(OTHER_VALUE, Ordering::Relaxed);
     client.fault(&host, PAGE, true);
     client.touch(&host, PAGE, Some(VALUE)).unwrap();
-    (host, client, registration)
+    (host, client, membership)
 }
 
 /// The guest reads its page if it can without a fault.
@@ -32,7 +32,7 @@ fn read(host: &Host, client: &Client) {
 #[test]
 fn a_frame_is_reused_only_after_the_flush() {
     check(|| {
-        let (host, client, _registration) = machine();
+        let (host, client, _membership) = machine();
         let guest = thread::spawn({
             let (host, client) = (host.clone(), client.clone());
             move || {
@@ -54,7 +54,7 @@ fn frames_of_a_batch_are_reused_only_after_the_flush_of_each() {
     for page in 0..2 {
         check_bounded(move || {
             let host = Arc::new(Host::new(4, 2));
-            let (client, _registration) = Client::register(&host, 4, 0);
+            let (client, _membership) = Client::register(&host, 4, 0);
             for (number, value) in [(0, VALUE), (1, VALUE), (2, OTHER_VALUE), (3, OTHER_VALUE)] {
                 host.copy(number, 0).store(value, Ordering::Relaxed);
             }
@@ -82,7 +82,7 @@ fn frames_of_a_batch_are_reused_only_after_the_flush_of_each() {
 #[test]
 fn a_frame_stays_exported_until_its_clients_own_removal_is_flushed() {
     check(|| {
-        let (host, client, _registration) = machine();
+        let (host, client, _membership) = machine();
         let guest = thread::spawn({
             let (host, client) = (host.clone(), client.clone());
             move || read(&host, &client)
@@ -104,7 +104,7 @@ fn a_frame_stays_exported_until_its_clients_own_removal_is_flushed() {
 #[test]
 fn a_frame_whose_flush_failed_is_reused_only_after_one_that_succeeds() {
     check(|| {
-        let (host, client, _registration) = machine();
+        let (host, client, _membership) = machine();
         client.refuse_next_flush();
         assert_eq!(host.evict(&[FRAME]), 0);
         let guest = thread::spawn({

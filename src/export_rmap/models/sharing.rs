@@ -12,7 +12,7 @@ const PAGE: usize = 0;
 fn upgrade_against(protect: impl Fn(&Host) + Copy + Send + Sync + 'static) {
     check(move || {
         let host = Arc::new(Host::new(1, 1));
-        let (client, _registration) = Client::register(&host, 1, 0);
+        let (client, _membership) = Client::register(&host, 1, 0);
         let token = host.lock_page(PAGE).sequence();
         assert!(client.install_with(&host.table, PAGE, false, token, 0));
         let protecting = thread::spawn({

@@ -3,7 +3,7 @@
 use crate::export_rmap::models::client::Client;
 use crate::export_rmap::models::host::Host;
 use crate::export_rmap::models::{FRAME, check, check_bounded, thread};
-use crate::export_rmap::{PageFlags, Registration};
+use crate::export_rmap::{Membership, PageFlags};
 use crate::sync::{Arc, Ordering};
 
 const PAGE: usize = 0;
@@ -12,7 +12,7 @@ struct Two {
     host: Arc<Host>,
     first: Arc<Client>,
     second: Arc<Client>,
-    _registrations: [Registration; 2],
+    _memberships: [Membership; 2],
 }
 
 impl Two {
@@ -22,7 +22,7 @@ impl Two {
         let (first, one) = Client::register(&host, 1, 0);
         let (second, two) = Client::register(&host, 1, 1);
         drop(host.lock_page(PAGE));
-        Self { host, first, second, _registrations: [one, two] }
+        Self { host, first, second, _memberships: [one, two] }
     }
 
     /// The first client gives its mapping up of its own accord, on a thread of its own.

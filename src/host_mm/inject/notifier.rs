@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use super::{HostFault, Injector};
 use crate::addr::Pfn;
-use crate::export_rmap::notifier::TooManyClients;
 use crate::export_rmap::{
-    ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Registration, RevokeError,
+    ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Membership, Reservation,
+    RevokeError,
 };
-use crate::host_mm::HostMm;
+use crate::host_mm::{HostMm, MmError};
 
 /// A client that dawdles before it answers, with the page locks of the batch held as in any call.
 struct SlowNotifier {
@@ -52,23 +52,30 @@ impl ExportNotifier for SlowNotifier {
 }
 
 impl HostMm {
-    /// Registers an export client, as [`NotifierList::register`] does, with whatever slowness is to
-    /// be injected.
-    ///
-    /// [`NotifierList::register`]: crate::export_rmap::NotifierList::register
+    /// A number for an export client of this memory.
     ///
     /// # Errors
-    /// If no client number is left.
+    /// [`MmError::Host`] if no number is left.
+    pub fn reserve_client(&self) -> Result<Reservation, MmError> {
+        self.notifiers.reserve().map_err(|error| {
+            let source = std::io::Error::other(error);
+            MmError::Host { what: "an export client", source }
+        })
+    }
+
+    /// Registers the client that was made with a [reserved](Self::reserve_client) number, as
+    /// [`Reservation::register`] does, with whatever slowness is to be injected.
     pub fn register_client(
         &self,
+        reservation: Reservation,
         client: Arc<dyn ExportNotifier>,
-    ) -> Result<Registration, TooManyClients> {
+    ) -> Membership {
         let client = match &self.injector {
             Some(injector) if injector.has(|fault| slowness(fault).is_some()) => {
                 Arc::new(SlowNotifier { inner: client, injector: injector.clone() })
             }
             _ => client,
         };
-        self.notifiers.register(client)
+        reservation.register(client)
     }
 }

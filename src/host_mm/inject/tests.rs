@@ -240,7 +240,7 @@ fn a_slow_client_is_slow_and_otherwise_itself() {
     let object = object(&[(HostFault::SlowNotifier(slow), When::ALWAYS)], 4);
     let mm = object.host_mm();
     let client = Arc::new(Client(AtomicBool::new(false)));
-    let registration = mm.register_client(client.clone()).unwrap();
+    let registration = mm.register_client(mm.reserve_client().unwrap(), client.clone());
     write(&object, 0, 1);
     let pfn = object.try_lock_resident(Gfn::new(0)).unwrap().pfn();
     mm.frame_table().rmap_add(pfn, RmapEntry::new(registration.id(), 0));
@@ -250,7 +250,7 @@ fn a_slow_client_is_slow_and_otherwise_itself() {
     assert!(client.0.load(Ordering::Relaxed), "the calls reached it");
     assert_eq!(counts(&object), [(2, 2)], "one invalidation, one flush");
     assert!(read(&object, 0).unwrap() == page(1));
-    mm.notifiers().unregister(registration);
+    drop(registration);
 }
 
 #[test]

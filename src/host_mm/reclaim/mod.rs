@@ -154,7 +154,10 @@ impl HostMm {
         }
         Err(error.unwrap_or(MmError::OutOfFrames {
             gfn,
-            why: format!("all {} frames are in use and none can be evicted", self.free.rationed),
+            why: format!(
+                "all {} frames are in use and none can be evicted; give more host memory",
+                self.free.rationed
+            ),
         }))
     }
 

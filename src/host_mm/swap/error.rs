@@ -28,7 +28,7 @@ impl fmt::Display for SwapOp {
 #[derive(Debug, thiserror::Error)]
 pub enum SwapError {
     /// Every slot is in use.
-    #[error("swap is full: all {slots} slots of 4 KiB are in use")]
+    #[error("swap is full: all {slots} slots of 4 KiB are in use; start with more swap")]
     Full {
         /// How many there are.
         slots: u32,
@@ -45,7 +45,10 @@ pub enum SwapError {
         source: io::Error,
     },
     /// The operating system could not read or write.
-    #[error("cannot {op} swap slot {slot}: {source}")]
+    #[error(
+        "cannot {op} swap slot {slot}: {source}; look into the kernel's log for what ails the storage, \
+         and put swap elsewhere"
+    )]
     Io {
         /// Which of the two.
         op: SwapOp,
@@ -66,7 +69,8 @@ pub enum SwapError {
     /// A slot does not hold the page that should be there.
     #[error(
         "swap slot {slot} does not hold what page {owner_tag:#x} wrote there: checksum \
-         {found:#018x}, expected {}",
+         {found:#018x}, expected {}; put swap on storage that gives back what was written, and let \
+         nothing else write there",
         Expected(.expected)
     )]
     Checksum {
@@ -130,7 +134,7 @@ impl SwapError {
 #[derive(Debug, thiserror::Error)]
 pub enum SwapOpenError {
     /// More slots than can be numbered.
-    #[error("swap of {bytes} bytes is above the maximum of {max_bytes} bytes")]
+    #[error("swap of {bytes} bytes is above the maximum of {max_bytes} bytes; choose less")]
     TooLarge {
         /// Bytes asked for.
         bytes: u64,
@@ -148,7 +152,11 @@ pub enum SwapOpenError {
         path: PathBuf,
     },
     /// The file could not be made.
-    #[error("cannot create swap file {}: {source}", .path.display())]
+    #[error(
+        "cannot create swap file {}: {source}; name a place in a directory that exists and that this \
+         user may write to",
+        .path.display()
+    )]
     Create {
         /// The file.
         path: PathBuf,
@@ -156,7 +164,11 @@ pub enum SwapOpenError {
         source: io::Error,
     },
     /// The temporary file could not be made.
-    #[error("cannot create a swap file in directory {}: {source}", .dir.display())]
+    #[error(
+        "cannot create a swap file in directory {}: {source}; name a directory that exists and that \
+         this user may write to",
+        .dir.display()
+    )]
     CreateTemporary {
         /// The directory.
         dir: PathBuf,
@@ -164,7 +176,10 @@ pub enum SwapOpenError {
         source: io::Error,
     },
     /// The file could not get its size.
-    #[error("cannot give the swap file a size of {bytes} bytes: {source}")]
+    #[error(
+        "cannot give the swap file a size of {bytes} bytes: {source}; choose less swap, or put it on \
+         another file system"
+    )]
     Resize {
         /// The size.
         bytes: u64,
@@ -174,7 +189,7 @@ pub enum SwapOpenError {
     /// The process may not write files of that size.
     #[error(
         "a swap file of {bytes} bytes is above this process's limit of {limit_bytes} bytes a file \
-         (ulimit -f)"
+         (ulimit -f); raise that, or choose less swap"
     )]
     FileSizeLimit {
         /// The size.

@@ -3,15 +3,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use vm_memory::{Bytes, VolatileMemory};
 
 use crate::addr::{Gfn, PAGE_SIZE, Pfn, SwapSlot};
-use crate::export_rmap::lock_rank::{self, Held, Rank};
 use crate::export_rmap::{
-    ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Retain, RevokeError,
-    RmapEntry, SequenceToken,
+    ClientId, ClientLock, ExportNotifier, FlushReason, Gone, Harvest, Invalidation, LockedPage,
+    Retain, RevokeError, RmapEntry, SequenceToken,
 };
 use crate::host_mm::{GuestView, MemoryObject, MmError};
 use crate::sync::lock;
@@ -53,8 +52,8 @@ type Tlb = HashMap<u64, u64>;
 pub(super) struct FakeClient {
     object: Arc<MemoryObject>,
     view: GuestView,
-    pub(super) id: OnceLock<ClientId>,
-    mmu: Mutex<()>,
+    id: ClientId,
+    mmu: ClientLock<()>,
     sptes: Box<[AtomicU64]>,
     processors: Box<[Mutex<Tlb>]>,
     log: Arc<Log>,
@@ -77,13 +76,18 @@ pub(super) struct FakeClient {
 type Overtaking = Box<dyn FnOnce() + Send>;
 
 impl FakeClient {
-    pub(super) fn new(object: Arc<MemoryObject>, processors: usize, log: Arc<Log>) -> Self {
+    pub(super) fn new(
+        id: ClientId,
+        object: Arc<MemoryObject>,
+        processors: usize,
+        log: Arc<Log>,
+    ) -> Self {
         let sptes = object.bytes() / PAGE_SIZE as u64;
         Self {
             view: object.host_mm().map_guest_view().unwrap(),
             object,
-            id: OnceLock::new(),
-            mmu: Mutex::new(()),
+            id,
+            mmu: ClientLock::default(),
             sptes: (0..sptes).map(|_| AtomicU64::new(0)).collect(),
             processors: (0..processors).map(|_| Mutex::default()).collect(),
             log,
@@ -127,15 +131,6 @@ impl FakeClient {
     fn note_count(&self, page: &LockedPage<'_>) -> bool {
         let now = page.sequence();
         lock(&self.counts).insert(page.pfn(), now) != Some(now)
-    }
-
-    fn must_retry(&self, token: SequenceToken) -> bool {
-        let overtaken = self.object.host_mm().frame_table().must_retry(token);
-        overtaken && !self.installs_late.load(Ordering::Relaxed)
-    }
-
-    fn lock_mmu(&self) -> (Held, MutexGuard<'_, ()>) {
-        (lock_rank::wait_for(Rank::ClientMmu), lock(&self.mmu))
     }
 
     fn spte(&self, gfn: Gfn) -> &AtomicU64 {
@@ -234,11 +229,12 @@ impl FakeClient {
             if let Some(overtaking) = overtaking {
                 overtaking();
             }
-            let _mmu = self.lock_mmu();
+            let mmu = self.mmu.lock();
+            let late = self.installs_late.load(Ordering::Relaxed);
             let spte = self.spte(gfn);
             let old = spte.load(Ordering::Acquire);
             if old & PRESENT != 0 {
-                if self.must_retry(token) {
+                if !table.is_current(&mmu, token) && !late {
                     continue;
                 }
                 if old & ADDRESS != pfn.byte_offset() {
@@ -250,31 +246,34 @@ impl FakeClient {
                 }
                 return Ok(());
             }
-            let entry = RmapEntry::new(*self.id.get().unwrap(), gfn.as_u64());
-            table.rmap_add(pfn, entry);
-            if self.must_retry(token) {
-                assert!(table.rmap_remove(pfn, entry));
-                continue;
+            let entry = RmapEntry::new(self.id, gfn.as_u64());
+            let exported = table.export(&mmu, token, entry);
+            if exported.is_none() {
+                if !late {
+                    continue;
+                }
+                table.rmap_add(pfn, entry);
             }
             // Writable from the start: whether it was written, the dirty bit alone tells.
             spte.store(pfn.byte_offset() | PRESENT | writable, Ordering::Release);
+            if let Some(exported) = exported {
+                exported.keep();
+            }
             return Ok(());
         }
     }
 
     /// Gives up every mapping; the processors have stopped.
     pub(super) fn forget_everything(&self) {
-        let _mmu = self.lock_mmu();
+        let mmu = self.mmu.lock();
         let table = self.object.host_mm().frame_table();
         for (index, spte) in self.sptes.iter().enumerate() {
             let old = spte.swap(0, Ordering::AcqRel);
             if old & PRESENT != 0 {
                 let pfn = Pfn::new(u32::try_from((old & ADDRESS) / PAGE_SIZE as u64).unwrap());
-                if old & DIRTY != 0 {
-                    table.note_dirty(pfn);
-                }
-                let entry = RmapEntry::new(*self.id.get().unwrap(), index as u64);
-                assert!(table.rmap_remove(pfn, entry));
+                let entry = RmapEntry::new(self.id, index as u64);
+                assert!(table.rmap_contains(pfn, entry));
+                table.give_up_uncached(&mmu, &[Gone { pfn, entry, dirty: old & DIRTY != 0 }]);
             }
         }
         for processor in &self.processors {
@@ -293,10 +292,9 @@ impl ExportNotifier for FakeClient {
             // It has mappings and no copies.
             return Harvest::default();
         }
-        let _mmu = self.lock_mmu();
+        let _mmu = self.mmu.lock();
         let mut harvest = Harvest::default();
-        let id = *self.id.get().unwrap();
-        page.table().rmap_visit(page.pfn(), id, |location| {
+        page.table().rmap_visit(page.pfn(), self.id, |location| {
             let spte = self.spte(Gfn::new(location));
             if let Invalidation::Replace(owner) = kind
                 && (owner.object != self.object.number() || owner.gfn != Gfn::new(location))
@@ -321,10 +319,9 @@ impl ExportNotifier for FakeClient {
     }
 
     fn age_page(&self, page: &LockedPage<'_>) -> bool {
-        let _mmu = self.lock_mmu();
+        let _mmu = self.mmu.lock();
         let mut accessed = false;
-        let id = *self.id.get().unwrap();
-        page.table().rmap_visit(page.pfn(), id, |location| {
+        page.table().rmap_visit(page.pfn(), self.id, |location| {
             let old = self.spte(Gfn::new(location)).fetch_and(!ACCESSED, Ordering::AcqRel);
             accessed |= old & ACCESSED != 0;
             Retain::Keep

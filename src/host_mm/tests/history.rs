@@ -166,6 +166,6 @@ fn a_client_that_sleeps_in_a_cleaning_holds_up_that_page_only() {
         thread.join().unwrap();
         assert_eq!(cleaning.join().unwrap().unwrap(), 1);
     });
-    rig.mm.notifiers().unregister(registration);
+    drop(registration);
     rig.assert_sound();
 }

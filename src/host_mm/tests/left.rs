@@ -33,7 +33,7 @@ fn leaves_under<T: Send>(wait_for_it: impl FnOnce(&Arc<MemoryObject>) -> T + Sen
         assert_eq!(evicting.join().unwrap(), 1);
         waiting.join().unwrap()
     });
-    rig.mm.notifiers().unregister(registration);
+    drop(registration);
     (rig, result)
 }
 

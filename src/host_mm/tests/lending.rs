@@ -9,8 +9,8 @@ use super::client::Page;
 use super::rig::Rig;
 use crate::addr::{Gfn, PAGE_SIZE, Pfn};
 use crate::export_rmap::{
-    ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Owner, PageFlags,
-    Registration, Retain, RevokeError, RmapEntry,
+    ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Membership, Owner,
+    PageFlags, Retain, RevokeError, RmapEntry,
 };
 use crate::host_mm::{
     HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, Merged, MmError, Sabotage,
@@ -58,15 +58,16 @@ impl ExportNotifier for Copies {
 struct Lender {
     mm: Arc<HostMm>,
     copies: Arc<Copies>,
-    registration: Option<Registration>,
+    // Last: nothing is held by then.
+    _membership: Membership,
 }
 
 impl Lender {
     fn new(mm: &Arc<HostMm>) -> Self {
         let copies = Arc::new(Copies::default());
-        let registration = mm.notifiers().register(copies.clone()).unwrap();
-        copies.id.set(registration.id()).unwrap();
-        Self { mm: mm.clone(), copies, registration: Some(registration) }
+        let _membership = mm.notifiers().register(copies.clone()).unwrap();
+        copies.id.set(_membership.id()).unwrap();
+        Self { mm: mm.clone(), copies, _membership }
     }
 
     /// Lends pages into the slots from `slot` on.
@@ -97,7 +98,6 @@ impl Drop for Lender {
         for pfn in (0..self.mm.frame_count()).map(Pfn::new) {
             self.mm.frame_table().rmap_visit(pfn, id, |_| Retain::Drop);
         }
-        self.mm.notifiers().unregister(self.registration.take().unwrap());
     }
 }
 

@@ -356,7 +356,7 @@ fn drop_under(late: Late, before: impl FnOnce(&HostMm, Pfn, &Late)) -> (Vec<&'st
     before(&mm, pfn, &late);
     drop(object);
     assert_eq!(mm.violations().1, 0);
-    mm.notifiers().unregister(registration);
+    drop(registration);
     let calls = std::mem::take(&mut *lock(&late.calls));
     (calls, mm.stats().frames_in_use)
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::client::{Event, FakeClient, Log, Page};
 use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn, SwapSlot};
-use crate::export_rmap::Registration;
+use crate::export_rmap::Membership;
 use crate::host_mm::swap::{MemorySwap, SwapBackend};
 use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject};
 
@@ -66,7 +66,8 @@ pub(super) struct Rig {
     pub(super) object: Arc<MemoryObject>,
     pub(super) client: Arc<FakeClient>,
     pub(super) log: Arc<Log>,
-    registration: Option<Registration>,
+    // Last: the client has forgotten everything by then.
+    _membership: Membership,
 }
 
 impl Rig {
@@ -105,10 +106,11 @@ impl Rig {
     }
 
     fn of(mm: Arc<HostMm>, object: Arc<MemoryObject>, log: Arc<Log>) -> Self {
-        let client = Arc::new(FakeClient::new(object.clone(), 4, log.clone()));
-        let registration = mm.notifiers().register(client.clone()).unwrap();
-        client.id.set(registration.id()).unwrap();
-        Self { mm, object, client, log, registration: Some(registration) }
+        let reservation = mm.notifiers().reserve().unwrap();
+        let client = FakeClient::new(reservation.id(), object.clone(), 4, log.clone());
+        let client = Arc::new(client);
+        let _membership = reservation.register(client.clone());
+        Self { mm, object, client, log, _membership }
     }
 
     /// The frame that the page is in.
@@ -158,8 +160,5 @@ impl Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         self.client.forget_everything();
-        if let Some(registration) = self.registration.take() {
-            self.mm.notifiers().unregister(registration);
-        }
     }
 }

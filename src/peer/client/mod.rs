@@ -85,13 +85,18 @@ pub enum ClientError {
     #[error("the server does not serve this peer: {0}")]
     Refused(Closing),
     /// Something else is at the other end.
-    #[error("what is at the other end is no server of guest pages of this version")]
+    #[error(
+        "what is at the other end is no server of guest pages of this version: name the socket of a \
+         gnomon stress --export-socket of the same version"
+    )]
     NotAServer,
     /// The server says something that is no message.
-    #[error("the server broke the protocol: {0}")]
+    #[error("the server broke the protocol: {0}; start both from the same version of gnomon")]
     Garbled(#[from] NotAMessage),
     /// The server is gone without a word.
-    #[error("the server is gone: the connection ended without a word")]
+    #[error(
+        "the server is gone: the connection ended without a word; see what its process has said"
+    )]
     Vanished,
     /// The socket or the file failed.
     #[error("cannot {what}: {source}")]

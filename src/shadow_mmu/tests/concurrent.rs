@@ -122,7 +122,7 @@ fn run(
         let wrong = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
         (wrong, found)
     });
-    machine.mm.notifiers().unregister(registration);
+    drop(registration);
     result
 }
 
@@ -199,6 +199,6 @@ fn recycling_beside_evictions_keeps_the_reverse_map_right() {
         stop.store(true, Ordering::Relaxed);
         evictor.join().unwrap();
     });
-    machine.mm.notifiers().unregister(registration);
+    drop(registration);
     machine.assert_sound();
 }

@@ -16,7 +16,7 @@ use crate::shadow_mmu::reference::machine::{
     config, gva,
 };
 use crate::shadow_mmu::walk::{Access, Walk};
-use crate::shadow_mmu::{FaultOutcome, LoadRoot};
+use crate::shadow_mmu::{FaultOutcome, GuestAccessError, LoadRoot};
 use crate::sys::recording::Recording;
 
 pub(super) const ROOT: u64 = 1;
@@ -79,6 +79,40 @@ fn a_clean_page_is_read_only_until_the_write_that_makes_it_dirty() {
     assert_eq!(cpu.write(&machine, at(0), 8), Done::Value(7));
     assert_eq!(cpu.faults, 0);
     machine.assert_sound();
+}
+
+/// Reads, writes and looks at whether a write would do, by the emulator and for pushes.
+#[test]
+fn an_access_across_pages_faults_at_the_first_byte_that_is_missing() {
+    let (machine, cpu) = machine();
+    let (shadow, context) = (&machine.shadow, &cpu.context);
+    let mut bytes = [7; 8];
+    // The second page is not mapped, then neither is; the third is, and read-only.
+    for (start, first_missing, write_code) in [
+        (at(16).as_u64() - 3, at(16), 2),
+        (at(17).as_u64() - 3, Gva::new(at(17).as_u64() - 3), 2),
+        (at(2).as_u64() - 3, at(2), 3),
+    ] {
+        machine.set_entry(LEAF_TABLE, 2, table(DATA + 2) & !WRITABLE);
+        let start = Gva::new(start);
+        let expected = |done, code| match done {
+            Err(GuestAccessError::PageFault { gva, error_code }) => {
+                assert_eq!((gva, error_code), (first_missing, code), "at {start}");
+            }
+            other => panic!("{other:?} at {start}"),
+        };
+        expected(shadow.write_virtual(context, start, &[9; 8]), write_code);
+        expected(shadow.check_write_virtual(context, start, 8), write_code);
+        if write_code == 2 {
+            expected(shadow.read_virtual(context, start, &mut bytes, Access::Read), 0);
+            expected(shadow.read_virtual(context, start, &mut bytes, Access::Execute), 0x10);
+        }
+    }
+    // Nothing of what did not fit was written.
+    shadow.read_virtual(context, at(1), &mut bytes, Access::Read).unwrap();
+    let last = Gva::new(at(2).as_u64() - 3);
+    shadow.read_virtual(context, last, &mut bytes[..3], Access::Read).unwrap();
+    assert_eq!(bytes, [0; 8]);
 }
 
 #[test]
@@ -430,7 +464,7 @@ fn a_guests_flush_includes_what_the_host_has_cleared_and_not_flushed_yet() {
             assert!(!flushed[1], "once");
         });
         assert!(!is_flushed(), "and not after the host has done it");
-        machine.mm.notifiers().unregister(registration);
+        drop(registration);
         machine.assert_sound();
     }
 }

@@ -82,14 +82,8 @@ fn beside_a_writer(step: impl FnOnce(&Machine, &mut Cpu, &Hardware)) {
     for page in 0..SHADOW_PAGES {
         page_words(&tables, page * PAGE_SIZE).unwrap()[0].store(0, Ordering::Relaxed);
     }
-    let window = match Window::open(seen.clone(), 0..BYTES, Features::all()) {
-        Ok(window) => window,
-        Err(error) => {
-            assert!(!nix::unistd::geteuid().is_root(), "{error}");
-            eprintln!("skipped: {error}");
-            return;
-        }
-    };
+    let window = Window::open(seen.clone(), 0..BYTES, Features::all());
+    let window = window.unwrap_or_else(|error| panic!("{error}"));
     let (marked, stopped) = (AtomicU64::new(0), AtomicBool::new(false));
     let hardware = Hardware { window, tables, marked, stopped };
     thread::scope(|scope| {
@@ -121,6 +115,10 @@ fn locked(machine: &Machine) -> LockedPage<'_> {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn an_invalidation_hands_over_the_bits_that_were_set_in_the_last_moment() {
     for number in 0..3 {
         beside_a_writer(|machine, cpu, _| {
@@ -137,6 +135,10 @@ fn an_invalidation_hands_over_the_bits_that_were_set_in_the_last_moment() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn ageing_finds_the_last_use_and_leaves_the_page_dirty() {
     beside_a_writer(|machine, cpu, hardware| {
         let page = locked(machine);
@@ -149,6 +151,10 @@ fn ageing_finds_the_last_use_and_leaves_the_page_dirty() {
 }
 
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_guests_flush_notes_a_write_of_the_last_moment() {
     for by_cr3 in [false, true] {
         beside_a_writer(|machine, cpu, _| {
@@ -166,6 +172,10 @@ fn a_guests_flush_notes_a_write_of_the_last_moment() {
 
 /// The SPTE may be written and not executed. It gets that right as well, and the processor writes.
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_right_that_is_added_leaves_the_page_dirty() {
     beside_a_writer(|machine, cpu, hardware| {
         machine.set_entry(LEAF_TABLE, 0, table(DATA) | ACCESSED | DIRTY | NO_EXECUTE);

@@ -18,7 +18,10 @@ pub enum DiskError {
         path: PathBuf,
     },
     /// The host does not open it.
-    #[error("the disk image {} cannot be opened: {source}", path.display())]
+    #[error(
+        "the disk image {} cannot be opened: {source}; let this user read and write it, or name another",
+        path.display()
+    )]
     Open {
         /// The image.
         path: PathBuf,
@@ -63,7 +66,10 @@ pub enum DiskError {
         format: Format,
     },
     /// A directory, a character device, a pipe.
-    #[error("{} is no disk image: it is not a regular file, nor a block device", path.display())]
+    #[error(
+        "{} is no disk image: it is not a regular file, nor a block device; name one that is",
+        path.display()
+    )]
     NotAFile {
         /// The image.
         path: PathBuf,
@@ -77,8 +83,8 @@ pub enum DiskError {
     },
     /// Not whole sectors.
     #[error(
-        "the disk image {} has {bytes} bytes, which is no multiple of 512: is it a raw image?",
-        path.display()
+        "the disk image {} has {bytes} bytes, which is no multiple of 512: is it a raw image? if so, `truncate -s %512 {}` fills up the last sector",
+        path.display(), path.display()
     )]
     OddSize {
         /// The image.
@@ -96,7 +102,10 @@ pub enum DiskError {
         path: PathBuf,
     },
     /// The host does not lock it.
-    #[error("the disk image {} cannot be locked: {source}", path.display())]
+    #[error(
+        "the disk image {} cannot be locked: {source}; put it on a file system that has locks",
+        path.display()
+    )]
     Lock {
         /// The image.
         path: PathBuf,

@@ -8,7 +8,6 @@ use super::blk::pattern;
 use super::rig::{BOTH, BUFFERS, Driver, Kind, VERSION_1, all_frames, host};
 use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64};
 use crate::direct_mmu::{DirectConfig, DirectMmu};
-use crate::host_mm::MmError;
 use crate::virtio::Balloon;
 
 const REPORTING: u64 = 1 << 5;
@@ -197,19 +196,16 @@ fn a_target_is_told_and_the_guest_says_how_far_it_is() {
 /// With direct paging the window is the guest: its mapping goes with the page, and its next touch
 /// finds zeros.
 #[test]
+#[cfg_attr(
+    not(kernel_faults),
+    ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
+)]
 fn a_page_given_up_is_zero_in_the_window_of_direct_paging() {
     let (mm, object) = host(Kind::Identity, None);
     let view = mm.map_guest_view().unwrap();
     let told = |error: &crate::direct_mmu::DirectError| panic!("{error}");
-    let mmu = match DirectMmu::new(DirectConfig::default(), object.clone(), view, told) {
-        Ok(mmu) => mmu,
-        Err(MmError::Uffd(error)) => {
-            assert!(!nix::unistd::geteuid().is_root(), "{error}");
-            eprintln!("skipped: {error}");
-            return;
-        }
-        Err(error) => panic!("{error}"),
-    };
+    let mmu = DirectMmu::new(DirectConfig::default(), object.clone(), view, told);
+    let mmu = mmu.unwrap_or_else(|error| panic!("{error}"));
     let balloon = Arc::new(Balloon::new(object.clone()));
     let driver = Driver::ready(balloon.clone(), &object, ALL, 128);
     let window = mmu.window().region().as_volatile_slice();

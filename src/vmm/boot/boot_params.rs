@@ -160,8 +160,11 @@ mod tests {
         assert_eq!(terminated(b"a=1").unwrap(), b"a=1\0");
         assert_eq!(terminated(&[b'x'; 4095]).unwrap().len(), 4096);
         let error = terminated(&[b'x'; 4096]).unwrap_err().to_string();
-        assert_eq!(error, "the command line has 4096 bytes, more than the 4095 that fit");
+        assert_eq!(
+            error,
+            "the command line has 4096 bytes, more than the 4095 that fit: shorten it"
+        );
         let error = terminated(b"ab\0c").unwrap_err().to_string();
-        assert_eq!(error, "the command line has a NUL at byte 2");
+        assert_eq!(error, "the command line has a NUL at byte 2: leave it out");
     }
 }

@@ -149,7 +149,7 @@ fn other_kinds_of_elf_files_are_refused() {
     let refusal = Maker { kind: 3, ..Maker::default() }.refusal();
     assert_eq!(
         refusal,
-        "the kernel image is an ELF file with type 3, but 2 (executable, not position-independent) is needed"
+        "the kernel image is an ELF file with type 3, but 2 (executable, not position-independent) is needed: link it so, or name another"
     );
     let refusal = Maker { machine: 183, ..Maker::default() }.refusal();
     assert!(refusal.contains("machine 183"), "{refusal}");
@@ -162,7 +162,7 @@ fn other_kinds_of_elf_files_are_refused() {
 #[test]
 fn an_image_without_segments_is_refused() {
     let refusal = Maker { headers: vec![], ..Maker::default() }.refusal();
-    assert_eq!(refusal, "the kernel image has no segment to load");
+    assert_eq!(refusal, "the kernel image has no segment to load: link it anew, or name another");
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn a_truncated_segment_is_refused() {
     let refusal = Maker { headers: vec![CODE, long], ..Maker::default() }.refusal();
     assert_eq!(
         refusal,
-        "segment 1 of the kernel image has 256 bytes at file offset 0x210, but the file ends at 0x220"
+        "segment 1 of the kernel image has 256 bytes at file offset 0x210, but the file ends at 0x220; copy it again"
     );
     let wraps = Header { offset: u64::MAX, ..DATA };
     let refusal = Maker { headers: vec![wraps], ..Maker::default() }.refusal();
@@ -184,7 +184,7 @@ fn a_segment_larger_in_the_file_than_in_memory_is_refused() {
     let refusal = Maker { headers: vec![CODE, inverted], ..Maker::default() }.refusal();
     assert_eq!(
         refusal,
-        "segment 1 of the kernel image has 16 bytes in the file but only 8 in memory"
+        "segment 1 of the kernel image has 16 bytes in the file but only 8 in memory: copy or link it again"
     );
 }
 
@@ -212,7 +212,7 @@ fn a_segment_outside_kernel_memory_is_refused() {
 fn overlapping_segments_are_refused() {
     let inside = Header { address: 0x10_0800, ..DATA };
     let refusal = Maker { headers: vec![inside, CODE], ..Maker::default() }.refusal();
-    assert_eq!(refusal, "segments 1 and 0 of the kernel image overlap at 0x100800");
+    assert_eq!(refusal, "segments 1 and 0 of the kernel image overlap at 0x100800: link it anew");
     let touching = Header { address: 0x10_1000, ..DATA };
     assert!(
         Image::parse(&Maker { headers: vec![touching, CODE], ..Maker::default() }.build(), RAM)
@@ -227,7 +227,7 @@ fn an_entry_point_outside_code_is_refused() {
         assert_eq!(
             refusal,
             format!(
-                "the entry point {entry:#x} of the kernel image is in none of its executable segments"
+                "the entry point {entry:#x} of the kernel image is in none of its executable segments: link it anew"
             )
         );
     }

@@ -31,6 +31,11 @@ pub(super) fn is_absent(mnemonic: Mnemonic) -> bool {
         | Tlbsync | Encls | Enclv | Pconfig
         // WRMSRNS, LKGS, CET, history reset.
         | Wrmsrns | Rdmsrlist | Wrmsrlist | Lkgs | Setssbsy | Clrssbsy | Wrussd | Wrussq | Hreset
+        // FRED, user-mode debugging.
+        | Eretu | Erets | Rdudbg | Wrudbg
+        // ENQCMD, PBNDKB, Key Locker, TDX, SEV-SNP.
+        | Enqcmds | Pbndkb | Loadiwkey | Seamcall | Seamops | Seamret | Tdcall
+        | Psmash | Pvalidate | Rmpadjust | Rmpupdate | Rmpquery
     )
 }
 

@@ -1,5 +1,7 @@
 //! Instructions that the processor does not have, and those that are completed outside.
 
+use iced_x86::Code;
+
 use super::*;
 
 #[test]
@@ -34,6 +36,44 @@ fn what_cpuid_does_not_name_is_no_instruction() {
     bare = cpu();
     bare.cr4 &= !cr4::OSXSAVE;
     assert_eq!(raises(&bare, &memory(XSETBV), 0), undefined);
+}
+
+/// Those of processors without 64-bit mode: the decoder takes the bytes for them only when it is told to.
+fn is_of_old(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    let of_cyrix = matches!(
+        mnemonic,
+        Rdshr | Wrshr | Smint | Dmint | Rdm | Svdc | Rsdc | Svldt | Rsldt | Svts | Rsts
+    );
+    let of_others =
+        matches!(mnemonic, Storeall | Loadall | Bb0_reset | Bb1_reset | Cpu_write | Cpu_read);
+    of_cyrix || of_others || mnemonic == Cl1invmb
+}
+
+/// Whatever the decoder's tables will have: a privileged instruction of which nothing is said here is not
+/// to end a guest that would have found it missing on a real processor.
+#[test]
+fn every_privileged_instruction_is_emulated_or_absent() {
+    let mut seen = 0;
+    let mut forgotten = Vec::new();
+    for code in Code::values() {
+        let mut instruction = Instruction::new();
+        instruction.set_code(code);
+        if !instruction.is_privileged() || is_of_old(code.mnemonic()) {
+            continue;
+        }
+        seen += 1;
+        let memory = memory(&[]);
+        let mut step = Step { cpu: cpu(), memory: &memory, instruction };
+        let is_unsupported =
+            matches!(step.execute(0), Err(Stop::Guest(GuestError::UnsupportedInstruction { .. })));
+        // Moves of special registers go by the register (`unsupported_instructions_are_named`).
+        if is_unsupported && code.mnemonic() != Mnemonic::Mov {
+            forgotten.push(code);
+        }
+    }
+    assert!(seen > 100, "{seen} privileged instructions in the decoder's tables");
+    assert!(forgotten.is_empty(), "neither emulated nor absent: {forgotten:?}");
 }
 
 const XSETBV: &[u8] = &[0x0f, 0x01, 0xd1];
@@ -81,6 +121,10 @@ fn cpuid_and_int_are_left_to_be_completed() {
     assert_eq!(run(&mut cpu, &[0x0f, 0xa2]), Effect::Cpuid { leaf: 7, subleaf: 1 });
     cpu.rip = RIP;
     assert_eq!(run(&mut cpu, &[0xcd, 0x80]), Effect::Interrupt { vector: 0x80, rip: RIP });
+    // Prefixes are part of it, and it is where they begin.
+    cpu.rip = RIP;
+    let effect = run(&mut cpu, &[0x66, 0x48, 0xcd, 0x80]);
+    assert_eq!(effect, Effect::Interrupt { vector: 0x80, rip: RIP });
     // By way of #UD nothing but `int n` is taken.
     cpu.rip = RIP;
     assert!(emulate_interrupt(&mut cpu.clone(), &memory(&[0xcd, 0x80])).is_some());

@@ -12,7 +12,8 @@ use super::super::error::GuestError;
 use super::super::exceptions::Stop;
 use super::super::memory::is_usable;
 use super::absent::undefined;
-use super::{Effect, Step, general, general_protection, low_u32};
+use super::operand::general;
+use super::{Effect, Step, general_protection, low_u32};
 
 /// CR0 bits that exist; the other low ones are ignored when written, the high ones refused.
 const CR0_KNOWN: u64 = cr0::PE

@@ -13,11 +13,12 @@
 mod absent;
 mod control;
 mod msr;
+mod operand;
 mod port;
 mod segment;
 
 use iced_x86::{
-    Decoder, DecoderError, DecoderOptions, Formatter, Instruction, Mnemonic, NasmFormatter, OpKind,
+    Decoder, DecoderError, DecoderOptions, Formatter, Instruction, Mnemonic, NasmFormatter,
     Register,
 };
 
@@ -299,49 +300,6 @@ impl Step<'_> {
         let mut text = String::new();
         NasmFormatter::new().format(&self.instruction, &mut text);
         text
-    }
-
-    /// Linear address of memory operand `operand`.
-    fn address(&self, operand: u32) -> Result<u64, Stop> {
-        let cpu = &self.cpu;
-        self.instruction
-            .virtual_address(operand, 0, |register, _, _| register_value(cpu, register))
-            .ok_or(Stop::Inject(Exception::general_protection(0)))
-    }
-
-    /// Reads `N` bytes at memory operand `operand`.
-    fn read_operand<const N: usize>(&self, operand: u32) -> Result<[u8; N], Stop> {
-        let mut bytes = [0; N];
-        let address = self.address(operand)?;
-        self.memory.read(&self.cpu.paging(), address, &mut bytes, Access::Read)?;
-        Ok(bytes)
-    }
-
-    /// The 16-bit value of a register-or-memory operand.
-    fn read_selector(&self, operand: u32) -> Result<u16, Stop> {
-        if self.instruction.op_kind(operand) == OpKind::Register {
-            let value = general(&self.cpu, self.instruction.op_register(operand));
-            return Ok(low_u16(value));
-        }
-        Ok(u16::from_le_bytes(self.read_operand::<2>(operand)?))
-    }
-}
-
-/// The full 64-bit register behind a general-purpose register; 0 for any other.
-fn general(cpu: &GuestCpu, register: Register) -> u64 {
-    let full = register.full_register();
-    if full.is_gpr64() { cpu.gpr.get(full.number()).copied().unwrap_or(0) } else { 0 }
-}
-
-/// Registers as address computation wants them: segment bases, and index and base registers.
-fn register_value(cpu: &GuestCpu, register: Register) -> Option<u64> {
-    match register {
-        Register::FS => Some(cpu.fs_base),
-        Register::GS => Some(cpu.gs_base),
-        _ if register.is_segment_register() => Some(0),
-        _ if register.is_gpr64() => Some(general(cpu, register)),
-        _ if register.is_gpr32() => Some(general(cpu, register) & u64::from(u32::MAX)),
-        _ => None,
     }
 }
 

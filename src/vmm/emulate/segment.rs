@@ -93,8 +93,7 @@ impl Step<'_> {
         if self.cpu.rflags & rflags::NT != 0 {
             return Err(general_protection());
         }
-        let mut raw = [0u8; 40];
-        self.memory.read(&self.cpu.paging(), self.cpu.gpr[gpr::RSP], &mut raw, Access::Read)?;
+        let raw = self.read_stack::<40>()?;
         let mut words = [0u64; 5];
         for (word, bytes) in words.iter_mut().zip(raw.chunks_exact(8)) {
             *word = bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));

@@ -6,7 +6,9 @@ use crate::host_mm::MmError;
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// The image is too big to be a guest kernel.
-    #[error("the kernel image has {bytes} bytes, more than the {max} that are allowed")]
+    #[error(
+        "the kernel image has {bytes} bytes, more than the {max} that are allowed: name another"
+    )]
     TooBig {
         /// Its size.
         bytes: u64,
@@ -32,7 +34,9 @@ pub enum BootError {
         expected: u64,
     },
     /// An ELF file for something else.
-    #[error("the kernel image is an ELF file with {field} {found}, but {wanted} is needed")]
+    #[error(
+        "the kernel image is an ELF file with {field} {found}, but {wanted} is needed: link it so, or name another"
+    )]
     WrongKind {
         /// Which header field.
         field: &'static str,
@@ -42,11 +46,11 @@ pub enum BootError {
         wanted: &'static str,
     },
     /// Nothing to load.
-    #[error("the kernel image has no segment to load")]
+    #[error("the kernel image has no segment to load: link it anew, or name another")]
     NoSegments,
     /// The file ends before a segment's bytes do.
     #[error(
-        "segment {index} of the kernel image has {file_bytes} bytes at file offset {offset:#x}, but the file ends at {file_end:#x}"
+        "segment {index} of the kernel image has {file_bytes} bytes at file offset {offset:#x}, but the file ends at {file_end:#x}; copy it again"
     )]
     Truncated {
         /// Program header index.
@@ -60,7 +64,7 @@ pub enum BootError {
     },
     /// A segment that is larger in the file than in memory.
     #[error(
-        "segment {index} of the kernel image has {file_bytes} bytes in the file but only {memory_bytes} in memory"
+        "segment {index} of the kernel image has {file_bytes} bytes in the file but only {memory_bytes} in memory: copy or link it again"
     )]
     Inverted {
         /// Program header index.
@@ -72,7 +76,7 @@ pub enum BootError {
     },
     /// A segment outside the memory that a kernel may use.
     #[error(
-        "segment {index} of the kernel image lies at {start:#x} with {bytes} bytes, outside guest RAM for kernels, {min:#x} to {end:#x}"
+        "segment {index} of the kernel image lies at {start:#x} with {bytes} bytes, outside guest RAM for kernels, {min:#x} to {end:#x}: link it to lie there, or choose more memory"
     )]
     OutsideRam {
         /// Program header index.
@@ -87,7 +91,7 @@ pub enum BootError {
         end: u64,
     },
     /// Two segments want the same memory.
-    #[error("segments {first} and {second} of the kernel image overlap at {at:#x}")]
+    #[error("segments {first} and {second} of the kernel image overlap at {at:#x}: link it anew")]
     Overlap {
         /// One program header index.
         first: usize,
@@ -97,13 +101,15 @@ pub enum BootError {
         at: u64,
     },
     /// The entry point is not code.
-    #[error("the entry point {entry:#x} of the kernel image is in none of its executable segments")]
+    #[error(
+        "the entry point {entry:#x} of the kernel image is in none of its executable segments: link it anew"
+    )]
     Entry {
         /// The entry point.
         entry: u64,
     },
     /// A command line that does not fit its place.
-    #[error("the command line has {bytes} bytes, more than the {max} that fit")]
+    #[error("the command line has {bytes} bytes, more than the {max} that fit: shorten it")]
     CmdlineTooLong {
         /// Its length.
         bytes: usize,
@@ -111,7 +117,7 @@ pub enum BootError {
         max: u64,
     },
     /// A command line that would end early.
-    #[error("the command line has a NUL at byte {at}")]
+    #[error("the command line has a NUL at byte {at}: leave it out")]
     CmdlineNul {
         /// Its offset.
         at: usize,

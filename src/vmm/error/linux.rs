@@ -48,7 +48,7 @@ pub enum LinuxError {
     },
     /// An old kernel, or one for another processor.
     #[error(
-        "the bzImage has boot protocol {}.{:02}{}: a 64-bit kernel of Linux 3.8 or later is needed", .version >> 8, .version & 0xff,
+        "the bzImage has boot protocol {}.{:02}{}: a 64-bit kernel of Linux 3.8 or later is needed; name one", .version >> 8, .version & 0xff,
         if *.is_64_bit { "" } else { " and no 64-bit entry" }
     )]
     Protocol {
@@ -90,13 +90,15 @@ pub enum LinuxError {
         max: u64,
     },
     /// The library that loads kernels found something that our checks did not.
-    #[error("the kernel image cannot be loaded: {reason}")]
+    #[error("the kernel image cannot be loaded: {reason}; copy it again, or name another")]
     Loader {
         /// Its reason.
         reason: String,
     },
     /// A command line that is too long for this kernel.
-    #[error("the command line has {bytes} bytes, more than the {max} that this kernel takes")]
+    #[error(
+        "the command line has {bytes} bytes, more than the {max} that this kernel takes; shorten it"
+    )]
     CmdlineTooLong {
         /// Its length.
         bytes: usize,
@@ -127,7 +129,7 @@ pub enum LinuxError {
         what: String,
     },
     /// More devices than there are places.
-    #[error("{devices} devices: a Linux guest has at most {max}")]
+    #[error("{devices} devices: a Linux guest has at most {max}; leave some out")]
     TooManyDevices {
         /// What was asked for.
         devices: usize,
@@ -135,7 +137,7 @@ pub enum LinuxError {
         max: usize,
     },
     /// More vCPUs than the ACPI tables can name.
-    #[error("{vcpus} vCPUs: a Linux guest has at most {max}")]
+    #[error("{vcpus} vCPUs: a Linux guest has at most {max}; choose fewer")]
     TooManyVcpus {
         /// What was asked for.
         vcpus: usize,
@@ -146,7 +148,9 @@ pub enum LinuxError {
     #[error("cannot write to guest memory: {0}")]
     Memory(#[from] MmError),
     /// The host has no memory to load the image with.
-    #[error("cannot map {bytes} bytes to load the kernel with: {reason}")]
+    #[error(
+        "cannot map {bytes} bytes to load the kernel with: {reason}; free memory, or raise this process's limits (`gnomon doctor` tells them)"
+    )]
     Staging {
         /// How much.
         bytes: u64,

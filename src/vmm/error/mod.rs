@@ -45,7 +45,7 @@ pub enum VmError {
         max: u64,
     },
     /// A number of vCPUs that this host or the contract with the guest does not allow.
-    #[error("{vcpus} vCPUs: this host runs 1 to {max}")]
+    #[error("{vcpus} vCPUs: this host runs 1 to {max}; choose a number of these")]
     VcpuCount {
         /// What was asked for.
         vcpus: usize,
@@ -53,7 +53,7 @@ pub enum VmError {
         max: usize,
     },
     /// The bound on shadow pages is too low to make progress.
-    #[error("a bound of {pages} shadow pages: {vcpus} vCPUs need at least {min}")]
+    #[error("a bound of {pages} shadow pages: {vcpus} vCPUs need at least {min}; raise it")]
     ShadowPages {
         /// What was asked for.
         pages: u32,
@@ -64,7 +64,7 @@ pub enum VmError {
     },
     /// The machine space does not fit this processor's physical addresses.
     #[error(
-        "the machine space ends at {end:#x}, but this host's guests have {phys_bits}-bit physical addresses"
+        "the machine space ends at {end:#x}, but this host's guests have {phys_bits}-bit physical addresses; choose less host memory"
     )]
     MachineSpace {
         /// First byte after the last slot.
@@ -108,7 +108,9 @@ pub enum VmError {
         reason: String,
     },
     /// A thread could not be started.
-    #[error("cannot start the thread of vCPU {vcpu}: {source}")]
+    #[error(
+        "cannot start the thread of vCPU {vcpu}: {source}; end other processes of this user, or raise its limits (`gnomon doctor` tells them)"
+    )]
     Thread {
         /// Index of the vCPU.
         vcpu: usize,
@@ -116,7 +118,9 @@ pub enum VmError {
         source: io::Error,
     },
     /// The DMA device's thread could not be started.
-    #[error("cannot start the thread of the DMA device: {source}")]
+    #[error(
+        "cannot start the thread of the DMA device: {source}; end other processes of this user, or raise its limits (`gnomon doctor` tells them)"
+    )]
     DeviceThread {
         /// The operating system's reason.
         source: io::Error,
@@ -146,7 +150,7 @@ pub enum VmError {
     #[error("I1 violated: {0}")]
     Stale(StaleAccess),
     /// A vCPU thread panicked: a bug in Gnomon, contained.
-    #[error("the thread of vCPU {vcpu} panicked: {message}")]
+    #[error("the thread of vCPU {vcpu} panicked: {message}; this is a bug in Gnomon")]
     Panicked {
         /// Index of the vCPU.
         vcpu: usize,
@@ -154,7 +158,7 @@ pub enum VmError {
         message: String,
     },
     /// The DMA device's thread panicked: a bug in Gnomon, contained.
-    #[error("the thread of the DMA device panicked: {message}")]
+    #[error("the thread of the DMA device panicked: {message}; this is a bug in Gnomon")]
     DevicePanicked {
         /// The panic's message.
         message: String,

@@ -255,7 +255,7 @@ mod tests {
         let end = placed.iter().map(|(at, table)| at + table.len() as u64).max().unwrap();
         assert!(end <= layout::ACPI_END, "{end:#x}");
         let error = build(256, 0).unwrap_err().to_string();
-        assert_eq!(error, "256 vCPUs: a Linux guest has at most 255");
+        assert_eq!(error, "256 vCPUs: a Linux guest has at most 255; choose fewer");
         assert!(build(1, 11).unwrap_err().to_string().contains("11 devices"));
     }
 }

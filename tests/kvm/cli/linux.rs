@@ -6,32 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::trial::Ignore;
-use crate::{end_of, gnomon, piped};
-
-/// A bzImage as far as its header goes (Linux `Documentation/arch/x86/boot.rst`): boot protocol 2.15, a
-/// 64-bit entry, two sectors of setup. There is no kernel in it.
-const HEADER: [(usize, &[u8]); 12] = [
-    (0x1f1, &[1]),
-    (0x1f4, &[0xc0, 1]),
-    (0x1fe, &[0x55, 0xaa]),
-    (0x200, &[0xeb, 0x6a]),
-    (0x202, b"HdrS"),
-    (0x206, &[0x0f, 2]),
-    (0x211, &[1]),
-    (0x22c, &[0xff, 0xff, 0xff, 0x7f]),
-    (0x234, &[1]),
-    (0x236, &[3, 0, 0xff, 7]),
-    (0x25a, &[0, 1]),
-    (0x262, &[0x20]),
-];
+use crate::{bzimage, end_of, gnomon, piped};
 
 fn kernel(folder: &Path) -> String {
-    let mut image = vec![0u8; 8192];
-    for (at, bytes) in HEADER {
-        image[at..at + bytes.len()].copy_from_slice(bytes);
-    }
     let path = folder.join("kernel");
-    fs::write(&path, image).unwrap();
+    fs::write(&path, bzimage::image()).unwrap();
     path.to_str().unwrap().to_owned()
 }
 

@@ -14,6 +14,10 @@ use crate::trial::kvm_trial;
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         kvm_trial("gates_in_the_order_of_the_table", gates_in_the_order_of_the_table),
+        kvm_trial(
+            "where_an_interrupt_that_fails_was_asked_for",
+            where_an_interrupt_that_fails_was_asked_for,
+        ),
         kvm_trial("address_of_a_failed_push", address_of_a_failed_push),
         kvm_trial("what_is_saved", what_is_saved),
         kvm_trial("a_number_asked_for_is_benign", a_number_asked_for_is_benign),
@@ -98,6 +102,29 @@ fn gates_in_the_order_of_the_table() {
         let mut good = gate(handler(6), 0);
         good[byte] = value;
         assert_eq!(with_gate(6, good, ALL, 0, &[0x0f, 0x0b]).vector, 6, "byte {byte}: {value:#x}");
+    }
+}
+
+fn where_an_interrupt_that_fails_was_asked_for() {
+    // With and without two prefixes that mean nothing to it.
+    for (code, rips) in [
+        (&[0x66, 0x48, 0xcd, 0x80][..], &[0][..]),
+        (&[0xcd, 0x80], &[0]),
+        (&[0xcc], &[0]),
+        (&[0x66, 0x48, 0xcc], &[2]),
+        (&[0x66, 0x48, 0xcd, 3], &[0, 2]),
+        (&[0x66, 0x48, 0xcd, 4], &[0, 2]),
+    ] {
+        let vector = if code.ends_with(&[0xcc]) { 3 } else { code[code.len() - 1] };
+        let bad = |number| if number == vector { [0; 16] } else { gate(handler(number), 0) };
+        let guest = Guest::new(|a| {
+            attempt(a, |a| a.db(code))?;
+            power_off(a)
+        });
+        let fault = Machine::default().run(&guest.with(IDT, idt_with(bad))).powered_off().fault();
+        let code_of_gate = u64::from(vector) * 8 + 2;
+        assert_eq!((fault.vector, fault.error_code), (13, code_of_gate), "{code:x?}");
+        assert!(rips.contains(&fault.rip), "{code:x?}: RIP {:#x}", fault.rip);
     }
 }
 
@@ -193,7 +220,14 @@ fn stack_addresses_that_are_none() {
         attempt(a, |a| a.mov(rax, qword_ptr(rax)))?;
         a.mov(rbp, abi::GVA_LIMIT)?;
         attempt(a, |a| a.mov(rax, qword_ptr(rbp)))?;
+        // Emulated ones.
+        a.mov(rbp, 1u64 << 47)?;
+        attempt(a, |a| a.lgdt(ptr(rbp)))?;
+        attempt(a, |a| a.lidt(ptr(rax)))?;
+        a.mov(rbp, abi::GVA_LIMIT)?;
+        attempt(a, |a| a.lgdt(ptr(rbp)))?;
         power_off(a)
     });
-    assert_eq!(Machine::default().run(&guest).powered_off().vectors(), [(12, 0), (13, 0), (13, 0)]);
+    let once = [(12, 0), (13, 0), (13, 0)];
+    assert_eq!(Machine::default().run(&guest).powered_off().vectors(), [once, once].concat());
 }

@@ -127,7 +127,8 @@ fn strings_stop_at_a_fault_and_go_on() {
 }
 
 fn an_endless_string_is_killed() {
-    // 2^60 elements, all from and to the same page by way of one port each.
+    let machine = Machine { within: Duration::from_millis(200), ..Machine::default() };
+    // Strings of eight pages without end, all from or to the same memory by way of one port each.
     for (port, out) in [(NOTHING, true), (SCRATCH, true), (NOTHING, false)] {
         let guest = Guest::new(|a| {
             let mut again = a.create_label();
@@ -139,19 +140,32 @@ fn an_endless_string_is_killed() {
             if out { a.rep().outsb() } else { a.rep().insb() }?;
             a.jmp(again)
         });
-        let machine = Machine { within: Duration::from_millis(200), ..Machine::default() };
         let (_, ended_by_itself) = machine.run_at_most(&guest, |_| {});
         assert!(!ended_by_itself);
     }
-    // A gigantic count over memory that there is: killed in the middle of the one instruction.
-    let guest = Guest::new(|a| {
-        a.mov(edx, NOTHING)?;
-        a.mov(rsi, FREE)?;
-        a.mov(rcx, 1u64 << 60)?;
-        a.rep().outsb()
-    });
-    let machine = Machine { within: Duration::from_millis(200), ..Machine::default() };
-    machine.run_at_most(&guest, |_| {});
+    // A single instruction that comes to no end: from 512 GiB on all addresses lead to the same page.
+    const TABLES: u64 = FREE + 0x1_0000;
+    let all = |table: u64| (0..512).map(|index| (index, table | 3)).collect::<Vec<_>>();
+    let mut top = vec![(0, 0xa000 | 3)];
+    top.extend((1..128).map(|index| (index, (TABLES + 0x1000) | 3)));
+    for port in [NOTHING, SCRATCH] {
+        let guest = Guest::new(|a| {
+            a.mov(rax, TABLES)?;
+            a.mov(cr3, rax)?;
+            a.mov(edx, port)?;
+            a.mov(rsi, 1u64 << 39)?;
+            a.mov(rcx, 1u64 << 60)?;
+            a.rep().outsb()?;
+            power_off(a)
+        })
+        .with_table(TABLES, &top)
+        .with_table(TABLES + 0x1000, &all(TABLES + 0x2000))
+        .with_table(TABLES + 0x2000, &all(TABLES + 0x3000))
+        .with_table(TABLES + 0x3000, &all(FREE));
+        let (ended, ended_by_itself) = machine.run_at_most(&guest, |_| {});
+        assert!(!ended_by_itself, "port {port:#x}: {ended:?}");
+        assert_eq!(ended.faults(), [], "port {port:#x}");
+    }
 }
 
 fn a_hypercall_by_a_string() {

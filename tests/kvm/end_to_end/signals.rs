@@ -163,13 +163,13 @@ fn the_last_sweep() {
     cut_sweep(
         &["--memory", "4G"],
         Signal::SIGINT,
-        &["last_sweep", "reverse_map", "leftovers", "peers"],
+        &["last_sweep", "reverse_map", "statistics", "leftovers", "peers"],
     );
 }
 
 fn the_last_sweep_direct() {
     let arguments = ["--memory", "4G", "--paging", "direct"];
-    let not_checked = ["last_sweep", "reverse_map", "leftovers"];
+    let not_checked = ["last_sweep", "reverse_map", "statistics", "leftovers"];
     cut_sweep(&arguments, Signal::SIGTERM, &not_checked);
 }
 

@@ -13,7 +13,7 @@ use super::patch::Mutant;
 const BEGIN: &str = "| mutant | rule | caught by | s |\n|---|---|---|---|\n";
 
 /// The page, divided into what is before, in and after the table's rows.
-fn divide<'a>(text: &'a str) -> Result<(&'a str, &'a str, &'a str)> {
+fn divide(text: &str) -> Result<(&str, &str, &str)> {
     let at = text
         .find(BEGIN)
         .context("docs/mutants.md has no table `| mutant | rule | caught by | s |`")?;
