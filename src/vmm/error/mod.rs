@@ -12,8 +12,8 @@ use std::io;
 
 use crate::host_mm::MmError;
 
-use super::kvm::KvmError;
-use super::pinned::MapError;
+use super::kvm::device::KvmError;
+use super::kvm::pinned::MapError;
 
 pub use boot::BootError;
 pub use guest::GuestError;

@@ -9,14 +9,14 @@ mod acpi;
 mod board;
 mod header;
 mod initrd;
+mod input_room;
 mod kernel;
 pub mod layout;
 mod line;
-mod machine;
 mod power;
 mod pvh;
 mod registers;
-mod room;
+mod vm;
 mod zero_page;
 
 use std::ops::Range;
@@ -25,11 +25,12 @@ use vm_memory::ByteValued;
 
 use crate::addr::Gpa;
 use crate::host_mm::MemoryObject;
-use crate::vmm::boot::{self, BootMap};
+
+use super::contract::boot::{self, BootMap};
 
 pub use crate::vmm::error::{LinuxError, NEEDS_VIRTUALISATION};
 pub use kernel::KernelKind;
-pub use machine::{LinuxInput, LinuxVm};
+pub use vm::{LinuxInput, LinuxVm};
 
 pub(crate) use kernel::Entry;
 use kernel::Kernel;
