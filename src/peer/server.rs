@@ -380,6 +380,8 @@ impl Shared {
         sessions.threads.push(thread);
         // From here on everything that is invalidated reaches it; it has nothing yet.
         let membership = self.common.mm.register_client(reservation, session.clone());
+        // Before it hears anything: whoever has a peer's word that it was let in finds it counted.
+        self.common.tally.served();
         // Before anything is served: what it asks for is answered after.
         if session.greet().is_err() {
             session.close(Closing::HungUp);
@@ -387,7 +389,6 @@ impl Shared {
         sessions.infos.iter().for_each(|info| session.say(info));
         sessions.next_number = number;
         sessions.live.push(session);
-        self.common.tally.served();
         // The thread waits for this.
         let _ = register.send(membership);
     }

@@ -210,7 +210,8 @@ pub struct StopNotice {
 
 impl StopNotice {
     /// Takes over those signals for the whole process. The first of any is noted; the second
-    /// ([`SECOND_AFTER`] later) ends a process that does not stop by itself. A SIGHUP that is ignored stays so (`nohup`).
+    /// ([`SECOND_AFTER`] later) ends a process that does not stop by itself. A SIGHUP that is ignored
+    /// stays so (`nohup`).
     ///
     /// # Errors
     ///
