@@ -1,4 +1,5 @@
-//! The layers import downwards only: a file names nothing from a layer above its own.
+//! The layers import downwards only: a file names nothing from a layer above its own. So do the rooms of
+//! the VMM.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,7 +1,7 @@
 //! What can go wrong in the VMM layer, by who is at fault: the host, the configuration, the guest.
 //!
 //! Guarantee: every value is one sentence with the numbers in it, and carries them as data; it names
-//! nothing of the machine that failed, so that every part of the VMM can say it.
+//! nothing of the machine that failed, so that every room above can say it.
 
 mod boot;
 mod guest;
