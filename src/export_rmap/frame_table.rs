@@ -10,7 +10,7 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, zeroed};
 
 /// One frame's descriptor. The rmap head and the `EXPORTED` bit change under the rmap entry lock;
 /// all else changes under the page lock, but that a client may set `DIRTY`
-/// ([`FrameTable::note_dirty`]). Fields are atomics because readers look without a lock.
+/// (`FrameTable::note_dirty`). Fields are atomics because readers look without a lock.
 ///
 /// All zeros is a frame that is free and that nobody has to do with: so the table of a large guest takes
 /// memory only for frames that were used.

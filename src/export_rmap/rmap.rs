@@ -29,7 +29,7 @@ use crate::export_rmap::frame_table::{Frame, FrameTable};
 use crate::export_rmap::lock_rank::{self, Held, Rank};
 use crate::sync::{Mutex, Ordering, lock, spin_loop};
 
-/// Number of an export client, as its [`Registration`](crate::export_rmap::Registration) gives it.
+/// Number of an export client, as its [`Membership`](crate::export_rmap::Membership) gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientId(u16);
 

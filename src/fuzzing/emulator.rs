@@ -17,15 +17,15 @@ use super::{Bytes, number};
 use crate::abi;
 use crate::addr::{Gpa, PAGE_SIZE_U64};
 use crate::shadow_mmu::Access;
+use crate::vmm::cpu::deliver;
+use crate::vmm::cpu::emulate::{Destination, Effect, Emulated, PortWidth, emulate};
+use crate::vmm::cpu::exceptions::{EXCEPTION_VECTORS, Exception, Stop, has_error_code, vector};
+use crate::vmm::cpu::fake_memory::FakeMemory;
+use crate::vmm::cpu::memory::{AccessError, VirtualMemory};
 use crate::vmm::cpu::{
     DescriptorTable, Features, GUEST_CS, GuestCpu, TaskRegister, cr0, cr4, efer, gpr, is_canonical,
     rflags,
 };
-use crate::vmm::emulate::{Destination, Effect, Emulated, PortWidth, emulate};
-use crate::vmm::exceptions::{EXCEPTION_VECTORS, Exception, Stop, has_error_code, vector};
-use crate::vmm::fake_memory::FakeMemory;
-use crate::vmm::inject::inject;
-use crate::vmm::memory::{AccessError, VirtualMemory};
 
 /// Longest instruction.
 const MAX_BYTES: u64 = 15;
@@ -477,7 +477,7 @@ fn deliver(cpu: &mut GuestCpu, memory: &LoggedMemory, exception: Exception) -> b
         assert_eq!(exception.cr2.is_some(), vector == vector::PF, "{exception:?}");
     }
     let before = cpu.clone();
-    let result = inject(cpu, memory, exception);
+    let result = deliver::deliver(cpu, memory, exception);
     let log = memory.take_log();
     assert!(log.len() <= 15, "a delivery of {} accesses", log.len());
     let writes: Vec<_> = log.iter().filter(|made| is_write(made)).collect();

@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell};
 
 use crate::host_mm::MmError;
 use crate::shadow_mmu::{Access, PagingContext};
-use crate::vmm::fake_memory::FakeMemory;
-use crate::vmm::memory::{AccessError, VirtualMemory};
+use crate::vmm::cpu::fake_memory::FakeMemory;
+use crate::vmm::cpu::memory::{AccessError, VirtualMemory};
 
 /// An access that was made.
 #[derive(Clone, Debug)]

@@ -10,15 +10,16 @@ use crate::host_mm::MemoryObject;
 use crate::iotlb::Iotlb;
 use crate::shadow_mmu::ShadowStats;
 
-use super::clone::CloneFigures;
-use super::devices::dma::DmaStats;
+use super::contract::control_block::GuestCounters;
+use super::contract::devices::dma::DmaStats;
+use super::contract::observer::{ViolationReport, VmObserver};
+use super::contract::services::Services;
 use super::direct::DirectVm;
 use super::error::VmError;
-use super::hypercall::{ViolationReport, VmObserver};
-use super::machine::GuestCounters;
-use super::services::Services;
-use super::stats::{FaultLatency, VcpuCounts};
-use super::vm::{Outcome, Vm};
+use super::run::outcome::Outcome;
+use super::run::stats::{FaultLatency, VcpuCounts};
+use super::shadow::CloneFigures;
+use super::shadow::Vm;
 
 /// See the module's documentation; what is not said here is said of [`Vm`].
 // One or a few of them: their size does not matter.
@@ -33,7 +34,7 @@ pub enum AnyVm {
 impl AnyVm {
     fn services(&self) -> &Services {
         match self {
-            Self::Shadow(vm) => &vm.shared.services,
+            Self::Shadow(vm) => vm.services(),
             Self::Direct(vm) => &vm.services,
         }
     }

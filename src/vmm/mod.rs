@@ -1,69 +1,46 @@
-//! The VMM: KVM, vCPUs and their exits, the monitor, emulation, boot, devices.
+//! The VMM: guests, their vCPUs and exits, and what they find beside memory.
 //!
 //! Guarantee (I9, guest containment): a guest, whatever instructions, page tables and port
 //! accesses it comes up with, reaches no memory but its own, and neither crashes, hangs nor grows
 //! the hypervisor. It goes on by the architecture's rules or its VM ends with a sentence.
 //!
-//! The pieces, from the guest outwards: the `monitor` turns exceptions into exits, `exits`
-//! handles them on the thread of the `vcpu`, [`emulate`] and [`inject`] change the guest's
-//! state, the `gate` keeps all vCPUs out while shadow pages are recycled, the `roster` knows
-//! who runs, and `vm` puts it all together, also from a VM that runs (`clone`).
+//! The rooms, lowest first; each imports from those above it in this list only, and not from the other
+//! of its line (`tests/layering.rs`):
+//!
+//! - `kvm`: KVM as it is
+//! - `error`: what can go wrong, by who is at fault
+//! - `run`: what every machine runs by, and [`cpu`]: the guest's processor in software
+//! - `contract`: what guests that keep to the guest ABI are offered
+//! - `shadow` and [`direct`]: machines with shadow paging, and with direct paging
+//! - [`linux`]: stock Linux kernels
 
 mod any;
-mod assemble;
-pub mod boot;
-mod brief_wait;
-mod clone;
+mod contract;
 pub mod cpu;
-mod cpuid;
-mod cpuid_offered;
-mod devices;
-mod direct;
-pub mod emulate;
+pub mod direct;
 mod error;
-pub mod exceptions;
-mod exit_data;
-mod exits;
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) mod fake_memory;
-mod gate;
-mod host_kind;
-mod hypercall;
-pub mod inject;
-mod kick;
 mod kvm;
 pub mod linux;
-mod machine;
-pub mod memory;
-mod monitor;
-mod offer;
-pub mod plain;
-mod progress;
-mod real;
-mod real_state;
-mod roster;
-mod services;
-mod shared;
-mod stale;
-mod stats;
-mod threads;
-mod vcpu;
-mod vm;
+mod run;
+mod shadow;
 
 pub use any::AnyVm;
-pub(crate) use assemble::shadow_table_bytes;
-pub use clone::CloneFigures;
-pub use devices::dma::DmaStats;
+pub use contract::boot;
+pub use contract::config::{MIN_MEMORY_BYTES, VmConfig};
+pub use contract::control_block::GuestCounters;
+pub(crate) use contract::control_block::window_bytes;
+pub use contract::devices::dma::DmaStats;
+pub use contract::observer::{MAX_KEPT_REPORTS, ViolationReport, VmObserver};
 pub use direct::{DirectVm, Removal};
-pub use error::{GuestError, VmError};
-pub use gate::Position;
-pub use host_kind::{HostKind, HostTraits};
-pub use hypercall::{MAX_KEPT_REPORTS, ViolationReport, VmObserver};
-pub use kvm::{KVM_DEVICE, KvmError};
-pub use machine::GuestCounters;
-pub(crate) use machine::window_bytes;
-pub use offer::KvmOffer;
-pub use roster::VcpuState;
-pub use stale::StaleAccess;
-pub use stats::{FaultLatency, Latencies, VcpuCounts};
-pub use vm::{MIN_MEMORY_BYTES, Outcome, Vm, VmConfig};
+pub use error::{GuestError, StaleAccess, VmError};
+pub use kvm::device::{KVM_DEVICE, KvmError};
+pub use kvm::offer::KvmOffer;
+pub use kvm::pinned::MapError;
+pub use run::gate::Position;
+pub use run::outcome::Outcome;
+pub use run::roster::VcpuState;
+pub use run::stats::{FaultLatency, Latencies, VcpuCounts};
+pub use shadow::CloneFigures;
+pub use shadow::Vm;
+pub(crate) use shadow::shadow_table_bytes;
+pub use shadow::{HostKind, HostTraits};

@@ -19,7 +19,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
-use super::error::LinuxError;
+use super::LinuxError;
 use super::layout::{self, virtio_place};
 use super::power;
 use super::zero_page::narrow;
@@ -49,7 +49,7 @@ pub(super) fn build(vcpus: usize, devices: usize) -> Result<Vec<Placed>, LinuxEr
         return Err(LinuxError::TooManyVcpus { vcpus, max: MAX_VCPUS });
     }
     if devices > layout::MAX_VIRTIO_DEVICES {
-        return Err(LinuxError::TooManyDevices { devices });
+        return Err(LinuxError::TooManyDevices { devices, max: layout::MAX_VIRTIO_DEVICES });
     }
     let mut tables = Tables { next: layout::ACPI, placed: Vec::new() };
     let pointer = tables.reserve(Rsdp::len());

@@ -15,16 +15,17 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::layout::{VIRTIO_BASE, VIRTIO_STRIDE};
-use super::line::Line;
-use super::power::{Power, RESET_CONTROL_PORT, Request};
-use super::room::Room;
 use crate::addr::Gpa;
 use crate::sync::{Mutex, lock};
 use crate::virtio::MmioTransport;
-use crate::vmm::devices::serial::SerialPort;
-use crate::vmm::plain::{Action, Bus};
-use crate::vmm::vm::Outcome;
+use crate::vmm::contract::devices::serial::SerialPort;
+use crate::vmm::run::bus::{Action, Bus};
+use crate::vmm::run::outcome::Outcome;
+
+use super::input_room::Room;
+use super::layout::{VIRTIO_BASE, VIRTIO_STRIDE};
+use super::line::Line;
+use super::power::{Power, RESET_CONTROL_PORT, Request};
 
 const SERIAL: u16 = 0x3f8;
 const SERIAL_LAST: u16 = 0x3ff;

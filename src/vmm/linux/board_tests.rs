@@ -1,5 +1,6 @@
+use crate::vmm::contract::devices::tests::Kept;
+
 use super::*;
-use crate::vmm::devices::tests::Kept;
 
 fn board() -> (Board, Kept) {
     let kept = Kept::default();

@@ -5,7 +5,7 @@
 use linux_loader::loader::bootparam::setup_header;
 use vm_memory::ByteValued;
 
-use super::error::LinuxError;
+use super::LinuxError;
 use super::layout;
 
 /// Offset of the setup header in the file, and in the zero page.
@@ -89,7 +89,7 @@ impl Plan {
 /// Whether a kernel of `[start, end)` has room in a guest with so much memory.
 pub(super) fn check_room(start: u64, end: u64, memory_bytes: u64) -> Result<(), LinuxError> {
     if end > layout::MAPPED_AT_ENTRY {
-        return Err(LinuxError::KernelTooHigh { start, end });
+        return Err(LinuxError::KernelTooHigh { start, end, max: layout::MAPPED_AT_ENTRY });
     }
     if end > memory_bytes {
         return Err(LinuxError::KernelTooLarge { end, memory_bytes });

@@ -4,8 +4,9 @@
 //! here and not by a guest that panics. What a compressed one holds, only the guest knows.
 //! Source: Linux `Documentation/driver-api/early-userspace/buffer-format.rst`.
 
-use super::error::LinuxError;
 use crate::addr::PAGE_SIZE_U64;
+
+use super::LinuxError;
 
 /// Bytes of a header of the format "newc", all of it hexadecimal digits after the magic.
 const HEADER_BYTES: usize = 110;

@@ -9,13 +9,14 @@ use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::{BzImage, Elf, KernelLoader, elf::PvhBootCapability};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::error::LinuxError;
-use super::header::{self, ENTRY_64};
-use super::layout;
 use crate::abi;
 use crate::addr::{Gpa, PAGE_SIZE_U64};
 use crate::host_mm::MemoryObject;
-use crate::vmm::boot::{BootError, Image, program_headers};
+use crate::vmm::contract::boot::{BootError, Image, program_headers};
+
+use super::LinuxError;
+use super::header::{self, ENTRY_64};
+use super::layout;
 
 /// Bytes that are copied from the staging memory at a time.
 const CHUNK_BYTES: usize = 1 << 20;

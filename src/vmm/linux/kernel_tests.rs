@@ -1,7 +1,8 @@
-use super::*;
-use crate::vmm::boot::tests::{CODE, DATA, Header, Maker};
+use crate::vmm::contract::boot::tests::{CODE, DATA, Header, Maker};
 use crate::vmm::linux::header::tests::bzimage;
 use crate::vmm::linux::tests::{RAM, guest};
+
+use super::*;
 use proptest::prelude::*;
 
 /// Where the note of [`vmlinux`] stands in the file.
@@ -34,7 +35,7 @@ pub(in crate::vmm::linux) fn vmlinux(pvh_entry: Option<u32>) -> Vec<u8> {
 fn kinds_are_told_by_their_looks() {
     assert_eq!(KernelKind::of(&bzimage()), KernelKind::BzImage);
     assert_eq!(KernelKind::of(&vmlinux(None)), KernelKind::Vmlinux);
-    assert_eq!(KernelKind::of(crate::vmm::boot::TEST_GUEST), KernelKind::GuestAbi);
+    assert_eq!(KernelKind::of(crate::vmm::contract::boot::TEST_GUEST), KernelKind::GuestAbi);
     assert_eq!(KernelKind::of(b"no kernel"), KernelKind::GuestAbi);
     assert_eq!(KernelKind::of(&[]), KernelKind::GuestAbi);
 }

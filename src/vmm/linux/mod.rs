@@ -7,17 +7,16 @@
 
 mod acpi;
 mod board;
-mod error;
 mod header;
 mod initrd;
+mod input_room;
 mod kernel;
 pub mod layout;
 mod line;
-mod machine;
 mod power;
 mod pvh;
 mod registers;
-mod room;
+mod vm;
 mod zero_page;
 
 use std::ops::Range;
@@ -26,11 +25,12 @@ use vm_memory::ByteValued;
 
 use crate::addr::Gpa;
 use crate::host_mm::MemoryObject;
-use crate::vmm::boot::{self, BootMap};
 
-pub use error::{LinuxError, NEEDS_VIRTUALISATION};
+use super::contract::boot::{self, BootMap};
+
+pub use crate::vmm::error::{LinuxError, NEEDS_VIRTUALISATION};
 pub use kernel::KernelKind;
-pub use machine::{LinuxInput, LinuxVm};
+pub use vm::{LinuxInput, LinuxVm};
 
 pub(crate) use kernel::Entry;
 use kernel::Kernel;
@@ -65,7 +65,7 @@ struct Memory {
 pub(crate) fn load(object: &MemoryObject, image: &LinuxImage<'_>) -> Result<Entry, LinuxError> {
     let bytes = object.bytes();
     if bytes > layout::MAX_MEMORY_BYTES {
-        return Err(LinuxError::MemorySize { bytes });
+        return Err(LinuxError::MemorySize { bytes, max: layout::MAX_MEMORY_BYTES });
     }
     // All checks come before the first write.
     let kernel = Kernel::check(image.kernel, bytes)?;

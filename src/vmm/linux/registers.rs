@@ -5,10 +5,11 @@
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
-use super::kernel::Entry;
-use super::layout;
 use crate::abi;
 use crate::vmm::cpu::{cr0, cr4, efer, rflags};
+
+use super::kernel::Entry;
+use super::layout;
 
 /// `__BOOT_CS`, `__BOOT_DS`, and a task state segment, which entering a guest wants.
 const CODE: u16 = 0x10;

@@ -1,7 +1,8 @@
 use std::sync::Arc;
 
-use super::*;
 use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, Placement, SwapConfig};
+
+use super::*;
 
 /// Memory of the guests here.
 pub(super) const RAM: u64 = 64 << 20;

@@ -11,7 +11,7 @@ use gnomon::addr::Gpa;
 use gnomon::direct_mmu::DirectConfig;
 use gnomon::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MmError, Placement};
 use gnomon::sync::lock;
-use gnomon::vmm::plain::{Action, Bus, PlainConfig, PlainMachine, Registers};
+use gnomon::vmm::direct::{Action, Bus, PlainConfig, PlainMachine, Registers};
 use gnomon::vmm::{GuestError, Outcome, VmError};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;

@@ -1,0 +1,60 @@
+//! What is on the other side of a plain machine's ports and of its addresses that are no memory.
+
+use crate::addr::Gpa;
+use crate::vmm::error::GuestError;
+use crate::vmm::kvm::registers::Registers;
+
+use super::outcome::Outcome;
+use super::roster::StartRefused;
+
+/// What a vCPU's accesses that leave the guest reach. Called on the vCPU's thread, which must not be
+/// kept for long: a stop waits for it.
+pub trait Bus: Send + Sync {
+    /// `in`, of 1, 2 or 4 bytes; a string of them comes one by one.
+    fn port_in(&self, vcpu: usize, port: u16, data: &mut [u8]) -> Action;
+    /// `out`, likewise.
+    fn port_out(&self, vcpu: usize, port: u16, data: &[u8]) -> Action;
+    /// A read of 1 to 8 bytes where there is no memory.
+    fn mmio_read(&self, vcpu: usize, gpa: Gpa, data: &mut [u8]) -> Action;
+    /// A write, likewise.
+    fn mmio_write(&self, vcpu: usize, gpa: Gpa, data: &[u8]) -> Action;
+
+    /// Carries out the request that the caller's registers hold, after [`Action::Hypercall`]. Others
+    /// are started by `start`.
+    fn hypercall(
+        &self,
+        _vcpu: usize,
+        _caller: &Registers,
+        _start: &StartVcpu<'_>,
+    ) -> HypercallResult {
+        HypercallResult::Value(u64::MAX)
+    }
+
+    /// The machine is over: whoever waits in a device is to go on. Called once or more, by any thread.
+    fn over(&self) {}
+}
+
+/// Starts another vCPU with these registers.
+pub type StartVcpu<'a> = dyn Fn(usize, Registers) -> Result<(), StartRefused> + 'a;
+
+/// What follows an access.
+#[derive(Debug)]
+pub enum Action {
+    /// Back into the guest.
+    Continue,
+    /// [`Bus::hypercall`], whose result the guest finds in RAX. Only after `out`.
+    Hypercall,
+    /// The guest must not do that: its machine fails, with a sentence that names the vCPU and where
+    /// it was.
+    Refuse(GuestError),
+    /// The machine is over.
+    End(Outcome),
+}
+
+/// What a hypercall does.
+pub enum HypercallResult {
+    /// Goes on with this value in RAX.
+    Value(u64),
+    /// Ends the VM.
+    End(Outcome),
+}
