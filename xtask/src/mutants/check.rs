@@ -125,8 +125,12 @@ impl Check {
         let has_ended = *status != 0 && *status != TIMED_OUT;
         self.has_run(ended)
             && match self.kind {
-                // For the reason that it is there for, and not because the search was too large.
-                Kind::Loom | Kind::Shuttle => has_failed && !log.contains("exceeded maximum"),
+                // For the reason that it is there for, and not because the search was too large. What is
+                // dropped after a deadlock may panic once more, which aborts.
+                Kind::Loom | Kind::Shuttle => {
+                    let has_aborted = *status > 128 && log.contains("panicked at");
+                    (has_failed || has_aborted) && !log.contains("exceeded maximum")
+                }
                 Kind::Unit | Kind::Test => has_failed || *status > 128,
                 Kind::Stress => {
                     has_ended && (log.contains("FAILED") || log.contains("panicked at"))
@@ -175,13 +179,14 @@ mod tests {
         let nothing_ran = ended(0, "running 0 tests\ntest result: ok. 0 passed\n");
         let hung = ended(TIMED_OUT, "running 1 test\n");
         let crashed = ended(139, "running 1 test\n");
+        let aborted = ended(134, "running 1 test\nthread 'a' panicked at b\ndeadlock\n");
         let too_large = ended(
             101,
             "running 1 test\nModel exceeded maximum number of branches\ntest result: FAILED.\n",
         );
         for (line, caught, missed) in [
             ("unit a", vec![&failed, &crashed], vec![&nothing_ran, &hung]),
-            ("loom a", vec![&failed], vec![&nothing_ran, &hung, &crashed, &too_large]),
+            ("loom a", vec![&failed, &aborted], vec![&nothing_ran, &hung, &crashed, &too_large]),
         ] {
             for ended in caught {
                 assert!(check(line).is_caught(ended), "{line}: {}", ended.log);
