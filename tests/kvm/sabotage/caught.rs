@@ -12,8 +12,13 @@ use crate::process::run;
 use crate::trial::{Ignore, kvm_trial, kvm_trial_or_ignore};
 
 /// Enough pressure for every sabotage to show in seconds.
-const MACHINE: [&str; 8] =
-    ["--memory", "96M", "--host-memory", "24M", "--vcpus", "2", "--seed", "1"];
+const MACHINE: [&str; 6] = ["--memory", "96M", "--host-memory", "24M", "--vcpus", "2"];
+/// What the guest itself finds.
+const ORACLE: &str = "guest_oracle";
+/// That the guest could not go on.
+const RUN: &str = "run";
+/// Runs in which the oracle may be last.
+const MAX_RUNS: u32 = 10;
 
 /// The window instead of shadow page tables.
 const DIRECT: [&str; 2] = ["--paging", "direct"];
@@ -28,7 +33,6 @@ const CLONES: [&str; 4] = ["--vms", "2", "--churn", "1s"];
 
 pub(crate) fn trials() -> Vec<Trial> {
     // Each name with the checks that may be the first to notice.
-    const ORACLE: &str = "guest_oracle";
     const HOST: &str = "host_memory";
     /// A write that the dirty log, or who looks at a snapshot, has missed.
     const OBSERVER: &str = "observer";
@@ -75,11 +79,21 @@ fn caught(
     kvm_trial_or_ignore(&trial, move || is_caught(name, arguments, checks))
 }
 
-/// The same, but what all other checks find does not count.
+/// The same, but what all other checks find does not count. What a sabotage lets go astray may hit the
+/// guest's own page tables or its code, and it falls over before it can look: then the next seed's turn
+/// has come.
 fn seen_by_the_oracle(name: &'static str, arguments: &'static [&'static str]) -> Trial {
     let trial = format!("sabotage_{}_is_seen_by_the_oracle", name.replace('-', "_"));
     kvm_trial_or_ignore(&trial, move || {
-        is_caught(name, &[&["--until-oracle"], arguments].concat(), &["guest_oracle"])
+        let all = [&["--until-oracle"], arguments].concat();
+        for seed in 1..=MAX_RUNS {
+            let by = noticed_by(name, &all, seed)?;
+            if by == ORACLE {
+                return Ok(());
+            }
+            assert_eq!(by, RUN, "seed {seed}");
+        }
+        panic!("the guest fell over in each of {MAX_RUNS} runs");
     })
 }
 
@@ -121,7 +135,15 @@ fn stress(arguments: &[&str]) -> (i32, String, Value) {
 }
 
 fn is_caught(name: &str, arguments: &[&str], checks: &[&str]) -> Result<(), Ignore> {
-    let all = [&["--duration", "60s", "--sabotage", name], arguments].concat();
+    let by = noticed_by(name, arguments, 1)?;
+    assert!(checks.contains(&by.as_str()), "noticed by {by}");
+    Ok(())
+}
+
+/// The check that was the first to notice.
+fn noticed_by(name: &str, arguments: &[&str], seed: u32) -> Result<String, Ignore> {
+    let seed = seed.to_string();
+    let all = [&["--duration", "60s", "--sabotage", name, "--seed", &seed], arguments].concat();
     let (code, text, report) = stress(&all);
     if code == 0 {
         hardly_shows(name)?;
@@ -133,7 +155,9 @@ fn is_caught(name: &str, arguments: &[&str], checks: &[&str]) -> Result<(), Igno
     let seconds = report["detection"]["seconds"].as_f64().expect("a time");
     assert!(seconds <= 60.0, "noticed after {seconds} s: {text}");
     let by = report["detection"]["by"].as_str().expect("a check");
-    assert!(checks.contains(&by), "noticed by {by}: {text}");
+    if by == RUN {
+        return Ok(by.to_owned());
+    }
     // The first violation names a page: a guest frame, a page or a slot, by its number.
     let first = report["violations"]["first"][0]["text"].as_str().expect("a sentence");
     let names_a_page = ["frame ", "page "].iter().any(|word| {
@@ -142,12 +166,13 @@ fn is_caught(name: &str, arguments: &[&str], checks: &[&str]) -> Result<(), Igno
     });
     assert!(names_a_page, "no page in {first:?}");
     assert!(text.contains(first), "the report for people says it, too: {text}");
-    Ok(())
+    Ok(by.to_owned())
 }
 
 fn control(arguments: &[&str]) {
     until_enough(5, |duration| {
-        let (code, text, report) = stress(&[&["--duration", duration], arguments].concat());
+        let machine = ["--duration", duration, "--seed", "1"];
+        let (code, text, report) = stress(&[&machine, arguments].concat());
         assert_eq!(code, 0, "{text}");
         assert_eq!(report["result"], "passed", "{text}");
         assert_eq!(report["violations"]["total"], 0, "{text}");
