@@ -68,7 +68,7 @@ fn is_clean(options: &[&str], counts: &[&str]) {
     let report = ["stress", "--paging", "direct", "--json", json.to_str().expect("a plain path")];
     let machine = ["--memory", "96M", "--host-memory", "24M", "--vcpus", "2"];
     let floors: Vec<(&str, u64)> = counts.iter().map(|&count| (count, 1)).collect();
-    until_enough(8, |duration| {
+    until_enough(4, |duration| {
         let words = [&report[..], &machine, &["--duration", duration], options].concat();
         let finished = run(&words).with_code(0);
         assert!(finished.stdout.contains("PASSED"), "{finished:#?}");

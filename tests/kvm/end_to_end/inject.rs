@@ -154,7 +154,7 @@ fn a_slow_notifier() {
 /// itself: from then on nothing of the old translations may be left, the host's flush or not.
 fn late_flushes_beside_the_guests_own() {
     let invalidations = "reclaim,clean,migrate,merge,cow,remap";
-    until_enough(8, |duration| {
+    until_enough(4, |duration| {
         let arguments =
             ["--duration", duration, "--workload", "paging", "--invalidate", invalidations];
         let (finished, report) = stress("slow-notifier=2@0.2", &arguments);
@@ -166,7 +166,7 @@ fn late_flushes_beside_the_guests_own() {
 
 /// Flushes sleep until the device is through with its access.
 fn a_slow_device() {
-    until_enough(5, |duration| {
+    until_enough(3, |duration| {
         let arguments = ["--duration", duration, "--seed", "3", "--dma", "20"];
         let (finished, report) = stress("slow-device=2", &arguments);
         assert!(finished.with_code(0).stdout.contains("PASSED"), "{report:#}");

@@ -136,7 +136,7 @@ fn peers_come_and_go() {
 }
 
 fn peers_that_hang_are_cut_off() {
-    until_enough(4, |duration| {
+    until_enough(2, |duration| {
         let served = Served::start(&["--duration", duration, "--peer-limit", "200"]);
         let hangs = peer(&served.socket(), &["--hang-after", "5", "--duration", "1h"]);
         let hung = before_the_end(hangs);
@@ -153,7 +153,7 @@ fn peers_that_hang_are_cut_off() {
 }
 
 fn peers_that_are_killed() {
-    until_enough(4, |duration| {
+    until_enough(2, |duration| {
         let served = Served::start(&["--duration", duration, "--peer-limit", PATIENT]);
         for _ in 0..3 {
             let victim = peer(&served.socket(), &["--duration", "1h"]);
@@ -172,7 +172,7 @@ fn peers_that_are_killed() {
 
 /// Where `limit` must not be what cuts a peer off, it is [`PATIENT`].
 fn injected(item: &str, limit: &str, why: &str) {
-    until_enough(4, |duration| {
+    until_enough(2, |duration| {
         let arguments = ["--duration", duration, "--peer-limit", limit, "--inject", item];
         let served = Served::start(&arguments);
         let victim = peer(&served.socket(), &["--duration", "1h"]);
