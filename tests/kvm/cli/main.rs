@@ -5,6 +5,9 @@ mod bzimage;
 mod linux;
 #[path = "../common/patience.rs"]
 mod patience;
+#[path = "../common/process.rs"]
+#[allow(dead_code, reason = "the other suites need more of it")]
+mod process;
 #[path = "../common/trial.rs"]
 mod trial;
 
@@ -55,7 +58,7 @@ fn main() -> ExitCode {
 }
 
 fn gnomon(words: &[&[&str]]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gnomon"));
+    let mut command = Command::new(process::gnomon());
     command.args(words.concat()).stdin(Stdio::null());
     command
 }
@@ -199,7 +202,8 @@ fn output_that_cannot_be_written_is_told() {
     }
     // Closed, not sent to where nobody reads it.
     let child = Command::new("sh")
-        .args(["-c", r#"exec "$0" "$@" >&-"#, env!("CARGO_BIN_EXE_gnomon")])
+        .args(["-c", r#"exec "$0" "$@" >&-"#])
+        .arg(process::gnomon())
         .args([&BOOT[..], &quick].concat())
         .stderr(Stdio::piped())
         .spawn();
