@@ -36,6 +36,7 @@ use config::UsageError;
 use limits::HostLimits;
 use linux::Resolved;
 
+use crate::sys::heap;
 use crate::sys::signal::ignore_file_size_signal;
 
 /// Exit code of a command line that cannot be run.
@@ -45,6 +46,7 @@ const EXIT_FAILURE: u8 = 1;
 
 /// Runs the command line `words`, the program's name first, and returns the process's exit code.
 pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    heap::share_if_addresses_are_limited();
     // Whoever writes too much is told so, and can give the terminal back. Without it nothing is worse
     // than it was.
     let _ = ignore_file_size_signal();

@@ -15,6 +15,7 @@ pub mod block_device;
 pub(crate) mod foreign;
 #[cfg(test)]
 pub(crate) mod generous;
+pub mod heap;
 pub mod job_control;
 pub mod memory;
 pub mod names;

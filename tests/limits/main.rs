@@ -263,6 +263,10 @@ fn enough() {
     let spare_kib = 4 << 10;
     let kib = asked(Limits::default().address_space(64 << 20));
     boot(Limits::default().address_space((kib + spare_kib) << 10));
+    // And more is no worse: whatever threads the C library would give heaps of their own.
+    for percent in [125, 150, 200, 250, 300] {
+        boot(Limits::default().address_space((kib * percent / 100) << 10));
+    }
     let kib = asked(Limits::default().private_memory(8 << 20));
     boot(Limits::default().private_memory((kib + spare_kib) << 10));
     let files = asked(Limits::default().open_files(10));
