@@ -5,8 +5,6 @@ compile_error!(
     "gnomon needs 64-bit Linux on x86-64: it drives /dev/kvm and builds x86-64 page tables"
 );
 
-#[path = "../guest/src/abi.rs"]
-pub mod abi;
 pub mod addr;
 #[cfg(not(any(loom, shuttle)))]
 pub mod cli;
@@ -23,9 +21,6 @@ pub mod fuzzing;
 pub mod host_mm;
 pub mod iotlb;
 #[cfg(not(any(loom, shuttle)))]
-#[path = "../guest/src/page_format.rs"]
-pub mod page_format;
-#[cfg(not(any(loom, shuttle)))]
 pub mod peer;
 #[cfg(not(any(loom, shuttle)))]
 pub mod shadow_mmu;
@@ -36,3 +31,6 @@ pub mod sys;
 pub mod virtio;
 #[cfg(not(any(loom, shuttle)))]
 pub mod vmm;
+
+#[doc(no_inline)]
+pub use gnomon_abi::{self as abi, page_format};
