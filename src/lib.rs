@@ -26,11 +26,12 @@ pub mod peer;
 pub mod shadow_mmu;
 pub mod sync;
 #[cfg(not(any(loom, shuttle)))]
-pub mod sys;
-#[cfg(not(any(loom, shuttle)))]
 pub mod virtio;
 #[cfg(not(any(loom, shuttle)))]
 pub mod vmm;
 
 #[doc(no_inline)]
 pub use gnomon_abi::{self as abi, page_format};
+#[cfg(not(any(loom, shuttle)))]
+#[doc(no_inline)]
+pub use gnomon_sys as sys;

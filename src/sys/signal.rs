@@ -157,7 +157,7 @@ static STOP_TIME: AtomicU64 = AtomicU64::new(0);
 /// then says nothing of the rest, and whoever asked for it looks here, too, and says so.
 #[must_use]
 pub fn is_stop_asked() -> bool {
-    #[cfg(test)]
+    #[cfg(feature = "testing")]
     if let Some(is_asked) = pretended::look() {
         return is_asked;
     }
@@ -180,7 +180,7 @@ pub const STOP_PATIENCE: Duration = Duration::from_secs(1);
 /// Whether a stop was asked for so long ago that nothing is to be waited for any more.
 #[must_use]
 pub fn is_patience_over() -> bool {
-    #[cfg(test)]
+    #[cfg(feature = "testing")]
     if let Some(is_asked) = pretended::look() {
         return is_asked;
     }
@@ -381,8 +381,9 @@ pub(super) fn set_action(
 
 /// For tests of what leaves off when a stop is asked for: signals are the whole process's, and so
 /// are not for them.
-#[cfg(test)]
-pub(crate) mod pretended {
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod pretended {
     use std::cell::Cell;
 
     thread_local! {
@@ -391,11 +392,12 @@ pub(crate) mod pretended {
 
     /// As long as it lives, this thread finds that a stop was asked for.
     #[must_use]
-    pub(crate) struct Stop(());
+    #[derive(Debug)]
+    pub struct Stop(());
 
     impl Stop {
         /// From the look after so many.
-        pub(crate) fn after(looks: u32) -> Self {
+        pub fn after(looks: u32) -> Self {
             LOOKS_LEFT.set(Some(looks));
             Self(())
         }
@@ -495,7 +497,7 @@ mod tests {
             assert_eq!(of_a_kicked_read(KickSignal::install().unwrap()), Errno::EINTR);
             return;
         }
-        let name = "sys::signal::tests::a_kick_needs_no_room_among_pending_signals";
+        let name = "signal::tests::a_kick_needs_no_room_among_pending_signals";
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", name, "--nocapture", "--test-threads=1"])
             .env(CHILD_WITHOUT_QUEUE, "1")
@@ -514,7 +516,7 @@ mod tests {
         if let Some(left_over) = std::env::var_os(CHILD) {
             stop_child(left_over.as_ref());
         }
-        let name = "sys::signal::tests::the_first_stop_is_noted_and_the_second_ends_the_process";
+        let name = "signal::tests::the_first_stop_is_noted_and_the_second_ends_the_process";
         let folder = tempfile::tempdir().unwrap();
         let left_over = folder.path().join("socket");
         let output = Command::new(std::env::current_exe().unwrap())
@@ -543,7 +545,7 @@ mod tests {
 
     fn stop_child(left_over: &std::path::Path) -> ! {
         std::fs::write(left_over, "").unwrap();
-        let _removed = crate::sys::names::Leftover::new(left_over).unwrap();
+        let _removed = crate::names::Leftover::new(left_over).unwrap();
         let stop = StopNotice::install().unwrap();
         assert_eq!((stop.signal(), stop.since(), is_stop_asked()), (None, None, false));
         assert!(!stop.wait(Some(Duration::ZERO)).unwrap());

@@ -2,7 +2,7 @@
 //! settings are the terminal's, and the handlers the process's.
 
 use super::*;
-use crate::sys::signal::{self, StopNotice};
+use crate::signal::{self, StopNotice};
 use nix::pty::openpty;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;

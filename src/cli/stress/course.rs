@@ -17,7 +17,7 @@ use crate::cli::fleet::{Fate, Member};
 use crate::cli::machine::Machine;
 use crate::cli::values::human_count;
 use crate::cli::violations::{self, Check, EndCheck, Violation};
-use crate::sync::Patience;
+use crate::sys::Patience;
 use crate::vmm::Outcome;
 
 /// Time for the last sweep that any guest gets ...
