@@ -20,7 +20,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         kvm_trial("standard_output_full", standard_output_full),
         kvm_trial(
             "standard_error_that_is_full_is_told_by_the_exit_code",
-            standard_error_that_is_full_is_told_by_the_exit_code,
+            standard_error_full,
         ),
         kvm_trial("standard_error_closed_early", standard_error_closed_early),
     ]
