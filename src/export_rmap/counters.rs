@@ -34,11 +34,12 @@ macro_rules! __counters {
         pub struct $Stats:ident { $($(#[$doc:meta])* $name:ident,)* }
         $(live $visible:vis struct $Live:ident;)?
     ) => {
-        $(#[$about])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        #[cfg_attr(feature = "serde", derive(serde::Serialize))]
-        pub struct $Stats {
-            $($(#[$doc])* pub $name: u64,)*
+        $crate::counters::figures! {
+            $(#[$about])*
+            #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+            pub struct $Stats {
+                $($(#[$doc])* pub $name: u64,)*
+            }
         }
 
         impl $Stats {
@@ -71,7 +72,32 @@ macro_rules! __live {
     };
 }
 
-pub use {__counters as counters, __live as live};
+/// What can be serialised, if this crate was built so.
+#[doc(hidden)]
+#[macro_export]
+#[cfg(feature = "serde")]
+macro_rules! __figures {
+    ($figures:item) => {
+        #[derive($crate::counters::serde::Serialize)]
+        #[serde(crate = "gnomon_export_rmap::counters::serde")]
+        $figures
+    };
+}
+
+/// What could be serialised.
+#[doc(hidden)]
+#[macro_export]
+#[cfg(not(feature = "serde"))]
+macro_rules! __figures {
+    ($figures:item) => {
+        $figures
+    };
+}
+
+#[doc(hidden)]
+#[cfg(feature = "serde")]
+pub use serde;
+pub use {__counters as counters, __figures as figures, __live as live};
 
 #[cfg(test)]
 #[allow(unreachable_pub)]

@@ -13,6 +13,10 @@
 //! The model is Robin Holt's export notifier of January 2008; `docs/protocol.md` maps each element
 //! of the mail to a file here.
 
+// For what `counters!` refers to by this name, here as in other crates.
+#[cfg(feature = "serde")]
+extern crate self as gnomon_export_rmap;
+
 pub mod addr;
 mod check;
 pub mod client;
