@@ -121,6 +121,7 @@ pub mod pausing_client;
 pub mod rmap;
 pub mod sequence;
 pub mod sync;
+pub mod trace;
 
 pub use check::Differences;
 pub use client::{ClientGuard, ClientLock, Exported, Gone};
