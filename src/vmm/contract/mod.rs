@@ -5,6 +5,7 @@
 //! hypercall is answered, and what the guest says is a claim that moves nothing outside its own VM.
 
 pub mod boot;
+pub(super) mod bus;
 pub(super) mod config;
 pub(super) mod control_block;
 pub(super) mod devices;

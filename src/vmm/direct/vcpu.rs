@@ -12,7 +12,7 @@ use crate::addr::Gpa;
 use crate::vmm::error::{GuestError, VmError};
 use crate::vmm::kvm::device::io_error;
 use crate::vmm::kvm::exit_data;
-use crate::vmm::kvm::registers::Registers;
+use crate::vmm::kvm::registers::{Registers, load_gpr};
 use crate::vmm::run::bus::{Action, HypercallResult};
 use crate::vmm::run::kick::Kicker;
 use crate::vmm::run::outcome::Outcome;
@@ -220,8 +220,11 @@ impl Vcpu {
         self.counts(|counts| counts.hypercalls.add(1));
         let caller = Registers::of(&self.fd)?;
         let shared = Arc::clone(&self.shared);
-        let start = |index, registers| shared.roster.start(index, Begin::At(Box::new(registers)));
-        match shared.bus.hypercall(self.index, &caller, &start) {
+        let start = |index, rip, argument| {
+            let registers = started_by(&caller, rip, argument);
+            shared.roster.start(index, Begin::At(Box::new(registers)))
+        };
+        match shared.bus.hypercall(self.index, &load_gpr(&caller.regs), &start) {
             HypercallResult::End(outcome) => Ok(Next::End(outcome)),
             HypercallResult::Value(value) => {
                 let regs = kvm_bindings::kvm_regs { rax: value, ..caller.regs };
@@ -244,4 +247,15 @@ impl Vcpu {
         let rip = self.fd.get_regs().map_or(0, |regs| regs.rip);
         VmError::Guest { vcpu: self.index, rip, source }
     }
+}
+
+/// The state of a vCPU that `caller` starts, at CPL 0: its control registers and descriptor tables, and
+/// nothing else of it.
+fn started_by(caller: &Registers, rip: u64, argument: u64) -> Registers {
+    let mut started = Registers::long_mode();
+    (started.regs.rip, started.regs.rdi) = (rip, argument);
+    let (from, to) = (&caller.sregs, &mut started.sregs);
+    (to.cr0, to.cr3, to.cr4, to.efer) = (from.cr0, from.cr3, from.cr4, from.efer);
+    (to.gdt, to.idt) = (from.gdt, from.idt);
+    started
 }

@@ -17,21 +17,18 @@ use crate::host_mm::HostMm;
 use crate::iotlb::Iotlb;
 use crate::sync::Patience;
 use crate::vmm::contract::boot::{self, BootMap, Image};
+use crate::vmm::contract::bus::AbiBus;
 use crate::vmm::contract::config::{IOTLB_ENTRIES, VmConfig, check_memory};
 use crate::vmm::contract::control_block::{ControlBlock, window_bytes};
+use crate::vmm::contract::devices::PortBus;
 use crate::vmm::contract::devices::dma::DmaDevice;
-use crate::vmm::contract::devices::{PortAction, PortBus};
-use crate::vmm::contract::hypercall::hypercall;
 use crate::vmm::contract::observer::Reports;
 use crate::vmm::contract::services::{Services, TakeBack, free_pages};
-use crate::vmm::cpu::emulate::PortWidth;
 use crate::vmm::cpu::{GuestCpu, gpr};
-use crate::vmm::error::{GuestError, VmError};
+use crate::vmm::error::VmError;
 use crate::vmm::kvm::device::{self, KvmDevice};
 use crate::vmm::kvm::pinned::map_shared;
-use crate::vmm::kvm::registers::Registers;
-use crate::vmm::kvm::registers::{load_gpr, store_gpr};
-use crate::vmm::run::bus::{Action, Bus, HypercallResult, StartVcpu};
+use crate::vmm::kvm::registers::{Registers, store_gpr};
 use crate::vmm::run::outcome::Outcome;
 use crate::vmm::run::stats::VcpuCounts;
 
@@ -110,7 +107,7 @@ impl DirectVm {
             pinned: vec![Slot { gpa: Gpa::new(abi::WINDOW_GPA), region: window }],
             vcpus,
             irqchip: false,
-            bus: Arc::new(AbiBus { services: services.clone() }),
+            bus: Arc::new(AbiBus::new(services.clone())),
         })?;
         // Set once: only here.
         let _ = paging.set(Arc::downgrade(machine.paging()));
@@ -217,60 +214,4 @@ fn at_cpl0(cpu: &GuestCpu) -> Registers {
     let sregs = &mut at.sregs;
     (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer);
     at
-}
-
-/// The state of a vCPU that `caller` starts, at CPL 0: its control registers and descriptor tables, and
-/// nothing else of it.
-fn started_by(caller: &Registers, rip: u64, argument: u64) -> Registers {
-    let mut started = Registers::long_mode();
-    (started.regs.rip, started.regs.rdi) = (rip, argument);
-    let (from, to) = (&caller.sregs, &mut started.sregs);
-    (to.cr0, to.cr3, to.cr4, to.efer) = (from.cr0, from.cr3, from.cr4, from.efer);
-    (to.gdt, to.idt) = (from.gdt, from.idt);
-    started
-}
-
-/// The contract's ports.
-struct AbiBus {
-    services: Arc<Services>,
-}
-
-impl Bus for AbiBus {
-    fn port_in(&self, _vcpu: usize, port: u16, data: &mut [u8]) -> Action {
-        if let Some(width) = PortWidth::from_bytes(data.len()) {
-            let value = self.services.bus.read(port, width).to_le_bytes();
-            data.copy_from_slice(&value[..data.len()]);
-        }
-        Action::Continue
-    }
-
-    fn port_out(&self, _vcpu: usize, port: u16, data: &[u8]) -> Action {
-        let Some(width) = PortWidth::from_bytes(data.len()) else {
-            return Action::Continue;
-        };
-        let mut value = [0; 4];
-        value[..data.len()].copy_from_slice(data);
-        match self.services.bus.write(port, width, u32::from_le_bytes(value)) {
-            PortAction::None => Action::Continue,
-            PortAction::Exit(code) => Action::End(Outcome::GuestExit(code)),
-            PortAction::Hypercall => Action::Hypercall,
-        }
-    }
-
-    fn mmio_read(&self, _vcpu: usize, gpa: Gpa, _data: &mut [u8]) -> Action {
-        Action::Refuse(GuestError::OutsideRam { gpa })
-    }
-
-    fn mmio_write(&self, _vcpu: usize, gpa: Gpa, _data: &[u8]) -> Action {
-        Action::Refuse(GuestError::OutsideRam { gpa })
-    }
-
-    fn hypercall(&self, vcpu: usize, caller: &Registers, start: &StartVcpu<'_>) -> HypercallResult {
-        let start = |index, rip, argument| start(index, started_by(caller, rip, argument));
-        hypercall(&self.services, vcpu, &load_gpr(&caller.regs), start)
-    }
-
-    fn over(&self) {
-        self.services.bus.dma().stop();
-    }
 }

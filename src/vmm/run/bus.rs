@@ -1,8 +1,11 @@
-//! What is on the other side of a plain machine's ports and of its addresses that are no memory.
+//! What is on the other side of a machine's ports and of its addresses that are no memory.
+//!
+//! Guarantee: whoever runs guest code, and however, knows of what the guest reaches beside its memory
+//! no more than this; and a device knows of vCPUs only their numbers and, in a hypercall, their
+//! registers by number.
 
 use crate::addr::Gpa;
 use crate::vmm::error::GuestError;
-use crate::vmm::kvm::registers::Registers;
 
 use super::outcome::Outcome;
 use super::roster::StartRefused;
@@ -19,12 +22,12 @@ pub trait Bus: Send + Sync {
     /// A write, likewise.
     fn mmio_write(&self, vcpu: usize, gpa: Gpa, data: &[u8]) -> Action;
 
-    /// Carries out the request that the caller's registers hold, after [`Action::Hypercall`]. Others
-    /// are started by `start`.
+    /// Carries out the request that the caller's general registers hold, in the order in which
+    /// instructions encode them, after [`Action::Hypercall`]. Others are started by `start`.
     fn hypercall(
         &self,
         _vcpu: usize,
-        _caller: &Registers,
+        _registers: &[u64; 16],
         _start: &StartVcpu<'_>,
     ) -> HypercallResult {
         HypercallResult::Value(u64::MAX)
@@ -34,8 +37,9 @@ pub trait Bus: Send + Sync {
     fn over(&self) {}
 }
 
-/// Starts another vCPU with these registers.
-pub type StartVcpu<'a> = dyn Fn(usize, Registers) -> Result<(), StartRefused> + 'a;
+/// Starts another vCPU: its index, where it begins, and the argument that it finds in RDI. What else it
+/// begins with is its caller's matter.
+pub type StartVcpu<'a> = dyn Fn(usize, u64, u64) -> Result<(), StartRefused> + 'a;
 
 /// What follows an access.
 #[derive(Debug)]

@@ -12,6 +12,7 @@ use crate::iotlb::Iotlb;
 use crate::shadow_mmu::{ShadowConfig, ShadowMmu, TableMemory};
 use crate::sync::Mutex;
 use crate::vmm::contract::boot::{self, BootMap, Image};
+use crate::vmm::contract::bus::AbiBus;
 use crate::vmm::contract::config::{IOTLB_ENTRIES, VmConfig, check_memory, check_vcpus};
 use crate::vmm::contract::control_block::{ControlBlock, window_bytes};
 use crate::vmm::contract::devices::PortBus;
@@ -289,13 +290,15 @@ fn share(
         window_bytes: plan.window_bytes,
         vcpus: shape.vcpus,
     };
+    let services = Arc::new(services);
     let kicks = kickers.iter().map(|kicker| kicker.clone() as Arc<dyn Kick>).collect();
     Shared {
         kvm,
         shadow,
         monitor,
         cpuid,
-        services: Arc::new(services),
+        bus: Arc::new(AbiBus::new(services.clone())),
+        services,
         gate: Gate::new(kicks),
         roster: Roster::new(shape.vcpus),
         counts: (0..shape.vcpus).map(|_| LiveCounts::default()).collect(),

@@ -12,8 +12,7 @@ use crate::abi;
 use crate::addr::Gva;
 use crate::host_mm::MmError;
 use crate::shadow_mmu::{Access, FaultOutcome, LoadRoot};
-use crate::vmm::contract::devices::PortAction;
-use crate::vmm::contract::hypercall::{hypercall, started_by};
+use crate::vmm::contract::hypercall::started_by;
 use crate::vmm::cpu::deliver::deliver;
 use crate::vmm::cpu::emulate::{
     Destination, Effect, Emulated, PortWidth, asked_behind, emulate, emulate_interrupt, low_u32,
@@ -25,8 +24,7 @@ use crate::vmm::error::{GuestError, VmError};
 use crate::vmm::kvm::device::io_error;
 use crate::vmm::kvm::exit_data;
 use crate::vmm::kvm::registers::{load_gpr, store_gpr};
-use crate::vmm::run::bus::HypercallResult;
-use crate::vmm::run::outcome::Outcome;
+use crate::vmm::run::bus::{Action, HypercallResult};
 
 use super::monitor::{ExceptionFrame, MONITOR_CS};
 use super::vcpu::{Next, StartRequest, Vcpu};
@@ -92,11 +90,11 @@ impl Vcpu {
         }
     }
 
-    /// Bytes of one element of the port exit at hand, and the width that this is.
-    fn port_element(&mut self) -> Result<(usize, PortWidth), VmError> {
+    /// Bytes of one element of the port exit at hand.
+    fn port_element(&mut self) -> Result<usize, VmError> {
         let bytes = exit_data::port_element(&mut self.fd);
         match PortWidth::from_bytes(bytes) {
-            Some(width) => Ok((bytes, width)),
+            Some(width) => Ok(width.bytes()),
             None => {
                 let exit = format!("port access of {bytes} bytes");
                 Err(self.guest_error(GuestError::UnexpectedExit { exit }))
@@ -117,23 +115,12 @@ impl Vcpu {
     fn guest_out(&mut self, port: u16, bytes: &[u8]) -> Result<Next, VmError> {
         self.counts(|counts| counts.port_exits.add(1));
         self.guard.reset();
-        let (element, width) = self.port_element()?;
+        let element = self.port_element()?;
         for chunk in bytes.chunks_exact(element) {
-            let mut value = [0; 4];
-            value[..element].copy_from_slice(chunk);
-            match self.shared.services.bus.write(port, width, u32::from_le_bytes(value)) {
-                PortAction::None => {}
-                PortAction::Exit(code) => return Ok(Next::End(Outcome::GuestExit(code))),
-                PortAction::Hypercall => {
-                    let registers = load_gpr(&self.fd.sync_regs_mut().regs);
-                    match self.hypercall(&registers) {
-                        HypercallResult::End(outcome) => return Ok(Next::End(outcome)),
-                        HypercallResult::Value(value) => {
-                            self.fd.sync_regs_mut().regs.rax = value;
-                            self.fd.set_sync_dirty_reg(SyncReg::Register);
-                        }
-                    }
-                }
+            let action = self.shared.bus.port_out(self.index, port, chunk);
+            match self.follow_real(action)? {
+                Next::Resume => {}
+                next => return Ok(next),
             }
         }
         Ok(Next::Resume)
@@ -142,23 +129,62 @@ impl Vcpu {
     fn guest_in(&mut self, port: u16, bytes: usize) -> Result<Next, VmError> {
         self.counts(|counts| counts.port_exits.add(1));
         self.guard.reset();
-        let (element, width) = self.port_element()?;
-        let mut answer = Vec::with_capacity(bytes);
-        while answer.len() < bytes {
-            let value = self.shared.services.bus.read(port, width).to_le_bytes();
-            answer.extend_from_slice(&value[..element]);
+        let element = self.port_element()?;
+        let mut answer = vec![0; bytes];
+        for data in answer.chunks_exact_mut(element) {
+            let action = self.shared.bus.port_in(self.index, port, data);
+            match self.follow_real(action)? {
+                Next::Resume => {}
+                next => return Ok(next),
+            }
         }
         exit_data::answer_port_read(&mut self.fd, &answer);
         Ok(Next::Resume)
     }
 
-    fn hypercall(&self, registers: &[u64; 16]) -> HypercallResult {
-        self.counts(|counts| counts.hypercalls.add(1));
-        let start = |index, rip, argument| {
-            let cpu = started_by(&self.cpu, rip, argument);
-            self.shared.roster.start(index, StartRequest { cpu, real: None })
-        };
-        hypercall(&self.shared.services, self.index, registers, start)
+    /// Does what the bus says is to follow an access of the vCPU itself.
+    fn follow_real(&mut self, action: Action) -> Result<Next, VmError> {
+        let registers = load_gpr(&self.fd.sync_regs_mut().regs);
+        match self.follow(action, &registers)? {
+            None => {}
+            Some(HypercallResult::End(outcome)) => return Ok(Next::End(outcome)),
+            Some(HypercallResult::Value(value)) => {
+                self.fd.sync_regs_mut().regs.rax = value;
+                self.fd.set_sync_dirty_reg(SyncReg::Register);
+            }
+        }
+        Ok(Next::Resume)
+    }
+
+    /// The same after an access that was emulated.
+    fn follow_emulated(&mut self, action: Action) -> Result<Next, VmError> {
+        match self.follow(action, &self.cpu.gpr)? {
+            None => {}
+            Some(HypercallResult::End(outcome)) => return Ok(Next::End(outcome)),
+            Some(HypercallResult::Value(value)) => self.cpu.gpr[gpr::RAX] = value,
+        }
+        Ok(Next::Resume)
+    }
+
+    /// What follows an access, for a hypercall that `registers` hold, too; `None` for nothing.
+    fn follow(
+        &self,
+        action: Action,
+        registers: &[u64; 16],
+    ) -> Result<Option<HypercallResult>, VmError> {
+        match action {
+            Action::Continue => Ok(None),
+            Action::End(outcome) => Ok(Some(HypercallResult::End(outcome))),
+            Action::Refuse(source) => Err(self.guest_error(source)),
+            Action::Hypercall => {
+                self.counts(|counts| counts.hypercalls.add(1));
+                let start = |index, rip, argument| {
+                    let cpu = started_by(&self.cpu, rip, argument);
+                    self.shared.roster.start(index, StartRequest { cpu, real: None })
+                };
+                Ok(Some(self.shared.bus.hypercall(self.index, registers, &start)))
+            }
+        }
     }
 
     // Exceptions.
@@ -379,11 +405,19 @@ impl Vcpu {
             }
             Effect::Interrupt { vector, rip } => self.deliver(Exception::asked(vector, rip))?,
             Effect::PortRead { port, width, into } => {
-                let value = self.shared.services.bus.read(port, width);
+                let mut value = [0; 4];
+                let bytes = &mut value[..width.bytes()];
+                let action = self.shared.bus.port_in(self.index, port, bytes);
+                match self.follow_emulated(action)? {
+                    Next::Resume => {}
+                    next => return Ok(Ok(next)),
+                }
                 match into {
-                    Destination::Accumulator => self.cpu.complete_port_read(width, value),
+                    Destination::Accumulator => {
+                        self.cpu.complete_port_read(width, u32::from_le_bytes(value));
+                    }
                     Destination::Memory(gva) => {
-                        let bytes = &value.to_le_bytes()[..width.bytes()];
+                        let bytes = &value[..width.bytes()];
                         let paging = self.cpu.paging();
                         // It was checked; only another vCPU's change in between makes it fail.
                         if let Err(error) = self.shared.shadow.write(&paging, gva, bytes) {
@@ -393,14 +427,9 @@ impl Vcpu {
                 }
             }
             Effect::PortWrite { port, width, value } => {
-                match self.shared.services.bus.write(port, width, value) {
-                    PortAction::None => {}
-                    PortAction::Exit(code) => return Ok(Ok(Next::End(Outcome::GuestExit(code)))),
-                    PortAction::Hypercall => match self.hypercall(&self.cpu.gpr) {
-                        HypercallResult::End(outcome) => return Ok(Ok(Next::End(outcome))),
-                        HypercallResult::Value(value) => self.cpu.gpr[gpr::RAX] = value,
-                    },
-                }
+                let bytes = &value.to_le_bytes()[..width.bytes()];
+                let action = self.shared.bus.port_out(self.index, port, bytes);
+                return self.follow_emulated(action).map(Ok);
             }
         }
         Ok(Ok(Next::Resume))

@@ -9,6 +9,7 @@ use crate::vmm::contract::services::Services;
 use crate::vmm::kvm::cpuid_offered::CpuidTable;
 use crate::vmm::kvm::device::{KvmError, KvmVm};
 use crate::vmm::run::brief_wait::BriefWait;
+use crate::vmm::run::bus::Bus;
 use crate::vmm::run::gate::{Gate, Paused};
 use crate::vmm::run::outcome::Outcome;
 use crate::vmm::run::roster::Roster;
@@ -27,6 +28,7 @@ pub(super) struct Shared {
     /// What `cpuid` answers.
     pub(super) cpuid: CpuidTable,
     pub(super) services: Arc<Services>,
+    pub(super) bus: Arc<dyn Bus>,
     pub(super) gate: Gate,
     pub(super) roster: Roster<StartRequest>,
     pub(super) counts: Vec<LiveCounts>,
@@ -54,6 +56,6 @@ impl Shared {
     pub(super) fn end(&self, outcome: Outcome) {
         self.roster.end(outcome);
         self.gate.stop();
-        self.services.bus.dma().stop();
+        self.bus.over();
     }
 }
