@@ -10,6 +10,7 @@ use crate::host_mm::MemoryObject;
 use crate::iotlb::Iotlb;
 use crate::shadow_mmu::ShadowStats;
 
+use super::contract::clone::CloneFigures;
 use super::contract::control_block::GuestCounters;
 use super::contract::devices::dma::DmaStats;
 use super::contract::observer::{ViolationReport, VmObserver};
@@ -18,7 +19,6 @@ use super::direct::DirectVm;
 use super::error::VmError;
 use super::run::outcome::Outcome;
 use super::run::stats::{FaultLatency, VcpuCounts};
-use super::shadow::CloneFigures;
 use super::shadow::Vm;
 
 /// See the module's documentation; what is not said here is said of [`Vm`].
@@ -35,7 +35,7 @@ impl AnyVm {
     fn services(&self) -> &Services {
         match self {
             Self::Shadow(vm) => vm.services(),
-            Self::Direct(vm) => &vm.services,
+            Self::Direct(vm) => vm.services(),
         }
     }
 
@@ -127,11 +127,7 @@ impl AnyVm {
     pub fn counts(&self) -> VcpuCounts {
         match self {
             Self::Shadow(vm) => vm.counts(),
-            Self::Direct(vm) => {
-                let mut total = VcpuCounts::default();
-                vm.vcpu_counts().iter().for_each(|counts| total.add(counts));
-                total
-            }
+            Self::Direct(vm) => vm.counts(),
         }
     }
 

@@ -5,11 +5,14 @@
 //! with the vCPUs, and a host that fails under it ends the VM as it does under one of them.
 
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use crate::addr::Gpa;
+use crate::sync::Patience;
 use crate::vmm::cpu::emulate::PortWidth;
-use crate::vmm::error::GuestError;
+use crate::vmm::error::{GuestError, VmError};
 use crate::vmm::run::bus::{Action, Bus, HypercallResult, StartVcpu};
+use crate::vmm::run::core::Ender;
 
 use super::hypercall::hypercall;
 use super::services::Services;
@@ -61,7 +64,15 @@ impl Bus for AbiBus {
         hypercall(&self.services, vcpu, registers, start)
     }
 
+    fn start(&self, ender: Ender) -> Result<Vec<JoinHandle<()>>, VmError> {
+        self.services.start_device(move |outcome| ender.end(outcome)).map(|thread| vec![thread])
+    }
+
     fn over(&self) {
         self.services.bus.dma().stop();
+    }
+
+    fn wait_until_over(&self, patience: &mut Option<Patience>) -> bool {
+        self.services.bus.dma().wait_until_over(patience)
     }
 }

@@ -109,6 +109,11 @@ impl ControlBlock {
         self.window.as_volatile_slice().load(offset, Ordering::Relaxed).unwrap_or(0)
     }
 
+    /// The window that it begins.
+    pub(super) fn window(&self) -> &MmapRegion {
+        &self.window
+    }
+
     /// Asks the guest to finish.
     pub(in crate::vmm) fn request_stop(&self) {
         self.store(offset_of!(Control, stop), 1u32);

@@ -6,9 +6,11 @@
 
 pub mod boot;
 pub(super) mod bus;
+pub(super) mod clone;
 pub(super) mod config;
 pub(super) mod control_block;
 pub(super) mod devices;
 pub(super) mod hypercall;
 pub(super) mod observer;
 pub(super) mod services;
+pub(super) mod vm;

@@ -7,7 +7,6 @@ use std::thread::JoinHandle;
 
 use crate::host_mm::MemoryObject;
 use crate::iotlb::Iotlb;
-use crate::sync::Patience;
 use crate::vmm::error::VmError;
 use crate::vmm::run::outcome::Outcome;
 use crate::vmm::run::threads::panic_message;
@@ -49,7 +48,7 @@ impl Services {
     }
 
     /// Starts the DMA device's thread. A host that fails under it ends the VM as it does under a vCPU.
-    pub(in crate::vmm) fn start_device(
+    pub(super) fn start_device(
         self: &Arc<Self>,
         end: impl Fn(Outcome) + Send + 'static,
     ) -> Result<JoinHandle<()>, VmError> {
@@ -71,10 +70,5 @@ impl Services {
             self.bus.dma().over();
             VmError::DeviceThread { source }
         })
-    }
-
-    /// Waits until the device's thread is done; `false` when the patience runs out first.
-    pub(in crate::vmm) fn wait_for_device(&self, patience: &mut Option<Patience>) -> bool {
-        self.bus.dma().wait_until_over(patience)
     }
 }

@@ -6,33 +6,29 @@
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 use crate::abi;
 use crate::addr::{Gfn, Gpa};
 use crate::direct_mmu::{DirectConfig, DirectMmu};
-use crate::export_rmap::ClientId;
 use crate::host_mm::HostMm;
 use crate::iotlb::Iotlb;
-use crate::sync::Patience;
 use crate::vmm::contract::boot::{self, BootMap, Image};
 use crate::vmm::contract::bus::AbiBus;
 use crate::vmm::contract::config::{IOTLB_ENTRIES, VmConfig, check_memory};
 use crate::vmm::contract::control_block::{ControlBlock, window_bytes};
 use crate::vmm::contract::devices::PortBus;
 use crate::vmm::contract::devices::dma::DmaDevice;
-use crate::vmm::contract::observer::Reports;
+use crate::vmm::contract::observer::{Reports, VmObserver};
 use crate::vmm::contract::services::{Services, TakeBack, free_pages};
+use crate::vmm::contract::vm::{Contract, ContractVm};
 use crate::vmm::cpu::{GuestCpu, gpr};
 use crate::vmm::error::VmError;
 use crate::vmm::kvm::device::{self, KvmDevice};
 use crate::vmm::kvm::pinned::map_shared;
 use crate::vmm::kvm::registers::{Registers, store_gpr};
-use crate::vmm::run::outcome::Outcome;
-use crate::vmm::run::stats::VcpuCounts;
 
-use super::{Ender, PlainConfig, PlainMachine, Slot};
+use super::processor::DirectProcessor;
+use super::{PlainConfig, PlainMachine, Slot};
 
 /// How the pages are taken that a guest gives back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,13 +43,7 @@ pub enum Removal {
 }
 
 /// See the module's documentation.
-pub struct DirectVm {
-    // In the order in which they go: no vCPU runs when the device does.
-    machine: PlainMachine,
-    device: Option<JoinHandle<()>>,
-    was_started: bool,
-    pub(in crate::vmm) services: Arc<Services>,
-}
+pub type DirectVm = ContractVm<DirectProcessor>;
 
 impl DirectVm {
     /// Makes a VM, loads its kernel, and leaves it ready to start. Its memory comes from `mm`, which
@@ -111,80 +101,23 @@ impl DirectVm {
         })?;
         // Set once: only here.
         let _ = paging.set(Arc::downgrade(machine.paging()));
-        Ok(Self { machine, device: None, was_started: false, services })
-    }
-
-    /// As [`Vm::start`](crate::vmm::Vm::start).
-    ///
-    /// # Errors
-    /// As there.
-    pub fn start(&mut self) -> Result<(), VmError> {
-        if !std::mem::replace(&mut self.was_started, true) {
-            let ender: Ender = self.machine.ender();
-            let started = self.services.start_device(move |outcome| ender.end(outcome));
-            self.device = Some(started.inspect_err(|_| self.machine.kill())?);
-        }
-        self.machine.start()
-    }
-
-    /// As [`Vm::wait`](crate::vmm::Vm::wait).
-    pub fn wait(&mut self, timeout: Option<Duration>) -> Option<Outcome> {
-        let mut patience = timeout.map(Patience::new);
-        if self.machine.is_over(&mut patience) && self.services.wait_for_device(&mut patience) {
-            self.join_device();
-            return self.machine.wait(timeout);
-        }
-        None
-    }
-
-    /// As [`Vm::kill`](crate::vmm::Vm::kill).
-    pub fn kill(&self) {
-        self.machine.kill();
+        Ok(Self::of(machine, services))
     }
 
     /// How its memory is paged.
     #[must_use]
     pub fn paging(&self) -> &DirectMmu {
-        self.machine.paging()
-    }
-
-    /// The numbers of its export clients.
-    #[must_use]
-    pub fn client_ids(&self) -> Vec<ClientId> {
-        vec![self.paging().client_id(), self.services.iotlb.client_id()]
-    }
-
-    /// What the VMM counted so far, by vCPU. Page faults are the kernel's: see [`Self::paging`].
-    #[must_use]
-    pub fn vcpu_counts(&self) -> Vec<VcpuCounts> {
-        self.machine.vcpu_counts()
-    }
-
-    /// Compares what the reverse map has of this VM with what the kernel maps; one sentence for each
-    /// difference. No vCPU may run any more. Ends background reclaim.
-    #[must_use]
-    pub fn check_reverse_map(&self) -> Vec<String> {
-        self.services.object.host_mm().stop_background_reclaim();
-        let mut differences = match self.paging().check_reverse_map() {
-            Ok(differences) => differences,
-            Err(error) => vec![format!("I3: /proc/self/pagemap cannot be read: {error}")],
-        };
-        differences.extend(self.services.iotlb.check_reverse_map());
-        differences
-    }
-
-    fn join_device(&mut self) {
-        if let Some(device) = self.device.take() {
-            // A panic was already turned into the VM's outcome.
-            let _ = device.join();
-        }
+        self.machine().paging()
     }
 }
 
-impl Drop for DirectVm {
-    fn drop(&mut self) {
-        self.machine.kill();
-        self.join_device();
+impl Contract for DirectProcessor {
+    fn empty_clone(
+        _vm: &DirectVm,
+        _observer: Option<Arc<dyn VmObserver>>,
+        _console: Box<dyn Write + Send>,
+    ) -> Result<DirectVm, VmError> {
+        Err(VmError::CloneOfWindow)
     }
 }
 

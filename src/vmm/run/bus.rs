@@ -4,9 +4,13 @@
 //! no more than this; and a device knows of vCPUs only their numbers and, in a hypercall, their
 //! registers by number.
 
-use crate::addr::Gpa;
-use crate::vmm::error::GuestError;
+use std::thread::JoinHandle;
 
+use crate::addr::Gpa;
+use crate::sync::Patience;
+use crate::vmm::error::{GuestError, VmError};
+
+use super::core::Ender;
 use super::outcome::Outcome;
 use super::roster::StartRefused;
 
@@ -33,8 +37,22 @@ pub trait Bus: Send + Sync {
         HypercallResult::Value(u64::MAX)
     }
 
+    /// The machine is about to start: so are the threads that work for it beside its vCPUs. It joins them.
+    ///
+    /// # Errors
+    /// A thread that cannot be started; the machine is then over.
+    fn start(&self, _ender: Ender) -> Result<Vec<JoinHandle<()>>, VmError> {
+        Ok(Vec::new())
+    }
+
     /// The machine is over: whoever waits in a device is to go on. Called once or more, by any thread.
     fn over(&self) {}
+
+    /// Waits until the threads of [`Self::start`] are done; false when the patience, if there is any limit
+    /// to it, runs out first. The machine is over.
+    fn wait_until_over(&self, _patience: &mut Option<Patience>) -> bool {
+        true
+    }
 }
 
 /// Starts another vCPU: its index, where it begins, and the argument that it finds in RDI. What else it

@@ -25,9 +25,10 @@ use crate::vmm::kvm::device::io_error;
 use crate::vmm::kvm::exit_data;
 use crate::vmm::kvm::registers::{load_gpr, store_gpr};
 use crate::vmm::run::bus::{Action, HypercallResult};
+use crate::vmm::run::processor::Next;
 
 use super::monitor::{ExceptionFrame, MONITOR_CS};
-use super::vcpu::{Next, StartRequest, Vcpu};
+use super::processor::{ShadowProcessor, StartRequest};
 
 /// Page-fault error code bits (Intel SDM Vol. 3, 5.7).
 const PF_WRITE: u64 = 1 << 1;
@@ -52,9 +53,9 @@ enum Exit {
     Other(String),
 }
 
-impl Vcpu {
+impl ShadowProcessor {
     /// Runs guest code up to the next exit, and handles that.
-    pub(super) fn step(&mut self) -> Result<Next, VmError> {
+    pub(super) fn run_to_exit(&mut self) -> Result<Next, VmError> {
         let exit = match self.fd.run() {
             Ok(VcpuExit::IoOut(port, &[byte])) => Exit::OutByte(port, byte),
             Ok(VcpuExit::IoOut(port, bytes)) => Exit::Out(port, bytes.to_vec()),
@@ -66,7 +67,7 @@ impl Vcpu {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
             Err(error) => Exit::Failed(io_error(error)),
         };
-        self.counts(|counts| counts.exits.add(1));
+        self.seat.count(|counts| counts.exits.add(1));
         match exit {
             Exit::OutByte(port, byte) => match u8::try_from(port) {
                 Ok(vector) if self.is_in_monitor() => self.exception(vector),
@@ -107,17 +108,17 @@ impl Vcpu {
         let regs = self.fd.sync_regs_mut();
         let is_cpl0 = regs.sregs.cs.selector == MONITOR_CS;
         let rip = regs.regs.rip;
-        is_cpl0 && self.shared.monitor.holds_code(rip)
+        is_cpl0 && self.space.monitor.holds_code(rip)
     }
 
     // Port accesses that the I/O bitmap lets through.
 
     fn guest_out(&mut self, port: u16, bytes: &[u8]) -> Result<Next, VmError> {
-        self.counts(|counts| counts.port_exits.add(1));
+        self.seat.count(|counts| counts.port_exits.add(1));
         self.guard.reset();
         let element = self.port_element()?;
         for chunk in bytes.chunks_exact(element) {
-            let action = self.shared.bus.port_out(self.index, port, chunk);
+            let action = self.seat.bus().port_out(self.seat.index(), port, chunk);
             match self.follow_real(action)? {
                 Next::Resume => {}
                 next => return Ok(next),
@@ -127,12 +128,12 @@ impl Vcpu {
     }
 
     fn guest_in(&mut self, port: u16, bytes: usize) -> Result<Next, VmError> {
-        self.counts(|counts| counts.port_exits.add(1));
+        self.seat.count(|counts| counts.port_exits.add(1));
         self.guard.reset();
         let element = self.port_element()?;
         let mut answer = vec![0; bytes];
         for data in answer.chunks_exact_mut(element) {
-            let action = self.shared.bus.port_in(self.index, port, data);
+            let action = self.seat.bus().port_in(self.seat.index(), port, data);
             match self.follow_real(action)? {
                 Next::Resume => {}
                 next => return Ok(next),
@@ -177,12 +178,12 @@ impl Vcpu {
             Action::End(outcome) => Ok(Some(HypercallResult::End(outcome))),
             Action::Refuse(source) => Err(self.guest_error(source)),
             Action::Hypercall => {
-                self.counts(|counts| counts.hypercalls.add(1));
+                self.seat.count(|counts| counts.hypercalls.add(1));
                 let start = |index, rip, argument| {
                     let cpu = started_by(&self.cpu, rip, argument);
-                    self.shared.roster.start(index, StartRequest { cpu, real: None })
+                    self.seat.start(index, StartRequest { cpu, real: None })
                 };
-                Ok(Some(self.shared.bus.hypercall(self.index, registers, &start)))
+                Ok(Some(self.seat.bus().hypercall(self.seat.index(), registers, &start)))
             }
         }
     }
@@ -222,7 +223,7 @@ impl Vcpu {
     /// #UD: an `int n` that this host refuses so, or the guest's own fault.
     fn undefined(&mut self, frame: &ExceptionFrame) -> Result<Next, VmError> {
         let before = self.load_guest(frame);
-        let next = match emulate_interrupt(&mut self.cpu, self.shared.shadow.as_ref()) {
+        let next = match emulate_interrupt(&mut self.cpu, self.space.shadow.as_ref()) {
             Some(done) => self.complete(done, &before)?,
             None => {
                 self.deliver(Exception::plain(vector::UD))?;
@@ -236,7 +237,7 @@ impl Vcpu {
     /// What only an instruction raises: `int3`, or `int n` where the host lets it through.
     fn asked(&mut self, frame: &ExceptionFrame, vector: u8) -> Result<Next, VmError> {
         let before = self.load_guest(frame);
-        let exception = asked_behind(&self.cpu, self.shared.shadow.as_ref(), vector);
+        let exception = asked_behind(&self.cpu, self.space.shadow.as_ref(), vector);
         self.deliver(exception)?;
         self.store_guest(&before)?;
         Ok(Next::Resume)
@@ -254,7 +255,7 @@ impl Vcpu {
     fn page_fault(&mut self, frame: &ExceptionFrame) -> Result<Next, VmError> {
         let begin = Instant::now();
         let gva = self.fd.sync_regs_mut().sregs.cr2;
-        if gva == self.shared.monitor.syscall_landing() && frame.rip == gva {
+        if gva == self.space.monitor.syscall_landing() && frame.rip == gva {
             return self.stray_syscall(frame);
         }
         if gva >= abi::GVA_LIMIT {
@@ -275,11 +276,11 @@ impl Vcpu {
         let Some((_, root)) = self.root else {
             return Ok(Next::Reenter);
         };
-        match self.shared.shadow.fault(&self.cpu.paging(), root, Gva::new(gva), access)? {
+        match self.space.shadow.fault(&self.cpu.paging(), root, Gva::new(gva), access)? {
             FaultOutcome::Fixed => {
                 self.recycles = 0;
                 self.latency.record(access, begin.elapsed());
-                self.counts(|counts| match access {
+                self.seat.count(|counts| match access {
                     Access::Read => counts.read_faults.add(1),
                     Access::Write => counts.write_faults.add(1),
                     Access::Execute => counts.execute_faults.add(1),
@@ -296,7 +297,7 @@ impl Vcpu {
             FaultOutcome::OutsideRam { gpa } => {
                 Err(self.guest_error(GuestError::OutsideRam { gpa }))
             }
-            FaultOutcome::NeedsRecycle => Ok(Next::Recycle),
+            FaultOutcome::NeedsRecycle => Ok(Next::Outside),
         }
     }
 
@@ -333,7 +334,7 @@ impl Vcpu {
     fn general_protection(&mut self, frame: &ExceptionFrame) -> Result<Next, VmError> {
         let before = self.load_guest(frame);
         let emulated =
-            emulate(&mut self.cpu, self.shared.shadow.as_ref(), low_u32(frame.error_code));
+            emulate(&mut self.cpu, self.space.shadow.as_ref(), low_u32(frame.error_code));
         let next = match emulated {
             Ok(done) => self.complete(done, &before)?,
             Err(stop) => {
@@ -347,7 +348,7 @@ impl Vcpu {
 
     /// Does what remains of an emulated instruction, in whose place the state was `before`.
     fn complete(&mut self, done: Emulated, before: &GuestCpu) -> Result<Next, VmError> {
-        self.counts(|counts| counts.emulated.add(1));
+        self.seat.count(|counts| counts.emulated.add(1));
         let next = match self.carry_out(done.effect)? {
             Ok(next) => next,
             Err(stop) => {
@@ -356,7 +357,7 @@ impl Vcpu {
                 return Ok(Next::Resume);
             }
         };
-        if done.single_step && matches!(next, Next::Resume | Next::Recycle) {
+        if done.single_step && matches!(next, Next::Resume | Next::Outside) {
             self.deliver(Exception::plain(vector::DB))?;
         }
         Ok(next)
@@ -371,9 +372,9 @@ impl Vcpu {
     }
 
     fn deliver(&mut self, exception: Exception) -> Result<(), VmError> {
-        match deliver(&mut self.cpu, self.shared.shadow.as_ref(), exception) {
+        match deliver(&mut self.cpu, self.space.shadow.as_ref(), exception) {
             Ok(delivered) => {
-                self.counts(|counts| {
+                self.seat.count(|counts| {
                     counts.injected.add(1);
                     if delivered == vector::PF {
                         counts.guest_page_faults.add(1);
@@ -396,18 +397,18 @@ impl Vcpu {
             Effect::LoadRoot => return self.load_root().map(Ok),
             Effect::FlushPage(gva) => {
                 if let Some((_, root)) = self.root {
-                    self.shared.shadow.invlpg(root, gva).map_err(MmError::from)?;
+                    self.space.shadow.invlpg(root, gva).map_err(MmError::from)?;
                 }
             }
             Effect::Halt => return Ok(Ok(Next::Park)),
             Effect::Cpuid { leaf, subleaf } => {
-                self.shared.cpuid.complete(&mut self.cpu, leaf, subleaf);
+                self.space.cpuid.complete(&mut self.cpu, leaf, subleaf);
             }
             Effect::Interrupt { vector, rip } => self.deliver(Exception::asked(vector, rip))?,
             Effect::PortRead { port, width, into } => {
                 let mut value = [0; 4];
                 let bytes = &mut value[..width.bytes()];
-                let action = self.shared.bus.port_in(self.index, port, bytes);
+                let action = self.seat.bus().port_in(self.seat.index(), port, bytes);
                 match self.follow_emulated(action)? {
                     Next::Resume => {}
                     next => return Ok(Ok(next)),
@@ -420,7 +421,7 @@ impl Vcpu {
                         let bytes = &value[..width.bytes()];
                         let paging = self.cpu.paging();
                         // It was checked; only another vCPU's change in between makes it fail.
-                        if let Err(error) = self.shared.shadow.write(&paging, gva, bytes) {
+                        if let Err(error) = self.space.shadow.write(&paging, gva, bytes) {
                             return Ok(Err(error.into()));
                         }
                     }
@@ -428,7 +429,7 @@ impl Vcpu {
             }
             Effect::PortWrite { port, width, value } => {
                 let bytes = &value.to_le_bytes()[..width.bytes()];
-                let action = self.shared.bus.port_out(self.index, port, bytes);
+                let action = self.seat.bus().port_out(self.seat.index(), port, bytes);
                 return self.follow_emulated(action).map(Ok);
             }
         }
@@ -436,7 +437,7 @@ impl Vcpu {
     }
 
     fn load_root(&mut self) -> Result<Next, VmError> {
-        match self.shared.shadow.load_root(&self.cpu.paging()).map_err(MmError::from)? {
+        match self.space.shadow.load_root(&self.cpu.paging()).map_err(MmError::from)? {
             LoadRoot::Root(root) => {
                 if let Some((_, current)) = &mut self.root {
                     *current = root;
@@ -447,7 +448,7 @@ impl Vcpu {
             LoadRoot::NeedsRecycle => {
                 // The old root must not be taken for the new CR3's.
                 self.root = None;
-                Ok(Next::Recycle)
+                Ok(Next::Outside)
             }
         }
     }

@@ -10,6 +10,7 @@ use crate::sync::{Condvar, Mutex, MutexGuard, Patience, lock};
 
 use super::outcome::Outcome;
 use census::Account;
+pub(in crate::vmm) use census::Census;
 
 /// Life of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
