@@ -14,7 +14,6 @@
 //! - `shadow` and [`direct`]: machines with shadow paging, and with direct paging
 //! - [`linux`]: stock Linux kernels
 
-mod any;
 mod contract;
 pub mod cpu;
 pub mod direct;
@@ -24,7 +23,6 @@ pub mod linux;
 mod run;
 mod shadow;
 
-pub use any::AnyVm;
 pub use contract::boot;
 pub use contract::clone::CloneFigures;
 pub use contract::config::{MIN_MEMORY_BYTES, VmConfig};
@@ -47,3 +45,10 @@ pub use run::stats::{FaultLatency, Latencies, PagingStats, VcpuCounts};
 pub(crate) use shadow::shadow_table_bytes;
 pub use shadow::{HostKind, HostTraits};
 pub use shadow::{ShadowProcessor, Vm};
+
+/// VMs without KVM, for the tests of the layers above.
+#[cfg(test)]
+pub(crate) mod fakes {
+    pub(crate) use super::contract::vm::tests::vm;
+    pub(crate) use super::run::fakes::Op;
+}

@@ -255,3 +255,7 @@ impl<P: Contract> ContractVm<P> {
         P::recycle(self)
     }
 }
+
+#[cfg(test)]
+#[path = "vm_tests.rs"]
+pub(in crate::vmm) mod tests;

@@ -1,154 +1,15 @@
-//! Machines of processors without KVM: what a new kind of machine has to bring is what is here.
+//! Machines of processors without KVM.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use crate::addr::Gpa;
-use crate::export_rmap::ClientId;
 use crate::sync::{Condvar, Mutex, lock};
 use crate::vmm::error::GuestError;
 use crate::vmm::run::bus::{Action, Bus};
-use crate::vmm::run::core::Seat;
-use crate::vmm::run::fakes::{FakeKick, within_a_minute};
-use crate::vmm::run::stats::PagingStats;
+use crate::vmm::run::fakes::{self, FakeProcessor, Op, within_a_minute};
 
 use super::*;
-
-/// What a guest does there, one a step.
-#[derive(Clone, Debug, PartialEq)]
-enum Op {
-    Work,
-    /// An access to a port.
-    Out(u16),
-    /// For ever, until kicked.
-    Hang,
-    /// In the kernel, until the machine lets go; no kick gets it out of there.
-    AwaitPage,
-    /// What is done outside the gate: everybody is paused.
-    Outside,
-    /// Of another vCPU, once that one has halted.
-    Start(usize, Vec<Op>),
-    Halt,
-    Exit(u8),
-    Panic(&'static str),
-    PanicAtTheEnd,
-}
-
-/// Nothing is mapped here; it is told what the processors do.
-#[derive(Default)]
-struct FakeSpace {
-    epochs: Mutex<Vec<u64>>,
-    is_let_go: Mutex<bool>,
-    changed: Condvar,
-    panics_at_the_end: AtomicBool,
-    left: AtomicU64,
-}
-
-impl FakeSpace {
-    fn await_page(&self) {
-        let mut is_let_go = lock(&self.is_let_go);
-        while !*is_let_go {
-            is_let_go = self.changed.wait(is_let_go).unwrap();
-        }
-    }
-}
-
-impl Space for FakeSpace {
-    fn client_id(&self) -> ClientId {
-        ClientId::new(7).unwrap()
-    }
-
-    fn paging_stats(&self) -> PagingStats {
-        PagingStats::default()
-    }
-
-    fn check_reverse_map(&self) -> Vec<String> {
-        Vec::new()
-    }
-
-    fn let_go(&self) {
-        *lock(&self.is_let_go) = true;
-        self.changed.notify_all();
-    }
-}
-
-/// Does what it is told.
-struct FakeProcessor {
-    seat: Seat<Vec<Op>>,
-    space: Arc<FakeSpace>,
-    kick: Arc<FakeKick>,
-    program: Vec<Op>,
-}
-
-impl Processor for FakeProcessor {
-    type Start = Vec<Op>;
-    type Space = FakeSpace;
-
-    fn begin(&mut self, start: Vec<Op>) -> Result<(), VmError> {
-        self.program = start;
-        Ok(())
-    }
-
-    fn enter(&mut self, epoch: u64) -> Result<Next, VmError> {
-        lock(&self.space.epochs).push(epoch);
-        Ok(Next::Resume)
-    }
-
-    fn step(&mut self) -> Result<Next, VmError> {
-        assert!(self.kick.is_attached(), "no kick would reach this thread");
-        let op = self.program.first().cloned().unwrap_or(Op::Halt);
-        if op == Op::Hang {
-            self.kick.run_until_kicked();
-            return Ok(Next::Reenter);
-        }
-        self.seat.count(|counts| counts.exits.add(1));
-        self.program.drain(..1.min(self.program.len()));
-        match op {
-            Op::Work | Op::Hang => Ok(Next::Resume),
-            Op::Out(port) => match self.seat.bus().port_out(self.seat.index(), port, &[1]) {
-                Action::End(outcome) => Ok(Next::End(outcome)),
-                Action::Refuse(source) => {
-                    Err(VmError::Guest { vcpu: self.seat.index(), rip: 0x1000, source })
-                }
-                _ => Ok(Next::Resume),
-            },
-            Op::AwaitPage => {
-                self.space.await_page();
-                Ok(Next::Reenter)
-            }
-            Op::Outside => Ok(Next::Outside),
-            Op::Start(vcpu, program) => {
-                while self.seat.start(vcpu, program.clone()).is_err() {
-                    std::thread::yield_now();
-                }
-                Ok(Next::Resume)
-            }
-            Op::Halt => Ok(Next::Park),
-            Op::Exit(code) => Ok(Next::End(Outcome::GuestExit(code))),
-            Op::Panic(text) => panic!("{text}"),
-            Op::PanicAtTheEnd => {
-                self.space.panics_at_the_end.store(true, Ordering::Relaxed);
-                Ok(Next::Park)
-            }
-        }
-    }
-
-    fn outside(&mut self, epoch: u64) -> Result<(), VmError> {
-        match self.seat.pause_all(epoch, || ()) {
-            Paused::GivenUp => panic!("a vCPU does not give up"),
-            _ => Ok(()),
-        }
-    }
-
-    fn account(&mut self) -> Result<Result<Vec<Op>, VmError>, VmError> {
-        Ok(Ok(self.program.clone()))
-    }
-
-    fn leave(self) {
-        self.space.left.fetch_add(1, Ordering::Relaxed);
-        assert!(!self.space.panics_at_the_end.load(Ordering::Relaxed), "cannot leave");
-    }
-}
 
 /// A bus with one port, which refuses, and a thread of its own.
 #[derive(Default)]
@@ -216,19 +77,7 @@ impl Bus for SharedBus {
 /// The vCPUs of it begin with these programs; none, where one waits to be started.
 fn machine(bus: FakeBus, programs: &[Option<Vec<Op>>]) -> (Machine<FakeProcessor>, Arc<FakeBus>) {
     let bus = Arc::new(bus);
-    let kicks: Vec<Arc<FakeKick>> = programs.iter().map(|_| Arc::default()).collect();
-    let dynamic = kicks.iter().map(|kick| kick.clone() as Arc<dyn Kick>).collect();
-    let core = Core::new(dynamic, Arc::new(SharedBus(bus.clone())));
-    let space = Arc::<FakeSpace>::default();
-    let processors = kicks.into_iter().enumerate().map(|(index, kick)| FakeProcessor {
-        seat: core.seat(index),
-        space: space.clone(),
-        kick,
-        program: Vec::new(),
-    });
-    let processors = processors.collect();
-    let starts = programs.to_vec();
-    (Machine::of(Parts { core, space, processors, starts, keep: None }), bus)
+    (fakes::machine(Arc::new(SharedBus(bus.clone())), programs.to_vec()), bus)
 }
 
 /// Runs one to its end.
@@ -296,7 +145,7 @@ fn a_panic_of_a_processor_that_leaves_loses_nobody_who_waits() {
 #[test]
 fn what_the_bus_refuses_ends_it_with_the_place() {
     within_a_minute(|| {
-        let (_, outcome) = outcome_of_programs(&[Some(vec![Op::Out(0x80)])]);
+        let (_, outcome) = outcome_of_programs(&[Some(vec![Op::Out(0x80, vec![1])])]);
         let Outcome::Failed(error) = outcome else { panic!("{outcome:?}") };
         assert!(error.to_string().starts_with("vCPU 0 at RIP 0x1000: "), "{error}");
     });

@@ -12,7 +12,7 @@ pub(super) mod brief_wait;
 pub(super) mod bus;
 pub(super) mod core;
 #[cfg(test)]
-mod fakes;
+pub(super) mod fakes;
 pub(super) mod gate;
 pub(super) mod kick;
 pub(super) mod machine;
