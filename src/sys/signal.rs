@@ -3,8 +3,9 @@
 //!
 //! Guarantees: a kick interrupts a blocking call of the thread (it returns `EINTR`) and does
 //! nothing else. It is not remembered: a thread that has not yet entered its call is missed, so the
-//! kicker sets a flag first (for a vCPU: `immediate_exit`). The first SIGINT, SIGTERM, SIGHUP or
-//! SIGQUIT is noted and stays noted; a second one, which comes at least [`SECOND_AFTER`] later, ends the
+//! kicker sets a flag first (for a vCPU: `immediate_exit`). The first SIGINT, SIGTERM, SIGHUP,
+//! SIGQUIT, or any other signal that would end the process and is no fault of its own, is noted and
+//! stays noted; a second one of the four, which comes at least [`SECOND_AFTER`] later, ends the
 //! process at once, whatever its threads are in. What comes sooner is the same request, delivered again,
 //! and changes nothing. Each of them gives a terminal that was made raw its settings back first, and the
 //! second removes what would be [left over](super::names).
@@ -142,7 +143,27 @@ pub fn ignore_file_size_signal() -> io::Result<()> {
 
 /// What asks a process to stop: the user, the system, the terminal that goes away, the user again.
 const STOP_SIGNALS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
-/// The first of [`STOP_SIGNALS`] that came; 0 if none.
+/// What would end the process without a word and is no fault of its own: a limit on processor time, power
+/// that fails, timers, and what anybody may send for reasons of his own. Each is a first request to stop,
+/// and never a second: the kernel sends SIGXCPU every second, and timers go off again. (SIGPIPE is
+/// ignored by the standard library, SIGXFSZ by [`ignore_file_size_signal`].)
+const OTHER_ENDS: [libc::c_int; 9] = [
+    libc::SIGXCPU,
+    libc::SIGPWR,
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGIO,
+    libc::SIGSTKFLT,
+];
+/// What comes of a fault of our own. The process ends by it, with its core, once the terminal has its
+/// settings back. (SIGSEGV and SIGBUS are the standard library's, which tells a stack that overflowed, and
+/// then aborts.)
+const FAULTS: [libc::c_int; 5] =
+    [libc::SIGABRT, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS];
+/// The first of [`STOP_SIGNALS`] or [`OTHER_ENDS`] that came; 0 if none.
 static STOP_SIGNAL: AtomicI32 = AtomicI32::new(0);
 /// Readable once a stop was asked for. Never read, never closed.
 static STOP_EVENT: OnceLock<EventFd> = OnceLock::new();
@@ -202,7 +223,8 @@ pub fn exit_now(code: u8) -> ! {
     unsafe { libc::_exit(code.into()) }
 }
 
-/// Tells whether the process was asked to stop by SIGINT, SIGTERM, SIGHUP or SIGQUIT.
+/// Tells whether the process was asked to stop by SIGINT, SIGTERM, SIGHUP or SIGQUIT, or by one of the
+/// other signals that would end it.
 #[derive(Clone, Copy, Debug)]
 pub struct StopNotice {
     event: &'static EventFd,
@@ -211,7 +233,7 @@ pub struct StopNotice {
 impl StopNotice {
     /// Takes over those signals for the whole process. The first of any is noted; the second
     /// ([`SECOND_AFTER`] later) ends a process that does not stop by itself. A SIGHUP that is ignored
-    /// stays so (`nohup`).
+    /// stays so (`nohup`), and so does any of the others but SIGINT, SIGTERM and SIGQUIT.
     ///
     /// # Errors
     ///
@@ -231,8 +253,12 @@ impl StopNotice {
             // The user has asked once.
             return Ok(notice);
         }
-        for signal in STOP_SIGNALS {
-            if signal == libc::SIGHUP && is_ignored(signal)? {
+        for signal in FAULTS {
+            set_action(signal, on_fault as *const () as libc::sighandler_t, libc::SA_ONSTACK)?;
+        }
+        for signal in OTHER_ENDS.into_iter().chain(STOP_SIGNALS) {
+            let may_be_ignored = signal == libc::SIGHUP || OTHER_ENDS.contains(&signal);
+            if may_be_ignored && is_ignored(signal)? {
                 continue;
             }
             // SA_RESTART: the notice is for who looks, not an error for whoever is in a system
@@ -305,7 +331,8 @@ fn note_stop(signal: libc::c_int, now: u64) {
     // AcqRel: whoever sees the signal sees its time.
     if STOP_SIGNAL.compare_exchange(0, signal, Ordering::AcqRel, Ordering::Relaxed).is_err() {
         // Two may be noted at the same moment by two threads: then either may have set the time.
-        if time.is_err_and(|first| is_second(first, now)) {
+        let may_end = STOP_SIGNALS.contains(&signal);
+        if may_end && time.is_err_and(|first| is_second(first, now)) {
             end_now(signal);
         }
         return;
@@ -327,6 +354,18 @@ fn end_now(signal: libc::c_int) -> ! {
         }
     }
     super::names::remove_all();
+    die_by(signal)
+}
+
+/// A fault of our own: only calls that are safe in a signal handler.
+extern "C" fn on_fault(signal: libc::c_int) {
+    super::terminal::restore();
+    let _ = set_action(signal, libc::SIG_DFL, 0);
+    die_by(signal)
+}
+
+/// Ends the process by a signal whose action is the default one. Safe in a signal handler.
+fn die_by(signal: libc::c_int) -> ! {
     // SAFETY: a sigset_t is integers, initialised by sigemptyset before use; the calls change this
     // thread's mask and send it a signal.
     unsafe {
@@ -559,6 +598,8 @@ mod tests {
         // The same request once more, just in time.
         let first = STOP_TIME.load(Ordering::Relaxed);
         let window = u64::try_from(SECOND_AFTER.as_nanos()).unwrap();
+        // A timer that goes off again and again, and processor time that is used up.
+        OTHER_ENDS.into_iter().for_each(|signal| note_stop(signal, first + 3 * window));
         for later in [0, 1, window - 1] {
             note_stop(libc::SIGHUP, first + later);
         }
