@@ -1,6 +1,6 @@
 //! `gnomon boot`: a guest with its console on standard output.
 //!
-//! Guarantee: that of [`run`](super::run).
+//! Guarantee: that of a run ([`mod@super::run`]).
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -39,7 +39,7 @@ pub use kvm::pinned::MapError;
 pub use run::gate::Position;
 pub use run::machine::Machine;
 pub use run::outcome::Outcome;
-pub use run::processor::{Processor, Space};
+pub use run::processor::{Next, Processor, Space};
 pub use run::roster::VcpuState;
 pub use run::stats::{FaultLatency, Latencies, PagingStats, VcpuCounts};
 pub(crate) use shadow::shadow_table_bytes;

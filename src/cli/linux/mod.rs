@@ -1,6 +1,6 @@
 //! `gnomon boot` of a Linux kernel: its console at standard input and output.
 //!
-//! Guarantee: that of [`run`](super::run); the exit code is 0 if the guest powered off, reset its machine or
+//! Guarantee: that of a run ([`mod@super::run`]); the exit code is 0 if the guest powered off, reset its machine or
 //! was ended by Ctrl-A x, unless a check found something. How it went is told after the terminal has been given
 //! back.
 

@@ -109,6 +109,11 @@ impl ControlBlock {
         self.window.as_volatile_slice().load(offset, Ordering::Relaxed).unwrap_or(0)
     }
 
+    /// How many vCPUs it has a place for.
+    pub(super) fn vcpus(&self) -> usize {
+        self.vcpus
+    }
+
     /// The window that it begins.
     pub(super) fn window(&self) -> &MmapRegion {
         &self.window

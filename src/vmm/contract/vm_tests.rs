@@ -5,12 +5,8 @@ use crate::addr::Gpa;
 use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES};
 use crate::sync::lock;
 use crate::vmm::contract::bus::AbiBus;
-use crate::vmm::contract::config::IOTLB_ENTRIES;
 use crate::vmm::contract::control_block::{ControlBlock, window_bytes};
-use crate::vmm::contract::devices::PortBus;
-use crate::vmm::contract::devices::dma::DmaDevice;
 use crate::vmm::contract::devices::tests::Kept;
-use crate::vmm::contract::observer::Reports;
 use crate::vmm::contract::services::free_pages;
 use crate::vmm::cpu::gpr;
 use crate::vmm::kvm::pinned::map_shared;
@@ -40,18 +36,8 @@ fn vm_on(
 ) -> ContractVm<FakeProcessor> {
     let object = mm.create_object(MEMORY_BYTES).unwrap();
     let window = map_shared("pinned window", window_bytes(MEMORY_BYTES)).unwrap();
-    let iotlb = Arc::new(Iotlb::new(object.clone(), IOTLB_ENTRIES).unwrap());
-    let services = Arc::new(Services {
-        object,
-        control: ControlBlock::new(window, programs.len(), MEMORY_BYTES),
-        bus: PortBus::new(console, Arc::new(DmaDevice::new(iotlb.clone()))),
-        iotlb,
-        reports: Reports::default(),
-        observer,
-        take_back: free_pages(),
-        window_bytes: window_bytes(MEMORY_BYTES),
-        vcpus: programs.len(),
-    });
+    let control = ControlBlock::new(window, programs.len(), MEMORY_BYTES);
+    let services = Services::new(object, control, console, observer, free_pages()).unwrap();
     let machine = fakes::machine(Arc::new(AbiBus::new(services.clone())), programs);
     ContractVm::of(machine, services)
 }

@@ -11,14 +11,11 @@ use crate::abi;
 use crate::addr::{Gfn, Gpa};
 use crate::direct_mmu::{DirectConfig, DirectMmu};
 use crate::host_mm::HostMm;
-use crate::iotlb::Iotlb;
 use crate::vmm::contract::boot::{self, BootMap, Image};
 use crate::vmm::contract::bus::AbiBus;
-use crate::vmm::contract::config::{IOTLB_ENTRIES, VmConfig, check_memory};
+use crate::vmm::contract::config::{VmConfig, check_memory};
 use crate::vmm::contract::control_block::{ControlBlock, window_bytes};
-use crate::vmm::contract::devices::PortBus;
-use crate::vmm::contract::devices::dma::DmaDevice;
-use crate::vmm::contract::observer::{Reports, VmObserver};
+use crate::vmm::contract::observer::VmObserver;
 use crate::vmm::contract::services::{Services, TakeBack, free_pages};
 use crate::vmm::contract::vm::{Contract, ContractVm};
 use crate::vmm::cpu::{GuestCpu, gpr};
@@ -71,22 +68,12 @@ impl DirectVm {
         let object = mm.create_object(config.memory_bytes)?;
         boot::load(&object, &image, config.cmdline.as_bytes(), BootMap::FirstGib)?;
 
-        let iotlb = Arc::new(Iotlb::new(object.clone(), IOTLB_ENTRIES)?);
         let paging = Arc::new(OnceLock::new());
-        let services = Arc::new(Services {
-            object: object.clone(),
-            control: ControlBlock::new(window.clone(), config.vcpus, config.memory_bytes),
-            bus: PortBus::new(console, Arc::new(DmaDevice::new(iotlb.clone()))),
-            iotlb,
-            reports: Reports::default(),
-            observer: config.observer.clone(),
-            take_back: take_back(removal, paging.clone()),
-            window_bytes: window_bytes(config.memory_bytes),
-            vcpus: config.vcpus,
-        });
-        let mut boot = GuestCpu::at_boot(Gpa::new(abi::BOOT_PML4_GPA), features);
-        boot.rip = image.entry();
-        boot.gpr[gpr::RSI] = abi::BOOT_PARAMS_GPA;
+        let control = ControlBlock::new(window.clone(), config.vcpus, config.memory_bytes);
+        let take_back = take_back(removal, paging.clone());
+        let observer = config.observer.clone();
+        let services = Services::new(object.clone(), control, console, observer, take_back)?;
+        let boot = boot::first_cpu(&image, features);
         let mut vcpus = vec![None; config.vcpus];
         if let Some(first) = vcpus.first_mut() {
             *first = Some(at_cpl0(&boot));

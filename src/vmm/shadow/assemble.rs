@@ -10,19 +10,16 @@ use vm_memory::MmapRegion;
 use crate::abi;
 use crate::addr::{Gpa, PAGE_SIZE_U64};
 use crate::host_mm::{HostMm, MemoryObject};
-use crate::iotlb::Iotlb;
 use crate::shadow_mmu::{ShadowConfig, ShadowMmu, TableMemory};
 use crate::sync::Mutex;
 use crate::vmm::contract::boot::{self, BootMap, Image};
 use crate::vmm::contract::bus::AbiBus;
-use crate::vmm::contract::config::{IOTLB_ENTRIES, VmConfig, check_memory, check_vcpus};
+use crate::vmm::contract::config::{VmConfig, check_memory, check_vcpus};
 use crate::vmm::contract::control_block::{ControlBlock, window_bytes};
-use crate::vmm::contract::devices::PortBus;
-use crate::vmm::contract::devices::dma::DmaDevice;
-use crate::vmm::contract::observer::{Reports, VmObserver};
+use crate::vmm::contract::observer::VmObserver;
 use crate::vmm::contract::services::{self, Services};
 use crate::vmm::contract::vm::{Contract, ContractVm};
-use crate::vmm::cpu::{GuestCpu, gpr};
+use crate::vmm::cpu::GuestCpu;
 use crate::vmm::error::VmError;
 use crate::vmm::kvm::cpuid_offered::CpuidTable;
 use crate::vmm::kvm::device::{self, KvmDevice};
@@ -112,9 +109,7 @@ impl Vm {
             kind,
         };
         let window = map_shared("pinned window", window_bytes(shape.memory_bytes))?;
-        let mut boot = GuestCpu::at_boot(Gpa::new(abi::BOOT_PML4_GPA), features);
-        boot.rip = image.entry();
-        boot.gpr[gpr::RSI] = abi::BOOT_PARAMS_GPA;
+        let boot = boot::first_cpu(&image, features);
         let mut starts = vec![None; shape.vcpus];
         starts[0] = Some(StartRequest { cpu: boot, real: None });
         let contents = Contents {
@@ -148,18 +143,8 @@ impl Vm {
         }
 
         let Contents { object, window: _, control, console, observer, starts } = contents;
-        let iotlb = Arc::new(Iotlb::new(object.clone(), IOTLB_ENTRIES)?);
-        let services = Arc::new(Services {
-            object,
-            control,
-            bus: PortBus::new(console, Arc::new(DmaDevice::new(iotlb.clone()))),
-            iotlb,
-            reports: Reports::default(),
-            observer,
-            take_back: services::free_pages(),
-            window_bytes: window_bytes(shape.memory_bytes),
-            vcpus: shape.vcpus,
-        });
+        let take_back = services::free_pages();
+        let services = Services::new(object, control, console, observer, take_back)?;
         let kicks = kickers.iter().map(|kicker| kicker.clone() as Arc<dyn Kick>).collect();
         let core = Core::new(kicks, Arc::new(AbiBus::new(services.clone())));
         let mm = services.object.host_mm();
