@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::{EXIT_FAILURE, exit_code_of_signal, output};
-use crate::sync::{Mutex, Patience, lock};
+use crate::sync::{Mutex, lock};
+use crate::sys::Patience;
 use crate::sys::names;
 use crate::sys::signal::{self, StopNotice};
 use crate::sys::threads;

@@ -2,7 +2,7 @@
 //! settings are the terminal's, and the handlers the process's.
 
 use super::*;
-use crate::sys::signal::{self, StopNotice};
+use crate::signal::{self, StopNotice};
 use nix::pty::openpty;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 
 /// Makes a test the child, and says which way it is to end.
 const WAY: &str = "GNOMON_TEST_TERMINAL";
-const NAME: &str = "sys::terminal::tests::the_terminal_is_as_before_whichever_way_a_process_ends";
+const NAME: &str = "terminal::tests::the_terminal_is_as_before_whichever_way_a_process_ends";
 
 fn is_raw(terminal: &OwnedFd) -> bool {
     let flags = termios::tcgetattr(terminal).unwrap().local_flags;

@@ -20,7 +20,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::escape::Escape;
 use super::keys::Keys;
-use crate::sync::Patience;
+use crate::sys::Patience;
 use crate::sys::job_control::{self, ContinueNotice};
 use crate::sys::terminal::Terminal;
 use crate::sys::threads;

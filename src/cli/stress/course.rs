@@ -19,7 +19,7 @@ use crate::cli::machine::Machine;
 use crate::cli::values::human_count;
 use crate::cli::violations::{self, Check, EndCheck, Violation};
 use crate::host_mm::InjectionPlan;
-use crate::sync::Patience;
+use crate::sys::Patience;
 use crate::vmm::{Contract, Outcome};
 
 /// Time for the last sweep that any guest gets ...

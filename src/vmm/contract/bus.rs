@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::addr::Gpa;
-use crate::sync::Patience;
+use crate::sys::Patience;
 use crate::vmm::cpu::emulate::PortWidth;
 use crate::vmm::error::{GuestError, VmError};
 use crate::vmm::run::bus::{Action, Bus, HypercallResult, StartVcpu};

@@ -7,7 +7,7 @@
 use std::thread::JoinHandle;
 
 use crate::addr::Gpa;
-use crate::sync::Patience;
+use crate::sys::Patience;
 use crate::vmm::error::{GuestError, VmError};
 
 use super::core::Ender;

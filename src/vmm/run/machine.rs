@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::sync::Patience;
+use crate::sys::Patience;
 use crate::vmm::error::VmError;
 
 use super::brief_wait::BriefWait;
