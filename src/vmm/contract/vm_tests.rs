@@ -5,6 +5,7 @@ use crate::addr::Gpa;
 use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES};
 use crate::sync::lock;
 use crate::vmm::contract::bus::AbiBus;
+use crate::vmm::contract::config::MIN_MEMORY_BYTES;
 use crate::vmm::contract::control_block::{ControlBlock, window_bytes};
 use crate::vmm::contract::devices::tests::Kept;
 use crate::vmm::contract::services::free_pages;
@@ -15,7 +16,7 @@ use crate::vmm::run::fakes::{self, FakeProcessor, Op, within_a_minute};
 use super::*;
 
 /// As much memory as a guest can have at least.
-const MEMORY_BYTES: u64 = crate::vmm::MIN_MEMORY_BYTES;
+const MEMORY_BYTES: u64 = MIN_MEMORY_BYTES;
 
 impl Contract for FakeProcessor {
     fn empty_clone(
