@@ -24,6 +24,7 @@ mod output;
 mod paging;
 mod peer;
 mod report;
+mod run;
 mod stress;
 mod values;
 mod violations;
@@ -32,12 +33,16 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use args::{BootArgs, Command};
-use config::UsageError;
+use config::{MachineConfig, StressConfig, UsageError};
 use limits::HostLimits;
 use linux::Resolved;
+use machine::Kind;
+use paging::Paging;
 
 use crate::sys::heap;
 use crate::sys::signal::ignore_file_size_signal;
+use crate::vmm::ShadowProcessor;
+use crate::vmm::direct::DirectProcessor;
 
 /// Exit code of a command line that cannot be run.
 const EXIT_USAGE: u8 = 2;
@@ -77,7 +82,7 @@ fn execute(command: Command) -> u8 {
         Command::Boot(args) => boot_guest(&args),
         Command::Stress(args) => config::stress(&args, &HostLimits::probe())
             .map_err(anyhow::Error::from)
-            .and_then(stress::run),
+            .and_then(|config| run_kind(Job::Stress(config))),
         Command::Peer(args) => peer::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
@@ -97,7 +102,31 @@ fn boot_guest(args: &BootArgs) -> anyhow::Result<u8> {
     let kernel = args.kernel.as_deref().map(kernel_file::read_kernel).transpose()?;
     match linux::resolve(args, kernel, &limits)? {
         Resolved::Linux(config) => linux::run(*config),
-        Resolved::Other(kernel) => boot::run(config::boot(args, kernel, &limits)?),
+        Resolved::Other(kernel) => run_kind(Job::Boot(config::boot(args, kernel, &limits)?)),
+    }
+}
+
+/// A run of VMs for guests that keep to the guest ABI.
+enum Job {
+    Boot(MachineConfig),
+    Stress(StressConfig),
+}
+
+impl Job {
+    fn on<P: Kind>(self) -> anyhow::Result<u8> {
+        match self {
+            Self::Boot(config) => boot::run::<P>(config),
+            Self::Stress(config) => stress::run::<P>(config),
+        }
+    }
+}
+
+/// With VMs of the kind that is configured: all of a run are of one.
+fn run_kind(job: Job) -> anyhow::Result<u8> {
+    let (Job::Boot(machine) | Job::Stress(StressConfig { machine, .. })) = &job;
+    match machine.paging {
+        Paging::Shadow => job.on::<ShadowProcessor>(),
+        Paging::Direct(_) => job.on::<DirectProcessor>(),
     }
 }
 
