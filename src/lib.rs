@@ -29,6 +29,8 @@ pub mod page_format;
 pub mod peer;
 #[cfg(not(any(loom, shuttle)))]
 pub mod shadow_mmu;
+#[cfg(not(any(loom, shuttle)))]
+mod streams;
 pub mod sync;
 #[cfg(not(any(loom, shuttle)))]
 pub mod sys;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Lowest first; layers of one line may use each other.
 const LAYERS: &[&[&str]] = &[
-    &["abi", "addr", "compressed", "counters", "page_format", "sync", "sys"],
+    &["abi", "addr", "compressed", "counters", "page_format", "streams", "sync", "sys"],
     &["export_rmap"],
     &["host_mm"],
     &["direct_mmu", "peer", "shadow_mmu"],

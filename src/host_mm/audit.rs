@@ -4,7 +4,7 @@
 
 use crate::addr::{Gfn, PAGE_SIZE, Pfn};
 use crate::export_rmap::{ClientId, Retain};
-use crate::host_mm::object::{ObjectPages, Place};
+use crate::host_mm::pages::{ObjectPages, Place};
 use crate::host_mm::swap::SwapError;
 use crate::host_mm::{HostMm, MemoryObject};
 use crate::sys::signal;

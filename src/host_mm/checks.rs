@@ -8,7 +8,7 @@
 use crate::addr::{Gfn, Pfn, SwapSlot};
 use crate::export_rmap::{Frame, Harvest, Invalidation, LockedPage, Owner};
 use crate::host_mm::commons::NameCounts;
-use crate::host_mm::object::{Entry, ObjectPages, Place};
+use crate::host_mm::pages::{Entry, ObjectPages, Place};
 use crate::host_mm::{HostMm, MemoryObject, MmViolation, ViolationKind};
 
 impl HostMm {

@@ -6,7 +6,8 @@
 
 use crate::addr::Pfn;
 use crate::export_rmap::{Invalidation, PageFlags};
-use crate::host_mm::reclaim::{Candidate, DetachedBatch, Revoked};
+use crate::host_mm::batch::{DetachedBatch, Revoked};
+use crate::host_mm::find::Candidate;
 use crate::host_mm::{HostMm, MmError};
 
 impl HostMm {

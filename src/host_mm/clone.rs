@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use crate::addr::{Gfn, SwapSlot};
 use crate::export_rmap::{Invalidation, Owner, PageFlags};
-use crate::host_mm::frames::FreeFrame;
-use crate::host_mm::object::{Entry, ObjectPages, Place};
-use crate::host_mm::reclaim::{Candidate, DetachedBatch, Revoked, add_to_batch};
+use crate::host_mm::batch::{DetachedBatch, Revoked, add_to_batch};
+use crate::host_mm::find::Candidate;
+use crate::host_mm::free_frame::FreeFrame;
+use crate::host_mm::pages::{Entry, ObjectPages, Place};
 use crate::host_mm::{HostMm, MemoryObject, MmError, Sabotage, require_notifier};
 
 impl MemoryObject {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use crate::addr::{Gfn, PAGE_SIZE_U64, SwapSlot};
 use crate::export_rmap::{LockedPage, Owner};
 use crate::host_mm::MmError;
-use crate::host_mm::object::{Entry, ObjectPages, Place};
+use crate::host_mm::pages::{Entry, ObjectPages, Place};
 use crate::host_mm::swap::SwapSpace;
 use crate::sync::lock;
 

@@ -11,51 +11,14 @@
 //! bits and then takes the bits, so that a flag is in one place or the other at any time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::addr::Gfn;
 use crate::export_rmap::Invalidation;
-use crate::host_mm::object::{ObjectPages, Place};
-use crate::host_mm::reclaim::{Candidate, DetachedBatch, add_to_batch};
+use crate::host_mm::batch::{DetachedBatch, add_to_batch};
+use crate::host_mm::dirty_bits::DirtyBits;
+use crate::host_mm::find::Candidate;
+use crate::host_mm::pages::{ObjectPages, Place};
 use crate::host_mm::{HostMm, MemoryObject, MmError, PausePoint, pages, require_notifier};
-
-/// One bit a page: written since the log took it last, and not in a frame that says so itself.
-#[derive(Debug)]
-pub(super) struct DirtyBits(Box<[AtomicU64]>);
-
-impl DirtyBits {
-    fn new(bytes: u64) -> Self {
-        Self((0..pages(bytes).div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
-    }
-
-    fn word(&self, gfn: Gfn) -> Option<(&AtomicU64, u64)> {
-        let index = usize::try_from(gfn.as_u64() / 64).ok()?;
-        Some((self.0.get(index)?, 1 << (gfn.as_u64() % 64)))
-    }
-
-    fn set(&self, gfn: Gfn) {
-        if let Some((word, bit)) = self.word(gfn) {
-            // Release pairs with the Acquire in `take`: who finds the bit finds the write.
-            word.fetch_or(bit, Ordering::Release);
-        }
-    }
-
-    fn take(&self, gfn: Gfn) -> bool {
-        self.word(gfn).is_some_and(|(word, bit)| {
-            word.load(Ordering::Relaxed) & bit != 0
-                && word.fetch_and(!bit, Ordering::Acquire) & bit != 0
-        })
-    }
-}
-
-impl ObjectPages {
-    /// Notes that a page was written which no frame speaks for any more.
-    pub(super) fn note_written(&self, gfn: Gfn) {
-        if let Some(bits) = self.dirty.get() {
-            bits.set(gfn);
-        }
-    }
-}
 
 /// The log of a memory object's writes. One at a time is of use: they share what they take.
 #[derive(Debug)]
@@ -71,9 +34,7 @@ impl DirtyLog {
     pub fn start(object: Arc<MemoryObject>) -> Result<Self, MmError> {
         require_notifier("to log writes")?;
         let bits = object.pages.dirty.get_or_init(|| DirtyBits::new(object.bytes()));
-        for word in &bits.0 {
-            word.store(u64::MAX, Ordering::Relaxed);
-        }
+        bits.set_all();
         Ok(Self { object })
     }
 

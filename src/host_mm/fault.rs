@@ -4,18 +4,14 @@
 //! whoever else wants the page finds the frame and sleeps for its lock until the content is there.
 //! (Linux adds a page to its page cache in the same order, for the same reason.)
 
-use crate::addr::{Gfn, PAGE_SIZE, SwapSlot};
-use crate::export_rmap::{FlushReason, Invalidation, LockedPage, Owner, PageFlags};
+use crate::addr::{Gfn, PAGE_SIZE};
+use crate::export_rmap::{LockedPage, PageFlags};
 use crate::host_mm::commons::SharedPage;
-use crate::host_mm::frames::FreeFrame;
-use crate::host_mm::object::{Entry, ObjectPages, Place};
-use crate::host_mm::{HostMm, MmError, MmViolation, PausePoint, ViolationKind};
+use crate::host_mm::free_frame::FreeFrame;
+use crate::host_mm::pages::{Entry, ObjectPages, Place};
+use crate::host_mm::{HostMm, MmError, PausePoint};
 
 const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
-
-/// Calls into the clients after which an rmap entry no longer counts as one that a fault is about
-/// to take back: each vCPU can have at most one such fault.
-const SETTLE_ROUNDS: u32 = 64;
 
 /// Whether a fault may wait: for a page lock, or for a frame to be freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,21 +94,6 @@ impl HostMm {
         }
     }
 
-    pub(super) fn try_lock_resident(
-        &self,
-        object: &ObjectPages,
-        gfn: Gfn,
-    ) -> Option<LockedPage<'_>> {
-        let entry = object.touched_entry(gfn)?;
-        let place = entry.load();
-        let page = match place {
-            Place::Frame(pfn) => self.table.try_lock(pfn)?,
-            Place::Shared(shared) => self.try_lock_resident(&self.commons.pages, shared.gfn())?,
-            Place::Absent | Place::Swap(_) => return None,
-        };
-        (entry.load() == place).then_some(page)
-    }
-
     /// A free frame, by direct reclaim if there is none.
     pub(super) fn allocate_frame(&self, gfn: Gfn) -> Result<FreeFrame<'_>, MmError> {
         loop {
@@ -166,32 +147,6 @@ impl HostMm {
         Ok(Some(page))
     }
 
-    /// Locks a free frame and makes it the owner's, without content.
-    pub(super) fn prepare(&self, frame: &FreeFrame<'_>, owner: Owner) -> LockedPage<'_> {
-        let page = self.lock_free_frame(frame);
-        Self::claim(&page, owner);
-        page
-    }
-
-    fn lock_free_frame(&self, frame: &FreeFrame<'_>) -> LockedPage<'_> {
-        // Only a thread that lost sight of an older page of this frame can hold the lock, and it
-        // waits for nothing. So no wait that the order of page locks would have to allow.
-        loop {
-            match self.table.try_lock(frame.pfn()) {
-                Some(page) => return page,
-                None => std::thread::yield_now(),
-            }
-        }
-    }
-
-    fn claim(page: &LockedPage<'_>, owner: Owner) {
-        page.clear_flags(PageFlags::BY_WRITE | PageFlags::LENT);
-        page.set_uses(0);
-        page.set_slot(None);
-        page.set_owner(owner);
-        page.set_flags(PageFlags::IN_USE | PageFlags::FRESH);
-    }
-
     fn fill(
         &self,
         object: &ObjectPages,
@@ -208,110 +163,11 @@ impl HostMm {
         self.view.fill(page, &content)?;
         // The copy in swap stands: as long as the page stays clean it need not be written again.
         page.set_slot(Some(slot));
-        self.reclaimer.note_duplicate(page);
+        self.duplicates.note(page.pfn());
         self.counters.swap_ins.add(1);
         if object.is_watched(gfn) {
             self.counters.watched_swap_ins.add(1);
         }
         Ok(())
-    }
-
-    /// Forgets a page for good, when its object goes away.
-    pub(super) fn discard_page(&self, entry: &Entry, owner: Owner) {
-        loop {
-            match entry.load() {
-                Place::Absent => return,
-                Place::Swap(slot) => {
-                    // No frame, so no page lock: who takes the name of the slot away owns it.
-                    if entry.replace_frameless(Place::Swap(slot), Place::Absent) {
-                        self.free_slot_of(entry, slot, owner);
-                        return;
-                    }
-                }
-                Place::Shared(shared) => {
-                    self.leave_shared(entry, shared, None);
-                    return;
-                }
-                Place::Frame(pfn) => {
-                    let page = self.table.lock(pfn);
-                    if entry.load() == Place::Frame(pfn) {
-                        self.discard_locked(&page, entry);
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    /// As [`discard_page`](Self::discard_page), for a page whose frame is locked.
-    pub(super) fn discard_locked(&self, page: &LockedPage<'_>, entry: &Entry) {
-        page.begin_invalidation();
-        self.pause(PausePoint::Counted);
-        let revoked = self.revoke_for_good(page) && self.give_memory_back(page.pfn(), 1).is_ok();
-        entry.store(Place::Absent, page);
-        self.free_copy(page);
-        page.clear_flags(PageFlags::IN_USE | PageFlags::BY_WRITE);
-        self.check_not_exported(page);
-        if revoked {
-            drop(FreeFrame::from_revoked(self, page.pfn()));
-        }
-    }
-
-    /// Takes a frame away from clients that have outlived the memory object. `false` if that
-    /// failed: then the frame is lost, for it must not go to another page.
-    fn revoke_for_good(&self, page: &LockedPage<'_>) -> bool {
-        if !page.must_be_flushed() {
-            return true;
-        }
-        self.notifiers.invalidate_page(page, Invalidation::Unmap);
-        let flushed = self.notifiers.revoke(&[page], FlushReason::Invalidated);
-        if flushed.is_ok() {
-            self.check_revoked(page, Invalidation::Unmap);
-        }
-        flushed.is_ok() && !page.frame().is_exported()
-    }
-
-    /// Frees the slot of the page's copy in swap, if it has one.
-    pub(super) fn free_copy(&self, page: &LockedPage<'_>) {
-        if let Some(slot) = page.slot() {
-            page.set_slot(None);
-            self.free_slot(slot);
-        }
-    }
-
-    /// Frees the slot that an entry has named and names no more: until it does not, somebody may come
-    /// to the slot, and must not find it another page's.
-    pub(super) fn free_slot_of(&self, entry: &Entry, slot: SwapSlot, owner: Owner) {
-        self.check_slot_unnamed(slot, entry, owner);
-        debug_assert_ne!(entry.load(), Place::Swap(slot), "it is named still");
-        self.free_slot(slot);
-    }
-
-    fn free_slot(&self, slot: SwapSlot) {
-        let freed = self.swap.free(slot);
-        debug_assert!(freed.is_ok(), "a page's slot is its own: {freed:?}");
-    }
-
-    /// Invariant I4 at the moment when a frame loses its page.
-    pub(super) fn check_not_exported(&self, page: &LockedPage<'_>) {
-        // A fault that will find that it must retry may have added its entry for a moment, with
-        // its MMU lock held. A call into the client waits for that lock, so it sees the end of it.
-        for _ in 0..SETTLE_ROUNDS {
-            if !page.frame().is_exported() {
-                return;
-            }
-            self.notifiers.age_page(page);
-            if cfg!(not(feature = "export-notifier")) {
-                // No call to wait in.
-                std::thread::yield_now();
-            }
-        }
-        if page.frame().is_exported() {
-            self.violations.report(MmViolation {
-                kind: ViolationKind::StillExported,
-                pfn: page.pfn(),
-                owner: page.owner(),
-            });
-        }
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::addr::{Gfn, PAGE_SIZE_U64, Pfn};
-use crate::host_mm::{HostFault, HostMm, MmError, MmViolation, Placement, ViolationKind, pages};
+use crate::host_mm::placement::Placement;
+use crate::host_mm::{MmError, pages};
 use crate::sync::lock;
 
 /// Least host memory: each vCPU needs a handful of pages resident at once to complete one
@@ -81,7 +82,7 @@ impl FreeList {
     }
 
     /// A frame for a page; where pages have frames of their own, none without a page.
-    fn pop(&self, page: Option<Gfn>) -> Option<Pfn> {
+    pub(super) fn pop(&self, page: Option<Gfn>) -> Option<Pfn> {
         match &self.stock {
             Stock::Any(frames) => {
                 let mut frames = lock(frames);
@@ -99,7 +100,7 @@ impl FreeList {
         }
     }
 
-    fn push(&self, pfn: Pfn) {
+    pub(super) fn push(&self, pfn: Pfn) {
         match &self.stock {
             Stock::Any(frames) => {
                 let mut frames = lock(frames);
@@ -116,73 +117,6 @@ impl FreeList {
 fn length(frames: &[Pfn]) -> u32 {
     // The list never holds more than the table's u32 count.
     u32::try_from(frames.len()).unwrap_or(u32::MAX)
-}
-
-/// A frame that holds no page and that only this value stands for. Dropping it gives it back.
-///
-/// Where each page has a frame of its own, it is a unit of the ration for that frame, and two faults
-/// on one page may each have one: the frame's page lock says whose goes into use.
-#[must_use]
-pub(super) struct FreeFrame<'a> {
-    mm: &'a HostMm,
-    pfn: Pfn,
-}
-
-impl<'a> FreeFrame<'a> {
-    /// A frame that has just lost its page. Its translations have been revoked: only
-    /// [`reclaim`](crate::host_mm::reclaim) calls this, on what came out of a flush (and, on
-    /// purpose too early, one sabotage).
-    pub(super) fn from_revoked(mm: &'a HostMm, pfn: Pfn) -> Self {
-        Self { mm, pfn }
-    }
-
-    pub(super) fn pfn(&self) -> Pfn {
-        self.pfn
-    }
-
-    /// The frame now holds a page.
-    pub(super) fn into_use(self) {
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for FreeFrame<'_> {
-    fn drop(&mut self) {
-        if self.mm.config.paranoid
-            && !self.mm.is_identity()
-            && self.mm.view.punch(self.pfn, 1).is_err()
-            && let Some(owner) = self.mm.last_owner(self.pfn)
-        {
-            // The frame is free all the same; but a stale access to it would go unseen.
-            let kind = ViolationKind::NotPunched;
-            self.mm.violations.report(MmViolation { kind, pfn: self.pfn, owner });
-        }
-        self.mm.free.push(self.pfn);
-    }
-}
-
-impl HostMm {
-    /// Whether enough frames are free that one can go to a page that nobody has asked for yet.
-    #[must_use]
-    pub fn has_spare_frames(&self) -> bool {
-        self.free.len() > self.free.low
-    }
-
-    /// Takes a frame from the free list, waking background reclaim below the low watermark.
-    /// `page` is who it is for, where that is known.
-    pub(super) fn take_free_frame(&self, page: Option<Gfn>) -> Option<FreeFrame<'_>> {
-        if self.injector.as_ref().is_some_and(|one| one.strikes(HostFault::FrameEnomem)) {
-            return None;
-        }
-        let pfn = self.free.pop(page)?;
-        let free = self.free.len();
-        let in_use = u64::from(self.free.rationed.saturating_sub(free));
-        self.counters.peak_frames_in_use.raise(in_use);
-        if free < self.free.low {
-            self.reclaimer.wake();
-        }
-        Some(FreeFrame { mm: self, pfn })
-    }
 }
 
 #[cfg(test)]

@@ -3,8 +3,10 @@
 
 use crate::addr::Gfn;
 use crate::export_rmap::{Invalidation, PageFlags};
-use crate::host_mm::object::Place;
-use crate::host_mm::reclaim::{Candidate, DetachedBatch, add_to_batch, vacate_all};
+use crate::host_mm::batch::{DetachedBatch, add_to_batch};
+use crate::host_mm::find::Candidate;
+use crate::host_mm::pages::Place;
+use crate::host_mm::vacate::vacate_all;
 use crate::host_mm::{MemoryObject, MmError, PausePoint, require_notifier};
 
 impl MemoryObject {

@@ -11,12 +11,13 @@
 //! (eviction, migration, …) tells the clients that hold copies as it does those that map it.
 
 use crate::addr::{Gfn, PAGE_SIZE};
-use crate::export_rmap::{FlushReason, Invalidation, LockedPage, PageFlags};
+use crate::export_rmap::{Invalidation, LockedPage, PageFlags};
+use crate::host_mm::batch::{BATCH, DetachedBatch, is_heavy, lock_beside_batch};
 use crate::host_mm::fault::Intent;
+use crate::host_mm::find::Candidate;
 use crate::host_mm::host_view::PageBuf;
-use crate::host_mm::object::{Entry, Place};
-use crate::host_mm::reclaim::{BATCH, Candidate, DetachedBatch, is_heavy, lock_beside_batch};
-use crate::host_mm::{HostMm, MemoryObject, MmError, PausePoint, Sabotage, require_notifier};
+use crate::host_mm::pages::{Entry, Place};
+use crate::host_mm::{HostMm, MemoryObject, MmError, PausePoint, require_notifier};
 
 /// Takes a page that is lent: its number, its frame, whose lock is held, and its content.
 type Borrow<'b> = dyn FnMut(Gfn, &LockedPage<'_>, &PageBuf) + 'b;
@@ -134,28 +135,6 @@ impl HostMm {
         let content = self.content(page)?;
         borrow(gfn, page, &content);
         self.counters.lent.add(1);
-        Ok(())
-    }
-
-    /// Ends all copies of a page that is about to be written. Clients that map it keep their
-    /// mappings, which are read-only until they fault.
-    ///
-    /// # Errors
-    /// If a client's copies cannot be revoked: the page must not be written.
-    pub(super) fn recall(&self, page: &LockedPage<'_>) -> Result<(), MmError> {
-        if !page.flags().contains(PageFlags::LENT) {
-            return Ok(());
-        }
-        page.begin_invalidation();
-        self.pause(PausePoint::Counted);
-        if !self.is_sabotaged(Sabotage::SkipRecall, page.owner().gfn) {
-            self.notifiers.invalidate_page(page, Invalidation::Recall);
-            // Even if nobody was told: an earlier flush may have failed.
-            self.notifiers.revoke(&[page], FlushReason::Recalled)?;
-        }
-        self.pause(PausePoint::Recalled);
-        page.clear_flags(PageFlags::LENT);
-        self.counters.recalls.add(1);
         Ok(())
     }
 }

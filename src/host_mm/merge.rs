@@ -7,9 +7,11 @@
 
 use crate::addr::Pfn;
 use crate::export_rmap::Invalidation;
+use crate::host_mm::batch::{DetachedBatch, Revoked};
 use crate::host_mm::commons::SharedPage;
-use crate::host_mm::object::Place;
-use crate::host_mm::reclaim::{Candidate, DetachedBatch, Revoked, is_zero};
+use crate::host_mm::find::Candidate;
+use crate::host_mm::pages::Place;
+use crate::host_mm::write_out::is_zero;
 use crate::host_mm::{HostMm, MmError, PausePoint, require_notifier};
 
 /// What came of an attempt to merge.

@@ -3,9 +3,9 @@
 
 use crate::addr::Pfn;
 use crate::export_rmap::{Invalidation, PageFlags};
-use crate::host_mm::frames::FreeFrame;
-use crate::host_mm::object::Place;
-use crate::host_mm::reclaim::{DetachedBatch, Revoked};
+use crate::host_mm::batch::{DetachedBatch, Revoked};
+use crate::host_mm::free_frame::FreeFrame;
+use crate::host_mm::pages::Place;
 use crate::host_mm::{HostMm, MmError, PausePoint, require_notifier};
 
 impl HostMm {
@@ -59,7 +59,7 @@ impl HostMm {
         // The slot's copy goes with the page.
         new.set_slot(old.slot());
         if old.slot().is_some() {
-            self.reclaimer.note_duplicate(&new);
+            self.duplicates.note(new.pfn());
         }
         old.set_slot(None);
         self.pause(PausePoint::Moved);

@@ -5,52 +5,67 @@
 //! - a page's content is in exactly one place: nowhere (all zero), in a frame, or in a swap slot
 //!   with a checksum; an operation that fails leaves it where it was;
 //! - no frame changes hands before every client has given up its mappings of it *and* one flush
-//!   has revoked what processors still cache ([`reclaim`]: the flush is what turns a detached page
+//!   has revoked what processors still cache ([`batch`]: the flush is what turns a detached page
 //!   into one that may be written out and freed, in types);
 //! - never more frames are in use than were given (invariant I5).
 //!
 //! Faults come from above through [`MemoryObject`]; invalidations go up only through the
 //! [notifier list](crate::export_rmap::NotifierList).
 
+mod alarm;
 mod audit;
+mod batch;
 mod checks;
 mod clean;
 mod clone;
 mod commons;
+mod config;
+mod copies;
+mod dirty_bits;
 mod dirty_log;
+mod discard;
+mod duplicates;
 mod error;
 mod fault;
+mod find;
 #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
 mod frame_memory;
 mod frames;
 mod free;
+mod free_frame;
 mod guest_view;
+mod holes;
 mod host_view;
 mod inject;
 mod lend;
 mod merge;
 mod migrate;
 mod object;
+mod pages;
 mod placement;
-mod policy;
+mod recall;
 pub mod reclaim;
 mod remap;
 mod sabotage;
 mod share;
 mod stats;
-mod streams;
 pub mod swap;
 mod tripwire;
+mod unexported;
+mod vacate;
 mod violations;
+mod withdraw;
+mod write_out;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use crate::addr::{Gfn, PAGE_SIZE_U64, Pfn};
+use crate::addr::{PAGE_SIZE_U64, Pfn};
 use crate::export_rmap::{FrameTable, NotifierList, Numbers};
 use crate::sync::Snapshot;
 
 pub use audit::Audit;
+pub use config::{HostMmConfig, ReclaimPolicy};
 pub use dirty_log::DirtyLog;
 pub use error::MmError;
 #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
@@ -64,67 +79,25 @@ pub use inject::{
 pub use merge::Merged;
 pub use object::MemoryObject;
 pub use placement::Placement;
-pub use policy::ReclaimPolicy;
 pub use remap::MAX_REMAP_PAGES;
 pub use sabotage::Sabotage;
 pub use stats::MmStats;
-pub(crate) use streams::Streams;
 pub use swap::SwapConfig;
 pub use tripwire::{TripReport, TripwireWatch};
 pub use violations::{MmViolation, ViolationKind};
 
+use alarm::Alarm;
 use commons::{COMMONS, Commons};
+use duplicates::Duplicates;
 use frames::FreeList;
 use host_view::HostView;
 use inject::Injector;
-use object::{ObjectPages, Place};
+use pages::ObjectPages;
 use reclaim::Reclaimer;
 use sabotage::SabotageRange;
 use stats::Counters;
 use swap::SwapSpace;
 use violations::Violations;
-
-/// How much memory to ration, and how.
-#[derive(Clone, Debug)]
-pub struct HostMmConfig {
-    /// Bytes of frames in use at a time; a multiple of 4096, at least [`MIN_HOST_MEMORY_BYTES`].
-    pub host_memory_bytes: u64,
-    /// Which frame a page may be in.
-    pub placement: Placement,
-    /// Where evicted pages go.
-    pub swap: SwapConfig,
-    /// Which pages are evicted first.
-    pub policy: ReclaimPolicy,
-    /// Punch freed frames out of the memfd, so that a [`TripwireWatch`] sees stale accesses.
-    pub paranoid: bool,
-    /// Check invariants I3, I4 and I6 at each eviction; a difference is reported, see
-    /// [`HostMm::violations`].
-    pub check_evictions: bool,
-    /// Let pages that were only ever read share a page of zeros.
-    pub share_zero: bool,
-    /// Break one rule on purpose.
-    pub sabotage: Option<Sabotage>,
-    /// What the host is to do wrong.
-    pub inject: InjectionPlan,
-}
-
-impl HostMmConfig {
-    /// The defaults for so many bytes of frames: swap of 1 GiB in an unlinked temporary file.
-    #[must_use]
-    pub fn new(host_memory_bytes: u64) -> Self {
-        Self {
-            host_memory_bytes,
-            placement: Placement::Anywhere,
-            swap: SwapConfig { path: None, dir: None, bytes: 1 << 30 },
-            policy: ReclaimPolicy::Clock,
-            paranoid: false,
-            check_evictions: false,
-            share_zero: true,
-            sabotage: None,
-            inject: InjectionPlan::default(),
-        }
-    }
-}
 
 /// The frames of one process and everything that decides which page is in which.
 pub struct HostMm {
@@ -139,6 +112,8 @@ pub struct HostMm {
     object_numbers: Mutex<Numbers>,
     notifiers: NotifierList,
     reclaimer: Reclaimer,
+    alarm: Arc<Alarm>,
+    duplicates: Duplicates,
     counters: Counters,
     violations: Violations,
     sabotage_range: SabotageRange,
@@ -218,6 +193,8 @@ impl HostMm {
             object_numbers: Mutex::new(Numbers::below(COMMONS)),
             notifiers: NotifierList::default(),
             reclaimer: Reclaimer::new(frames),
+            alarm: Arc::default(),
+            duplicates: Duplicates::of_frames(frames),
             counters: Counters::default(),
             violations: Violations::default(),
             sabotage_range: SabotageRange::default(),

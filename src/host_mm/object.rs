@@ -1,176 +1,18 @@
-//! The memory object: a guest's memory as the host sees it, from guest frame to where the page is.
+//! The memory object: a guest's memory as the host sees it.
 //!
-//! Guarantee: an entry changes only under the page lock of the frame that it names or is about to
-//! name, so whoever holds that lock and finds the entry pointing to the frame knows where the page
-//! is until the lock is dropped.
-//!
-//! Sparse: 256 KiB of guest memory cost one leaf of 256 bytes once touched, and nothing before.
+//! Guarantee: a page that was locked through it is in its frame, and is what it was, until the lock is
+//! dropped; one that was locked to be written is the object's own, and no copy of it is out.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
-use crate::addr::{Gfn, Gpa, PAGE_SIZE, Pfn, SwapSlot};
-use crate::export_rmap::{LockedPage, Owner, PageFlags};
-use crate::host_mm::commons::SharedPage;
-use crate::host_mm::dirty_log::DirtyBits;
+use crate::addr::{Gfn, Gpa, PAGE_SIZE};
+use crate::export_rmap::{LockedPage, PageFlags};
 use crate::host_mm::fault::Intent;
-use crate::host_mm::{HostMm, MmError, Placement, pages};
+use crate::host_mm::pages::{ObjectPages, Place};
+use crate::host_mm::{HostMm, MmError, Placement};
 use crate::sync::lock;
 use crate::sys::signal;
-
-/// Where a page is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// Nowhere: all zero.
-    Absent,
-    /// In a frame.
-    Frame(Pfn),
-    /// In a swap slot.
-    Swap(SwapSlot),
-    /// Wherever this shared page is.
-    Shared(SharedPage),
-}
-
-impl Place {
-    /// Set for a swap slot, whose number has 31 bits.
-    const SWAP: u32 = 1 << 31;
-    /// A frame is stored as its number plus one, and there are at most 2^30 of them: up to this.
-    /// Above it come shared pages.
-    const LAST_FRAME: u32 = 1 << 30;
-
-    fn pack(self) -> u32 {
-        match self {
-            Place::Absent => 0,
-            Place::Frame(pfn) => pfn.as_u32() + 1,
-            Place::Swap(slot) => Self::SWAP | slot.as_u32(),
-            Place::Shared(shared) => Self::LAST_FRAME + 1 + shared.as_u32(),
-        }
-    }
-
-    fn unpack(raw: u32) -> Self {
-        match raw {
-            0 => Place::Absent,
-            raw if raw <= Self::LAST_FRAME => Place::Frame(Pfn::new(raw - 1)),
-            raw if raw & Self::SWAP == 0 => {
-                Place::Shared(SharedPage::new(raw - Self::LAST_FRAME - 1))
-            }
-            raw => SwapSlot::new(raw & !Self::SWAP).map_or(Place::Absent, Place::Swap),
-        }
-    }
-}
-
-/// One atomic entry of a memory object.
-#[derive(Debug, Default)]
-pub(super) struct Entry(AtomicU32);
-
-impl Entry {
-    pub(super) fn load(&self) -> Place {
-        // Acquire pairs with the Release of `store` and `replace`.
-        Place::unpack(self.0.load(Ordering::Acquire))
-    }
-
-    /// Sets the entry; the caller holds the page lock of the frame that it names so far.
-    pub(super) fn store(&self, place: Place, _page: &LockedPage<'_>) {
-        self.0.store(place.pack(), Ordering::Release);
-    }
-
-    /// Sets the entry if it is still `old`; the caller holds the page lock of the frame in `new`.
-    pub(super) fn replace(&self, old: Place, new: Place, _page: &LockedPage<'_>) -> bool {
-        self.replace_frameless(old, new)
-    }
-
-    /// Sets the entry if it is still `old`, which is no frame; if `new` is one, its page lock is
-    /// held by the caller.
-    pub(super) fn replace_frameless(&self, old: Place, new: Place) -> bool {
-        self.0.compare_exchange(old.pack(), new.pack(), Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-}
-
-/// Small leaves: a guest that touches one page here and one there costs little for each.
-const LEAF_ENTRIES: usize = 64;
-const MID_LEAVES: usize = 1024;
-
-type Leaf = [Entry; LEAF_ENTRIES];
-type Mid = [OnceLock<Box<Leaf>>; MID_LEAVES];
-
-/// The pages of one memory object.
-#[derive(Debug)]
-pub(super) struct ObjectPages {
-    pub(super) number: u16,
-    pub(super) bytes: u64,
-    top: Box<[OnceLock<Box<Mid>>]>,
-    watched: [AtomicU64; 2],
-    /// Where a [dirty log](crate::host_mm::DirtyLog) is kept.
-    pub(super) dirty: OnceLock<DirtyBits>,
-}
-
-impl ObjectPages {
-    pub(super) fn new(number: u16, bytes: u64) -> Self {
-        let mids = pages(bytes).div_ceil((LEAF_ENTRIES * MID_LEAVES) as u64);
-        Self {
-            number,
-            bytes,
-            top: (0..mids).map(|_| OnceLock::new()).collect(),
-            watched: [const { AtomicU64::new(0) }; 2],
-            dirty: OnceLock::new(),
-        }
-    }
-
-    pub(super) fn contains(&self, gfn: Gfn) -> bool {
-        gfn.as_u64() < pages(self.bytes)
-    }
-
-    pub(super) fn owner(&self, gfn: Gfn) -> Owner {
-        Owner { object: self.number, gfn }
-    }
-
-    /// Indices of the top, mid and leaf tables.
-    fn indices(gfn: Gfn) -> Option<[usize; 3]> {
-        let raw = usize::try_from(gfn.as_u64()).ok()?;
-        let leaf = raw / LEAF_ENTRIES;
-        Some([leaf / MID_LEAVES, leaf % MID_LEAVES, raw % LEAF_ENTRIES])
-    }
-
-    /// The entry of a page, making room for it; `None` outside the object.
-    pub(super) fn entry(&self, gfn: Gfn) -> Option<&Entry> {
-        if !self.contains(gfn) {
-            return None;
-        }
-        let [top, mid, leaf] = Self::indices(gfn)?;
-        let mids =
-            self.top.get(top)?.get_or_init(|| Box::new([const { OnceLock::new() }; MID_LEAVES]));
-        let leaves = mids[mid].get_or_init(|| Box::new(std::array::from_fn(|_| Entry::default())));
-        Some(&leaves[leaf])
-    }
-
-    /// The entry of a page, if any of its neighbourhood was ever touched.
-    pub(super) fn touched_entry(&self, gfn: Gfn) -> Option<&Entry> {
-        if !self.contains(gfn) {
-            return None;
-        }
-        let [top, mid, leaf] = Self::indices(gfn)?;
-        Some(&self.top.get(top)?.get()?[mid].get()?[leaf])
-    }
-
-    /// The pages that may not be absent, in ascending order.
-    pub(super) fn touched(&self) -> impl Iterator<Item = (Gfn, &Entry)> {
-        let mids = (0u64..).zip(&self.top).filter_map(|(at, mid)| Some((at, mid.get()?)));
-        let leaves = mids.flat_map(|(top, mid)| {
-            let first = top * MID_LEAVES as u64;
-            (first..).zip(mid.iter()).filter_map(|(at, leaf)| Some((at, leaf.get()?)))
-        });
-        leaves.flat_map(|(leaf, entries)| {
-            let first = leaf * LEAF_ENTRIES as u64;
-            (first..).map(Gfn::new).zip(entries.iter())
-        })
-    }
-
-    pub(super) fn is_watched(&self, gfn: Gfn) -> bool {
-        let [start, end] =
-            [&self.watched[0], &self.watched[1]].map(|at| at.load(Ordering::Relaxed));
-        (start..end).contains(&gfn.as_u64())
-    }
-}
 
 /// A guest's memory. Dropping it gives back all its frames and swap slots; export clients must have
 /// let go of them before. Once a [stop](signal::is_stop_asked) is asked for it gives back no more: all
@@ -213,7 +55,7 @@ impl HostMm {
 }
 
 impl MemoryObject {
-    /// Its number, as in [`Owner::object`].
+    /// Its number, as in [`Owner::object`](crate::export_rmap::Owner::object).
     #[must_use]
     pub fn number(&self) -> u16 {
         self.pages.number
@@ -239,15 +81,13 @@ impl MemoryObject {
 
     /// Counts re-faults of these guest frames separately from now on.
     pub fn watch(&self, first: Gfn, count: u64) {
-        let end = first.as_u64().saturating_add(count);
-        self.pages.watched[0].store(first.as_u64(), Ordering::Relaxed);
-        self.pages.watched[1].store(end, Ordering::Relaxed);
+        self.pages.watch(first, count);
     }
 
     /// The page's frame, brought in if need be, with its page lock held: nothing can invalidate it
     /// meanwhile. Note its [sequence](LockedPage::sequence) before unlocking if a mapping is to follow.
     ///
-    /// The page may be [shared](Owner::is_shared): it must not be written, nor mapped writable.
+    /// The page may be [shared](crate::export_rmap::Owner::is_shared): it must not be written, nor mapped writable.
     ///
     /// # Errors
     /// Outside the object, without a frame to be had, or when swap cannot be read.
@@ -368,28 +208,5 @@ impl Drop for MemoryObject {
         let mut objects = self.mm.objects.load().to_vec();
         objects.retain(|pages| !Arc::ptr_eq(pages, &self.pages));
         self.mm.objects.store(objects);
-    }
-}
-
-const _: () = assert!(size_of::<Leaf>() == 256);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_place_survives_packing() {
-        let last_slot = SwapSlot::new(SwapSlot::MAX_SLOTS - 1).unwrap();
-        for place in [
-            Place::Absent,
-            Place::Frame(Pfn::new(0)),
-            Place::Frame(Pfn::new((1 << 30) - 1)),
-            Place::Swap(SwapSlot::new(0).unwrap()),
-            Place::Swap(last_slot),
-            Place::Shared(SharedPage::new(0)),
-            Place::Shared(SharedPage::new((1 << 30) - 2)),
-        ] {
-            assert_eq!(Place::unpack(place.pack()), place);
-        }
     }
 }

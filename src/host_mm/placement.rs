@@ -13,14 +13,8 @@
 //!
 //! What needs another frame for the same guest page, or one frame for several, is refused.
 
-use std::sync::atomic::Ordering;
-
-use crate::addr::{PAGE_SIZE, Pfn};
-use crate::export_rmap::{Invalidation, LockedPage, PageFlags};
-use crate::host_mm::reclaim::{Candidate, DetachedBatch, add_to_batch};
-use crate::host_mm::{
-    Gfn, HostMm, MemoryObject, MmError, Place, Sabotage, frames, require_notifier,
-};
+use crate::host_mm::error::MmError;
+use crate::host_mm::frames;
 
 /// Which frame a page may be in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,71 +37,5 @@ impl Placement {
             Self::Anywhere => Ok((host_memory_bytes, rationed)),
             Self::Identity { guest_bytes } => Ok((guest_bytes, frames::count(guest_bytes)?)),
         }
-    }
-}
-
-impl HostMm {
-    pub(super) fn is_identity(&self) -> bool {
-        matches!(self.config.placement, Placement::Identity { .. })
-    }
-
-    /// That a page may be in any frame.
-    pub(super) fn require_any_frame(&self, what: &'static str) -> Result<(), MmError> {
-        if self.is_identity() { Err(MmError::FixedFrames { what }) } else { Ok(()) }
-    }
-
-    /// Gives back the memory of `count` frames from `first`, locked and about to lose their pages,
-    /// where frames are only rationed: every mapping of them ends with this.
-    pub(super) fn give_memory_back(&self, first: Pfn, count: u32) -> Result<(), MmError> {
-        let gfn = Gfn::new(u64::from(first.as_u32()));
-        if !self.is_identity() || self.is_sabotaged(Sabotage::KeepMemory, gfn) {
-            return Ok(());
-        }
-        self.view.punch(first, count)
-    }
-
-    /// From now on frames may lose their memory behind this layer's back: somebody removes a range
-    /// of the window (`MADV_REMOVE`). Each frame is looked at before its content is used.
-    pub fn expect_holes(&self) {
-        // Release pairs with the Acquire in `settle_hole`: whoever is told of a removal after this
-        // looks.
-        self.holes_expected.store(true, Ordering::Release);
-    }
-
-    /// Makes a page whose frame has lost its memory what it is: zeros, whatever stands in swap.
-    pub(super) fn settle_hole(&self, page: &LockedPage<'_>) -> Result<(), MmError> {
-        if !self.holes_expected.load(Ordering::Acquire) || !self.view.is_hole(page.pfn())? {
-            return Ok(());
-        }
-        self.free_copy(page);
-        page.set_flags(PageFlags::BY_WRITE);
-        self.view.write(page, 0, &[0; PAGE_SIZE])
-    }
-}
-
-impl MemoryObject {
-    /// Takes all mappings of `count` pages from `first` away from the clients; the pages stay where
-    /// they are. For a client whose mappings are gone already, to bring the books in line.
-    ///
-    /// # Errors
-    /// If a client cannot give a page up; pages before it have been.
-    pub fn withdraw_mappings(&self, first: Gfn, count: u64) -> Result<(), MmError> {
-        require_notifier("to withdraw mappings")?;
-        let withdraw = |batch: &mut Vec<Candidate<'_>>| {
-            let batch = std::mem::take(batch);
-            DetachedBatch::detach(&self.mm, batch, Invalidation::Unmap).revoke()?;
-            Ok(())
-        };
-        let mut batch = Vec::new();
-        for raw in first.as_u64()..first.as_u64().saturating_add(count) {
-            let gfn = Gfn::new(raw);
-            let Some(entry) = self.pages.touched_entry(gfn) else { continue };
-            while let Place::Frame(pfn) = entry.load() {
-                if add_to_batch(&self.mm, &self.pages, gfn, pfn, &mut batch, withdraw)? {
-                    break;
-                }
-            }
-        }
-        withdraw(&mut batch)
     }
 }

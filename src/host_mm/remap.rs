@@ -5,9 +5,10 @@
 
 use crate::addr::{Gfn, Pfn};
 use crate::export_rmap::Invalidation;
+use crate::host_mm::batch::DetachedBatch;
 use crate::host_mm::fault::Intent;
-use crate::host_mm::object::{Entry, Place};
-use crate::host_mm::reclaim::{Candidate, DetachedBatch};
+use crate::host_mm::find::Candidate;
+use crate::host_mm::pages::{Entry, Place};
 use crate::host_mm::{MemoryObject, MmError, PausePoint, require_notifier};
 
 /// Pages of each side that change places in one step.

@@ -18,11 +18,11 @@
 
 use crate::addr::Gfn;
 use crate::export_rmap::{FlushReason, Invalidation, LockedPage, Owner, PageFlags};
+use crate::host_mm::batch::Revoked;
 use crate::host_mm::commons::{Left, SharedPage};
 use crate::host_mm::fault::Intent;
-use crate::host_mm::frames::FreeFrame;
-use crate::host_mm::object::{Entry, ObjectPages, Place};
-use crate::host_mm::reclaim::Revoked;
+use crate::host_mm::free_frame::FreeFrame;
+use crate::host_mm::pages::{Entry, ObjectPages, Place};
 use crate::host_mm::{HostMm, MmError, PausePoint, Sabotage};
 
 impl HostMm {
@@ -137,16 +137,6 @@ impl HostMm {
             self.notifiers.revoke(&[page], FlushReason::Invalidated)?;
         }
         self.check_revoked(page, kind);
-        Ok(())
-    }
-
-    /// Forgets the copy in swap: what is in the frame is the only one.
-    pub(super) fn forget_copy(&self, page: &LockedPage<'_>) -> Result<(), MmError> {
-        page.set_flags(PageFlags::DIRTY);
-        if let Some(slot) = page.slot() {
-            page.set_slot(None);
-            self.swap.free(slot)?;
-        }
         Ok(())
     }
 

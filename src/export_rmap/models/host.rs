@@ -12,7 +12,7 @@
 //! | `places` | the memory object's entries |
 //! | `memory`, `copies` | frames and swap slots: some words a page instead of 4 KiB |
 //!
-//! Their order of steps is the original's. That the types of `host_mm/reclaim/evict.rs` enforce it
+//! Their order of steps is the original's. That the types of `host_mm/batch.rs` enforce it
 //! there is the compiler's business.
 
 use crate::addr::{Gfn, Pfn};

@@ -14,7 +14,6 @@ mod interrupt;
 mod notifier;
 mod pause;
 mod peer;
-mod swap;
 mod trigger;
 
 use std::fmt;
@@ -30,7 +29,6 @@ use trigger::Trigger;
 
 pub use pause::{PauseCount, PausePoint};
 pub use peer::PeerFault;
-pub(in crate::host_mm) use swap::{InjectingBackend, InjectingFile};
 pub use trigger::When;
 
 /// One kind of fault.
@@ -199,7 +197,7 @@ impl Injector {
     }
 
     /// Whether any item has this fault.
-    fn has(&self, is_it: impl Fn(HostFault) -> bool) -> bool {
+    pub(in crate::host_mm) fn has(&self, is_it: impl Fn(HostFault) -> bool) -> bool {
         self.items.iter().any(|(item, _)| is_it(item.fault))
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use super::*;
 use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
-use crate::host_mm::swap::{SwapConfig, SwapError, SwapOp};
+use crate::host_mm::swap::{InjectingFile, SwapConfig, SwapError, SwapOp};
 use crate::host_mm::{HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, MmError};
 
 fn once(number: u64) -> When {

@@ -13,9 +13,10 @@ use std::sync::{Arc, Mutex};
 
 use crate::addr::Pfn;
 use crate::export_rmap::{FlushReason, PageFlags};
-use crate::host_mm::object::ObjectPages;
+use crate::host_mm::batch::{BATCH, is_heavy};
+use crate::host_mm::find::Candidate;
+use crate::host_mm::pages::ObjectPages;
 use crate::host_mm::reclaim::Reclaimed;
-use crate::host_mm::reclaim::evict::{BATCH, Candidate, is_heavy};
 use crate::host_mm::{HostMm, ReclaimPolicy};
 use crate::sync::lock;
 

@@ -6,7 +6,6 @@
 
 mod background;
 mod clock;
-mod duplicates;
 mod evict;
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,17 +13,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use crate::addr::{Gfn, Pfn};
-use crate::export_rmap::{LockedPage, PageFlags};
 use crate::host_mm::{HostMm, MmError};
 use crate::sync::lock;
 use crate::sys::threads;
 
 use clock::Hand;
-use duplicates::Duplicates;
-pub(super) use evict::{
-    BATCH, Candidate, DetachedBatch, Revoked, add_to_batch, is_heavy, is_zero, lock_beside_batch,
-    vacate_all,
-};
 
 /// Frames that a fault without a free frame asks for: enough to amortise the flush.
 const DIRECT_TARGET: usize = 32;
@@ -40,9 +33,7 @@ const STARVED_FAULTS: u32 = 8;
 /// The state of reclaim.
 pub(super) struct Reclaimer {
     hand: Hand,
-    background: Arc<background::Signal>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    duplicates: Duplicates,
     /// Faults in a row that starved: see [`STARVED_FAULTS`].
     starved: AtomicU32,
 }
@@ -70,17 +61,7 @@ impl Reclaimed {
 
 impl Reclaimer {
     pub(super) fn new(frames: u32) -> Self {
-        Self {
-            hand: Hand::new(frames),
-            background: Arc::default(),
-            thread: Mutex::default(),
-            duplicates: Duplicates::of_frames(frames),
-            starved: AtomicU32::new(0),
-        }
-    }
-
-    pub(super) fn wake(&self) {
-        self.background.wake();
+        Self { hand: Hand::new(frames), thread: Mutex::default(), starved: AtomicU32::new(0) }
     }
 
     /// Notes whether a fault starved; `true` if too many have in a row.
@@ -92,16 +73,12 @@ impl Reclaimer {
         }
         self.starved.fetch_add(1, Ordering::Relaxed) + 1 >= STARVED_FAULTS
     }
-
-    /// A page in a frame, whose lock is held, has been given a slot.
-    pub(super) fn note_duplicate(&self, page: &LockedPage<'_>) {
-        self.duplicates.note(page.pfn());
-    }
 }
 
-impl Drop for Reclaimer {
+impl Drop for HostMm {
     fn drop(&mut self) {
-        self.background.stop();
+        // The thread keeps the alarm alive, and not what it works for.
+        self.alarm.stop();
     }
 }
 
@@ -113,7 +90,7 @@ impl HostMm {
     pub fn start_background_reclaim(self: &Arc<Self>) -> Result<(), MmError> {
         let mut thread = lock(&self.reclaimer.thread);
         if thread.is_none() {
-            let spawned = background::spawn(self, &self.reclaimer.background);
+            let spawned = background::spawn(self, &self.alarm);
             *thread = Some(spawned.map_err(|source| MmError::Host {
                 what: "a thread for background reclaim",
                 source,
@@ -124,7 +101,7 @@ impl HostMm {
 
     /// Ends background reclaim for good and waits for its thread, as [`threads::join`] does.
     pub fn stop_background_reclaim(&self) {
-        self.reclaimer.background.stop();
+        self.alarm.stop();
         if let Some(thread) = lock(&self.reclaimer.thread).take() {
             // A panic was told on standard error, and nobody needs the thread any more.
             let _ = threads::join(thread);
@@ -182,56 +159,5 @@ impl HostMm {
     pub(crate) fn reclaim_frames(&self, frames: usize) -> Result<usize, MmError> {
         let reclaimed = self.reclaim(frames);
         reclaimed.error.map_or(Ok(reclaimed.frames), Err)
-    }
-
-    /// Frames that hold a page and could be locked, in ascending order.
-    pub(super) fn candidates<'a>(
-        &'a self,
-        objects: &'a [Arc<crate::host_mm::object::ObjectPages>],
-        frames: &[Pfn],
-    ) -> impl Iterator<Item = Candidate<'a>> {
-        let mut frames = frames.to_vec();
-        frames.sort_unstable();
-        frames.into_iter().filter_map(move |pfn| self.candidate(objects, pfn))
-    }
-
-    /// Has pages invalidated in batches of at most [`BATCH`], those with many mappings alone.
-    pub(super) fn in_batches<'a>(
-        &self,
-        candidates: impl Iterator<Item = Candidate<'a>>,
-        mut invalidate: impl FnMut(Vec<Candidate<'a>>) -> Result<(), MmError>,
-    ) -> Result<(), MmError> {
-        let mut batch = Vec::new();
-        for candidate in candidates {
-            let is_heavy = is_heavy(self, candidate.page.pfn());
-            if is_heavy && !batch.is_empty() {
-                invalidate(std::mem::take(&mut batch))?;
-            }
-            batch.push(candidate);
-            if is_heavy || batch.len() == BATCH {
-                invalidate(std::mem::take(&mut batch))?;
-            }
-        }
-        if batch.is_empty() { Ok(()) } else { invalidate(batch) }
-    }
-
-    /// The page in this frame, if there is one and nobody holds its lock.
-    fn candidate<'a>(
-        &'a self,
-        objects: &'a [Arc<crate::host_mm::object::ObjectPages>],
-        pfn: Pfn,
-    ) -> Option<Candidate<'a>> {
-        if !self.table.get(pfn)?.is_in_use() {
-            return None;
-        }
-        let page = self.table.try_lock(pfn)?;
-        // Looked at again: the page may have left before the lock was ours.
-        if !page.flags().contains(PageFlags::IN_USE) {
-            return None;
-        }
-        let owner = page.owner();
-        // They are in order of their numbers, and there may be thousands.
-        let at = objects.binary_search_by_key(&owner.object, |object| object.number).ok()?;
-        Some(Candidate { page, object: &objects[at], gfn: owner.gfn })
     }
 }

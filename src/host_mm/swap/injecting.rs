@@ -7,19 +7,19 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::{HostFault, Injector};
+use super::SwapBackend;
 use crate::addr::{PAGE_SIZE, SwapSlot};
-use crate::host_mm::swap::SwapBackend;
+use crate::host_mm::inject::{HostFault, Injector};
 
 /// A back end whose reads and writes fail as the items say.
-pub(in crate::host_mm) struct InjectingBackend {
+pub(super) struct InjectingBackend {
     inner: Box<dyn SwapBackend>,
     injector: Arc<Injector>,
 }
 
 impl InjectingBackend {
     /// The back end itself, if no item concerns it.
-    pub(in crate::host_mm) fn around(
+    pub(super) fn around(
         inner: Box<dyn SwapBackend>,
         injector: &Arc<Injector>,
     ) -> Box<dyn SwapBackend> {

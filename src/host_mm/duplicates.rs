@@ -22,7 +22,7 @@ const CHUNK_FRAMES: u32 = 1024;
 const FIRST_ENTRIES: usize = 64;
 
 /// See the module's documentation.
-pub(super) struct Duplicates {
+pub(in crate::host_mm) struct Duplicates {
     known: Mutex<Known>,
     frames: u32,
 }
@@ -57,12 +57,12 @@ impl Known {
 
 impl Duplicates {
     /// Of a frame table with so many frames.
-    pub(super) fn of_frames(frames: u32) -> Self {
+    pub(in crate::host_mm) fn of_frames(frames: u32) -> Self {
         Self { known: Mutex::default(), frames }
     }
 
     /// Notes that the page in a frame has been given a slot, or has kept the one that it came from.
-    pub(super) fn note(&self, pfn: Pfn) {
+    pub(in crate::host_mm) fn note(&self, pfn: Pfn) {
         let mut known = lock(&self.known);
         // The others are found when their turn comes.
         if pfn.as_u32() < known.looked_at {
@@ -72,7 +72,11 @@ impl Duplicates {
 
     /// A frame to look at; `None` if there is none but `busy` that were [put back](Self::put_back).
     /// `has_slot` says whether the page in a frame has a slot.
-    pub(super) fn next(&self, busy: usize, has_slot: impl Fn(Pfn) -> bool) -> Option<Pfn> {
+    pub(in crate::host_mm) fn next(
+        &self,
+        busy: usize,
+        has_slot: impl Fn(Pfn) -> bool,
+    ) -> Option<Pfn> {
         loop {
             let mut known = lock(&self.known);
             if known.frames.len() > busy {
@@ -103,7 +107,7 @@ impl Duplicates {
     }
 
     /// Puts back one that could not be looked at.
-    pub(super) fn put_back(&self, pfn: Pfn) {
+    pub(in crate::host_mm) fn put_back(&self, pfn: Pfn) {
         lock(&self.known).push(pfn, self.frames);
     }
 }
