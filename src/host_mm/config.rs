@@ -1,8 +1,8 @@
 //! What a host memory may be asked to be.
 
+use super::frames::placement::Placement;
+use super::inject::Sabotage;
 use crate::host_mm::inject::InjectionPlan;
-use crate::host_mm::placement::Placement;
-use crate::host_mm::sabotage::Sabotage;
 use crate::host_mm::swap::SwapConfig;
 
 /// How much memory to ration, and how.

@@ -5,57 +5,28 @@
 //! - a page's content is in exactly one place: nowhere (all zero), in a frame, or in a swap slot
 //!   with a checksum; an operation that fails leaves it where it was;
 //! - no frame changes hands before every client has given up its mappings of it *and* one flush
-//!   has revoked what processors still cache ([`batch`]: the flush is what turns a detached page
+//!   has revoked what processors still cache ([`revoke`]: the flush is what turns a detached page
 //!   into one that may be written out and freed, in types);
 //! - never more frames are in use than were given (invariant I5).
 //!
 //! Faults come from above through [`MemoryObject`]; invalidations go up only through the
 //! [notifier list](crate::export_rmap::NotifierList).
 
-mod alarm;
 mod audit;
-mod batch;
-mod checks;
-mod clean;
-mod clone;
-mod commons;
+mod books;
 mod config;
-mod copies;
-mod dirty_bits;
-mod dirty_log;
-mod discard;
-mod duplicates;
 mod error;
 mod fault;
-mod find;
-#[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
-mod frame_memory;
 mod frames;
-mod free;
-mod free_frame;
-mod guest_view;
-mod holes;
-mod host_view;
 mod inject;
-mod lend;
-mod merge;
-mod migrate;
+mod memory;
 mod object;
-mod pages;
-mod placement;
-mod recall;
-pub mod reclaim;
-mod remap;
-mod sabotage;
-mod share;
+mod reclaim;
+mod revoke;
+mod sources;
 mod stats;
 pub mod swap;
-mod tripwire;
-mod unexported;
-mod vacate;
 mod violations;
-mod withdraw;
-mod write_out;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -65,36 +36,35 @@ use crate::export_rmap::{FrameTable, NotifierList, Numbers};
 use crate::sync::Snapshot;
 
 pub use audit::Audit;
+pub use audit::tripwire::{TripReport, TripwireWatch};
 pub use config::{HostMmConfig, ReclaimPolicy};
-pub use dirty_log::DirtyLog;
 pub use error::MmError;
 #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
-pub(crate) use frame_memory::FrameMemory;
-pub use frames::{MAX_HOST_MEMORY_BYTES, MIN_HOST_MEMORY_BYTES};
-pub use guest_view::GuestView;
-pub(crate) use guest_view::page_runs;
+pub(crate) use frames::frame_memory::FrameMemory;
+pub use frames::free_list::{MAX_HOST_MEMORY_BYTES, MIN_HOST_MEMORY_BYTES};
+pub use frames::guest_view::GuestView;
+pub(crate) use frames::guest_view::page_runs;
+pub use frames::placement::Placement;
 pub use inject::{
-    HostFault, Injection, InjectionCount, InjectionPlan, PauseCount, PausePoint, PeerFault, When,
+    HostFault, Injection, InjectionCount, InjectionPlan, PauseCount, PausePoint, PeerFault,
+    Sabotage, When,
 };
-pub use merge::Merged;
-pub use object::MemoryObject;
-pub use placement::Placement;
-pub use remap::MAX_REMAP_PAGES;
-pub use sabotage::Sabotage;
+pub use memory::object::MemoryObject;
+pub use sources::dirty_log::DirtyLog;
+pub use sources::merge::Merged;
+pub use sources::remap::MAX_REMAP_PAGES;
 pub use stats::MmStats;
 pub use swap::SwapConfig;
-pub use tripwire::{TripReport, TripwireWatch};
 pub use violations::{MmViolation, ViolationKind};
 
-use alarm::Alarm;
-use commons::{COMMONS, Commons};
-use duplicates::Duplicates;
-use frames::FreeList;
-use host_view::HostView;
-use inject::Injector;
-use pages::ObjectPages;
+use frames::alarm::Alarm;
+use frames::free_list::FreeList;
+use frames::host_view::HostView;
+use inject::{Injector, Lab};
+use object::commons::{COMMONS, Commons};
+use object::pages::ObjectPages;
 use reclaim::Reclaimer;
-use sabotage::SabotageRange;
+use revoke::duplicates::Duplicates;
 use stats::Counters;
 use swap::SwapSpace;
 use violations::Violations;
@@ -116,10 +86,9 @@ pub struct HostMm {
     duplicates: Duplicates,
     counters: Counters,
     violations: Violations,
-    sabotage_range: SabotageRange,
     /// See [`HostMm::expect_holes`].
     holes_expected: AtomicBool,
-    injector: Option<Arc<Injector>>,
+    lab: Lab,
 }
 
 impl std::fmt::Debug for HostMm {
@@ -164,7 +133,7 @@ impl HostMm {
         let injector = Injector::new(&config.inject);
         let slots = config.swap.slots().map_err(swap::SwapError::Open)?;
         let swap = SwapSpace::new(Box::new(swap::MemorySwap::new(slots)), injector.as_ref());
-        let frames = u32::try_from(pages(memory.view.bytes())).unwrap_or(u32::MAX);
+        let frames = u32::try_from(memory.view.bytes() / PAGE_SIZE_U64).unwrap_or(u32::MAX);
         Self::assemble(frames, config, memory.view.clone(), swap, injector)
     }
 
@@ -181,7 +150,7 @@ impl HostMm {
         injector: Option<Arc<Injector>>,
     ) -> Result<Arc<Self>, MmError> {
         // The ration; identity placement has a frame for each page beside it.
-        let rationed = u32::try_from(pages(config.host_memory_bytes)).unwrap_or(u32::MAX);
+        let rationed = u32::try_from(config.host_memory_bytes / PAGE_SIZE_U64).unwrap_or(u32::MAX);
         let commons = Commons::new();
         Ok(Arc::new(Self {
             table: FrameTable::new(frames),
@@ -197,9 +166,8 @@ impl HostMm {
             duplicates: Duplicates::of_frames(frames),
             counters: Counters::default(),
             violations: Violations::default(),
-            sabotage_range: SabotageRange::default(),
             holes_expected: AtomicBool::new(false),
-            injector,
+            lab: Lab::new(config.sabotage, injector),
             config,
         }))
     }
@@ -227,7 +195,7 @@ impl HostMm {
     /// # Errors
     /// If the host refuses the mapping.
     pub fn map_guest_view(&self) -> Result<GuestView, MmError> {
-        GuestView::new(&self.view, self.injector.clone())
+        GuestView::new(&self.view, self.lab.injector().cloned())
     }
 
     /// What has happened so far.
@@ -266,16 +234,6 @@ impl HostMm {
     pub fn last_owner(&self, pfn: Pfn) -> Option<crate::export_rmap::Owner> {
         self.table.get(pfn).map(crate::export_rmap::Frame::owner)
     }
-}
-
-/// That the clients can be told.
-fn require_notifier(what: &'static str) -> Result<(), MmError> {
-    if cfg!(feature = "export-notifier") { Ok(()) } else { Err(MmError::NoNotifier { what }) }
-}
-
-/// Whole pages in `bytes`, which is a multiple of the page size.
-fn pages(bytes: u64) -> u64 {
-    bytes / PAGE_SIZE_U64
 }
 
 #[cfg(test)]

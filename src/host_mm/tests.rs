@@ -14,6 +14,7 @@ mod content;
 mod dirty_log;
 #[cfg(feature = "export-notifier")]
 mod history;
+mod injected;
 #[cfg(feature = "export-notifier")]
 mod last_moment;
 #[cfg(feature = "export-notifier")]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
 use crate::host_mm::HostMm;
-use crate::host_mm::alarm::Alarm;
+use crate::host_mm::frames::alarm::Alarm;
 
 pub(super) fn spawn(mm: &Arc<HostMm>, alarm: &Arc<Alarm>) -> io::Result<JoinHandle<()>> {
     // Weak: the thread must not keep alive what it works for.

@@ -13,11 +13,12 @@ use std::sync::{Arc, Mutex};
 
 use crate::addr::Pfn;
 use crate::export_rmap::{FlushReason, PageFlags};
-use crate::host_mm::batch::{BATCH, is_heavy};
-use crate::host_mm::find::Candidate;
-use crate::host_mm::pages::ObjectPages;
+use crate::host_mm::HostMm;
+use crate::host_mm::books::find::Candidate;
+use crate::host_mm::config::ReclaimPolicy;
+use crate::host_mm::object::pages::ObjectPages;
 use crate::host_mm::reclaim::Reclaimed;
-use crate::host_mm::{HostMm, ReclaimPolicy};
+use crate::host_mm::revoke::batch::{BATCH, is_heavy};
 use crate::sync::lock;
 
 /// Frames looked at in one go.

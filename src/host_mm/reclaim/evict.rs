@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use crate::addr::SwapSlot;
 use crate::export_rmap::{FlushReason, Invalidation, LockedPage, PageFlags};
-use crate::host_mm::batch::{DetachedBatch, Revoked};
-use crate::host_mm::find::Candidate;
-use crate::host_mm::pages::Place;
+use crate::host_mm::HostMm;
+use crate::host_mm::books::find::Candidate;
+use crate::host_mm::error::MmError;
+use crate::host_mm::inject::Sabotage;
+use crate::host_mm::object::pages::Place;
 use crate::host_mm::reclaim::Reclaimed;
-use crate::host_mm::vacate::vacate_all;
-use crate::host_mm::write_out::is_zero;
-use crate::host_mm::{HostMm, MmError, MmViolation, Sabotage, ViolationKind};
+use crate::host_mm::revoke::batch::{DetachedBatch, Revoked};
+use crate::host_mm::revoke::vacate::vacate_all;
+use crate::host_mm::revoke::write_out::is_zero;
+use crate::host_mm::violations::{MmViolation, ViolationKind};
 
 impl HostMm {
     /// Evicts pages with one flush.

@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use crate::addr::{Gfn, Pfn};
-use crate::host_mm::{HostMm, MmError};
+use crate::host_mm::HostMm;
+use crate::host_mm::error::MmError;
 use crate::sync::lock;
 use crate::sys::threads;
 
