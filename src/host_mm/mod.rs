@@ -39,6 +39,7 @@ pub use audit::Audit;
 pub use audit::tripwire::{TripReport, TripwireWatch};
 pub use config::{HostMmConfig, ReclaimPolicy};
 pub use error::MmError;
+pub use frames::alarm::Quiet;
 #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
 pub(crate) use frames::frame_memory::FrameMemory;
 pub use frames::free_list::{MAX_HOST_MEMORY_BYTES, MIN_HOST_MEMORY_BYTES};
@@ -50,6 +51,8 @@ pub use inject::{
     Sabotage, When,
 };
 pub use memory::object::MemoryObject;
+pub use memory::owner::HostMemory;
+pub use reclaim::BackgroundReclaim;
 pub use sources::dirty_log::DirtyLog;
 pub use sources::merge::Merged;
 pub use sources::remap::MAX_REMAP_PAGES;

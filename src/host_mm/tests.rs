@@ -1,5 +1,7 @@
 //! The guarantees of this layer, against an export client made of plain memory.
 
+#[cfg(feature = "export-notifier")]
+mod background;
 #[cfg_attr(not(feature = "export-notifier"), allow(dead_code))]
 mod client;
 #[cfg(feature = "export-notifier")]

@@ -26,7 +26,7 @@ use super::values::human_count;
 use super::violations::{self, Check, EndCheck, Violations};
 use super::{EXIT_FAILURE, boot, exit_code_of_signal};
 use crate::direct_mmu::DirectConfig;
-use crate::host_mm::{HostMm, MemoryObject, MmError};
+use crate::host_mm::{HostMemory, HostMm, MemoryObject, MmError};
 use crate::sys::job_control::ContinueNotice;
 use crate::virtio::{Balloon, Device};
 use crate::vmm::linux::{LinuxError, LinuxImage, LinuxVm};
@@ -43,16 +43,6 @@ const PAGING: Paging = Paging::Direct(Removal::Free);
 
 fn refused_memory(error: MmError) -> anyhow::Error {
     from_mm(error, PAGING)
-}
-
-/// Host memory whose background reclaim ends with this.
-struct Memory(Arc<HostMm>);
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // So that host memory goes now, and with this thread.
-        self.0.stop_background_reclaim();
-    }
 }
 
 /// How a run ended.
@@ -76,15 +66,15 @@ pub(crate) fn run(mut config: LinuxConfig) -> anyhow::Result<u8> {
     let continued = ContinueNotice::install()?;
     // Disks before memory: what the user can mend is said first.
     let mut disks = Disks::open(&config.disks)?;
-    let memory = Memory(HostMm::new(config.host.clone()).map_err(refused_memory)?);
-    let object = memory.0.create_object(mm_bytes(&config)).map_err(refused_memory)?;
+    let mut mm = HostMemory::new(config.host.clone()).map_err(refused_memory)?;
+    let object = mm.create_object(mm_bytes(&config)).map_err(refused_memory)?;
     let balloon = config.balloon.then(|| Arc::new(Balloon::new(object.clone())));
     let mut devices = disks.devices();
     devices.extend(balloon.clone().map(|it| it as Arc<dyn Device>));
     let screen = StdoutConsole::new();
     let images = std::mem::take(&mut config.images);
     let mut vm = make(&config, images, &object, devices, screen.clone())?;
-    memory.0.start_background_reclaim().map_err(refused_memory)?;
+    mm.start_reclaim().map_err(refused_memory)?;
     for warning in config.warnings.iter().chain(&disks.warnings()) {
         output::note(warning);
     }
@@ -97,7 +87,7 @@ pub(crate) fn run(mut config: LinuxConfig) -> anyhow::Result<u8> {
     let LinuxConfig { storm, storm_rate, seed, host, .. } = config;
     let objects = Arc::<Objects>::default();
     objects.add(vm.object());
-    let mut storms = Storms::start(&memory.0, &objects, &storm, storm_rate, seed)?;
+    let mut storms = Storms::start(&mm, &objects, &storm, storm_rate, seed)?;
     let input = vm.input();
     let console = Console::open(move |keys| input.send(keys))?;
     let begun = Instant::now();
@@ -113,9 +103,9 @@ pub(crate) fn run(mut config: LinuxConfig) -> anyhow::Result<u8> {
     drop(console);
     ending.phase("checking what is left");
 
-    let mut found = collect(&vm, !end.is_stuck(), &memory.0, &storms);
+    let mut found = collect(&vm, !end.is_stuck(), &mm, &storms);
     let injected = conclude(&end, vm.object(), &mut found);
-    let stats = memory.0.stats();
+    let stats = mm.stats();
     output::note(format!("{} after {:.2} s", end.sentence(), elapsed.as_secs_f64()));
     output::note(window_line(&vm.paging().stats()));
     output::note(swap_line(&stats));
@@ -149,7 +139,7 @@ pub(crate) fn run(mut config: LinuxConfig) -> anyhow::Result<u8> {
     for line in boot::complaints(&found, vm.lost_console_bytes(), ending.signal()) {
         output::note(line);
     }
-    ending::let_go((storms, vm, object, memory));
+    ending::let_go((storms, vm, object, mm));
     Ok(end.exit_code(&found))
 }
 

@@ -3,6 +3,7 @@
 //! mappings is left: asked after it has gone.
 
 pub(in crate::host_mm) mod tripwire;
+use super::frames::alarm::Quiet;
 use super::object::pages::{ObjectPages, Place};
 use crate::addr::{Gfn, PAGE_SIZE, Pfn};
 use crate::export_rmap::{ClientId, Retain};
@@ -58,11 +59,11 @@ impl HostMm {
 }
 
 impl MemoryObject {
-    /// Reads each page in swap, and leaves it there. Nobody may use the object meanwhile, and
-    /// background reclaim must have stopped: a page that moves would be missed. It leaves off when a
-    /// [stop](signal::is_stop_asked) is asked for.
+    /// Reads each page in swap, and leaves it there. Nobody may use the object meanwhile: a page that
+    /// moves would be missed. It leaves off when a [stop](signal::is_stop_asked) is asked for.
     #[must_use]
-    pub fn audit(&self) -> Audit {
+    pub fn audit(&self, quiet: &Quiet<'_>) -> Audit {
+        debug_assert!(self.mm.is_quiet(quiet), "it is another host memory's");
         let mut audit = Audit::default();
         for (gfn, entry) in self.pages.touched().take_while(|_| !signal::is_stop_asked()) {
             self.audit_page(&self.pages, gfn, entry.load(), &mut audit);

@@ -9,16 +9,14 @@ mod clock;
 mod evict;
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
 use crate::addr::{Gfn, Pfn};
 use crate::host_mm::HostMm;
 use crate::host_mm::error::MmError;
-use crate::sync::lock;
-use crate::sys::threads;
 
 use clock::Hand;
+
+pub use background::BackgroundReclaim;
 
 /// Frames that a fault without a free frame asks for: enough to amortise the flush.
 const DIRECT_TARGET: usize = 32;
@@ -34,7 +32,6 @@ const STARVED_FAULTS: u32 = 8;
 /// The state of reclaim.
 pub(super) struct Reclaimer {
     hand: Hand,
-    thread: Mutex<Option<JoinHandle<()>>>,
     /// Faults in a row that starved: see [`STARVED_FAULTS`].
     starved: AtomicU32,
 }
@@ -62,7 +59,7 @@ impl Reclaimed {
 
 impl Reclaimer {
     pub(super) fn new(frames: u32) -> Self {
-        Self { hand: Hand::new(frames), thread: Mutex::default(), starved: AtomicU32::new(0) }
+        Self { hand: Hand::new(frames), starved: AtomicU32::new(0) }
     }
 
     /// Notes whether a fault starved; `true` if too many have in a row.
@@ -76,39 +73,7 @@ impl Reclaimer {
     }
 }
 
-impl Drop for HostMm {
-    fn drop(&mut self) {
-        // The thread keeps the alarm alive, and not what it works for.
-        self.alarm.stop();
-    }
-}
-
 impl HostMm {
-    /// Starts background reclaim; it ends with the `HostMm`. Again is harmless.
-    ///
-    /// # Errors
-    /// If the host has no thread left.
-    pub fn start_background_reclaim(self: &Arc<Self>) -> Result<(), MmError> {
-        let mut thread = lock(&self.reclaimer.thread);
-        if thread.is_none() {
-            let spawned = background::spawn(self, &self.alarm);
-            *thread = Some(spawned.map_err(|source| MmError::Host {
-                what: "a thread for background reclaim",
-                source,
-            })?);
-        }
-        Ok(())
-    }
-
-    /// Ends background reclaim for good and waits for its thread, as [`threads::join`] does.
-    pub fn stop_background_reclaim(&self) {
-        self.alarm.stop();
-        if let Some(thread) = lock(&self.reclaimer.thread).take() {
-            // A panic was told on standard error, and nobody needs the thread any more.
-            let _ = threads::join(thread);
-        }
-    }
-
     /// Reclaim on behalf of a fault: returns once a frame was freed, by anyone.
     pub(super) fn reclaim_directly(&self, gfn: Gfn) -> Result<(), MmError> {
         self.counters.direct_reclaims.add(1);

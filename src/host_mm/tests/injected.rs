@@ -4,8 +4,6 @@ use std::io::{self, ErrorKind};
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use nix::errno::Errno;
 
@@ -84,7 +82,7 @@ fn a_write_that_fails_once_is_repeated_by_reclaim() {
             if source.raw_os_error() == Some(libc::EIO)),
         "{error}"
     );
-    assert_eq!(object.audit().in_frames, 1, "the struck page stayed");
+    assert_eq!(object.audit(&object.host_mm().quiet()).in_frames, 1, "the struck page stayed");
     assert_eq!(evict_all(&object).unwrap(), 1);
     assert_eq!(counts(&object), [(4, 1)]);
     for number in 0..3 {
@@ -120,7 +118,7 @@ fn a_read_that_fails_once_is_repeated_at_once_and_one_that_goes_on_failing_is_no
     assert!(matches!(error, MmError::Swap(SwapError::Io { op: SwapOp::Read, .. })), "{error}");
     assert_eq!(counts(&object), [(6, 1), (6, 3)], "three attempts");
     object.host_mm().end_injection();
-    let audit = object.audit();
+    let audit = object.audit(&object.host_mm().quiet());
     assert_eq!((audit.in_frames, audit.in_swap, audit.lost), (1, 1, 0));
     assert!(read(&object, 1).unwrap() == page(2), "the disk is mended");
     assert_eq!(counts(&object), [(6, 1), (6, 3)], "and nothing is counted any more");
@@ -131,7 +129,7 @@ fn an_audit_names_the_page_that_cannot_be_read() {
     let object = object(&[(HostFault::SwapRead(Errno::EIO), When::ALWAYS)], 4);
     write(&object, 3, 1);
     evict_all(&object).unwrap();
-    let audit = object.audit();
+    let audit = object.audit(&object.host_mm().quiet());
     assert_eq!((audit.in_frames, audit.in_swap, audit.lost), (0, 0, 1));
     assert_eq!(audit.first_lost[0].0, Gfn::new(3));
 }
@@ -142,7 +140,7 @@ fn swap_that_says_that_it_is_full_leaves_pages_in_their_frames() {
     (0..4).for_each(|number| write(&object, number, number + 1));
     let error = evict_all(&object).unwrap_err();
     assert!(matches!(error, MmError::Swap(SwapError::Full { .. })), "{error}");
-    let audit = object.audit();
+    let audit = object.audit(&object.host_mm().quiet());
     assert_eq!((audit.in_frames, audit.in_swap), (2, 2));
     for number in 0..4 {
         assert!(read(&object, number).unwrap() == page(number + 1));
@@ -222,6 +220,9 @@ fn frames_that_cannot_be_had_are_asked_for_again() {
 #[cfg(feature = "export-notifier")]
 #[test]
 fn a_slow_client_is_slow_and_otherwise_itself() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
     use crate::export_rmap::{ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage};
     use crate::export_rmap::{RevokeError, RmapEntry};
 

@@ -164,11 +164,11 @@ impl DirectVm {
     }
 
     /// Compares what the reverse map has of this VM with what the kernel maps; one sentence for each
-    /// difference. No vCPU may run any more. Ends background reclaim.
+    /// difference. No vCPU may run any more.
     #[must_use]
     pub fn check_reverse_map(&self) -> Vec<String> {
-        self.services.object.host_mm().stop_background_reclaim();
-        let mut differences = match self.paging().check_reverse_map() {
+        let quiet = self.services.object.host_mm().quiet();
+        let mut differences = match self.paging().check_reverse_map(&quiet) {
             Ok(differences) => differences,
             Err(error) => vec![format!("I3: /proc/self/pagemap cannot be read: {error}")],
         };
