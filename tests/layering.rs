@@ -111,8 +111,6 @@ struct House {
     layer: &'static str,
     /// Lowest first. A room imports from those below it only, and not from the other of its line.
     rooms: &'static [&'static [&'static str]],
-    /// What the rooms have in common, and take from the face.
-    common: &'static [&'static str],
 }
 
 const VMM: House = House {
@@ -126,7 +124,6 @@ const VMM: House = House {
         &["linux"],
         &["any"],
     ],
-    common: &[],
 };
 
 const HOST_MM: House = House {
@@ -146,7 +143,6 @@ const HOST_MM: House = House {
         &["sources"],
         &["audit"],
     ],
-    common: &["HostMm", "MemoryObject"],
 };
 
 /// Splits a path, or a tree of them as in `use`, at the start of `text`, into single paths.
@@ -249,7 +245,7 @@ impl House {
         let (module, paths) = paths_of(self.layer, file, source);
         let inside = paths.into_iter().filter(|path| path.len() > 1 && path[0] == self.layer);
         let named = inside.map(|mut path| path.swap_remove(1));
-        named.filter(|name| *name != module[1] && !self.common.contains(&name.as_str())).collect()
+        named.filter(|name| *name != module[1]).collect()
     }
 
     /// Every room that `file` must not name and names, and everything else that it takes from the face.
@@ -446,7 +442,7 @@ fn an_import_from_a_room_of_host_memory_that_is_not_below_is_noticed() {
     assert_eq!(named("object/pages.rs", "use crate::host_mm::fault::Intent;"), ["fault"]);
     assert_eq!(named("swap/mod.rs", "use super::frames::host_view;"), ["frames"]);
     assert_eq!(named("stats.rs", "use super::inject::When;"), ["inject"]);
-    assert_eq!(named("revoke/batch.rs", "use crate::host_mm::{HostMm, MmStats};"), ["MmStats"]);
+    assert_eq!(named("revoke/batch.rs", "use crate::host_mm::{HostMm, stats};"), ["HostMm"]);
     assert!(named("sources/clean.rs", "use crate::host_mm::revoke::batch;").is_empty());
 }
 

@@ -1,14 +1,14 @@
 //! What a host memory may be asked to be.
 
-use super::frames::placement::Placement;
-use super::inject::Sabotage;
-use crate::host_mm::inject::InjectionPlan;
+use crate::host_mm::frames::placement::Placement;
+use crate::host_mm::inject::{InjectionPlan, Sabotage};
 use crate::host_mm::swap::SwapConfig;
 
 /// How much memory to ration, and how.
 #[derive(Clone, Debug)]
 pub struct HostMmConfig {
-    /// Bytes of frames in use at a time; a multiple of 4096, at least [`MIN_HOST_MEMORY_BYTES`](crate::host_mm::MIN_HOST_MEMORY_BYTES).
+    /// Bytes of frames in use at a time; a multiple of 4096, at least
+    /// [`MIN_HOST_MEMORY_BYTES`](crate::host_mm::MIN_HOST_MEMORY_BYTES).
     pub host_memory_bytes: u64,
     /// Which frame a page may be in.
     pub placement: Placement,
@@ -16,7 +16,8 @@ pub struct HostMmConfig {
     pub swap: SwapConfig,
     /// Which pages are evicted first.
     pub policy: ReclaimPolicy,
-    /// Punch freed frames out of the memfd, so that a [`TripwireWatch`](crate::host_mm::TripwireWatch) sees stale accesses.
+    /// Punch freed frames out of the memfd, so that a
+    /// [`TripwireWatch`](crate::host_mm::TripwireWatch) sees stale accesses.
     pub paranoid: bool,
     /// Check invariants I3, I4 and I6 at each eviction; a difference is reported, see
     /// [`HostMm::violations`](crate::host_mm::HostMm::violations).

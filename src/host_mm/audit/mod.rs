@@ -3,12 +3,15 @@
 //! mappings is left: asked after it has gone.
 
 pub(in crate::host_mm) mod tripwire;
-use super::frames::alarm::Quiet;
-use super::object::pages::{ObjectPages, Place};
+
 use crate::addr::{Gfn, PAGE_SIZE, Pfn};
 use crate::export_rmap::{ClientId, Retain};
-use crate::host_mm::swap::SwapError;
-use crate::host_mm::{HostMm, MemoryObject};
+use crate::host_mm::books::Books;
+use crate::host_mm::frames::alarm::Quiet;
+use crate::host_mm::memory::HostMm;
+use crate::host_mm::memory::object::MemoryObject;
+use crate::host_mm::object::pages::{ObjectPages, Place};
+use crate::host_mm::swap::{SwapError, SwapSpace};
 use crate::sys::signal;
 
 /// Pages that cannot be read are kept one by one up to this many.
@@ -45,11 +48,11 @@ impl HostMm {
     pub fn mappings_of(&self, client: ClientId) -> u64 {
         let frames = (0..self.frame_count()).map(Pfn::new);
         let frames = frames.take_while(|_| !signal::is_stop_asked());
-        let frames = frames.filter(|&pfn| !self.table.is_rmap_empty(pfn));
+        let frames = frames.filter(|&pfn| !self.pager.table.is_rmap_empty(pfn));
         let mut mappings = 0;
         for pfn in frames {
             // Its own alone: those of the clients that are there are many.
-            self.table.rmap_visit(pfn, client, |_| {
+            self.pager.table.rmap_visit(pfn, client, |_| {
                 mappings += 1;
                 Retain::Keep
             });
@@ -64,34 +67,42 @@ impl MemoryObject {
     #[must_use]
     pub fn audit(&self, quiet: &Quiet<'_>) -> Audit {
         debug_assert!(self.mm.is_quiet(quiet), "it is another host memory's");
+        let pager = &self.mm.pager;
         let mut audit = Audit::default();
         for (gfn, entry) in self.pages.touched().take_while(|_| !signal::is_stop_asked()) {
-            self.audit_page(&self.pages, gfn, entry.load(), &mut audit);
+            audit_page(pager, &pager.swap, &self.pages, gfn, entry.load(), &mut audit);
         }
         audit
     }
+}
 
-    fn audit_page(&self, pages: &ObjectPages, gfn: Gfn, place: Place, audit: &mut Audit) {
-        match place {
-            Place::Absent => {}
-            Place::Frame(_) => audit.in_frames += 1,
-            Place::Swap(slot) => {
-                let mut content = [0; PAGE_SIZE];
-                match self.mm.swap.read_page(slot, pages.owner(gfn).tag(), &mut content) {
-                    Ok(()) => audit.in_swap += 1,
-                    Err(error) => {
-                        audit.lost += 1;
-                        if audit.first_lost.len() < KEPT {
-                            audit.first_lost.push((gfn, error));
-                        }
+fn audit_page(
+    of: &Books,
+    swap: &SwapSpace,
+    pages: &ObjectPages,
+    gfn: Gfn,
+    place: Place,
+    audit: &mut Audit,
+) {
+    match place {
+        Place::Absent => {}
+        Place::Frame(_) => audit.in_frames += 1,
+        Place::Swap(slot) => {
+            let mut content = [0; PAGE_SIZE];
+            match swap.read_page(slot, pages.owner(gfn).tag(), &mut content) {
+                Ok(()) => audit.in_swap += 1,
+                Err(error) => {
+                    audit.lost += 1;
+                    if audit.first_lost.len() < KEPT {
+                        audit.first_lost.push((gfn, error));
                     }
                 }
             }
-            Place::Shared(shared) => {
-                let (commons, gfn) = (&self.mm.commons.pages, shared.gfn());
-                if let Some(entry) = commons.touched_entry(gfn) {
-                    self.audit_page(commons, gfn, entry.load(), audit);
-                }
+        }
+        Place::Shared(shared) => {
+            let (commons, gfn) = (&of.commons.pages, shared.gfn());
+            if let Some(entry) = commons.touched_entry(gfn) {
+                audit_page(of, swap, commons, gfn, entry.load(), audit);
             }
         }
     }

@@ -9,9 +9,9 @@ use std::thread::JoinHandle;
 
 use crate::addr::{PAGE_SIZE, Pfn};
 use crate::export_rmap::Owner;
-use crate::host_mm::HostMm;
 use crate::host_mm::error::MmError;
 use crate::host_mm::frames::guest_view::GuestView;
+use crate::host_mm::memory::HostMm;
 use crate::sys::uffd::Tripwire;
 
 /// A touch of a frame that holds no page.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::addr::{Gfn, Pfn};
 use crate::export_rmap::{LockedPage, PageFlags};
-use crate::host_mm::HostMm;
+use crate::host_mm::books::Books;
 use crate::host_mm::object::pages::{ObjectPages, Place};
 
 /// A page that may be invalidated: its frame is locked and holds it.
@@ -14,7 +14,7 @@ pub(in crate::host_mm) struct Candidate<'a> {
     pub(in crate::host_mm) gfn: Gfn,
 }
 
-impl HostMm {
+impl Books {
     /// Frames that hold a page and could be locked, in ascending order.
     pub(in crate::host_mm) fn candidates<'a>(
         &'a self,

@@ -1,16 +1,14 @@
-//! Frames without memory: given back with their page, where each page has a frame of its own, or
-//! taken by whoever removed a range of the window.
+//! What follows from where pages may be, and frames that lose their memory behind this layer's back:
+//! somebody removed a range of the window.
 
 use std::sync::atomic::Ordering;
 
-use crate::addr::{Gfn, Pfn};
 use crate::export_rmap::LockedPage;
-use crate::host_mm::HostMm;
+use crate::host_mm::books::Books;
 use crate::host_mm::error::MmError;
 use crate::host_mm::frames::placement::Placement;
-use crate::host_mm::inject::Sabotage;
 
-impl HostMm {
+impl Books {
     pub(in crate::host_mm) fn is_identity(&self) -> bool {
         matches!(self.config.placement, Placement::Identity { .. })
     }
@@ -20,23 +18,9 @@ impl HostMm {
         if self.is_identity() { Err(MmError::FixedFrames { what }) } else { Ok(()) }
     }
 
-    /// Gives back the memory of `count` frames from `first`, locked and about to lose their pages,
-    /// where frames are only rationed: every mapping of them ends with this.
-    pub(in crate::host_mm) fn give_memory_back(
-        &self,
-        first: Pfn,
-        count: u32,
-    ) -> Result<(), MmError> {
-        let gfn = Gfn::new(u64::from(first.as_u32()));
-        if !self.is_identity() || self.is_sabotaged(Sabotage::KeepMemory, gfn) {
-            return Ok(());
-        }
-        self.view.punch(first, count)
-    }
-
     /// From now on frames may lose their memory behind this layer's back: somebody removes a range
     /// of the window (`MADV_REMOVE`). Each frame is looked at before its content is used.
-    pub fn expect_holes(&self) {
+    pub(in crate::host_mm) fn expect_holes(&self) {
         // Release pairs with the Acquire in `is_hole`: whoever is told of a removal after this
         // looks.
         self.holes_expected.store(true, Ordering::Release);
@@ -45,5 +29,11 @@ impl HostMm {
     /// Whether a frame with a page has lost its memory behind this layer's back.
     pub(in crate::host_mm) fn is_hole(&self, page: &LockedPage<'_>) -> Result<bool, MmError> {
         Ok(self.holes_expected.load(Ordering::Acquire) && self.view.is_hole(page.pfn())?)
+    }
+
+    /// Whether untouched pages that are read get a shared page of zeros. Not without the notifier:
+    /// nobody could be told when the page is written.
+    pub(in crate::host_mm) fn shares_zero(&self) -> bool {
+        self.config.share_zero && !self.is_identity() && cfg!(feature = "export-notifier")
     }
 }

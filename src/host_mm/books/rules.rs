@@ -6,28 +6,19 @@
 //! that whoever would change it has yet to wait for.
 
 use crate::addr::{Gfn, Pfn, SwapSlot};
-use crate::export_rmap::{Frame, Harvest, Invalidation, LockedPage, Owner};
+use crate::export_rmap::{Frame, Harvest, LockedPage, Owner};
+use crate::host_mm::books::Books;
 use crate::host_mm::object::commons::NameCounts;
 use crate::host_mm::object::pages::{Entry, ObjectPages, Place};
 use crate::host_mm::violations::{MmViolation, ViolationKind};
-use crate::host_mm::{HostMm, MemoryObject};
 
-impl HostMm {
-    fn is_checking(&self) -> bool {
+impl Books {
+    pub(in crate::host_mm) fn is_checking(&self) -> bool {
         self.config.check_evictions
     }
 
-    fn report(&self, kind: ViolationKind, pfn: Pfn, owner: Owner) {
+    pub(in crate::host_mm) fn report(&self, kind: ViolationKind, pfn: Pfn, owner: Owner) {
         self.violations.report(MmViolation { kind, pfn, owner });
-    }
-
-    /// After the flush of an invalidation, the page lock held: nobody may have kept, or have got
-    /// back, what it ended. A fault that noted the sequence before starts over, and none can note it
-    /// meanwhile.
-    pub(in crate::host_mm) fn check_revoked(&self, page: &LockedPage<'_>, kind: Invalidation) {
-        if self.is_checking() && self.notifiers.still_allowed(page, kind) {
-            self.report(ViolationKind::NotRevoked, page.pfn(), page.owner());
-        }
     }
 
     /// What the clients hand over of a page that is shared or lent: they cannot have written it.
@@ -40,12 +31,18 @@ impl HostMm {
     /// A client is about to map a page to a frame, or to access it there. The client must hold what
     /// keeps an invalidation from ending: its lock, with the entry in the reverse map and the
     /// sequence looked at; or an access in flight. Then the page stays where it is meanwhile.
-    pub fn check_mapping(&self, object: &MemoryObject, gfn: Gfn, pfn: Pfn, writable: bool) {
+    pub(in crate::host_mm) fn check_mapping(
+        &self,
+        object: &ObjectPages,
+        gfn: Gfn,
+        pfn: Pfn,
+        writable: bool,
+    ) {
         if !self.is_checking() {
             return;
         }
-        let owner = object.pages.owner(gfn);
-        if !self.is_in(&object.pages, gfn, pfn) {
+        let owner = object.owner(gfn);
+        if !self.is_in(object, gfn, pfn) {
             self.report(ViolationKind::MappedElsewhere, pfn, owner);
         }
         if writable && self.table.get(pfn).is_some_and(Frame::is_read_only) {
@@ -55,15 +52,21 @@ impl HostMm {
 
     /// A client is about to map a page by what a guest's tables said, which the guest must not have
     /// flushed since: `is_current`.
-    pub fn check_translation(&self, object: &MemoryObject, gfn: Gfn, pfn: Pfn, is_current: bool) {
+    pub(in crate::host_mm) fn check_translation(
+        &self,
+        object: &ObjectPages,
+        gfn: Gfn,
+        pfn: Pfn,
+        is_current: bool,
+    ) {
         if self.is_checking() && !is_current {
-            self.report(ViolationKind::FlushedByGuest, pfn, object.pages.owner(gfn));
+            self.report(ViolationKind::FlushedByGuest, pfn, object.owner(gfn));
         }
     }
 
     /// A client has flushed mappings of its own accord, and has not let go of them yet: the frame must
     /// have been exported all the while.
-    pub fn check_exported(&self, pfn: Pfn) {
+    pub(in crate::host_mm) fn check_exported(&self, pfn: Pfn) {
         if self.is_checking()
             && let Some(frame) = self.table.get(pfn).filter(|frame| !frame.is_exported())
         {
@@ -87,16 +90,15 @@ impl HostMm {
 
     /// What the statistics say of shared pages against what became of them: a sentence for each
     /// difference. Nothing may happen meanwhile.
-    #[must_use]
-    pub fn miscounted(&self) -> Vec<String> {
+    pub(in crate::host_mm) fn miscounted(&self) -> Vec<String> {
         let NameCounts { taken_in, given_back, copied } = self.commons.counts();
-        let stats = self.stats();
-        let counted = [
-            ("pages that became shared", stats.shared, taken_in),
-            ("shared pages left to their last user", stats.cow_reuses, given_back),
-            ("copies of shared pages", stats.cow_copies, copied),
+        let counted = &self.counters;
+        let figures = [
+            ("pages that became shared", counted.shared.get(), taken_in),
+            ("shared pages left to their last user", counted.cow_reuses.get(), given_back),
+            ("copies of shared pages", counted.cow_copies.get(), copied),
         ];
-        let wrong = counted.into_iter().filter(|(_, told, made)| told != made);
+        let wrong = figures.into_iter().filter(|(_, told, made)| told != made);
         let tell = |(what, told, made)| format!("there were {made} {what}, but {told} are counted");
         wrong.map(tell).collect()
     }

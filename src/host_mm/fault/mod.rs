@@ -4,17 +4,18 @@
 //! whoever else wants the page finds the frame and sleeps for its lock until the content is there.
 //! (Linux adds a page to its page cache in the same order, for the same reason.)
 
-pub(in crate::host_mm) mod discard;
-pub(in crate::host_mm) mod recall;
-pub(in crate::host_mm) mod shared;
-use super::object::commons::SharedPage;
-use super::object::pages::{Entry, ObjectPages, Place};
-use super::revoke::free_frame::FreeFrame;
+mod shared;
+
+use std::ops::Deref;
+
 use crate::addr::{Gfn, PAGE_SIZE};
 use crate::export_rmap::{LockedPage, PageFlags};
-use crate::host_mm::HostMm;
 use crate::host_mm::error::MmError;
 use crate::host_mm::inject::PausePoint;
+use crate::host_mm::object::commons::SharedPage;
+use crate::host_mm::object::pages::{Entry, ObjectPages, Place};
+use crate::host_mm::reclaim::Reclaimer;
+use crate::host_mm::revoke::free_frame::{FreeFrame, claim};
 
 const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 
@@ -34,7 +35,25 @@ pub(super) enum Intent {
     Write,
 }
 
-impl HostMm {
+/// Brings pages into frames, and reclaims for want of one. It holds everything that host memory is made
+/// of: see [`Books`](crate::host_mm::books::Books) for what is handed on of it.
+pub(super) struct Pager {
+    reclaimer: Reclaimer,
+}
+
+impl Deref for Pager {
+    type Target = Reclaimer;
+
+    fn deref(&self) -> &Reclaimer {
+        &self.reclaimer
+    }
+}
+
+impl Pager {
+    pub(super) fn new(reclaimer: Reclaimer) -> Self {
+        Self { reclaimer }
+    }
+
     pub(super) fn fault_in(
         &self,
         object: &ObjectPages,
@@ -110,15 +129,15 @@ impl HostMm {
     }
 
     /// Fills a frame with the page; `None` if another thread was faster.
-    fn bring_in(
-        &self,
+    fn bring_in<'a>(
+        &'a self,
         object: &ObjectPages,
         gfn: Gfn,
         entry: &Entry,
         place: Place,
-        frame: FreeFrame<'_>,
+        frame: FreeFrame<'a>,
         wait: Wait,
-    ) -> Result<Option<LockedPage<'_>>, MmError> {
+    ) -> Result<Option<LockedPage<'a>>, MmError> {
         let page = if self.is_identity() {
             // Another fault on the page may be filling this very frame, or somebody may just be
             // taking the page out of it.
@@ -130,9 +149,9 @@ impl HostMm {
             let Some(page) = locked.filter(|_| entry.load() == place) else { return Ok(None) };
             page
         } else {
-            self.lock_free_frame(&frame)
+            frame.lock()
         };
-        Self::claim(&page, object.owner(gfn));
+        claim(&page, object.owner(gfn));
         if !entry.replace(place, Place::Frame(frame.pfn()), &page) {
             page.clear_flags(PageFlags::IN_USE);
             return Ok(None);
@@ -168,7 +187,7 @@ impl HostMm {
         self.view.fill(page, &content)?;
         // The copy in swap stands: as long as the page stays clean it need not be written again.
         page.set_slot(Some(slot));
-        self.duplicates.note(page.pfn());
+        self.note_duplicate(page);
         self.counters.swap_ins.add(1);
         if object.is_watched(gfn) {
             self.counters.watched_swap_ins.add(1);

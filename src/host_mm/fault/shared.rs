@@ -11,51 +11,22 @@
 //!   frame's [owner](crate::export_rmap::Owner::is_shared) tells every later fault;
 //! - a guest page leaves a shared page by the order that the 2008 mail could not give do_wp_page:
 //!   the old mappings are cleared, the clients notified and their translations flushed, *then* the
-//!   new place is set, all with both page locks held ([`HostMm::copy_on_write`]);
+//!   new place is set, all with both page locks held ([`Pager::copy_on_write`]);
 //! - a shared page lives exactly as long as a guest page names it.
 //!
 //! An entry leaves a shared page that is in a frame under that frame's page lock.
 
 use super::Intent;
 use crate::addr::Gfn;
-use crate::export_rmap::{FlushReason, Invalidation, LockedPage, Owner, PageFlags};
-use crate::host_mm::HostMm;
+use crate::export_rmap::{LockedPage, PageFlags};
 use crate::host_mm::error::MmError;
-use crate::host_mm::inject::PausePoint;
-use crate::host_mm::inject::Sabotage;
+use crate::host_mm::fault::Pager;
+use crate::host_mm::inject::{PausePoint, Sabotage};
 use crate::host_mm::object::commons::{Left, SharedPage};
 use crate::host_mm::object::pages::{Entry, ObjectPages, Place};
-use crate::host_mm::revoke::batch::Revoked;
 use crate::host_mm::revoke::free_frame::FreeFrame;
 
-impl HostMm {
-    /// Number of pages that are shared now, without the zero pages.
-    #[must_use]
-    pub fn shared_pages(&self) -> u64 {
-        self.commons.len()
-    }
-
-    /// Whether untouched pages that are read get a shared page of zeros. Not without the notifier:
-    /// nobody could be told when the page is written.
-    pub(in crate::host_mm) fn shares_zero(&self) -> bool {
-        self.config.share_zero && !self.is_identity() && cfg!(feature = "export-notifier")
-    }
-
-    /// Makes a private page, which nobody can write, a shared one that its guest page alone names.
-    pub(in crate::host_mm) fn make_shared(
-        &self,
-        page: &Revoked<'_>,
-    ) -> Result<SharedPage, MmError> {
-        self.check_revoked(page.page(), Invalidation::Clean);
-        self.pause(PausePoint::Sharing);
-        page.log_written();
-        let shared = self.commons.take_in(page.page(), page.entry()?)?;
-        // The copy in swap carries the name that the page had.
-        self.forget_copy(page.page())?;
-        self.counters.shared.add(1);
-        Ok(shared)
-    }
-
+impl Pager {
     /// The frame of a guest page that names a shared page, locked; `None` if it names it no more.
     pub(in crate::host_mm) fn fault_in_shared(
         &self,
@@ -89,7 +60,7 @@ impl HostMm {
             self.counters.cow_reuses.add(1);
             return Ok(Some(old));
         }
-        let new = self.prepare(&frame, owner);
+        let new = frame.prepare(owner);
         if self.is_sabotaged(Sabotage::SetFirst, gfn) {
             self.set_first(&old, new, frame, entry, shared)?;
             return Ok(None);
@@ -128,50 +99,5 @@ impl HostMm {
         drop(new);
         std::thread::sleep(std::time::Duration::from_millis(1));
         self.revoke_from(old, owner)
-    }
-
-    /// Takes the mappings of one guest page away from the clients that have them; others keep
-    /// theirs.
-    pub(in crate::host_mm) fn revoke_from(
-        &self,
-        page: &LockedPage<'_>,
-        owner: Owner,
-    ) -> Result<(), MmError> {
-        let kind = Invalidation::Replace(owner);
-        page.begin_invalidation();
-        self.pause(PausePoint::Counted);
-        if page.must_be_flushed() {
-            let harvest = self.notifiers.invalidate_page(page, kind);
-            self.check_harvest(page, harvest);
-            self.pause(PausePoint::Detached);
-            self.notifiers.revoke(&[page], FlushReason::Invalidated)?;
-        }
-        self.check_revoked(page, kind);
-        Ok(())
-    }
-
-    /// Ends a guest page's use of a shared page: the guest page is zero from now on. Where clients
-    /// may map it, `page` is its frame, revoked from them and still locked.
-    pub(in crate::host_mm) fn leave_shared(
-        &self,
-        entry: &Entry,
-        shared: SharedPage,
-        page: Option<LockedPage<'_>>,
-    ) {
-        if self.commons.leave(entry, shared, Place::Absent) == Left::Empty {
-            self.discard_shared(shared, page.as_ref());
-        }
-    }
-
-    /// Forgets a shared page that nobody names; `page` is its frame where that is locked.
-    fn discard_shared(&self, shared: SharedPage, page: Option<&LockedPage<'_>>) {
-        match (self.commons.pages.entry(shared.gfn()), page) {
-            (Some(entry), Some(page)) => self.discard_locked(page, entry),
-            (Some(entry), None) => {
-                self.discard_page(entry, self.commons.pages.owner(shared.gfn()));
-            }
-            (None, _) => {}
-        }
-        self.commons.retire(shared);
     }
 }

@@ -1,8 +1,8 @@
 //! The memory of frames apart from the host memory that rations it, so that one mapping serves
 //! thousands of short runs, one after the other: for tests and fuzzing.
 //!
-//! Everything else of a [`HostMm`](crate::host_mm::HostMm) is made anew for each run and cannot keep anything
-//! of the run before. What the frames hold is poison rather than zeros: a page that is not filled
+//! Everything else of a [`HostMm`](crate::host_mm::HostMm) is made anew for each run and cannot
+//! keep anything of the run before. What the frames hold is poison rather than zeros: a page that is not filled
 //! before its guest sees it is noticed, which it would not be in memory that is new.
 
 use vm_memory::{Bytes, VolatileMemory};

@@ -8,10 +8,10 @@ use std::sync::atomic::AtomicU64;
 
 use crate::addr::{Gfn, Gpa, PAGE_SIZE};
 use crate::export_rmap::{LockedPage, PageFlags};
-use crate::host_mm::HostMm;
 use crate::host_mm::error::MmError;
 use crate::host_mm::fault::Intent;
 use crate::host_mm::frames::placement::Placement;
+use crate::host_mm::memory::HostMm;
 use crate::host_mm::object::pages::{ObjectPages, Place};
 use crate::sync::lock;
 use crate::sys::signal;
@@ -36,22 +36,22 @@ impl HostMm {
         memory_bytes: u64,
     ) -> Result<Arc<MemoryObject>, MmError> {
         let mut numbers = lock(&self.object_numbers);
-        if let Placement::Identity { guest_bytes } = self.config.placement {
+        if let Placement::Identity { guest_bytes } = self.pager.config.placement {
             // Beside the commons.
-            if self.objects.load().len() > 1 {
-                self.require_any_frame("to have a second memory object")?;
+            if self.pager.objects.load().len() > 1 {
+                self.pager.require_any_frame("to have a second memory object")?;
             }
             if memory_bytes > guest_bytes {
-                self.require_any_frame("to have a memory object larger than the memfd")?;
+                self.pager.require_any_frame("to have a memory object larger than the memfd")?;
             }
         }
         let number = numbers.take().ok_or(MmError::TooManyObjects)?;
         let pages = Arc::new(ObjectPages::new(number, memory_bytes));
-        let mut objects = self.objects.load().to_vec();
-        // In order of their numbers: see `HostMm::candidate`.
+        let mut objects = self.pager.objects.load().to_vec();
+        // In order of their numbers: see `Books::candidate`.
         let at = objects.partition_point(|object| object.number < number);
         objects.insert(at, pages.clone());
-        self.objects.store(objects);
+        self.pager.objects.store(objects);
         Ok(Arc::new(MemoryObject { mm: self.clone(), pages }))
     }
 }
@@ -89,12 +89,13 @@ impl MemoryObject {
     /// The page's frame, brought in if need be, with its page lock held: nothing can invalidate it
     /// meanwhile. Note its [sequence](LockedPage::sequence) before unlocking if a mapping is to follow.
     ///
-    /// The page may be [shared](crate::export_rmap::Owner::is_shared): it must not be written, nor mapped writable.
+    /// The page may be [shared](crate::export_rmap::Owner::is_shared): it must not be written,
+    /// nor mapped writable.
     ///
     /// # Errors
     /// Outside the object, without a frame to be had, or when swap cannot be read.
     pub fn lock_page(&self, gfn: Gfn) -> Result<LockedPage<'_>, MmError> {
-        self.mm.fault_in(&self.pages, gfn, Intent::Read)
+        self.mm.pager.fault_in(&self.pages, gfn, Intent::Read)
     }
 
     /// As [`lock_page`](Self::lock_page), but this object's own: what was shared is copied first,
@@ -103,8 +104,8 @@ impl MemoryObject {
     /// # Errors
     /// As [`lock_page`](Self::lock_page), and if clients could not give the page up.
     pub fn lock_page_for_write(&self, gfn: Gfn) -> Result<LockedPage<'_>, MmError> {
-        let page = self.mm.fault_in(&self.pages, gfn, Intent::Write)?;
-        self.mm.recall(&page)?;
+        let page = self.mm.pager.fault_in(&self.pages, gfn, Intent::Write)?;
+        self.mm.pager.recall(&page)?;
         Ok(page)
     }
 
@@ -112,7 +113,7 @@ impl MemoryObject {
     /// nothing in.
     #[must_use]
     pub fn try_lock_resident(&self, gfn: Gfn) -> Option<LockedPage<'_>> {
-        self.mm.try_lock_resident(&self.pages, gfn)
+        self.mm.pager.try_lock_resident(&self.pages, gfn)
     }
 
     /// As [`lock_page_for_write`](Self::lock_page_for_write), but `None` where a page lock or a free
@@ -121,7 +122,7 @@ impl MemoryObject {
     /// # Errors
     /// When swap cannot be read.
     pub fn try_lock_page(&self, gfn: Gfn) -> Result<Option<LockedPage<'_>>, MmError> {
-        self.mm.try_fault_in(&self.pages, gfn)
+        self.mm.pager.try_fault_in(&self.pages, gfn)
     }
 
     /// Whether the page is in swap at this moment. A hint: it may move at any time.
@@ -138,7 +139,7 @@ impl MemoryObject {
         let mut done = 0;
         for (gfn, offset, len) in self.split(gpa, buf.len())? {
             let page = self.lock_page(gfn)?;
-            self.mm.view.read(&page, offset, &mut buf[done..done + len])?;
+            self.mm.pager.view.read(&page, offset, &mut buf[done..done + len])?;
             done += len;
         }
         Ok(())
@@ -152,7 +153,7 @@ impl MemoryObject {
         let mut done = 0;
         for (gfn, offset, len) in self.split(gpa, buf.len())? {
             let page = self.lock_page_for_write(gfn)?;
-            self.mm.view.write(&page, offset, &buf[done..done + len])?;
+            self.mm.pager.view.write(&page, offset, &buf[done..done + len])?;
             page.set_flags(PageFlags::BY_WRITE);
             done += len;
         }
@@ -169,7 +170,7 @@ impl MemoryObject {
         page: &LockedPage<'_>,
         offset: usize,
     ) -> Result<&'a AtomicU64, MmError> {
-        self.mm.view.word(page, offset)
+        self.mm.pager.view.word(page, offset)
     }
 
     /// The bytes as (guest frame, offset in it, length); checked to lie inside the object.
@@ -204,11 +205,11 @@ impl Drop for MemoryObject {
     fn drop(&mut self) {
         let pages = &self.pages;
         let touched = pages.touched().take_while(|_| !signal::is_stop_asked());
-        touched.for_each(|(gfn, entry)| self.mm.discard_page(entry, pages.owner(gfn)));
+        touched.for_each(|(gfn, entry)| self.mm.pager.discard_page(entry, pages.owner(gfn)));
         let mut numbers = lock(&self.mm.object_numbers);
         numbers.give_back(self.pages.number);
-        let mut objects = self.mm.objects.load().to_vec();
+        let mut objects = self.mm.pager.objects.load().to_vec();
         objects.retain(|pages| !Arc::ptr_eq(pages, &self.pages));
-        self.mm.objects.store(objects);
+        self.mm.pager.objects.store(objects);
     }
 }

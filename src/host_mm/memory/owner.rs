@@ -3,9 +3,9 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::host_mm::HostMm;
 use crate::host_mm::config::HostMmConfig;
 use crate::host_mm::error::MmError;
+use crate::host_mm::memory::HostMm;
 use crate::host_mm::reclaim::BackgroundReclaim;
 
 /// Host memory and its background reclaim. Dropping it ends that, and waits for it, so that host memory

@@ -1,5 +1,5 @@
-//! The commons: the hidden memory object that [shared pages](crate::host_mm::fault::shared) belong to, and how
-//! many guest pages name each of them.
+//! The commons: the hidden memory object that shared pages belong to, and how many guest pages name each
+//! of them.
 //!
 //! Guarantee: the count of a shared page is the number of entries that name it. An entry goes from and
 //! to [`Place::Shared`] under the mutex here, so that a name cannot be passed on while its last holder

@@ -1,12 +1,12 @@
 //! The reclaim thread: from below the low watermark of free frames up to the high one.
 
+use std::io;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
-use crate::host_mm::HostMm;
-use crate::host_mm::error::MmError;
-use crate::host_mm::frames::alarm::{Alarm, Quiet, Round};
+use crate::host_mm::frames::alarm::{Alarm, Round};
+use crate::host_mm::reclaim::Reclaimer;
 use crate::sys::threads;
 
 /// Background reclaim, as long as this lives. Dropping it ends the thread and waits for it, as
@@ -19,43 +19,32 @@ pub struct BackgroundReclaim {
     thread: Option<JoinHandle<()>>,
 }
 
-impl HostMm {
-    /// Starts background reclaim. One thread is enough: more of them share the work.
-    ///
-    /// # Errors
-    /// If the host has no thread left.
-    pub fn start_background_reclaim(self: &Arc<Self>) -> Result<BackgroundReclaim, MmError> {
-        let (alarm, over) = (self.alarm.clone(), Arc::<AtomicBool>::default());
-        // Weak: the thread must not keep alive what it works for.
-        let (mm, told, end) = (Arc::downgrade(self), alarm.clone(), over.clone());
-        let thread =
-            std::thread::Builder::new().name("gnomon-reclaim".to_owned()).spawn(move || {
-                while let Some(round) = told.round(&end) {
-                    let Some(mm) = Weak::upgrade(&mm) else { return };
-                    mm.refill(&round, &end);
+impl BackgroundReclaim {
+    /// Has `work` called for each round, until it returns false or the value is dropped.
+    pub(in crate::host_mm) fn spawn(
+        alarm: &Arc<Alarm>,
+        work: impl Fn(&Round<'_>, &AtomicBool) -> bool + Send + 'static,
+    ) -> io::Result<Self> {
+        let (alarm, over) = (alarm.clone(), Arc::<AtomicBool>::default());
+        let (told, end) = (alarm.clone(), over.clone());
+        let thread = std::thread::Builder::new().name("gnomon-reclaim".to_owned());
+        let thread = thread.spawn(move || {
+            while let Some(round) = told.round(&end) {
+                if !work(&round, &end) {
+                    return;
                 }
-            });
-        let thread = thread
-            .map_err(|source| MmError::Host { what: "a thread for background reclaim", source })?;
-        Ok(BackgroundReclaim { alarm, over, thread: Some(thread) })
+            }
+        })?;
+        Ok(Self { alarm, over, thread: Some(thread) })
     }
+}
 
-    /// Holds background reclaim back, and waits for the round under way.
-    pub fn quiet(&self) -> Quiet<'_> {
-        self.alarm.quiet()
-    }
-
-    /// Whether it is this host memory's reclaim that is held back.
-    #[must_use]
-    pub fn is_quiet(&self, quiet: &Quiet<'_>) -> bool {
-        quiet.is_of(&self.alarm)
-    }
-
+impl Reclaimer {
     /// Reclaims until the high watermark is reached, or a round gets nothing: then it is for the fault
     /// that needs a frame to find out why.
-    fn refill(&self, round: &Round<'_>, over: &AtomicBool) {
+    pub(in crate::host_mm) fn refill(&self, round: &Round<'_>, over: &AtomicBool) {
         while round.goes_on(over) {
-            let missing = self.free.missing() as usize;
+            let missing = self.missing_frames() as usize;
             if missing == 0 {
                 return;
             }

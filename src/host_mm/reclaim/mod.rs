@@ -8,13 +8,16 @@ mod background;
 mod clock;
 mod evict;
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::addr::{Gfn, Pfn};
-use crate::host_mm::HostMm;
 use crate::host_mm::error::MmError;
+use crate::host_mm::revoke::batch::in_batches;
+use crate::host_mm::revoke::free_frame::Mover;
 
 use clock::Hand;
+use evict::evict;
 
 pub use background::BackgroundReclaim;
 
@@ -29,8 +32,9 @@ const FAILING_ATTEMPTS: u32 = 3;
 /// failed for some: what few clean pages there are go round and round, and the guest with them.
 const STARVED_FAULTS: u32 = 8;
 
-/// The state of reclaim.
+/// Takes frames away from pages until there are enough, with the state that this has.
 pub(super) struct Reclaimer {
+    mover: Mover,
     hand: Hand,
     /// Faults in a row that starved: see [`STARVED_FAULTS`].
     starved: AtomicU32,
@@ -57,9 +61,17 @@ impl Reclaimed {
     }
 }
 
+impl Deref for Reclaimer {
+    type Target = Mover;
+
+    fn deref(&self) -> &Mover {
+        &self.mover
+    }
+}
+
 impl Reclaimer {
-    pub(super) fn new(frames: u32) -> Self {
-        Self { hand: Hand::new(frames), starved: AtomicU32::new(0) }
+    pub(super) fn new(mover: Mover) -> Self {
+        Self { hand: Hand::new(mover.table.len()), mover, starved: AtomicU32::new(0) }
     }
 
     /// Notes whether a fault starved; `true` if too many have in a row.
@@ -71,9 +83,7 @@ impl Reclaimer {
         }
         self.starved.fetch_add(1, Ordering::Relaxed) + 1 >= STARVED_FAULTS
     }
-}
 
-impl HostMm {
     /// Reclaim on behalf of a fault: returns once a frame was freed, by anyone.
     pub(super) fn reclaim_directly(&self, gfn: Gfn) -> Result<(), MmError> {
         self.counters.direct_reclaims.add(1);
@@ -81,11 +91,11 @@ impl HostMm {
         for attempt in 1..=DIRECT_ATTEMPTS {
             let reclaimed = self.reclaim(DIRECT_TARGET);
             let starved = reclaimed.frames < DIRECT_TARGET && reclaimed.error.is_some();
-            if self.reclaimer.note_starved(starved) {
+            if self.note_starved(starved) {
                 error = reclaimed.error.or(error);
                 break;
             }
-            if reclaimed.frames > 0 || self.free.len() > 0 {
+            if reclaimed.frames > 0 || self.free_frames() > 0 {
                 return Ok(());
             }
             error = reclaimed.error.or(error);
@@ -99,7 +109,7 @@ impl HostMm {
             gfn,
             why: format!(
                 "all {} frames are in use and none can be evicted; give more host memory",
-                self.free.rationed
+                self.rationed_frames()
             ),
         }))
     }
@@ -109,11 +119,11 @@ impl HostMm {
     ///
     /// # Errors
     /// If a page could not be evicted, after all others were tried.
-    pub fn evict_frames(&self, frames: &[Pfn]) -> Result<usize, MmError> {
+    pub(in crate::host_mm) fn evict_frames(&self, frames: &[Pfn]) -> Result<usize, MmError> {
         let objects = self.objects.load();
         let mut reclaimed = Reclaimed::default();
-        self.in_batches(self.candidates(&objects, frames), |batch| {
-            reclaimed.add(self.evict(batch));
+        in_batches(self, self.candidates(&objects, frames), |batch| {
+            reclaimed.add(evict(self, batch));
             Ok(())
         })?;
         reclaimed.error.map_or(Ok(reclaimed.frames), Err)
@@ -122,7 +132,7 @@ impl HostMm {
     /// Evicts pages that are not in use, as a fault without a free frame does, until so many frames
     /// were freed or there is nothing left to evict: for tests. Returns the number of frames freed.
     #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
-    pub(crate) fn reclaim_frames(&self, frames: usize) -> Result<usize, MmError> {
+    pub(in crate::host_mm) fn reclaim_frames(&self, frames: usize) -> Result<usize, MmError> {
         let reclaimed = self.reclaim(frames);
         reclaimed.error.map_or(Ok(reclaimed.frames), Err)
     }

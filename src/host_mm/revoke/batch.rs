@@ -10,12 +10,12 @@
 
 use crate::addr::{Gfn, Pfn};
 use crate::export_rmap::{FlushReason, Harvest, Invalidation, LockedPage, PageFlags, RevokeError};
-use crate::host_mm::HostMm;
+use crate::host_mm::books::Books;
 use crate::host_mm::books::find::Candidate;
 use crate::host_mm::error::MmError;
-use crate::host_mm::inject::PausePoint;
-use crate::host_mm::inject::Sabotage;
+use crate::host_mm::inject::{PausePoint, Sabotage};
 use crate::host_mm::object::pages::{Entry, ObjectPages, Place};
+use crate::host_mm::revoke::Revoker;
 
 /// Most pages invalidated with one flush: their locks are all held until it is done.
 pub(in crate::host_mm) const BATCH: usize = 64;
@@ -23,15 +23,15 @@ pub(in crate::host_mm) const BATCH: usize = 64;
 /// Locks a frame for a batch of locked pages. A page lock that somebody else holds is waited for with
 /// empty hands: after `empty` has let go of the batch.
 pub(in crate::host_mm) fn lock_beside_batch<'a>(
-    mm: &'a HostMm,
+    of: &'a Books,
     pfn: Pfn,
     empty: impl FnOnce() -> Result<(), MmError>,
 ) -> Result<LockedPage<'a>, MmError> {
-    match mm.table.try_lock(pfn) {
+    match of.table.try_lock(pfn) {
         Some(page) => Ok(page),
         None => {
             empty()?;
-            Ok(mm.table.lock(pfn))
+            Ok(of.table.lock(pfn))
         }
     }
 }
@@ -41,27 +41,27 @@ pub(in crate::host_mm) fn lock_beside_batch<'a>(
 const HEAVY: usize = 1024;
 
 /// Whether the page in a frame is one to be invalidated alone.
-pub(in crate::host_mm) fn is_heavy(mm: &HostMm, pfn: Pfn) -> bool {
-    mm.table.rmap_len(pfn) > HEAVY
+pub(in crate::host_mm) fn is_heavy(of: &Books, pfn: Pfn) -> bool {
+    of.table.rmap_len(pfn) > HEAVY
 }
 
 /// Puts the page of `object` that is in frame `pfn` into the batch, locked; `false` if it is not
 /// there any more. `invalidate` empties the batch: when it is full, before a page lock that somebody
 /// else holds is waited for, and before and after a page with many mappings.
 pub(in crate::host_mm) fn add_to_batch<'a>(
-    mm: &'a HostMm,
+    of: &'a Books,
     object: &'a ObjectPages,
     gfn: Gfn,
     pfn: Pfn,
     batch: &mut Vec<Candidate<'a>>,
     mut invalidate: impl FnMut(&mut Vec<Candidate<'a>>) -> Result<(), MmError>,
 ) -> Result<bool, MmError> {
-    let page = lock_beside_batch(mm, pfn, || invalidate(batch))?;
+    let page = lock_beside_batch(of, pfn, || invalidate(batch))?;
     // The page may have left before the lock was ours.
     if object.touched_entry(gfn).map(Entry::load) != Some(Place::Frame(pfn)) {
         return Ok(false);
     }
-    let is_heavy = is_heavy(mm, pfn);
+    let is_heavy = is_heavy(of, pfn);
     if is_heavy {
         invalidate(batch)?;
     }
@@ -78,7 +78,7 @@ struct Detached<'a>(Candidate<'a>);
 /// Detached pages that one flush will revoke.
 #[must_use = "detached pages are still in use until they are revoked"]
 pub(in crate::host_mm) struct DetachedBatch<'a> {
-    mm: &'a HostMm,
+    of: &'a Revoker,
     kind: Invalidation,
     pages: Vec<Detached<'a>>,
 }
@@ -90,7 +90,7 @@ impl<'a> DetachedBatch<'a> {
     /// Begins the invalidation of each page and tells the clients; what they recorded is noted in
     /// the page's `DIRTY` flag.
     pub(in crate::host_mm) fn detach(
-        mm: &'a HostMm,
+        of: &'a Revoker,
         candidates: Vec<Candidate<'a>>,
         kind: Invalidation,
     ) -> Self {
@@ -98,18 +98,18 @@ impl<'a> DetachedBatch<'a> {
             .into_iter()
             .filter_map(|candidate| {
                 candidate.page.begin_invalidation();
-                mm.pause(PausePoint::Counted);
+                of.pause(PausePoint::Counted);
                 // Without the notifier nobody can be told, and exported pages stay. Looked at after
                 // the count went up, as the notifier list does: a fault that is not seen backs out.
                 if cfg!(not(feature = "export-notifier")) && candidate.page.frame().is_exported() {
                     return None;
                 }
-                let harvest = mm.notifiers.invalidate_page(&candidate.page, kind);
-                mm.note_harvest(&candidate.page, harvest);
+                let harvest = of.notifiers.invalidate_page(&candidate.page, kind);
+                of.note_harvest(&candidate.page, harvest);
                 Some(Detached(candidate))
             })
             .collect();
-        Self { mm, kind, pages }
+        Self { of, kind, pages }
     }
 
     /// One flush for all of them.
@@ -120,17 +120,17 @@ impl<'a> DetachedBatch<'a> {
         let pages: Vec<&LockedPage<'_>> = self
             .pages
             .iter()
-            .filter(|page| !self.mm.is_sabotaged(Sabotage::SkipFlush, page.0.gfn))
+            .filter(|page| !self.of.is_sabotaged(Sabotage::SkipFlush, page.0.gfn))
             .map(|page| &page.0.page)
             .collect();
-        self.mm.pause(PausePoint::Detached);
-        self.mm.notifiers.revoke(&pages, FlushReason::Invalidated)?;
-        self.mm.pause(PausePoint::Flushed);
+        self.of.pause(PausePoint::Detached);
+        self.of.notifiers.revoke(&pages, FlushReason::Invalidated)?;
+        self.of.pause(PausePoint::Flushed);
         if self.kind == Invalidation::Unmap {
             // Copies are gone as mappings are. Not before the flush: if that fails, they may not be.
             self.pages.iter().for_each(|page| page.0.page.clear_flags(PageFlags::LENT));
         }
-        self.pages.iter().for_each(|page| self.mm.check_revoked(&page.0.page, self.kind));
+        self.pages.iter().for_each(|page| self.of.check_revoked(&page.0.page, self.kind));
         Ok(self.into_revoked())
     }
 
@@ -185,27 +185,27 @@ impl<'a> Revoked<'a> {
     }
 }
 
-impl HostMm {
-    /// Has pages invalidated in batches of at most [`BATCH`], those with many mappings alone.
-    pub(in crate::host_mm) fn in_batches<'a>(
-        &self,
-        candidates: impl Iterator<Item = Candidate<'a>>,
-        mut invalidate: impl FnMut(Vec<Candidate<'a>>) -> Result<(), MmError>,
-    ) -> Result<(), MmError> {
-        let mut batch = Vec::new();
-        for candidate in candidates {
-            let is_heavy = is_heavy(self, candidate.page.pfn());
-            if is_heavy && !batch.is_empty() {
-                invalidate(std::mem::take(&mut batch))?;
-            }
-            batch.push(candidate);
-            if is_heavy || batch.len() == BATCH {
-                invalidate(std::mem::take(&mut batch))?;
-            }
+/// Has pages invalidated in batches of at most [`BATCH`], those with many mappings alone.
+pub(in crate::host_mm) fn in_batches<'a>(
+    of: &Books,
+    candidates: impl Iterator<Item = Candidate<'a>>,
+    mut invalidate: impl FnMut(Vec<Candidate<'a>>) -> Result<(), MmError>,
+) -> Result<(), MmError> {
+    let mut batch = Vec::new();
+    for candidate in candidates {
+        let is_heavy = is_heavy(of, candidate.page.pfn());
+        if is_heavy && !batch.is_empty() {
+            invalidate(std::mem::take(&mut batch))?;
         }
-        if batch.is_empty() { Ok(()) } else { invalidate(batch) }
+        batch.push(candidate);
+        if is_heavy || batch.len() == BATCH {
+            invalidate(std::mem::take(&mut batch))?;
+        }
     }
+    if batch.is_empty() { Ok(()) } else { invalidate(batch) }
+}
 
+impl Revoker {
     fn note_harvest(&self, page: &LockedPage<'_>, harvest: Harvest) {
         self.check_harvest(page, harvest);
         if harvest.dirty && !self.is_sabotaged(Sabotage::DropDirty, page.owner().gfn) {

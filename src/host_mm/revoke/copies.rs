@@ -1,12 +1,12 @@
 //! Copies in swap that are given up: the slot is free, and what is in the frame, or nowhere, is the page.
 
-use crate::addr::{PAGE_SIZE, SwapSlot};
+use crate::addr::SwapSlot;
 use crate::export_rmap::{LockedPage, Owner, PageFlags};
-use crate::host_mm::HostMm;
 use crate::host_mm::error::MmError;
 use crate::host_mm::object::pages::{Entry, Place};
+use crate::host_mm::revoke::write_out::Saver;
 
-impl HostMm {
+impl Saver {
     /// Frees the slot of the page's copy in swap, if it has one.
     pub(in crate::host_mm) fn free_copy(&self, page: &LockedPage<'_>) {
         if let Some(slot) = page.slot() {
@@ -36,15 +36,5 @@ impl HostMm {
     fn free_slot(&self, slot: SwapSlot) {
         let freed = self.swap.free(slot);
         debug_assert!(freed.is_ok(), "a page's slot is its own: {freed:?}");
-    }
-
-    /// Makes a page whose frame has lost its memory what it is: zeros, whatever stands in swap.
-    pub(in crate::host_mm) fn settle_hole(&self, page: &LockedPage<'_>) -> Result<(), MmError> {
-        if !self.is_hole(page)? {
-            return Ok(());
-        }
-        self.free_copy(page);
-        page.set_flags(PageFlags::BY_WRITE);
-        self.view.write(page, 0, &[0; PAGE_SIZE])
     }
 }

@@ -1,16 +1,44 @@
 //! Pages go to swap, and swap has room for them.
 
+use std::ops::Deref;
+
 use crate::addr::{Pfn, SwapSlot};
 use crate::export_rmap::{LockedPage, PageFlags};
-use crate::host_mm::HostMm;
 use crate::host_mm::error::MmError;
 use crate::host_mm::frames::host_view::PageBuf;
-use crate::host_mm::swap::SwapError;
+use crate::host_mm::revoke::Revoker;
+use crate::host_mm::revoke::duplicates::Duplicates;
+use crate::host_mm::swap::{SwapError, SwapSpace};
 
 /// Pages of which one duplicate in swap is given up at a time when swap is full.
 const DUPLICATES_AT_ONCE: usize = 64;
 
-impl HostMm {
+/// A [`Revoker`] that writes pages out, too.
+pub struct Saver {
+    revoker: Revoker,
+    pub(in crate::host_mm) swap: SwapSpace,
+    pub(super) duplicates: Duplicates,
+}
+
+impl Deref for Saver {
+    type Target = Revoker;
+
+    fn deref(&self) -> &Revoker {
+        &self.revoker
+    }
+}
+
+impl Saver {
+    pub(in crate::host_mm) fn new(revoker: Revoker, swap: SwapSpace) -> Self {
+        let duplicates = Duplicates::of_frames(revoker.table.len());
+        Self { revoker, swap, duplicates }
+    }
+
+    /// The page in a frame, which is locked, has been given a slot, or has kept the one that it came from.
+    pub(in crate::host_mm) fn note_duplicate(&self, page: &LockedPage<'_>) {
+        self.duplicates.note(page.pfn());
+    }
+
     /// Writes a dirty page to swap and marks it clean; `None` if it is all zero and needs no slot.
     /// Nobody can write the page: it is revoked, or read-only everywhere.
     pub(in crate::host_mm) fn write_out(
@@ -31,16 +59,12 @@ impl HostMm {
                 None => self.allocate_slot()?,
             };
             page.set_slot(Some(slot));
-            self.duplicates.note(page.pfn());
+            self.note_duplicate(page);
             self.swap.write_page(slot, page.owner().tag(), &content)?;
             self.counters.swap_outs.add(1);
         }
         page.clear_flags(PageFlags::DIRTY);
         Ok(page.slot())
-    }
-
-    pub(in crate::host_mm) fn content(&self, page: &LockedPage<'_>) -> Result<PageBuf, MmError> {
-        self.view.content(page)
     }
 
     /// A free slot; where there is none, one that only duplicates a page in a frame.

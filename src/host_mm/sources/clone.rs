@@ -11,11 +11,13 @@ use crate::addr::{Gfn, SwapSlot};
 use crate::export_rmap::{Invalidation, Owner, PageFlags};
 use crate::host_mm::books::find::Candidate;
 use crate::host_mm::error::{MmError, require_notifier};
+use crate::host_mm::fault::Pager;
 use crate::host_mm::inject::Sabotage;
+use crate::host_mm::memory::object::MemoryObject;
 use crate::host_mm::object::pages::{Entry, ObjectPages, Place};
 use crate::host_mm::revoke::batch::{DetachedBatch, Revoked, add_to_batch};
 use crate::host_mm::revoke::free_frame::FreeFrame;
-use crate::host_mm::{HostMm, MemoryObject};
+use crate::host_mm::revoke::write_out::Saver;
 
 impl MemoryObject {
     /// A memory object with the same content, page by page as it is when the page's turn comes:
@@ -57,14 +59,15 @@ impl MemoryObject {
         clone: &MemoryObject,
         pages: impl Iterator<Item = Gfn>,
     ) -> Result<(), MmError> {
+        let of = &self.mm.pager;
         require_notifier("to clone a guest's memory")?;
-        self.mm.require_any_frame("to clone a guest's memory")?;
+        of.require_any_frame("to clone a guest's memory")?;
         let mut batch = Vec::new();
         let mut stand_in = None;
         for gfn in pages {
-            self.mm.share_page(&self.pages, &clone.pages, gfn, &mut batch, &mut stand_in)?;
+            share_page(of, &self.pages, &clone.pages, gfn, &mut batch, &mut stand_in)?;
         }
-        self.mm.share_batch(&clone.pages, &mut batch)
+        share_batch(of, &clone.pages, &mut batch)
     }
 }
 
@@ -78,100 +81,98 @@ impl MemoryObject {
     }
 }
 
-impl HostMm {
-    /// Shares a page, or puts it into the batch if it is the object's own and in a frame.
-    fn share_page<'a>(
-        &'a self,
-        from: &'a ObjectPages,
-        to: &ObjectPages,
-        gfn: Gfn,
-        batch: &mut Vec<Candidate<'a>>,
-        stand_in: &mut Option<FreeFrame<'a>>,
-    ) -> Result<(), MmError> {
-        let Some(source) = from.touched_entry(gfn) else {
-            return Ok(());
-        };
-        loop {
-            match source.load() {
-                Place::Absent => return Ok(()),
-                Place::Shared(_) => {
-                    let Some(copy) = to.entry(gfn) else { return Ok(()) };
-                    if self.commons.name_again(source, copy) {
-                        return Ok(());
-                    }
+/// Shares a page, or puts it into the batch if it is the object's own and in a frame.
+fn share_page<'a>(
+    of: &'a Pager,
+    from: &'a ObjectPages,
+    to: &ObjectPages,
+    gfn: Gfn,
+    batch: &mut Vec<Candidate<'a>>,
+    stand_in: &mut Option<FreeFrame<'a>>,
+) -> Result<(), MmError> {
+    let Some(source) = from.touched_entry(gfn) else {
+        return Ok(());
+    };
+    loop {
+        match source.load() {
+            Place::Absent => return Ok(()),
+            Place::Shared(_) => {
+                let Some(copy) = to.entry(gfn) else { return Ok(()) };
+                if of.commons.name_again(source, copy) {
+                    return Ok(());
                 }
-                Place::Swap(slot) => {
-                    let frame = match stand_in.take() {
-                        Some(frame) => frame,
-                        None => {
-                            // As page locks, reclaim is waited for with empty hands.
-                            self.share_batch(to, batch)?;
-                            self.allocate_frame(gfn)?
-                        }
-                    };
-                    let frame = stand_in.insert(frame);
-                    if self.share_swapped(from.owner(gfn), source, slot, frame)?
-                        && let Some(copy) = to.entry(gfn)
-                        && self.commons.name_again(source, copy)
-                    {
-                        return Ok(());
+            }
+            Place::Swap(slot) => {
+                let frame = match stand_in.take() {
+                    Some(frame) => frame,
+                    None => {
+                        // As page locks, reclaim is waited for with empty hands.
+                        share_batch(of, to, batch)?;
+                        of.allocate_frame(gfn)?
                     }
+                };
+                let frame = stand_in.insert(frame);
+                if share_swapped(of, from.owner(gfn), source, slot, frame)?
+                    && let Some(copy) = to.entry(gfn)
+                    && of.commons.name_again(source, copy)
+                {
+                    return Ok(());
                 }
-                Place::Frame(pfn) => {
-                    let share = |batch: &mut _| self.share_batch(to, batch);
-                    if add_to_batch(self, from, gfn, pfn, batch, share)? {
-                        return Ok(());
-                    }
+            }
+            Place::Frame(pfn) => {
+                let share = |batch: &mut _| share_batch(of, to, batch);
+                if add_to_batch(of, from, gfn, pfn, batch, share)? {
+                    return Ok(());
                 }
             }
         }
     }
+}
 
-    /// Makes a page in swap a shared one, where it is; false if it is not there any more. Whoever
-    /// wants the page meanwhile waits for the lock of `frame`, which stands in for one with the page.
-    fn share_swapped(
-        &self,
-        owner: Owner,
-        entry: &Entry,
-        slot: SwapSlot,
-        frame: &FreeFrame<'_>,
-    ) -> Result<bool, MmError> {
-        let page = self.prepare(frame, owner);
-        let place = Place::Swap(slot);
-        let is_ours = entry.replace(place, Place::Frame(frame.pfn()), &page);
-        let shared = match is_ours {
-            true => self.commons.take_in_swapped(&page, entry, slot, &self.swap).map(|_| true),
-            false => Ok(false),
-        };
-        if shared.is_err() {
-            entry.store(place, &page);
-        }
-        page.clear_flags(PageFlags::IN_USE);
-        if let Ok(true) = shared {
-            self.counters.shared.add(1);
-        }
-        shared
+/// Makes a page in swap a shared one, where it is; false if it is not there any more. Whoever
+/// wants the page meanwhile waits for the lock of `frame`, which stands in for one with the page.
+fn share_swapped(
+    of: &Saver,
+    owner: Owner,
+    entry: &Entry,
+    slot: SwapSlot,
+    frame: &FreeFrame<'_>,
+) -> Result<bool, MmError> {
+    let page = frame.prepare(owner);
+    let place = Place::Swap(slot);
+    let is_ours = entry.replace(place, Place::Frame(frame.pfn()), &page);
+    let shared = match is_ours {
+        true => of.commons.take_in_swapped(&page, entry, slot, &of.swap).map(|_| true),
+        false => Ok(false),
+    };
+    if shared.is_err() {
+        entry.store(place, &page);
     }
+    page.clear_flags(PageFlags::IN_USE);
+    if let Ok(true) = shared {
+        of.counters.shared.add(1);
+    }
+    shared
+}
 
-    fn share_batch<'a>(
-        &'a self,
-        to: &ObjectPages,
-        batch: &mut Vec<Candidate<'a>>,
-    ) -> Result<(), MmError> {
-        let (batch, untold): (Vec<_>, Vec<_>) = std::mem::take(batch)
-            .into_iter()
-            .partition(|page| !self.is_sabotaged(Sabotage::SkipCloneProtect, page.gfn));
-        self.share_revoked(to, DetachedBatch::untold(untold))?;
-        self.share_revoked(to, DetachedBatch::detach(self, batch, Invalidation::Clean).revoke()?)
-    }
+fn share_batch<'a>(
+    of: &'a Saver,
+    to: &ObjectPages,
+    batch: &mut Vec<Candidate<'a>>,
+) -> Result<(), MmError> {
+    let (batch, untold): (Vec<_>, Vec<_>) = std::mem::take(batch)
+        .into_iter()
+        .partition(|page| !of.is_sabotaged(Sabotage::SkipCloneProtect, page.gfn));
+    share_revoked(of, to, DetachedBatch::untold(untold))?;
+    share_revoked(of, to, DetachedBatch::detach(of, batch, Invalidation::Clean).revoke()?)
+}
 
-    fn share_revoked(&self, to: &ObjectPages, pages: Vec<Revoked<'_>>) -> Result<(), MmError> {
-        for revoked in pages {
-            self.make_shared(&revoked)?;
-            if let Some(copy) = to.entry(revoked.gfn()) {
-                self.commons.name_again(revoked.entry()?, copy);
-            }
+fn share_revoked(of: &Saver, to: &ObjectPages, pages: Vec<Revoked<'_>>) -> Result<(), MmError> {
+    for revoked in pages {
+        of.make_shared(&revoked)?;
+        if let Some(copy) = to.entry(revoked.gfn()) {
+            of.commons.name_again(revoked.entry()?, copy);
         }
-        Ok(())
     }
+    Ok(())
 }

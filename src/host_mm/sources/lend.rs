@@ -14,12 +14,13 @@ use crate::addr::{Gfn, PAGE_SIZE};
 use crate::export_rmap::{Invalidation, LockedPage, PageFlags};
 use crate::host_mm::books::find::Candidate;
 use crate::host_mm::error::{MmError, require_notifier};
-use crate::host_mm::fault::Intent;
+use crate::host_mm::fault::{Intent, Pager};
 use crate::host_mm::frames::host_view::PageBuf;
 use crate::host_mm::inject::PausePoint;
-use crate::host_mm::object::pages::{Entry, Place};
+use crate::host_mm::memory::object::MemoryObject;
+use crate::host_mm::object::pages::{Entry, ObjectPages, Place};
+use crate::host_mm::revoke::Revoker;
 use crate::host_mm::revoke::batch::{BATCH, DetachedBatch, is_heavy, lock_beside_batch};
-use crate::host_mm::{HostMm, MemoryObject};
 
 /// Takes a page that is lent: its number, its frame, whose lock is held, and its content.
 type Borrow<'b> = dyn FnMut(Gfn, &LockedPage<'_>, &PageBuf) + 'b;
@@ -51,92 +52,91 @@ impl MemoryObject {
         pages: &[Gfn],
         mut borrow: impl FnMut(Gfn, &LockedPage<'_>, &[u8; PAGE_SIZE]),
     ) -> Result<(), MmError> {
+        let of = &self.mm.pager;
         require_notifier("to lend pages")?;
         // A window of direct paging cannot map a page read-only on every kernel.
-        self.mm.require_any_frame("to lend pages")?;
+        of.require_any_frame("to lend pages")?;
         let mut batch = Vec::new();
         for &gfn in pages {
-            self.lend_page(gfn, &mut batch, &mut borrow)?;
+            lend_page(of, &self.pages, gfn, &mut batch, &mut borrow)?;
         }
-        self.mm.lend_batch(&mut batch, &mut borrow)
-    }
-
-    fn lend_page<'a>(
-        &'a self,
-        gfn: Gfn,
-        batch: &mut Vec<Lending<'a>>,
-        borrow: &mut Borrow<'_>,
-    ) -> Result<(), MmError> {
-        let mm = &*self.mm;
-        loop {
-            let place = self.place(gfn);
-            let (object, number) = match place {
-                Some(Place::Shared(shared)) => (&*mm.commons.pages, shared.gfn()),
-                _ => (&*self.pages, gfn),
-            };
-            let Some(Place::Frame(pfn)) = object.touched_entry(number).map(Entry::load) else {
-                // As page locks, faults are waited for with empty hands.
-                mm.lend_batch(batch, borrow)?;
-                drop(mm.fault_in(&self.pages, gfn, Intent::Read)?);
-                continue;
-            };
-            let page = lock_beside_batch(mm, pfn, || mm.lend_batch(batch, borrow))?;
-            // It may have left the frame, or the guest page the shared one, before the lock was ours.
-            if object.touched_entry(number).map(Entry::load) != Some(Place::Frame(pfn))
-                || self.place(gfn) != place
-            {
-                continue;
-            }
-            let is_heavy = is_heavy(mm, pfn);
-            if is_heavy {
-                mm.lend_batch(batch, borrow)?;
-            }
-            batch.push(Lending { candidate: Candidate { page, object, gfn: number }, gfn });
-            let is_full = is_heavy || batch.len() == BATCH;
-            return if is_full { mm.lend_batch(batch, borrow) } else { Ok(()) };
-        }
-    }
-
-    fn place(&self, gfn: Gfn) -> Option<Place> {
-        self.pages.touched_entry(gfn).map(Entry::load)
+        lend_batch(of, &mut batch, &mut borrow)
     }
 }
 
-impl HostMm {
-    fn lend_batch(
-        &self,
-        batch: &mut Vec<Lending<'_>>,
-        borrow: &mut Borrow<'_>,
-    ) -> Result<(), MmError> {
-        let (open, closed): (Vec<_>, Vec<_>) =
-            std::mem::take(batch).into_iter().partition(Lending::may_be_written);
-        for lending in &closed {
-            self.lend_locked(&lending.candidate.page, lending.gfn, borrow)?;
+fn lend_page<'a>(
+    of: &'a Pager,
+    own: &'a ObjectPages,
+    gfn: Gfn,
+    batch: &mut Vec<Lending<'a>>,
+    borrow: &mut Borrow<'_>,
+) -> Result<(), MmError> {
+    loop {
+        let place = place_of(own, gfn);
+        let (object, number) = match place {
+            Some(Place::Shared(shared)) => (&*of.commons.pages, shared.gfn()),
+            _ => (own, gfn),
+        };
+        let Some(Place::Frame(pfn)) = object.touched_entry(number).map(Entry::load) else {
+            // As page locks, faults are waited for with empty hands.
+            lend_batch(of, batch, borrow)?;
+            drop(of.fault_in(own, gfn, Intent::Read)?);
+            continue;
+        };
+        let page = lock_beside_batch(of, pfn, || lend_batch(of, batch, borrow))?;
+        // It may have left the frame, or the guest page the shared one, before the lock was ours.
+        if object.touched_entry(number).map(Entry::load) != Some(Place::Frame(pfn))
+            || place_of(own, gfn) != place
+        {
+            continue;
         }
-        // Before the flush, which may take its time.
-        drop(closed);
-        let (numbers, open): (Vec<_>, Vec<_>) =
-            open.into_iter().map(|lending| (lending.gfn, lending.candidate)).unzip();
-        let revoked = DetachedBatch::detach(self, open, Invalidation::Clean).revoke()?;
-        for (revoked, gfn) in revoked.iter().zip(numbers) {
-            self.lend_locked(revoked.page(), gfn, borrow)?;
+        let is_heavy = is_heavy(of, pfn);
+        if is_heavy {
+            lend_batch(of, batch, borrow)?;
         }
-        Ok(())
+        batch.push(Lending { candidate: Candidate { page, object, gfn: number }, gfn });
+        let is_full = is_heavy || batch.len() == BATCH;
+        return if is_full { lend_batch(of, batch, borrow) } else { Ok(()) };
     }
+}
 
-    /// Lends a page that nobody can write.
-    fn lend_locked(
-        &self,
-        page: &LockedPage<'_>,
-        gfn: Gfn,
-        borrow: &mut Borrow<'_>,
-    ) -> Result<(), MmError> {
-        self.check_revoked(page, Invalidation::Clean);
-        page.set_flags(PageFlags::LENT);
-        self.pause(PausePoint::Lending);
-        let content = self.content(page)?;
-        borrow(gfn, page, &content);
-        self.counters.lent.add(1);
-        Ok(())
+fn place_of(own: &ObjectPages, gfn: Gfn) -> Option<Place> {
+    own.touched_entry(gfn).map(Entry::load)
+}
+
+fn lend_batch(
+    of: &Revoker,
+    batch: &mut Vec<Lending<'_>>,
+    borrow: &mut Borrow<'_>,
+) -> Result<(), MmError> {
+    let (open, closed): (Vec<_>, Vec<_>) =
+        std::mem::take(batch).into_iter().partition(Lending::may_be_written);
+    for lending in &closed {
+        lend_locked(of, &lending.candidate.page, lending.gfn, borrow)?;
     }
+    // Before the flush, which may take its time.
+    drop(closed);
+    let (numbers, open): (Vec<_>, Vec<_>) =
+        open.into_iter().map(|lending| (lending.gfn, lending.candidate)).unzip();
+    let revoked = DetachedBatch::detach(of, open, Invalidation::Clean).revoke()?;
+    for (revoked, gfn) in revoked.iter().zip(numbers) {
+        lend_locked(of, revoked.page(), gfn, borrow)?;
+    }
+    Ok(())
+}
+
+/// Lends a page that nobody can write.
+fn lend_locked(
+    of: &Revoker,
+    page: &LockedPage<'_>,
+    gfn: Gfn,
+    borrow: &mut Borrow<'_>,
+) -> Result<(), MmError> {
+    of.check_revoked(page, Invalidation::Clean);
+    page.set_flags(PageFlags::LENT);
+    of.pause(PausePoint::Lending);
+    let content = of.content(page)?;
+    borrow(gfn, page, &content);
+    of.counters.lent.add(1);
+    Ok(())
 }

@@ -5,11 +5,11 @@
 
 use crate::addr::{Gfn, Pfn};
 use crate::export_rmap::Invalidation;
-use crate::host_mm::MemoryObject;
 use crate::host_mm::books::find::Candidate;
 use crate::host_mm::error::{MmError, require_notifier};
 use crate::host_mm::fault::Intent;
 use crate::host_mm::inject::PausePoint;
+use crate::host_mm::memory::object::MemoryObject;
 use crate::host_mm::object::pages::{Entry, Place};
 use crate::host_mm::revoke::batch::DetachedBatch;
 
@@ -74,8 +74,9 @@ impl MemoryObject {
         count: u64,
         content: Content,
     ) -> Result<(), MmError> {
+        let of = &self.mm.pager;
         require_notifier("to remap pages")?;
-        self.mm.require_any_frame("to remap pages")?;
+        of.require_any_frame("to remap pages")?;
         if count > MAX_REMAP_PAGES {
             let why = format!("{count} of them are more than {MAX_REMAP_PAGES} at once");
             return Err(MmError::BadRemap { why });
@@ -90,9 +91,8 @@ impl MemoryObject {
         for number in 0..count {
             pairs.push((self.side(first, number)?, other.side(other_first, number)?));
         }
-        let mm = &*self.mm;
         let pages = lock_all(&pairs)?;
-        let revoked = DetachedBatch::detach(mm, pages, Invalidation::Unmap).revoke()?;
+        let revoked = DetachedBatch::detach(of, pages, Invalidation::Unmap).revoke()?;
         for (one, two) in &pairs {
             let page_of = |side: &Side<'_>| {
                 revoked.iter().find(|page| page.page().owner() == side.object.pages.owner(side.gfn))
@@ -107,20 +107,20 @@ impl MemoryObject {
                 two.object.pages.note_written(two.gfn);
                 let (a, b) = (a.page(), b.page());
                 if content == Content::Stays {
-                    mm.view.copy(a, b)?;
+                    of.view.copy(a, b)?;
                 }
                 let (owner_a, owner_b) = (a.owner(), b.owner());
                 a.set_owner(owner_b);
                 b.set_owner(owner_a);
                 one.entry.store(Place::Frame(b.pfn()), a);
-                mm.pause(PausePoint::Exchanging);
+                of.pause(PausePoint::Exchanging);
                 two.entry.store(Place::Frame(a.pfn()), b);
                 // Copies in swap carry the names that the pages had.
-                mm.forget_copy(a)?;
-                mm.forget_copy(b)?;
+                of.forget_copy(a)?;
+                of.forget_copy(b)?;
             }
         }
-        mm.counters.remaps.add(2 * count);
+        of.counters.remaps.add(2 * count);
         Ok(())
     }
 
@@ -140,7 +140,7 @@ fn lock_all<'a>(pairs: &[(Side<'a>, Side<'a>)]) -> Result<Vec<Candidate<'a>>, Mm
     let sides: Vec<Side<'a>> = pairs.iter().flat_map(|&(one, two)| [one, two]).collect();
     for _ in 0..ATTEMPTS {
         for side in &sides {
-            drop(side.object.mm.fault_in(&side.object.pages, side.gfn, Intent::Write)?);
+            drop(side.object.mm.pager.fault_in(&side.object.pages, side.gfn, Intent::Write)?);
         }
         let mut frames: Vec<(Pfn, Side<'a>)> = sides
             .iter()

@@ -1,12 +1,11 @@
 //! A page that is lent is about to be written: its copies are called back first.
 
 use crate::export_rmap::{FlushReason, Invalidation, LockedPage, PageFlags};
-use crate::host_mm::HostMm;
 use crate::host_mm::error::MmError;
-use crate::host_mm::inject::PausePoint;
-use crate::host_mm::inject::Sabotage;
+use crate::host_mm::inject::{PausePoint, Sabotage};
+use crate::host_mm::revoke::Revoker;
 
-impl HostMm {
+impl Revoker {
     /// Ends all copies of a page that is about to be written. Clients that map it keep their
     /// mappings, which are read-only until they fault.
     ///

@@ -1,12 +1,12 @@
 //! Pages that are forgotten for good.
 
 use crate::export_rmap::{FlushReason, Invalidation, LockedPage, Owner, PageFlags};
-use crate::host_mm::HostMm;
 use crate::host_mm::inject::PausePoint;
 use crate::host_mm::object::pages::{Entry, Place};
 use crate::host_mm::revoke::free_frame::FreeFrame;
+use crate::host_mm::revoke::vacate::Vacator;
 
-impl HostMm {
+impl Vacator {
     /// Forgets a page for good, when its object goes away.
     pub(in crate::host_mm) fn discard_page(&self, entry: &Entry, owner: Owner) {
         loop {
