@@ -3,11 +3,11 @@
 //! Guarantee: unpacking takes memory and time in proportion to the file and to the bound that it is
 //! given, whatever the file claims, and its result was checked against the file's own checksum.
 
+use std::error::Error;
 use std::io::{self, Read};
 
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use ruzstd::decoding::StreamingDecoder;
-use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 
 /// What a file is compressed by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +23,16 @@ pub(crate) enum Compression {
     SevenZip,
 }
 
+const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b, 8];
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+const LZ4_MAGIC: &[u8] = &[0x04, 0x22, 0x4d, 0x18];
+
 /// Bytes at the start of files that are compressed.
 const MAGICS: [(Compression, &[u8]); 8] = [
-    (Compression::Gzip, &[0x1f, 0x8b, 8]),
-    (Compression::Zstd, &[0x28, 0xb5, 0x2f, 0xfd]),
+    (Compression::Gzip, GZIP_MAGIC),
+    (Compression::Zstd, &ZSTD_MAGIC),
     (Compression::Xz, b"\xfd7zXZ\0"),
-    (Compression::Lz4, &[0x04, 0x22, 0x4d, 0x18]),
+    (Compression::Lz4, LZ4_MAGIC),
     // The format that kernels are packed with.
     (Compression::Lz4, &[0x02, 0x21, 0x4c, 0x18]),
     (Compression::Lzop, b"\x89LZO\0\r\n\x1a\n"),
@@ -36,7 +40,7 @@ const MAGICS: [(Compression, &[u8]); 8] = [
     (Compression::SevenZip, b"7z\xbc\xaf\x27\x1c"),
 ];
 
-/// Why a file could not be unpacked.
+/// Why a file could not be unpacked. In our words: a library's are about what it was doing.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UnpackError {
     /// There is more in it than was allowed.
@@ -45,14 +49,56 @@ pub(crate) enum UnpackError {
         /// The bound.
         max: u64,
     },
-    /// It contradicts itself, or ends too early.
-    #[error("it is damaged or truncated ({0})")]
-    Damaged(String),
+    /// It ends too early.
+    #[error("it is truncated (it ends in the middle of what was packed)")]
+    Truncated,
+    /// It contradicts itself.
+    #[error("it is damaged (its bytes contradict each other)")]
+    Damaged,
+    /// It is whole, and its checksum is not that of what came out.
+    #[error("it is damaged (its checksum is wrong)")]
+    Checksum,
+    /// A frame that would make its reader hold too much memory.
+    #[error(
+        "it is damaged, or was made for other readers (a frame wants {bytes} bytes remembered)"
+    )]
+    Window {
+        /// How much.
+        bytes: u64,
+    },
+    /// Something stands behind it that is none of it.
+    #[error("it is damaged (something else follows what was packed)")]
+    Followed,
+}
+
+impl UnpackError {
+    /// For what a library says: all that is asked of it is whether there was too little.
+    fn of(error: &(dyn Error + 'static)) -> Self {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(io) = error.downcast_ref::<io::Error>() {
+                if io.kind() == io::ErrorKind::UnexpectedEof {
+                    return Self::Truncated;
+                }
+                // One that was made of another error has that one's causes, not itself.
+                cause = io.get_ref().map(|inner| inner as _);
+            } else {
+                cause = error.source();
+            }
+        }
+        Self::Damaged
+    }
 }
 
 impl Compression {
     /// What the file that begins with `start` is compressed by, if it is.
     pub(crate) fn of(start: &[u8]) -> Option<Self> {
+        // Frames that are to be skipped are zstd's and lz4's alike: what follows them tells.
+        match after_skipped(start) {
+            Some(rest) if rest.len() == start.len() => {}
+            Some(rest) if rest.starts_with(LZ4_MAGIC) => return Some(Self::Lz4),
+            Some(_) | None => return Some(Self::Zstd),
+        }
         if let Some(&(compression, _)) = MAGICS.iter().find(|(_, magic)| start.starts_with(magic)) {
             return Some(compression);
         }
@@ -95,7 +141,7 @@ impl Compression {
     /// What is in `file`, of at most `max` bytes; `None` if files of this kind are not unpacked here.
     pub(crate) fn unpack(self, file: &[u8], max: u64) -> Option<Result<Vec<u8>, UnpackError>> {
         match self {
-            Self::Gzip => Some(read_bounded(MultiGzDecoder::new(file), Vec::new(), max)),
+            Self::Gzip => Some(unpack_gzip(file, max)),
             Self::Zstd => Some(unpack_zstd(file, max)),
             _ => None,
         }
@@ -123,7 +169,7 @@ fn read_bounded(
 ) -> Result<Vec<u8>, UnpackError> {
     let left = max.saturating_sub(contents.len() as u64);
     let read = reader.take(left.saturating_add(1)).read_to_end(&mut contents);
-    read.map_err(|error: io::Error| UnpackError::Damaged(error.to_string()))?;
+    read.map_err(|error| UnpackError::of(&error))?;
     if contents.len() as u64 > max {
         return Err(UnpackError::TooLarge { max });
     }
@@ -134,7 +180,6 @@ fn read_bounded(
 /// being told otherwise (`ZSTD_WINDOWLOG_LIMIT_DEFAULT`). The decoder holds as much before it gives a
 /// byte away, so the bound on the contents alone would be none on memory.
 const MAX_ZSTD_WINDOW_BYTES: u64 = 128 << 20;
-const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// What a frame of zstd makes its reader remember, in bytes, by its header (RFC 8878, 3.1.1.1); `None`
 /// for what is no such frame, or is cut off.
@@ -153,37 +198,60 @@ fn zstd_window_bytes(frame: &[u8]) -> Option<u64> {
     Some(if size_bytes == 2 { value + 256 } else { value })
 }
 
-/// All frames of a file, one after the other; those that are to be skipped are.
-fn unpack_zstd(file: &[u8], max: u64) -> Result<Vec<u8>, UnpackError> {
-    let damaged = |reason: String| UnpackError::Damaged(reason);
+/// All members of a file, one after the other, and the zeros behind them that tapes and block devices
+/// fill up with, which gzip(1) takes, too.
+fn unpack_gzip(file: &[u8], max: u64) -> Result<Vec<u8>, UnpackError> {
     let mut rest = file;
     let mut contents = Vec::new();
-    while !rest.is_empty() {
-        if let Some(window) = zstd_window_bytes(rest)
-            && window > MAX_ZSTD_WINDOW_BYTES.max(max)
-        {
-            return Err(damaged(format!("a frame wants {window} bytes of it remembered")));
+    while !rest.starts_with(&[0]) && !rest.is_empty() {
+        if !rest.starts_with(&GZIP_MAGIC[..GZIP_MAGIC.len().min(rest.len())]) {
+            return Err(UnpackError::Followed);
         }
-        let mut decoder = match StreamingDecoder::new(&mut rest) {
-            Ok(decoder) => decoder,
-            Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
-                length,
-                ..
-            })) => {
-                let after = usize::try_from(length).ok().and_then(|length| rest.get(length..));
-                rest = after.ok_or_else(|| damaged("it ends in a frame".to_owned()))?;
-                continue;
-            }
-            Err(error) => return Err(damaged(error.to_string())),
-        };
+        contents = read_bounded(GzDecoder::new(&mut rest), contents, max)?;
+    }
+    match rest.iter().all(|&byte| byte == 0) {
+        true => Ok(contents),
+        false => Err(UnpackError::Followed),
+    }
+}
+
+/// What follows the frames that are to be skipped (RFC 8878, 3.1.2); `None` if the file ends in the
+/// middle of one.
+fn after_skipped(file: &[u8]) -> Option<&[u8]> {
+    let mut rest = file;
+    while let [0x50..=0x5f, 0x2a, 0x4d, 0x18, after @ ..] = rest {
+        let (length, after) = after.split_first_chunk()?;
+        rest = after.get(usize::try_from(u32::from_le_bytes(*length)).ok()?..)?;
+    }
+    Some(rest)
+}
+
+/// All frames of a file, one after the other, without those that are to be skipped.
+fn unpack_zstd(file: &[u8], max: u64) -> Result<Vec<u8>, UnpackError> {
+    let mut rest = file;
+    let mut contents = Vec::new();
+    loop {
+        rest = after_skipped(rest).ok_or(UnpackError::Truncated)?;
+        if rest.is_empty() {
+            return Ok(contents);
+        }
+        if !rest.starts_with(&ZSTD_MAGIC[..ZSTD_MAGIC.len().min(rest.len())]) {
+            return Err(UnpackError::Followed);
+        }
+        if let Some(bytes) = zstd_window_bytes(rest)
+            && bytes > MAX_ZSTD_WINDOW_BYTES.max(max)
+        {
+            return Err(UnpackError::Window { bytes });
+        }
+        let mut decoder =
+            StreamingDecoder::new(&mut rest).map_err(|error| UnpackError::of(&error))?;
         contents = read_bounded(&mut decoder, contents, max)?;
         let decoder = &decoder.decoder;
         let said = decoder.get_checksum_from_data();
         if said.is_some() && said != decoder.get_calculated_checksum() {
-            return Err(damaged("its checksum is wrong".to_owned()));
+            return Err(UnpackError::Checksum);
         }
     }
-    Ok(contents)
 }
 
 #[cfg(test)]
@@ -227,9 +295,45 @@ pub(crate) mod tests {
             let whole = kind.unpack(&twice, 2 * MAX).unwrap().unwrap();
             assert_eq!(whole, [&contents[..], &contents[..]].concat(), "{kind:?}");
         }
-        // A frame of zstd's to be skipped, 5 bytes long.
-        let skipped = [&[0x50, 0x2a, 0x4d, 0x18, 5, 0, 0, 0, 1, 2, 3, 4, 5], &zstd(b"abc")[..]];
-        assert_eq!(Compression::Zstd.unpack(&skipped.concat(), MAX).unwrap().unwrap(), b"abc");
+    }
+
+    /// A frame of zstd's to be skipped, 5 bytes long.
+    const SKIPPED: &[u8] = &[0x5a, 0x2a, 0x4d, 0x18, 5, 0, 0, 0, 1, 2, 3, 4, 5];
+
+    #[test]
+    fn frames_to_be_skipped_may_stand_anywhere() {
+        let (a, b) = (&zstd(b"ab")[..], &zstd(b"c")[..]);
+        for file in [[SKIPPED, SKIPPED, a, b], [a, SKIPPED, b, SKIPPED], [SKIPPED, a, SKIPPED, b]] {
+            let file = file.concat();
+            assert_eq!(Compression::of(&file), Some(Compression::Zstd), "{file:x?}");
+            assert_eq!(Compression::Zstd.unpack(&file, MAX).unwrap().unwrap(), b"abc");
+        }
+        let nothing = Compression::Zstd.unpack(SKIPPED, MAX).unwrap();
+        assert_eq!(nothing.unwrap(), b"", "and nothing else");
+        for cut in [5, 8, SKIPPED.len() - 1] {
+            let cut = &SKIPPED[..cut];
+            assert_eq!(Compression::of(cut), Some(Compression::Zstd));
+            let error = Compression::Zstd.unpack(cut, MAX).unwrap().unwrap_err();
+            assert!(matches!(error, UnpackError::Truncated), "{error}");
+        }
+        let lz4 = [SKIPPED, LZ4_MAGIC].concat();
+        assert_eq!(Compression::of(&lz4), Some(Compression::Lz4));
+    }
+
+    #[test]
+    fn zeros_may_follow_what_gzip_packed_and_nothing_else() {
+        let packed = [gzip(b"ab"), gzip(b"c")].concat();
+        let unpack =
+            |behind: &[u8]| Compression::Gzip.unpack(&[&packed[..], behind].concat(), MAX).unwrap();
+        for zeros in [0, 1, 2, 511, 100_000] {
+            assert_eq!(unpack(&vec![0; zeros]).unwrap(), b"abc", "{zeros} zeros");
+        }
+        for behind in [&b"\0\0x"[..], b"x", b"\x1fx", &[&[0], &gzip(b"d")[..]].concat()] {
+            let error = unpack(behind).unwrap_err();
+            assert!(matches!(error, UnpackError::Followed), "{behind:x?}: {error}");
+        }
+        let error = unpack(&gzip(b"d")[..12]).unwrap_err();
+        assert!(matches!(error, UnpackError::Truncated), "{error}");
     }
 
     #[test]
@@ -265,21 +369,25 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn damage_and_truncation_are_noticed() {
+    fn damage_and_truncation_are_noticed_and_told_apart() {
         let contents = pattern(300_000);
         for (kind, packed) in both(&contents) {
-            let damaged = |packed: &[u8]| {
-                let error = kind.unpack(packed, MAX).unwrap().unwrap_err().to_string();
-                assert!(error.contains("damaged or truncated"), "{kind:?}: {error}");
-            };
-            for cut in [5, packed.len() / 2, packed.len() - 1] {
-                damaged(&packed[..cut]);
+            let refused = |packed: &[u8]| kind.unpack(packed, MAX).unwrap().unwrap_err();
+            // Of the shortest no more than the magic is there.
+            let magic = if kind == Compression::Zstd { ZSTD_MAGIC.len() } else { GZIP_MAGIC.len() };
+            for cut in (magic..40).chain([packed.len() / 2, packed.len() - 5, packed.len() - 1]) {
+                let error = refused(&packed[..cut]);
+                assert!(matches!(error, UnpackError::Truncated), "{kind:?} at {cut}: {error}");
             }
             let mut changed = packed.clone();
-            let end = changed.len() - 5;
-            changed[end] ^= 1;
-            damaged(&changed);
-            damaged(&[&packed[..], b"what follows"].concat());
+            // In gzip's checksum, and in the contents.
+            for at in [packed.len() - 5, packed.len() / 3] {
+                changed[at] ^= 0xff;
+                let said = refused(&changed).to_string();
+                assert!(said.starts_with("it is damaged (its "), "{kind:?} at {at}: {said}");
+            }
+            let error = refused(&[&packed[..], b"what follows"].concat());
+            assert!(matches!(error, UnpackError::Followed), "{kind:?}: {error}");
         }
     }
 

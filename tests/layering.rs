@@ -1,5 +1,5 @@
 //! The layers import downwards only: a file names nothing from a layer above its own. So do the rooms of
-//! the VMM and those of host memory, which call nothing that stands above them either.
+//! the VMM and those of host memory, which call nothing that stands above them either; and the crates.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,6 +17,61 @@ const LAYERS: &[&[&str]] = &[
     &["cli"],
     &["fuzzing"],
 ];
+
+/// The crates of the workspace by folder, and which of them each may use. Cargo allows no circles; this
+/// allows no more than these, in any of a manifest's sections but that of the tests.
+const CRATES: &[(&str, &[&str])] = &[
+    ("guest/abi", &[]),
+    ("guest", &["gnomon-abi"]),
+    ("src/export_rmap", &[]),
+    ("src/sys", &[]),
+    (".", &["gnomon-abi", "gnomon-export-rmap", "gnomon-guest", "gnomon-sys"]),
+    ("xtask", &[]),
+];
+
+/// The crates of this workspace that a manifest names as what its crate is built with.
+fn used_crates(manifest: &str) -> Vec<String> {
+    let mut used = BTreeSet::new();
+    let mut section = "";
+    for line in manifest.lines() {
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            section = name;
+        } else if section.ends_with("dependencies")
+            && !section.ends_with("dev-dependencies")
+            && section != "workspace.dependencies"
+            && let Some((name, _)) = line.split_once(" = ")
+            && name.starts_with("gnomon")
+        {
+            used.insert(name.to_owned());
+        }
+    }
+    used.into_iter().collect()
+}
+
+#[test]
+fn the_crates_use_those_below_them() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| fs::read_to_string(root.join(path).join("Cargo.toml")).unwrap();
+    for (folder, allowed) in CRATES {
+        assert_eq!(used_crates(&read(folder)), *allowed, "{folder}/Cargo.toml");
+    }
+    let members = read(".").lines().find_map(|line| {
+        let list = line.strip_prefix("members = [")?.strip_suffix(']')?;
+        Some(
+            list.split(", ").map(|name| name.trim_matches('"').to_owned()).collect::<BTreeSet<_>>(),
+        )
+    });
+    let known = CRATES.iter().map(|(folder, _)| (*folder).to_owned()).collect();
+    assert_eq!(members.as_ref(), Some(&known), "each member of the workspace is listed");
+}
+
+#[test]
+fn a_manifests_crates_are_found() {
+    let manifest = "[dependencies]\nlibc = 1\ngnomon-a = { x }\n[dev-dependencies]\ngnomon-b = 1\n\
+                    [target.'cfg(x)'.dependencies]\ngnomon-c = 1\n[build-dependencies]\ngnomon-d = 1\n\
+                    [workspace.dependencies]\ngnomon-e = 1\n";
+    assert_eq!(used_crates(manifest), ["gnomon-a", "gnomon-c", "gnomon-d"]);
+}
 
 fn rank(module: &str) -> Option<usize> {
     LAYERS.iter().position(|names| names.contains(&module))

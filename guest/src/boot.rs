@@ -86,7 +86,7 @@ impl BootParams {
         // SAFETY: `new` was promised that the command line stays mapped and unwritten; the
         // contract gives it so many bytes.
         let line = unsafe {
-            slice::from_raw_parts(pointer as usize as *const u8, crate::abi::CMDLINE_BYTES as usize)
+            slice::from_raw_parts(pointer as usize as *const u8, gnomon_abi::CMDLINE_BYTES as usize)
         };
         let end = line.iter().position(|byte| *byte == 0).unwrap_or(line.len());
         str::from_utf8(&line[..end]).unwrap_or("")

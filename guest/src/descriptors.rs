@@ -5,8 +5,8 @@
 use core::arch::asm;
 use core::cell::UnsafeCell;
 
-use crate::abi::SELECTOR_CODE;
 use crate::ring0::{self, Service};
+use gnomon_abi::SELECTOR_CODE;
 
 /// `lgdt` and `lidt` operand.
 #[repr(C, packed)]
@@ -23,7 +23,7 @@ pub const IO_BITMAP: usize = 104;
 /// that ends it.
 pub const TSS_BYTES: usize = IO_BITMAP + IO_PORTS / 8 + 1;
 const IO_PORTS: usize = 0x618;
-const _: () = assert!(crate::abi::PORT_DMA as usize + 4 <= IO_PORTS);
+const _: () = assert!(gnomon_abi::PORT_DMA as usize + 4 <= IO_PORTS);
 /// Flat segments: CPL 0's code (0x10) and data (0x18), CPL 3's data (0x2b) and code (0x33).
 pub const KERNEL_CODE: u64 = 0x00af_9b00_0000_ffff;
 pub const KERNEL_DATA: u64 = 0x00cf_9300_0000_ffff;

@@ -3,9 +3,9 @@
 use core::hint::spin_loop;
 use core::sync::atomic::Ordering;
 
-use crate::abi::{self, DmaDescriptor};
 use crate::memory::{FreeRam, PAGE_BYTES};
 use crate::x86;
+use gnomon_abi::{self as abi, DmaDescriptor};
 
 /// Pages of a vCPU's buffer.
 pub const BUFFER_PAGES: u64 = 4;

@@ -3,7 +3,6 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use crate::abi::{Control, VcpuCounters};
 use crate::dma::DmaUnit;
 use crate::options::Options;
 use crate::oracle::Oracle;
@@ -12,6 +11,7 @@ use crate::paging::AddressSpace;
 use crate::println;
 use crate::shared::SharedArea;
 use crate::vcpu::{Barrier, Vcpu};
+use gnomon_abi::{Control, VcpuCounters};
 
 /// Built once by the boot vCPU, then read by all.
 pub struct Machine {

@@ -5,14 +5,14 @@
 //! the page only serve to say *what* went wrong (another page's content, an older content of this
 //! page, a damaged content), and let a reader without the ledger check a page.
 //!
-//! [`page_format`](crate::page_format) says where in the page what is.
+//! [`page_format`](gnomon_abi::page_format) says where in the page what is.
 //!
 //! A page that was never written is all zeros and has version 0.
 
-use crate::abi::Violation;
-use crate::page_format::NUMBER_BITS;
-pub use crate::page_format::{BODY, LINK, WORDS};
 use crate::rng::mix;
+use gnomon_abi::Violation;
+use gnomon_abi::page_format::NUMBER_BITS;
+pub use gnomon_abi::page_format::{BODY, LINK, WORDS};
 
 const STEP: u64 = 0xd134_2543_de82_ef95;
 

@@ -2,9 +2,9 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use crate::abi;
 use crate::memory::{FreeRam, PAGE_BYTES};
 use crate::paging::{self, AddressSpace};
+use gnomon_abi as abi;
 
 /// Where the work pages are mapped, one after the other, by 4 KiB pages.
 const WORK_ADDRESS: u64 = 0x1000_0000_0000;

@@ -1,13 +1,13 @@
 //! The course of a run: all vCPUs go through the same steps and meet between them; the boot vCPU
 //! does the talking.
 
-use crate::abi::{self, Violation};
 use crate::machine::{Machine, Totals};
 use crate::options::{Mode, Workload};
 use crate::vcpu::Vcpu;
 use crate::worker::Worker;
 use crate::workloads::Workloads;
 use crate::{println, x86};
+use gnomon_abi::{self as abi, Violation};
 
 /// Operations of each workload on each vCPU in a round of boot mode.
 const BOOT_OPERATIONS: u64 = 2048;

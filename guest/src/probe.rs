@@ -105,7 +105,7 @@ pub fn raise(what: Raise) -> Option<Trap> {
                 "rdmsr", inout("ecx") 0x4b_564d_u32 => _, out("eax") _, out("edx") _
             ),
             Raise::AboveLimit => probe!(
-                "mov {value}, [{value}]", value = inout(reg) crate::abi::GVA_LIMIT => _
+                "mov {value}, [{value}]", value = inout(reg) gnomon_abi::GVA_LIMIT => _
             ),
         }
     }

@@ -323,8 +323,8 @@ global_asm!(
     code = const crate::descriptors::CODE,
     data = const crate::descriptors::DATA,
     exit_exception = const crate::x86::EXIT_EXCEPTION,
-    port_exit = const crate::abi::PORT_EXIT,
-    port_serial = const crate::abi::PORT_SERIAL,
+    port_exit = const gnomon_abi::PORT_EXIT,
+    port_serial = const gnomon_abi::PORT_SERIAL,
 );
 
 static PRESENT: AtomicU32 = AtomicU32::new(0);

@@ -5,12 +5,12 @@ mod dma;
 
 use core::arch::asm;
 
-use crate::abi;
 use crate::boot::BootParams;
 use crate::exceptions;
 use crate::machine::Machine;
 use crate::probe::{self, Raise};
 use crate::{ring0, x86};
+use gnomon_abi as abi;
 
 /// What did not come out as it must.
 struct Wrong {

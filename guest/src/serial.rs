@@ -4,8 +4,8 @@ use core::fmt::{self, Write};
 use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use crate::abi::PORT_SERIAL;
 use crate::x86::{in8, out8};
+use gnomon_abi::PORT_SERIAL;
 
 const LINE_STATUS: u16 = PORT_SERIAL + 5;
 const THR_EMPTY: u8 = 1 << 5;

@@ -15,7 +15,8 @@ use crate::memory::{FreeRam, PAGE_BYTES};
 use crate::paging::AddressSpace;
 use crate::shared::SHARED_PAGES;
 use crate::workloads::PagingBlock;
-use crate::{abi, ring0, x86};
+use crate::{ring0, x86};
+use gnomon_abi as abi;
 
 const STACK_PAGES: u64 = 16;
 const IST_STACK_PAGES: u64 = 4;

@@ -6,7 +6,6 @@
 use core::cell::Cell;
 use core::sync::atomic::Ordering;
 
-use crate::abi::{self, VcpuCounters, Violation};
 use crate::machine::Machine;
 use crate::oracle::{LINK, PageId};
 use crate::pages::{self, WorkSet, count};
@@ -14,6 +13,7 @@ use crate::paging;
 use crate::permute::Cycle;
 use crate::vcpu::Vcpu;
 use crate::{println, x86};
+use gnomon_abi::{self as abi, VcpuCounters, Violation};
 
 /// Violations that one vCPU reports to the host; all are counted.
 const MOST_REPORTS: u64 = 1000;

@@ -2,8 +2,8 @@
 
 use core::arch::asm;
 
-use crate::abi;
 use crate::ring0::{self, Service};
+use gnomon_abi as abi;
 
 /// MSR numbers that the guest uses.
 pub const MSR_PAT: u32 = 0x277;

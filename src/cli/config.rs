@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use super::args::{
     BootArgs, HostArgs, Invalidate, PolicyName, SabotageName, StressArgs, Workload, name_of,
 };
-use super::limits::{self, HostLimits, Needs, Shape};
+use super::limits::{self, HostLimits, Needs, Shape, SwapInMemory};
 use super::paging::{self, Paging};
 use super::report::json;
 use super::values::{Size, size};
@@ -288,6 +288,7 @@ pub(crate) fn machine(
         is_direct: paging != Paging::Shadow,
     };
     let mut needs = Needs::of(shape, swap.bytes);
+    needs.swap_in_memory = SwapInMemory::at(&swap_folder(&swap), most_swapped(sizes, &swap));
     if let Cow::Owned(image) = &kernel {
         needs.add_image(image.len() as u64);
     }
@@ -418,7 +419,9 @@ fn warnings(sizes: &Sizes, host: &HostArgs, swap: &SwapConfig, limits: &HostLimi
         ));
     }
     let wanted = needed.min(swap.bytes);
+    // In memory that is refused.
     if let Some(free) = limits::free_bytes(&folder)
+        && !limits::is_in_memory(&folder)
         && free < wanted
     {
         warnings.push(format!(
@@ -429,6 +432,15 @@ fn warnings(sizes: &Sizes, host: &HostArgs, swap: &SwapConfig, limits: &HostLimi
         ));
     }
     warnings
+}
+
+/// Most bytes that swap can take, if it is wanted at all. A page that came back keeps its slot until it
+/// is written to.
+fn most_swapped(sizes: &Sizes, swap: &SwapConfig) -> u64 {
+    match sizes.all_memory() > sizes.host_memory.bytes() {
+        true => sizes.all_memory().min(swap.bytes),
+        false => 0,
+    }
 }
 
 /// The directory that swap will be in.

@@ -12,9 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::{EXIT_FAILURE, exit_code_of_signal, output};
-use crate::sync::{Mutex, Patience, lock};
+use crate::sync::{Mutex, lock};
+use crate::sys::Patience;
 use crate::sys::names;
 use crate::sys::signal::{self, StopNotice};
+use crate::sys::threads;
 
 /// Time from the first signal to the end of the process.
 pub(crate) const LIMIT: Duration = Duration::from_millis(1500);
@@ -37,11 +39,11 @@ impl Ending {
     ///
     /// # Errors
     /// If the signals cannot be taken over, or the host has no thread left.
-    pub(crate) fn install() -> std::io::Result<Self> {
+    pub(crate) fn install() -> anyhow::Result<Self> {
         let stop = StopNotice::install()?;
         let ending = Self { stop, phase: Arc::default(), has_failed: Arc::default() };
         let watched = ending.clone();
-        std::thread::Builder::new().name("end".to_owned()).spawn(move || watched.watch())?;
+        threads::start("end", "the end that a signal asks for", move || watched.watch())?;
         Ok(ending)
     }
 

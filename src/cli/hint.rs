@@ -1,114 +1,105 @@
-//! Which limit of this process may be behind an error, for the end of its sentence.
+//! Errors that are the host's limits: which, for the end of a sentence, and whether an error is one.
 //!
-//! Guarantee: a limit is named only if the process has one, and if the kernel's error is one that it
-//! gives where the limit is reached.
+//! Guarantee: what the host cannot give is told from what is broken by the kernel's error alone, wherever
+//! in a chain of causes it stands; a limit is named as [`limits::behind`](super::limits::behind) says.
 
+use std::error::Error;
 use std::io;
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit};
 
-use super::values::{human_bytes, human_count};
-
-/// A limit as shells set it.
-struct Limit {
-    resource: Resource,
-    /// What the kernel says where it is reached.
-    errors: &'static [Errno],
-    /// What is limited, and the shell's command to change it.
-    what: &'static str,
-    command: &'static str,
-    is_bytes: bool,
-}
-
-const LIMITS: [Limit; 4] = [
-    Limit {
-        resource: Resource::RLIMIT_AS,
-        // A thread whose stack finds no room is EAGAIN.
-        errors: &[Errno::ENOMEM, Errno::EAGAIN],
-        what: "of address space",
-        command: "ulimit -v",
-        is_bytes: true,
-    },
-    Limit {
-        resource: Resource::RLIMIT_NPROC,
-        errors: &[Errno::EAGAIN],
-        what: "threads of its user",
-        command: "ulimit -u",
-        is_bytes: false,
-    },
-    Limit {
-        resource: Resource::RLIMIT_NOFILE,
-        errors: &[Errno::EMFILE],
-        what: "open files",
-        command: "ulimit -n",
-        is_bytes: false,
-    },
-    Limit {
-        resource: Resource::RLIMIT_FSIZE,
-        errors: &[Errno::EFBIG],
-        what: "in one file",
-        command: "ulimit -f",
-        is_bytes: true,
-    },
-];
+use super::limits::{HostLimits, behind};
+use crate::host_mm::InjectionPlan;
+use crate::vmm::VmError;
 
 /// The limits that may be behind an error, as the rest of its sentence; empty if there are none.
-pub(super) fn of(error: &anyhow::Error) -> String {
+pub(super) fn of(error: &(dyn Error + 'static)) -> String {
     errno_of(error).map_or_else(String::new, |errno| {
-        let limit = |resource| getrlimit(resource).ok().map(|(soft, _)| soft);
-        sentence(errno, limit)
+        let behind = behind(errno, &HostLimits::at_worst(), 0);
+        behind.map_or_else(String::new, |sentence| format!("; {sentence}"))
     })
 }
 
-fn errno_of(error: &anyhow::Error) -> Option<Errno> {
-    error.chain().find_map(|cause| {
+/// What an error has to say of the host, if it is that the host has no more of something: memory,
+/// threads, open files, room in a file system. Nothing is wrong then with the guest, nor with what runs
+/// it. Never where errors are made on purpose.
+pub(super) fn host_limit<E: Error + 'static>(error: &E, plan: &InjectionPlan) -> Option<String> {
+    let error: &(dyn Error + 'static) = error;
+    let is_limit = match errno_of(error)? {
+        Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE => true,
+        Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG => true,
+        // Of a thread that cannot be had; what a vCPU meets is another matter.
+        Errno::EAGAIN => !matches!(error.downcast_ref(), Some(VmError::Guest { .. })),
+        _ => false,
+    };
+    (is_limit && !plan.may_fail()).then(|| format!("{error}{}", of(error)))
+}
+
+fn errno_of(error: &(dyn Error + 'static)) -> Option<Errno> {
+    anyhow::Chain::new(error).find_map(|cause| {
         let of_io = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
         of_io.map(Errno::from_raw).or_else(|| cause.downcast_ref::<Errno>().copied())
     })
 }
 
-fn sentence(errno: Errno, soft: impl Fn(Resource) -> Option<u64>) -> String {
-    let reached = LIMITS.iter().filter(|limit| limit.errors.contains(&errno)).filter_map(|limit| {
-        let most = soft(limit.resource).filter(|&most| most != libc::RLIM_INFINITY)?;
-        let most = if limit.is_bytes { human_bytes(most) } else { human_count(most) };
-        Some(format!("{most} {} ({})", limit.what, limit.command))
-    });
-    let reached: Vec<String> = reached.collect();
-    match reached.is_empty() {
-        true => String::new(),
-        false => {
-            format!("; this process may have {}: raise what is too little", reached.join(" and "))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr::SwapSlot;
+    use crate::cli::inject::parse_injection;
     use crate::host_mm::MmError;
+    use crate::host_mm::swap::{SwapError, SwapOp};
+    use crate::vmm::GuestError;
 
-    #[test]
-    fn a_limit_is_named_where_it_may_be_behind_the_error() {
-        let soft = |resource| match resource {
-            Resource::RLIMIT_AS => Some(64 << 20),
-            Resource::RLIMIT_NOFILE => Some(12),
-            Resource::RLIMIT_NPROC => Some(libc::RLIM_INFINITY),
-            _ => None,
-        };
-        let address_space = "; this process may have 64 MiB of address space (ulimit -v): raise";
-        assert!(sentence(Errno::EAGAIN, soft).starts_with(address_space));
-        assert!(sentence(Errno::ENOMEM, soft).starts_with(address_space));
-        assert!(sentence(Errno::EMFILE, soft).contains("12 open files (ulimit -n)"));
-        assert_eq!(sentence(Errno::EFBIG, soft), "", "it has none");
-        assert_eq!(sentence(Errno::EIO, soft), "", "no limit says so");
+    fn os(errno: i32) -> io::Error {
+        io::Error::from_raw_os_error(errno)
     }
 
     #[test]
     fn the_errno_is_found_under_the_sentences() {
-        let source = io::Error::from_raw_os_error(libc::EMFILE);
-        let error = anyhow::Error::from(MmError::Host { what: "a mapping", source });
-        assert_eq!(errno_of(&error), Some(Errno::EMFILE));
-        assert_eq!(errno_of(&anyhow::anyhow!("nothing")), None);
+        let error = MmError::Host { what: "a mapping", source: os(libc::EMFILE) };
+        assert_eq!(errno_of(&VmError::Host(error)), Some(Errno::EMFILE));
+        assert_eq!(errno_of(&os(libc::EIO)), Some(Errno::EIO));
+        assert_eq!(errno_of(&VmError::NotInTime), None);
+    }
+
+    #[test]
+    fn what_the_host_cannot_give_is_told_from_what_is_broken() {
+        let plan = InjectionPlan::default();
+        let slot = SwapSlot::new(1).unwrap();
+        let host = |errno| VmError::Host(MmError::Host { what: "it", source: os(errno) });
+        let of_swap = |errno| {
+            let op = SwapOp::Write;
+            VmError::Host(SwapError::Io { op, slot, source: os(errno) }.into())
+        };
+        let of_guest = |errno| {
+            let source = GuestError::Run(os(errno));
+            VmError::Guest { vcpu: 0, rip: 0, source }
+        };
+        let full = SwapError::NoSpace { slot, source: os(libc::ENOSPC) };
+        for error in [
+            VmError::Thread { vcpu: 1, source: os(libc::EAGAIN) },
+            host(libc::ENOMEM),
+            host(libc::EMFILE),
+            VmError::Host(full.into()),
+            of_swap(libc::EFBIG),
+            of_guest(libc::ENOMEM),
+        ] {
+            let said = host_limit(&error, &plan).unwrap_or_else(|| panic!("{error}"));
+            assert!(said.starts_with(&error.to_string()), "{said}");
+        }
+        for error in [
+            host(libc::EFAULT),
+            of_swap(libc::EIO),
+            of_guest(libc::EAGAIN),
+            of_guest(libc::EFAULT),
+            VmError::NotRunning,
+        ] {
+            assert_eq!(host_limit(&error, &plan), None);
+        }
+        // What was asked for is no limit.
+        let items = vec![parse_injection("swap-write=ENOSPC@1").unwrap()];
+        let plan = InjectionPlan { items, ..plan };
+        assert_eq!(host_limit(&of_swap(libc::ENOSPC), &plan), None);
     }
 }

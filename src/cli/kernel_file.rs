@@ -20,10 +20,15 @@ pub(crate) const NAME_A_SMALLER_ONE: &str = "name a smaller one";
 /// what could have been meant as one.
 pub(crate) fn read_kernel(path: &Path) -> Result<Vec<u8>, UsageError> {
     let file = read_file("--kernel", path, MAX_IMAGE_BYTES, |_| NAME_A_SMALLER_ONE)?;
-    let kernel = match Compression::of(&file) {
+    let by = Compression::of(&file);
+    let kernel = match by {
         Some(by) => unpack(by, &file, path)?,
         None => file,
     };
+    if kernel.is_empty() {
+        let what = if by.is_some() { "holds nothing, once it is unpacked" } else { "is empty" };
+        refuse!("--kernel {} {what}: copy it again, or name another", path.display());
+    }
     if kernel.starts_with(b"MZ") && !KernelKind::of(&kernel).is_linux() {
         let shown = path.display();
         refuse!(
@@ -53,7 +58,7 @@ fn unpack(by: Compression, file: &[u8], path: &Path) -> Result<Vec<u8>, UsageErr
             "--kernel {shown} is compressed by {name} and holds more than the {} that a kernel may have: {NAME_A_SMALLER_ONE}",
             size(max)
         ))),
-        Err(error @ UnpackError::Damaged(_)) => Err(UsageError(format!(
+        Err(error) => Err(UsageError(format!(
             "--kernel {shown} is compressed by {name}, and {error}: copy it again"
         ))),
     }
@@ -132,10 +137,19 @@ mod tests {
         assert!(twice.contains("more than once, the last time by gzip"), "{twice}");
         let cut = gzip(&[7; 5000]);
         let cut = read(&cut[..cut.len() - 9]).unwrap_err();
-        assert!(cut.contains("by gzip, and it is damaged or truncated"), "{cut}");
+        assert!(cut.contains("by gzip, and it is truncated"), "{cut}");
         assert!(cut.ends_with(": copy it again"), "{cut}");
         let efi = read(b"MZ\0\0 and no header of Linux").unwrap_err();
         assert!(efi.contains("is an EFI program") && efi.contains("objcopy"), "{efi}");
+    }
+
+    #[test]
+    fn what_holds_nothing_is_told() {
+        assert!(read(b"").unwrap_err().starts_with("--kernel KERNEL is empty: copy it again"));
+        for packed in [gzip(b""), zstd(b""), b"\x50\x2a\x4d\x18\x01\0\0\0x".to_vec()] {
+            let said = read(&packed).unwrap_err();
+            assert!(said.contains("holds nothing, once it is unpacked: copy"), "{said}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! on standard error for each thing that is wrong, never with a panic; nothing is created or
 //! changed on the host before the whole command line has been accepted.
 //!
-//! Exit codes: 0 for success, 1 for a failure, violations found or output that could not be written, 2 for a command line that cannot
+//! Exit codes: 0 for success, 1 for a failure, violations found, a limit of the host met on the way, or output that could not be written (standard error included), 2 for a command line that cannot
 //! be run, 128 + N after signal N, and from `boot` whatever the guest says.
 
 mod args;
@@ -85,7 +85,7 @@ fn execute(command: Command) -> u8 {
         Ok(code) => code,
         Err(error) => {
             // Every error of the layers below carries its cause in its own message.
-            output::note(format_args!("{error}{}", hint::of(&error)));
+            output::note(format_args!("{error}{}", hint::of(error.as_ref())));
             if error.is::<UsageError>() { EXIT_USAGE } else { EXIT_FAILURE }
         }
     }

@@ -2,7 +2,9 @@
 //!
 //! Guarantee: a reader that closed its end, or a full disk behind a redirection, loses output and
 //! nothing else: no panic, no signal, and the run goes on. In the end [`conclude`] says so in a
-//! sentence, and a code that would have been 0 is that of a failure. One that has stopped to read holds
+//! sentence, and a code that would have been 0 is that of a failure; so it is where a line could not be
+//! written to standard error, as with GNU's tools (`close_stdout`): what would have been told there may be
+//! what a script has to know. Who wants none of it says `2>/dev/null`, or closes his end. One that has stopped to read holds
 //! a run up, but not the end that a signal asks for.
 
 use std::fmt;
@@ -45,16 +47,29 @@ pub(crate) fn printed(result: io::Result<()>) {
 pub(crate) fn conclude(code: u8) -> u8 {
     let flushed = io::stdout().lock().flush();
     let lacking = lock(&LACKING).take().or(flushed.err());
-    let Some(error) = lacking else { return code };
-    note(format_args!(
-        "cannot write all of its output to standard output: {error}; redirect it to where there is room and a reader, or to /dev/null"
-    ));
-    if code == 0 { EXIT_FAILURE } else { code }
+    if let Some(error) = &lacking {
+        note(format_args!(
+            "cannot write all of its output to standard output: {error}; redirect it to where there is room and a reader, or to /dev/null"
+        ));
+    }
+    // Relaxed: it is this thread's, or that of one that has ended.
+    let is_told = lacking.is_none() && !UNTOLD.load(Ordering::Relaxed);
+    if code == 0 && !is_told { EXIT_FAILURE } else { code }
 }
+
+/// Whether a line could not be written to standard error.
+static UNTOLD: AtomicBool = AtomicBool::new(false);
 
 /// A line about the run itself, on standard error.
 pub(crate) fn note(text: impl fmt::Display) {
-    let _ = write_patiently(io::stderr().lock().as_fd(), &format!("gnomon: {text}\n"));
+    let written = write_patiently(io::stderr().lock().as_fd(), &format!("gnomon: {text}\n"));
+    // What nobody read by the time that patience ended is the signal's, which has its own exit code; and
+    // a reader that went away has read what it wanted.
+    let is_choice = |kind| matches!(kind, io::ErrorKind::TimedOut | io::ErrorKind::BrokenPipe);
+    if written.is_err_and(|error| !is_choice(error.kind())) {
+        // Relaxed: see `conclude`.
+        UNTOLD.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The last line on standard error before the process ends by force: waits for no lock and no reader.

@@ -164,7 +164,7 @@ impl Mmu {
             if !self.mm.is_sabotaged(Sabotage::LateInstall, gfn) {
                 return Err(Overtaken);
             }
-            table.rmap_add(token.pfn(), self.entry(wanted.page));
+            crate::export_rmap::lab::add_entry(table, token.pfn(), self.entry(wanted.page));
         }
         self.mm.pause(PausePoint::FaultChecked);
         self.mm.check_mapping(&self.object, gfn, token.pfn(), wanted.writable);

@@ -1,7 +1,7 @@
 //! Direct paging without KVM: threads touch the window as vCPUs would, and system calls do as KVM.
 //!
 //! These run where the process may handle kernel-mode faults, and are ignored elsewhere
-//! (`build/host.rs`).
+//! (`src/sys/build.rs`).
 
 mod concurrent;
 mod content;

@@ -1,8 +1,8 @@
 //! Invariant I3: the reverse map lists exactly the mappings that a client has.
 
 use crate::addr::Pfn;
-use crate::export_rmap::frame_table::{Frame, FrameTable};
-use crate::export_rmap::rmap::{ClientId, Retain, RmapEntry};
+use crate::frame_table::{Frame, FrameTable};
+use crate::rmap::{ClientId, Retain, RmapEntry};
 
 /// Most differences that are described.
 const MOST: usize = 16;

@@ -18,11 +18,11 @@ use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use crate::addr::Pfn;
-use crate::export_rmap::frame_table::FrameTable;
-use crate::export_rmap::lock_rank::{self, Held, Rank};
-use crate::export_rmap::page_lock::LockedPage;
-use crate::export_rmap::rmap::RmapEntry;
-use crate::export_rmap::sequence::SequenceToken;
+use crate::frame_table::FrameTable;
+use crate::lock_rank::{self, Held, Rank};
+use crate::page_lock::LockedPage;
+use crate::rmap::RmapEntry;
+use crate::sequence::SequenceToken;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock};
 
 /// A client's own lock (a shadow MMU's `mmu_lock`), in its place of the lock order: a page lock may be
@@ -91,14 +91,16 @@ impl<T> ClientLock<T> {
     }
 
     /// Whether nobody holds the lock, for tests.
-    #[cfg(all(test, not(any(loom, shuttle))))]
-    pub(crate) fn is_free(&self) -> bool {
+    #[cfg(all(feature = "testing", not(any(loom, shuttle))))]
+    #[doc(hidden)]
+    pub fn is_free(&self) -> bool {
         self.state.try_lock().is_ok()
     }
 
     /// Whether somebody waits to have the lock next, for tests.
-    #[cfg(all(test, not(any(loom, shuttle))))]
-    pub(crate) fn is_wanted(&self) -> bool {
+    #[cfg(all(feature = "testing", not(any(loom, shuttle))))]
+    #[doc(hidden)]
+    pub fn is_wanted(&self) -> bool {
         self.turn.try_lock().is_err()
     }
 
@@ -242,7 +244,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-    use crate::export_rmap::ClientId;
+    use crate::ClientId;
 
     const FRAME: Pfn = Pfn::new(0);
 
@@ -294,7 +296,7 @@ mod tests {
         assert_eq!(flushed, Ok(()));
         assert!(!is_exported(&table));
         drop(guard);
-        assert!(table.lock(FRAME).flags().contains(crate::export_rmap::PageFlags::BY_WRITE));
+        assert!(table.lock(FRAME).flags().contains(crate::PageFlags::BY_WRITE));
     }
 
     /// Whoever waits gets the lock before the one who let go has it again.

@@ -1,6 +1,6 @@
 //! The flags word of a frame: one atomic word that holds the page lock and everything that is
 //! decided under it. Bits above the flags count the frame's invalidations, see
-//! [`sequence`](crate::export_rmap::sequence).
+//! [`sequence`](crate::sequence).
 
 use bitflags::bitflags;
 
@@ -36,7 +36,7 @@ bitflags! {
         const LENT = 1 << 9;
         /// A flush of the frame failed, and none has succeeded since: somebody may use what no mapping
         /// allows any more, though the frame need not be exported
-        /// ([`NotifierList::revoke`](crate::export_rmap::NotifierList::revoke)).
+        /// ([`NotifierList::revoke`](crate::NotifierList::revoke)).
         const FLUSH_DUE = 1 << 10;
     }
 }

@@ -3,9 +3,9 @@
 use std::num::NonZeroU32;
 
 use crate::addr::{Gfn, Pfn, SwapSlot};
-use crate::export_rmap::flags::PageFlags;
-use crate::export_rmap::page_lock::WaitQueues;
-use crate::export_rmap::rmap::RmapMemory;
+use crate::flags::PageFlags;
+use crate::page_lock::WaitQueues;
+use crate::rmap::RmapMemory;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, zeroed};
 
 /// One frame's descriptor. The rmap head and the `EXPORTED` bit change under the rmap entry lock;
@@ -22,7 +22,7 @@ pub struct Frame {
     pub(super) slot: AtomicU32,
     /// [`Owner`], packed.
     pub(super) owner: AtomicU64,
-    /// Reverse-map head, see [`rmap`](crate::export_rmap::rmap).
+    /// Reverse-map head, see [`rmap`](crate::rmap).
     pub(super) rmap: AtomicU64,
 }
 
@@ -78,7 +78,7 @@ impl Frame {
     }
 
     /// Whether some client maps the frame. One relaxed load, of the same word that an
-    /// invalidation has counted up before (see [`sequence`](crate::export_rmap::sequence)).
+    /// invalidation has counted up before (see [`sequence`](crate::sequence)).
     #[must_use]
     pub fn is_exported(&self) -> bool {
         self.flags().contains(PageFlags::EXPORTED)
@@ -104,8 +104,9 @@ impl Frame {
     }
 
     /// Whether a thread sleeps for the page lock.
-    #[cfg(all(test, not(any(loom, shuttle)), feature = "export-notifier"))]
-    pub(crate) fn has_waiters(&self) -> bool {
+    #[cfg(all(feature = "testing", not(any(loom, shuttle))))]
+    #[doc(hidden)]
+    pub fn has_waiters(&self) -> bool {
         self.flags().contains(PageFlags::WAITERS)
     }
 

@@ -12,11 +12,11 @@
 use std::io;
 
 use crate::addr::Pfn;
-use crate::export_rmap::flags::PageFlags;
-use crate::export_rmap::frame_table::Owner;
-use crate::export_rmap::numbers::Numbers;
-use crate::export_rmap::page_lock::LockedPage;
-use crate::export_rmap::rmap::ClientId;
+use crate::flags::PageFlags;
+use crate::frame_table::Owner;
+use crate::numbers::Numbers;
+use crate::page_lock::LockedPage;
+use crate::rmap::ClientId;
 use crate::sync::{Arc, AtomicU64, Condvar, Mutex, Ordering, Snapshot, lock};
 
 /// What the host is about to do to a page, and so what its clients must give up.
@@ -76,7 +76,7 @@ pub struct RevokeError {
 }
 
 /// A receiver of invalidations: `struct export_notifier_ops` of the mail. Each client keeps its
-/// mappings of frames in the common [reverse map](crate::export_rmap::rmap).
+/// mappings of frames in the common [reverse map](crate::rmap).
 pub trait ExportNotifier: Send + Sync {
     /// The mail's `invalidate_page`: "called with the page lock held after ptes are modified or
     /// removed". Changes or removes this client's mappings as `kind` says, removes them from the

@@ -1,5 +1,5 @@
 use super::*;
-use crate::export_rmap::{FrameTable, Retain, RmapEntry};
+use crate::{FrameTable, Retain, RmapEntry};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::mpsc;

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 /// fresh ones, and then as long as others have rested longer: what still names the old bearer by it
 /// (a late fault's frame, a page misread from swap) is more likely to be told from the new one.
 #[derive(Debug)]
-pub(crate) struct Numbers {
+pub struct Numbers {
     fresh: u16,
     end: u16,
     used: VecDeque<u16>,
@@ -14,12 +14,12 @@ pub(crate) struct Numbers {
 
 impl Numbers {
     /// All numbers below `end`.
-    pub(crate) const fn below(end: u16) -> Self {
+    pub const fn below(end: u16) -> Self {
         Self { fresh: 0, end, used: VecDeque::new() }
     }
 
     /// One that nobody has.
-    pub(crate) fn take(&mut self) -> Option<u16> {
+    pub fn take(&mut self) -> Option<u16> {
         if self.fresh == self.end {
             return self.used.pop_front();
         }
@@ -28,7 +28,7 @@ impl Numbers {
     }
 
     /// Takes one back, which its bearer uses no more.
-    pub(crate) fn give_back(&mut self, number: u16) {
+    pub fn give_back(&mut self, number: u16) {
         self.used.push_back(number);
     }
 }

@@ -7,9 +7,9 @@
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
 use crate::addr::{Pfn, SwapSlot};
-use crate::export_rmap::flags::PageFlags;
-use crate::export_rmap::frame_table::{Frame, FrameTable, Owner};
-use crate::export_rmap::lock_rank::{self, Held, Rank};
+use crate::flags::PageFlags;
+use crate::frame_table::{Frame, FrameTable, Owner};
+use crate::lock_rank::{self, Held, Rank};
 use crate::sync::{Condvar, Mutex, Ordering, lock, spin_loop};
 
 /// Queues shared by all page locks, as many pages as wait are few.
@@ -192,7 +192,7 @@ impl<'a> LockedPage<'a> {
         }
     }
 
-    /// Sets reclaim's use count, cut to [`MAX_USES`](crate::export_rmap::flags::MAX_USES).
+    /// Sets reclaim's use count, cut to [`MAX_USES`](crate::flags::MAX_USES).
     pub fn set_uses(&self, uses: u32) {
         let all = PageFlags::USES_LOW | PageFlags::USES_HIGH;
         let wanted = PageFlags::empty().with_uses(uses);

@@ -12,19 +12,19 @@ use super::{ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Revo
 const GIVE_UP: Duration = Duration::from_secs(60);
 
 /// Sleeps in `invalidate_page`, with the page lock held, until it is let go.
-pub(crate) struct PausingClient {
+pub struct PausingClient {
     reached: mpsc::SyncSender<()>,
     go_on: Mutex<mpsc::Receiver<()>>,
 }
 
 /// The other end of a [`PausingClient`].
-pub(crate) struct Pause {
+pub struct Pause {
     is_reached: mpsc::Receiver<()>,
     go: mpsc::Sender<()>,
 }
 
 impl PausingClient {
-    pub(crate) fn new() -> (Arc<Self>, Pause) {
+    pub fn new() -> (Arc<Self>, Pause) {
         let (reached, is_reached) = mpsc::sync_channel(1);
         let (go, go_on) = mpsc::channel();
         (Arc::new(Self { reached, go_on: Mutex::new(go_on) }), Pause { is_reached, go })
@@ -33,12 +33,12 @@ impl PausingClient {
 
 impl Pause {
     /// Waits until the client was called.
-    pub(crate) fn wait(&self) {
+    pub fn wait(&self) {
         self.is_reached.recv_timeout(GIVE_UP).expect("nobody called the client");
     }
 
     /// Lets the client return from one call.
-    pub(crate) fn end(&self) {
+    pub fn end(&self) {
         self.go.send(()).expect("there is no client any more");
     }
 }

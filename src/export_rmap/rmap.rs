@@ -24,12 +24,12 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use crate::addr::Pfn;
-use crate::export_rmap::flags::PageFlags;
-use crate::export_rmap::frame_table::{Frame, FrameTable};
-use crate::export_rmap::lock_rank::{self, Held, Rank};
+use crate::flags::PageFlags;
+use crate::frame_table::{Frame, FrameTable};
+use crate::lock_rank::{self, Held, Rank};
 use crate::sync::{Mutex, Ordering, lock, spin_loop};
 
-/// Number of an export client, as its [`Membership`](crate::export_rmap::Membership) gives it.
+/// Number of an export client, as its [`Membership`](crate::Membership) gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientId(u16);
 

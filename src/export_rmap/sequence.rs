@@ -18,9 +18,9 @@
 //! count under the page lock, so never in the middle of one.
 
 use crate::addr::Pfn;
-use crate::export_rmap::flags::PageFlags;
-use crate::export_rmap::frame_table::FrameTable;
-use crate::export_rmap::page_lock::LockedPage;
+use crate::flags::PageFlags;
+use crate::frame_table::FrameTable;
+use crate::page_lock::LockedPage;
 use crate::sync::Ordering;
 
 /// The count has the upper 21 bits of the flags word: 2 million invalidations of one frame during
@@ -75,7 +75,7 @@ impl FrameTable {
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
-    use crate::export_rmap::PageFlags;
+    use crate::PageFlags;
 
     const FRAME: Pfn = Pfn::new(0);
 

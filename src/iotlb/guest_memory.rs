@@ -26,7 +26,7 @@ use crate::host_mm::MmError;
 use crate::sys::slice;
 
 use super::memory::{Iotlb, PageAccess};
-use super::slots::DeviceAccess;
+use crate::export_rmap::in_flight::DeviceAccess;
 
 /// What a slice keeps in flight.
 #[derive(Clone, Debug)]

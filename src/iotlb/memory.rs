@@ -13,8 +13,8 @@ use crate::export_rmap::{
 use crate::host_mm::{GuestView, HostMm, MemoryObject, MmError, PausePoint, Sabotage};
 use crate::sys::signal;
 
-use super::slots::{DeviceAccess, InFlight, Slots};
-use super::stats::IotlbStats;
+use crate::export_rmap::in_flight::IotlbStats;
+use crate::export_rmap::in_flight::{DeviceAccess, InFlight, Slots};
 
 /// A device's way to guest memory. Dropping it gives up its mappings and unregisters; no access may
 /// be in flight any more.

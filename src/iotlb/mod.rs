@@ -13,21 +13,11 @@
 //! It is no device's: whatever serves a guest from a thread of the host can have one. The entries
 //! are bounded, and pin nothing: reclaim takes the pages behind them like any other.
 
-mod slots;
-mod stats;
-
-#[cfg(all(test, loom))]
-mod models;
-
-pub use slots::DeviceAccess;
-pub use stats::IotlbStats;
-
-#[cfg(not(any(loom, shuttle)))]
 mod guest_memory;
-#[cfg(not(any(loom, shuttle)))]
 mod memory;
-#[cfg(not(any(loom, shuttle)))]
+
+pub use crate::export_rmap::in_flight::{DeviceAccess, IotlbStats};
 pub use memory::{Iotlb, PageAccess};
 
-#[cfg(all(test, not(any(loom, shuttle)), feature = "export-notifier"))]
+#[cfg(all(test, feature = "export-notifier"))]
 mod tests;

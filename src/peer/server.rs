@@ -30,6 +30,7 @@ use crate::peer::session::{Clock, Common, Session};
 use crate::peer::tally::{PeerStats, Tally};
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys::names::{Leftover, folder_of};
+use crate::sys::threads::NotStarted;
 use crate::sys::{signal, socket, threads};
 
 /// Peers served at a time.
@@ -61,7 +62,10 @@ pub enum ServeError {
         /// What the kernel said.
         source: std::io::Error,
     },
-    /// No thread or descriptor is left.
+    /// The host refused a thread.
+    #[error(transparent)]
+    Thread(#[from] NotStarted),
+    /// The host refused something else.
     #[error("cannot serve peers: {0}")]
     Host(std::io::Error),
 }
@@ -182,9 +186,8 @@ impl PeerServer {
         let server = Self::without_socket(mm, objects, config, on_cut_off, clock)?;
         *lock(&server.socket) = Some(socket);
         let shared = server.shared.clone();
-        let acceptor = std::thread::Builder::new().name("peers".to_owned());
-        let acceptor = acceptor.spawn(move || accept(&shared, &listener));
-        *lock(&server.acceptor) = Some(acceptor.map_err(ServeError::Host)?);
+        let acceptor = threads::start("peers", "peers", move || accept(&shared, &listener))?;
+        *lock(&server.acceptor) = Some(acceptor);
         Ok(server)
     }
 
@@ -398,11 +401,11 @@ impl Shared {
     fn spawn(
         self: &Arc<Self>,
         session: Arc<Session>,
-    ) -> std::io::Result<(JoinHandle<()>, mpsc::Sender<Membership>)> {
+    ) -> Result<(JoinHandle<()>, mpsc::Sender<Membership>), NotStarted> {
         let (register, registered) = mpsc::channel();
         let shared = self.clone();
         let name = format!("peer-{}", session.number);
-        let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let thread = threads::start(name, "a peer", move || {
             let Ok(membership) = registered.recv() else { return };
             session.serve();
             session.settle();

@@ -31,7 +31,8 @@ use crate::peer::book::{Book, Event, Fault, Holding, Job};
 use crate::peer::lent::LentFile;
 use crate::peer::protocol::{Closing, Reply};
 use crate::peer::tally::Tally;
-use crate::sync::{Arc, Condvar, Patience};
+use crate::sync::{Arc, Condvar};
+use crate::sys::Patience;
 use crate::sys::signal;
 
 /// Bytes read at a time.

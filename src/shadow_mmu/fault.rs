@@ -223,7 +223,7 @@ impl Mmu {
                 if !self.mm.is_sabotaged(Sabotage::LateInstall, install.translation.gfn) {
                     return Installed::Retry;
                 }
-                table.rmap_add(token.pfn(), entry);
+                crate::export_rmap::lab::add_entry(table, token.pfn(), entry);
                 // The frame may be one of a page that no oracle watches by now.
                 new.remove(Pte::WRITABLE);
             }

@@ -5,12 +5,12 @@ use std::io;
 use vm_memory::MmapRegion;
 
 /// Maps inaccessible memory over the range, which ends the mapping that was there.
-pub(crate) fn unmap(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()> {
+pub fn unmap(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()> {
     map_over(region, offset, len, libc::PROT_NONE)
 }
 
 /// Maps other memory over the range, which ends the mapping that was there.
-pub(crate) fn replace(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()> {
+pub fn replace(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()> {
     map_over(region, offset, len, libc::PROT_READ | libc::PROT_WRITE)
 }
 
@@ -25,7 +25,7 @@ fn map_over(region: &MmapRegion, offset: usize, len: usize, rights: i32) -> io::
 }
 
 /// Moves the range's mapping somewhere else; the old range stays reserved.
-pub(crate) fn move_away(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()> {
+pub fn move_away(region: &MmapRegion, offset: usize, len: usize) -> io::Result<()> {
     assert!(offset + len <= region.size());
     let address = region.as_ptr().wrapping_add(offset).cast();
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;

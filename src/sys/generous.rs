@@ -10,8 +10,8 @@ use nix::sched::{CloneFlags, unshare};
 
 /// Calls `test` with a maker of unnamed files of `bytes` bytes, each on a tmpfs that gives a huge page
 /// to whoever asks for a page, as the kernel's own tmpfs, which memfds are on, does with
-/// `shmem_enabled` at `always`. For tests that are ignored where this cannot be had (`build/host.rs`).
-pub(crate) fn on_generous_tmpfs(bytes: u64, test: impl FnOnce(&dyn Fn() -> File) + Send) {
+/// `shmem_enabled` at `always`. For tests that are ignored where this cannot be had (`build.rs`).
+pub fn on_generous_tmpfs(bytes: u64, test: impl FnOnce(&dyn Fn() -> File) + Send) {
     let in_namespace = || {
         let folder = std::env::temp_dir();
         mount_over(&folder).unwrap();
@@ -22,10 +22,7 @@ pub(crate) fn on_generous_tmpfs(bytes: u64, test: impl FnOnce(&dyn Fn() -> File)
         };
         let probe = file();
         probe.write_all_at(&[1], 0).unwrap();
-        assert!(
-            probe.metadata().unwrap().blocks() > 8,
-            "the host has changed: touch build/host.rs"
-        );
+        assert!(probe.metadata().unwrap().blocks() > 8, "the host has changed: touch build.rs");
         test(&file);
     };
     // The mount namespace is the thread's, and goes away with it.
@@ -55,5 +52,5 @@ fn tests_are_ignored_exactly_where_there_is_no_such_tmpfs() {
         Some(file.metadata().ok()?.blocks() > 8)
     };
     let now = std::thread::spawn(probe).join().unwrap().unwrap_or(false);
-    assert_eq!(now, cfg!(huge_tmpfs), "the host or its user has changed: touch build/host.rs");
+    assert_eq!(now, cfg!(huge_tmpfs), "the host or its user has changed: touch build.rs");
 }

@@ -16,9 +16,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Whence, lseek};
 use vm_memory::{MmapRegion, VolatileMemory};
 
-use crate::addr::PAGE_SIZE;
-#[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
-use crate::sys::recording;
+use crate::PAGE_SIZE;
+#[cfg(feature = "testing")]
+use crate::recording;
 
 /// Ranges handed to the kernel in one vectored call. The kernel's limit is 1024; 512 keeps the
 /// array at 8 KiB of stack.
@@ -330,7 +330,7 @@ fn vectored(
     this_process: &OwnedFd,
     ranges: &[(usize, usize)],
 ) -> Result<usize, Errno> {
-    #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
+    #[cfg(feature = "testing")]
     {
         let base = region.as_ptr().addr();
         let noted = ranges.iter().map(|&(offset, len)| recording::note(base + offset, len));
@@ -371,7 +371,7 @@ pub(super) fn advise(
     if len == 0 {
         return Ok(());
     }
-    #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
+    #[cfg(feature = "testing")]
     if advice == libc::MADV_DONTNEED
         && let Some(noted) = recording::note(region.as_ptr().addr() + offset, len)
     {

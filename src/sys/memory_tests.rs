@@ -3,7 +3,7 @@ use std::os::unix::fs::FileExt;
 use vm_memory::{Bytes, VolatileMemory};
 
 use super::*;
-use crate::sys::small_pages;
+use crate::small_pages;
 
 fn shared(pages: usize) -> (File, MmapRegion) {
     let bytes = pages * PAGE_SIZE;

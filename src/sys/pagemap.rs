@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use vm_memory::MmapRegion;
 
-use crate::addr::PAGE_SIZE;
+use crate::PAGE_SIZE;
 
 /// Bytes of an entry.
 const ENTRY_BYTES: usize = size_of::<u64>();
@@ -52,8 +52,9 @@ pub fn entry(file: &File, region: &MmapRegion, page: u64) -> io::Result<Mapped> 
 ///
 /// # Errors
 /// As `pread`.
-#[cfg(test)]
-pub(crate) fn entry_at(file: &File, address: usize) -> io::Result<Mapped> {
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub fn entry_at(file: &File, address: usize) -> io::Result<Mapped> {
     read_entry(file, (address / PAGE_SIZE * ENTRY_BYTES) as u64)
 }
 
@@ -134,13 +135,13 @@ mod tests {
     use vm_memory::{Bytes, VolatileMemory};
 
     use super::*;
-    use crate::sys::foreign;
+    use crate::foreign;
 
     #[test]
     fn a_page_is_its_own_until_something_else_is_mapped_there() {
         let bytes = 8 * PAGE_SIZE as u64;
-        let file = crate::sys::memory::create_memfd("gnomon-test", bytes).unwrap();
-        let region = crate::sys::small_pages::map(file, bytes).unwrap();
+        let file = crate::memory::create_memfd("gnomon-test", bytes).unwrap();
+        let region = crate::small_pages::map(file, bytes).unwrap();
         assert!((0..8).all(|page| is_own(&region, page).unwrap()));
         foreign::replace(&region, 3 * PAGE_SIZE, 2 * PAGE_SIZE).unwrap();
         let own: Vec<u64> = (0..8).filter(|&page| is_own(&region, page).unwrap()).collect();
@@ -161,8 +162,8 @@ mod tests {
     #[test]
     fn what_was_touched_is_mapped_and_the_rest_is_not() {
         let bytes = 300 * PAGE_SIZE as u64;
-        let file = crate::sys::memory::create_memfd("gnomon-test", bytes).unwrap();
-        let region = crate::sys::small_pages::map(file, bytes).unwrap();
+        let file = crate::memory::create_memfd("gnomon-test", bytes).unwrap();
+        let region = crate::small_pages::map(file, bytes).unwrap();
         for page in [0, 130, 299] {
             region.as_volatile_slice().write_obj(1u8, page * PAGE_SIZE).unwrap();
         }

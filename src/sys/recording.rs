@@ -26,7 +26,7 @@ struct Notes {
 
 /// As long as it lives, discards of this thread are noted and not made.
 #[derive(Debug)]
-pub(crate) struct Recording {
+pub struct Recording {
     /// Of this thread alone.
     _thread: PhantomData<*const ()>,
 }
@@ -34,20 +34,20 @@ pub(crate) struct Recording {
 impl Recording {
     /// # Panics
     /// If this thread records already.
-    pub(crate) fn start() -> Self {
+    pub fn start() -> Self {
         let before = NOTES.with(|cell| cell.borrow_mut().replace(Notes::default()));
         assert!(before.is_none(), "one recording at a time");
         Self { _thread: PhantomData }
     }
 
     /// The addresses discarded since the last call.
-    pub(crate) fn take(&self) -> Vec<Range<usize>> {
+    pub fn take(&self) -> Vec<Range<usize>> {
         Self::notes(|notes| std::mem::take(&mut notes.discarded)).unwrap_or_default()
     }
 
     /// From now on discards fail with this errno, as the kernel's may, and are not noted; with `None`
     /// they succeed again.
-    pub(crate) fn refuse(&self, errno: Option<Errno>) {
+    pub fn refuse(&self, errno: Option<Errno>) {
         Self::notes(|notes| notes.refused = errno);
     }
 

@@ -3,8 +3,9 @@
 //!
 //! Guarantees: a kick interrupts a blocking call of the thread (it returns `EINTR`) and does
 //! nothing else. It is not remembered: a thread that has not yet entered its call is missed, so the
-//! kicker sets a flag first (for a vCPU: `immediate_exit`). The first SIGINT, SIGTERM, SIGHUP or
-//! SIGQUIT is noted and stays noted; a second one, which comes at least [`SECOND_AFTER`] later, ends the
+//! kicker sets a flag first (for a vCPU: `immediate_exit`). The first SIGINT, SIGTERM, SIGHUP,
+//! SIGQUIT, or any other signal that would end the process and is no fault of its own, is noted and
+//! stays noted; a second one of the four, which comes at least [`SECOND_AFTER`] later, ends the
 //! process at once, whatever its threads are in. What comes sooner is the same request, delivered again,
 //! and changes nothing. Each of them gives a terminal that was made raw its settings back first, and the
 //! second removes what would be [left over](super::names).
@@ -142,7 +143,27 @@ pub fn ignore_file_size_signal() -> io::Result<()> {
 
 /// What asks a process to stop: the user, the system, the terminal that goes away, the user again.
 const STOP_SIGNALS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
-/// The first of [`STOP_SIGNALS`] that came; 0 if none.
+/// What would end the process without a word and is no fault of its own: a limit on processor time, power
+/// that fails, timers, and what anybody may send for reasons of his own. Each is a first request to stop,
+/// and never a second: the kernel sends SIGXCPU every second, and timers go off again. (SIGPIPE is
+/// ignored by the standard library, SIGXFSZ by [`ignore_file_size_signal`].)
+const OTHER_ENDS: [libc::c_int; 9] = [
+    libc::SIGXCPU,
+    libc::SIGPWR,
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGIO,
+    libc::SIGSTKFLT,
+];
+/// What comes of a fault of our own. The process ends by it, with its core, once the terminal has its
+/// settings back. (SIGSEGV and SIGBUS are the standard library's, which tells a stack that overflowed, and
+/// then aborts.)
+const FAULTS: [libc::c_int; 5] =
+    [libc::SIGABRT, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS];
+/// The first of [`STOP_SIGNALS`] or [`OTHER_ENDS`] that came; 0 if none.
 static STOP_SIGNAL: AtomicI32 = AtomicI32::new(0);
 /// Readable once a stop was asked for. Never read, never closed.
 static STOP_EVENT: OnceLock<EventFd> = OnceLock::new();
@@ -157,7 +178,7 @@ static STOP_TIME: AtomicU64 = AtomicU64::new(0);
 /// then says nothing of the rest, and whoever asked for it looks here, too, and says so.
 #[must_use]
 pub fn is_stop_asked() -> bool {
-    #[cfg(test)]
+    #[cfg(feature = "testing")]
     if let Some(is_asked) = pretended::look() {
         return is_asked;
     }
@@ -180,7 +201,7 @@ pub const STOP_PATIENCE: Duration = Duration::from_secs(1);
 /// Whether a stop was asked for so long ago that nothing is to be waited for any more.
 #[must_use]
 pub fn is_patience_over() -> bool {
-    #[cfg(test)]
+    #[cfg(feature = "testing")]
     if let Some(is_asked) = pretended::look() {
         return is_asked;
     }
@@ -202,7 +223,8 @@ pub fn exit_now(code: u8) -> ! {
     unsafe { libc::_exit(code.into()) }
 }
 
-/// Tells whether the process was asked to stop by SIGINT, SIGTERM, SIGHUP or SIGQUIT.
+/// Tells whether the process was asked to stop by SIGINT, SIGTERM, SIGHUP or SIGQUIT, or by one of the
+/// other signals that would end it.
 #[derive(Clone, Copy, Debug)]
 pub struct StopNotice {
     event: &'static EventFd,
@@ -211,7 +233,7 @@ pub struct StopNotice {
 impl StopNotice {
     /// Takes over those signals for the whole process. The first of any is noted; the second
     /// ([`SECOND_AFTER`] later) ends a process that does not stop by itself. A SIGHUP that is ignored
-    /// stays so (`nohup`).
+    /// stays so (`nohup`), and so does any of the others but SIGINT, SIGTERM and SIGQUIT.
     ///
     /// # Errors
     ///
@@ -231,8 +253,12 @@ impl StopNotice {
             // The user has asked once.
             return Ok(notice);
         }
-        for signal in STOP_SIGNALS {
-            if signal == libc::SIGHUP && is_ignored(signal)? {
+        for signal in FAULTS {
+            set_action(signal, on_fault as *const () as libc::sighandler_t, libc::SA_ONSTACK)?;
+        }
+        for signal in OTHER_ENDS.into_iter().chain(STOP_SIGNALS) {
+            let may_be_ignored = signal == libc::SIGHUP || OTHER_ENDS.contains(&signal);
+            if may_be_ignored && is_ignored(signal)? {
                 continue;
             }
             // SA_RESTART: the notice is for who looks, not an error for whoever is in a system
@@ -305,7 +331,8 @@ fn note_stop(signal: libc::c_int, now: u64) {
     // AcqRel: whoever sees the signal sees its time.
     if STOP_SIGNAL.compare_exchange(0, signal, Ordering::AcqRel, Ordering::Relaxed).is_err() {
         // Two may be noted at the same moment by two threads: then either may have set the time.
-        if time.is_err_and(|first| is_second(first, now)) {
+        let may_end = STOP_SIGNALS.contains(&signal);
+        if may_end && time.is_err_and(|first| is_second(first, now)) {
             end_now(signal);
         }
         return;
@@ -327,6 +354,18 @@ fn end_now(signal: libc::c_int) -> ! {
         }
     }
     super::names::remove_all();
+    die_by(signal)
+}
+
+/// A fault of our own: only calls that are safe in a signal handler.
+extern "C" fn on_fault(signal: libc::c_int) {
+    super::terminal::restore();
+    let _ = set_action(signal, libc::SIG_DFL, 0);
+    die_by(signal)
+}
+
+/// Ends the process by a signal whose action is the default one. Safe in a signal handler.
+fn die_by(signal: libc::c_int) -> ! {
     // SAFETY: a sigset_t is integers, initialised by sigemptyset before use; the calls change this
     // thread's mask and send it a signal.
     unsafe {
@@ -381,8 +420,9 @@ pub(super) fn set_action(
 
 /// For tests of what leaves off when a stop is asked for: signals are the whole process's, and so
 /// are not for them.
-#[cfg(test)]
-pub(crate) mod pretended {
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod pretended {
     use std::cell::Cell;
 
     thread_local! {
@@ -391,11 +431,12 @@ pub(crate) mod pretended {
 
     /// As long as it lives, this thread finds that a stop was asked for.
     #[must_use]
-    pub(crate) struct Stop(());
+    #[derive(Debug)]
+    pub struct Stop(());
 
     impl Stop {
         /// From the look after so many.
-        pub(crate) fn after(looks: u32) -> Self {
+        pub fn after(looks: u32) -> Self {
             LOOKS_LEFT.set(Some(looks));
             Self(())
         }
@@ -416,157 +457,5 @@ pub(crate) mod pretended {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::process::ExitStatusExt;
-    use std::process::Command;
-    use std::sync::mpsc;
-    use std::thread;
-
-    /// What a read comes back with that nobody ever answers, and whose thread is kicked.
-    fn of_a_kicked_read(kick: KickSignal) -> Errno {
-        let (sender, receiver) = mpsc::channel();
-        let reader = thread::spawn(move || {
-            let never_written = EventFd::new().unwrap();
-            sender.send(kick.this_thread()).unwrap();
-            never_written.read().unwrap_err()
-        });
-        let target = receiver.recv().unwrap();
-        // A kick that comes before the read is missed by design, hence more than one.
-        while !reader.is_finished() {
-            if let Err(error) = target.kick() {
-                assert_eq!(error.raw_os_error(), Some(libc::ESRCH), "{error}");
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-        reader.join().unwrap()
-    }
-
-    #[test]
-    fn a_kick_interrupts_a_blocking_read() {
-        assert_eq!(of_a_kicked_read(KickSignal::install().unwrap()), Errno::EINTR);
-    }
-
-    #[test]
-    fn a_timer_kicks_the_thread_that_started_it_until_it_is_dropped() {
-        let kick = KickSignal::install().unwrap();
-        let every = Duration::from_millis(1);
-        let timer = KickTimer::start(kick, every, every).unwrap();
-        let never_written = EventFd::new().unwrap();
-        for _ in 0..3 {
-            assert_eq!(never_written.read().unwrap_err(), Errno::EINTR);
-        }
-        // Another thread is left alone.
-        let slept = thread::spawn(|| poll(&mut [], PollTimeout::from(20u8))).join().unwrap();
-        assert_eq!(slept, Ok(0));
-        drop(timer);
-        // One that was on its way may still come.
-        let _ = poll(&mut [], PollTimeout::from(5u8));
-        assert_eq!(poll(&mut [], PollTimeout::from(20u8)), Ok(0));
-    }
-
-    #[test]
-    fn a_kick_of_an_ended_thread_is_an_error() {
-        let kick = KickSignal::install().unwrap();
-        let target = thread::spawn(move || kick.this_thread()).join().unwrap();
-        // join waits for the kernel to clear the thread's id word, which it does just before the
-        // thread is gone.
-        loop {
-            match target.kick() {
-                Ok(()) => thread::sleep(Duration::from_millis(1)),
-                Err(error) => {
-                    assert_eq!(error.raw_os_error(), Some(libc::ESRCH));
-                    break;
-                }
-            }
-        }
-    }
-
-    /// Name of the variable that makes the test below the child.
-    const CHILD_WITHOUT_QUEUE: &str = "GNOMON_TEST_QUEUE_CHILD";
-
-    /// Other processes of the user may have filled the queue: as if none had ever been left.
-    #[test]
-    fn a_kick_needs_no_room_among_pending_signals() {
-        use nix::sys::resource::{Resource, setrlimit};
-
-        if std::env::var_os(CHILD_WITHOUT_QUEUE).is_some() {
-            setrlimit(Resource::RLIMIT_SIGPENDING, 0, 0).unwrap();
-            assert_eq!(of_a_kicked_read(KickSignal::install().unwrap()), Errno::EINTR);
-            return;
-        }
-        let name = "sys::signal::tests::a_kick_needs_no_room_among_pending_signals";
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", name, "--nocapture", "--test-threads=1"])
-            .env(CHILD_WITHOUT_QUEUE, "1")
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    /// Name of the test below, and the variable that makes it the child.
-    const CHILD: &str = "GNOMON_TEST_STOP_CHILD";
-
-    /// Signals act on the whole process, so this happens in a child: the same test program with a
-    /// variable set.
-    #[test]
-    fn the_first_stop_is_noted_and_the_second_ends_the_process() {
-        if let Some(left_over) = std::env::var_os(CHILD) {
-            stop_child(left_over.as_ref());
-        }
-        let name = "sys::signal::tests::the_first_stop_is_noted_and_the_second_ends_the_process";
-        let folder = tempfile::tempdir().unwrap();
-        let left_over = folder.path().join("socket");
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", name, "--nocapture", "--test-threads=1"])
-            .env(CHILD, &left_over)
-            .output()
-            .unwrap();
-        let stdout = String::from_utf8_lossy(&output.stdout);
-        assert!(stdout.contains("noted 15"), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
-        assert_eq!(output.status.signal(), Some(libc::SIGINT));
-        assert!(!left_over.exists());
-    }
-
-    #[test]
-    fn what_comes_soon_after_the_first_signal_is_no_second_one() {
-        let millis = |count: u64| count * 1_000_000;
-        let first = millis(5);
-        // A clock that another processor reads a little behind, the same moment, and until it is over.
-        for soon in [first - 1, first, first + 1, first + millis(200) - 1] {
-            assert!(!is_second(first, soon), "{soon}");
-        }
-        for late in [first + millis(200), first + millis(1000), u64::MAX] {
-            assert!(is_second(first, late), "{late}");
-        }
-    }
-
-    fn stop_child(left_over: &std::path::Path) -> ! {
-        std::fs::write(left_over, "").unwrap();
-        let _removed = crate::sys::names::Leftover::new(left_over).unwrap();
-        let stop = StopNotice::install().unwrap();
-        assert_eq!((stop.signal(), stop.since(), is_stop_asked()), (None, None, false));
-        assert!(!stop.wait(Some(Duration::ZERO)).unwrap());
-        nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM).unwrap();
-        assert!(stop.wait(None).unwrap());
-        assert!(stop.wait(None).unwrap(), "stays noted");
-        assert_eq!(
-            StopNotice::install().unwrap().signal(),
-            Some(libc::SIGTERM),
-            "installing again is harmless"
-        );
-        assert!(stop.since().is_some() && is_stop_asked() && left_over.exists());
-        // The same request once more, just in time.
-        let first = STOP_TIME.load(Ordering::Relaxed);
-        let window = u64::try_from(SECOND_AFTER.as_nanos()).unwrap();
-        for later in [0, 1, window - 1] {
-            note_stop(libc::SIGHUP, first + later);
-        }
-        assert_eq!(stop.signal(), Some(libc::SIGTERM), "the first one stands");
-        println!("noted {}", stop.signal().unwrap());
-        // As if it had come as long ago.
-        STOP_TIME.store(monotonic_nanos() - window, Ordering::Relaxed);
-        nix::sys::signal::raise(nix::sys::signal::Signal::SIGINT).unwrap();
-        unreachable!("the second signal ends the process");
-    }
-}
+#[path = "signal_tests.rs"]
+mod tests;

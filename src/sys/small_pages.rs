@@ -17,8 +17,8 @@ use nix::errno::Errno;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
-use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
-use crate::sys::memory::{advise, allocated_bytes, check_range, create_memfd, punch_hole};
+use crate::memory::{advise, allocated_bytes, check_range, create_memfd, punch_hole};
+use crate::{PAGE_SIZE, PAGE_SIZE_U64};
 
 /// Size of the file that is tried: two huge pages of a page-table entry each.
 const TRIED_BYTES: u64 = 4 << 20;

@@ -4,7 +4,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use vm_memory::{Bytes, VolatileMemory};
 
 use super::*;
-use crate::sys::generous::on_generous_tmpfs;
+use crate::generous::on_generous_tmpfs;
 
 #[test]
 fn a_page_costs_a_page_on_this_host() {

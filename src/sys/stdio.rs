@@ -61,7 +61,7 @@ mod tests {
             std::process::exit(if stdout_was_closed() { 42 } else { 0 });
         }
         let mut without = Command::new(std::env::current_exe().unwrap());
-        without.args(["--exact", "sys::stdio::tests::it_is_seen_from_before_main"]);
+        without.args(["--exact", "stdio::tests::it_is_seen_from_before_main"]);
         without.env(OTHER_HALF, "").stderr(Stdio::null());
         let close = || {
             // SAFETY: closes a descriptor of the child's, between fork and exec.
@@ -72,7 +72,7 @@ mod tests {
         unsafe { without.pre_exec(close) };
         assert_eq!(without.status().unwrap().code(), Some(42));
         let mut with = Command::new(std::env::current_exe().unwrap());
-        with.args(["--exact", "sys::stdio::tests::it_is_seen_from_before_main"]);
+        with.args(["--exact", "stdio::tests::it_is_seen_from_before_main"]);
         with.env(OTHER_HALF, "").stdout(Stdio::null());
         assert_eq!(with.status().unwrap().code(), Some(0), "it is open there");
     }

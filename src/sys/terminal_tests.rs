@@ -2,7 +2,7 @@
 //! settings are the terminal's, and the handlers the process's.
 
 use super::*;
-use crate::sys::signal::{self, StopNotice};
+use crate::signal::{self, StopNotice};
 use nix::pty::openpty;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 
 /// Makes a test the child, and says which way it is to end.
 const WAY: &str = "GNOMON_TEST_TERMINAL";
-const NAME: &str = "sys::terminal::tests::the_terminal_is_as_before_whichever_way_a_process_ends";
+const NAME: &str = "terminal::tests::the_terminal_is_as_before_whichever_way_a_process_ends";
 
 fn is_raw(terminal: &OwnedFd) -> bool {
     let flags = termios::tcgetattr(terminal).unwrap().local_flags;
@@ -48,7 +48,10 @@ fn the_terminal_is_as_before_whichever_way_a_process_ends() {
         run_child(&way);
         return;
     }
-    use nix::sys::signal::Signal::{SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM};
+    use nix::sys::signal::Signal::{
+        SIGABRT, SIGALRM, SIGHUP, SIGINT, SIGIO, SIGKILL, SIGPROF, SIGPWR, SIGQUIT, SIGSYS,
+        SIGTERM, SIGTRAP, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU,
+    };
     for way in ["drop", "panic", "nothing"] {
         let pty = openpty(None, None).unwrap();
         assert!(!is_raw(&pty.slave));
@@ -62,7 +65,18 @@ fn the_terminal_is_as_before_whichever_way_a_process_ends() {
         // The last way is the fault that this test is there for: the value is forgotten.
         assert_eq!(is_raw(&pty.slave), way == "nothing", "{way}: {status}");
     }
-    for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGKILL] {
+    // By a fault of its own, as it might be.
+    for signal in [SIGABRT, SIGTRAP, SIGSYS] {
+        let pty = openpty(None, None).unwrap();
+        let mut child = child("signal", &pty.slave);
+        await_raw(&mut child);
+        let id = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::kill(id, signal).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(signal as i32));
+        assert!(!is_raw(&pty.slave), "{signal}");
+    }
+    let others = [SIGXCPU, SIGPWR, SIGALRM, SIGVTALRM, SIGPROF, SIGUSR1, SIGUSR2, SIGIO];
+    for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGKILL].into_iter().chain(others) {
         let pty = openpty(None, None).unwrap();
         let mut child = child("signal", &pty.slave);
         await_raw(&mut child);
@@ -78,8 +92,13 @@ fn the_terminal_is_as_before_whichever_way_a_process_ends() {
             std::thread::sleep(signal::SECOND_AFTER);
             nix::sys::signal::kill(id, signal).unwrap();
         }
+        let ends = if others.contains(&signal) { SIGTERM } else { signal };
+        if ends != signal {
+            // The second of those ends nobody.
+            nix::sys::signal::kill(id, ends).unwrap();
+        }
         let status = child.wait().unwrap();
-        assert_eq!(status.signal(), Some(signal as i32));
+        assert_eq!(status.signal(), Some(ends as i32));
         assert_eq!(is_raw(&pty.slave), signal == SIGKILL, "{signal}");
     }
 }

@@ -21,8 +21,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vm_memory::MmapRegion;
 
-use crate::addr::PAGE_SIZE;
-use crate::sys::uffd_call::{Message, RegisterMode, USERFAULTFD_IOC_NEW, Uffd};
+use crate::PAGE_SIZE;
+use crate::uffd_call::{Message, RegisterMode, USERFAULTFD_IOC_NEW, Uffd};
 
 const DEVICE: &str = "/dev/userfaultfd";
 

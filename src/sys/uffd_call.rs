@@ -9,7 +9,7 @@ use linux_raw_sys::general as abi;
 use linux_raw_sys::ioctl as requests;
 use nix::errno::Errno;
 
-use crate::addr::PAGE_SIZE;
+use crate::PAGE_SIZE;
 
 /// `USERFAULTFD_IOC_NEW`, which linux-raw-sys lacks: `_IO(0xAA, 0x00)`, on `/dev/userfaultfd`.
 pub(super) const USERFAULTFD_IOC_NEW: u32 = 0xaa00;

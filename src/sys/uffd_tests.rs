@@ -5,7 +5,7 @@ use std::thread;
 use vm_memory::{Bytes, FileOffset, VolatileMemory};
 
 use super::*;
-use crate::sys::memory::{create_memfd, punch_hole};
+use crate::memory::{create_memfd, punch_hole};
 
 const PAGES: usize = 8;
 

@@ -21,9 +21,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::time::TimeSpec;
 use vm_memory::MmapRegion;
 
-use crate::addr::PAGE_SIZE;
-use crate::sys::uffd::{Features, UffdError, negotiate, open_for_kernel_faults, uffd_features};
-use crate::sys::uffd_call::{Message, RegisterMode, Uffd};
+use crate::PAGE_SIZE;
+use crate::uffd::{Features, UffdError, negotiate, open_for_kernel_faults, uffd_features};
+use crate::uffd_call::{Message, RegisterMode, Uffd};
 
 /// Messages read in one call.
 const BATCH: usize = 32;

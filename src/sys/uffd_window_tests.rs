@@ -8,7 +8,7 @@ use std::time::Instant;
 use vm_memory::{Bytes, FileOffset, VolatileMemory};
 
 use super::*;
-use crate::sys::memory::create_memfd;
+use crate::memory::create_memfd;
 
 const PAGES: usize = 8;
 
@@ -23,7 +23,7 @@ fn opened() -> (MmapRegion, Arc<MmapRegion>, Arc<Window>) {
     (host, region, Arc::new(window.unwrap_or_else(|error| panic!("{error}"))))
 }
 
-/// What was found when this was built (`build/host.rs`) is what is there: no test is ignored that could
+/// What was found when this was built (`build.rs`) is what is there: no test is ignored that could
 /// run, and what cannot says what to do.
 #[test]
 fn tests_are_ignored_exactly_where_faults_cannot_be_handled() {
@@ -33,7 +33,7 @@ fn tests_are_ignored_exactly_where_faults_cannot_be_handled() {
     let found = Window::open(region, 0..bytes, Features::all());
     let now = found.as_ref().map(Window::protects_at_install).ok();
     let built = cfg!(kernel_faults).then_some(cfg!(protecting_faults));
-    assert_eq!(now, built, "the host or its user has changed: touch build/host.rs ({found:?})");
+    assert_eq!(now, built, "the host or its user has changed: touch build.rs ({found:?})");
     if let Err(error @ UffdError::NotPermitted { .. }) = found {
         assert!(error.to_string().contains("CAP_SYS_PTRACE"), "{error}");
         assert!(!nix::unistd::geteuid().is_root(), "root is permitted: {error}");
@@ -126,7 +126,7 @@ fn nothing_is_installed_while_a_removal_is_unread() {
     [0, 1].iter().for_each(|&page| fill(&host, page));
     let remover = thread::spawn({
         let region = region.clone();
-        move || crate::sys::memory::remove(&region, PAGE_SIZE, PAGE_SIZE).unwrap()
+        move || crate::memory::remove(&region, PAGE_SIZE, PAGE_SIZE).unwrap()
     });
     assert!(window.wait(Some(Duration::from_secs(20))).unwrap());
     assert_eq!(window.install(0, PAGE_SIZE, false), Err(InstallError::Changing));
@@ -148,7 +148,7 @@ fn a_fault_is_read_before_a_removal_that_came_first() {
     let (_host, region, window) = opened();
     let remover = thread::spawn({
         let region = region.clone();
-        move || crate::sys::memory::remove(&region, 0, PAGE_SIZE).unwrap()
+        move || crate::memory::remove(&region, 0, PAGE_SIZE).unwrap()
     });
     assert!(window.wait(Some(Duration::from_secs(20))).unwrap());
     let (thread_of, toucher_is) = mpsc::channel();

@@ -109,7 +109,7 @@ fn compressed_kernels() {
             let cut = folder.file("cut", &packed[..packed.len() - 7]);
             folder.assert_kernel_refused(
                 &cut,
-                &[&cut, kind, "damaged or truncated", "copy it again"],
+                &[&cut, kind, "is truncated (it ends", "copy it again"],
             );
         }
     }

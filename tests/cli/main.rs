@@ -69,8 +69,23 @@ fn kernels() {
     assert_refused(&["boot", "--kernel", &missing], &[&missing, "No such file", "check the path"]);
     assert_refused(
         &["boot", "--kernel", &text],
-        &["neither a bzImage nor a valid ELF file", "vmlinuz"],
+        &["neither a bzImage nor an ELF file", "begins with \"no kerne\"", "vmlinuz"],
     );
+    // In our words, and not in those of what reads them.
+    for (name, contents, parts) in [
+        ("empty", &b""[..], ["is empty", "copy it again"]),
+        ("tiny", b"\x7fELF", ["damaged header: the file ends before", "copy it again"]),
+        (
+            "cut.zst",
+            &[0x28, 0xb5, 0x2f, 0xfd, 0],
+            ["by zstd, and it is truncated", "copy it again"],
+        ),
+        ("cut.gz", &[0x1f, 0x8b, 8, 0], ["by gzip, and it is truncated", "copy it again"]),
+    ] {
+        let path = path(name);
+        fs::write(&path, contents).unwrap();
+        assert_refused(&["boot", "--kernel", &path], &parts);
+    }
     assert_refused(&["boot", "--kernel", &big], &[&big, "268435457 bytes", "256M"]);
     assert_refused(&["boot", "--kernel", folder.path().to_str().unwrap()], &["not a file"]);
     assert_refused(&["boot", "--kernel", "/dev/zero"], &["/dev/zero", "not a file"]);

@@ -37,11 +37,12 @@ fn main() -> ExitCode {
         trial_without_kvm("threads_of_a_user_are_refused", threads),
         trial_without_kvm("a_control_groups_memory_is_refused", group_memory),
         trial_without_kvm("a_control_groups_threads_are_refused", group_threads),
-        trial_without_kvm("a_small_tmpfs_for_swap_is_told", small_tmpfs),
+        trial_without_kvm("a_small_tmpfs_for_swap_is_refused", small_tmpfs),
         trial_without_kvm("doctor_says_what_boot_would_refuse", doctor),
         kvm_trial("what_the_sentence_asks_for_is_enough", enough),
         kvm_trial_or_ignore("what_is_asked_of_a_control_group_is_enough", enough_in_a_group),
         kvm_trial("limits_that_are_not_needed_may_be_nothing", not_needed),
+        kvm_trial_or_ignore("a_limit_met_on_the_way_is_the_hosts_and_no_violation", met_on_the_way),
         kvm_trial("output_beyond_the_file_size_is_lost_and_told", output_beyond_the_file_size),
     ];
     trial::run(trials, THREADS).exit_code()
@@ -132,7 +133,7 @@ fn threads() -> Result<(), Ignore> {
         return Err(Ignore("the program is in a place that nobody else may read".to_owned()));
     }
     let finished = run(&limits, &BOOT).with_code(2);
-    finished.says(&["threads are wanted for 1 vCPUs", "this user may have 1 (ulimit -u)"]);
+    finished.says(&["threads are wanted for 1 vCPUs", "this user may have 1 threads (ulimit -u)"]);
     Ok(())
 }
 
@@ -231,12 +232,11 @@ fn small_tmpfs() -> Result<(), Ignore> {
         mounted.map_err(|errno| Ignore(format!("no tmpfs can be mounted: {errno}")))?;
         let mut command = Limits::default().command(&BOOT);
         command.env("TMPDIR", &place);
-        let finished = start_command(command, MINUTES).finish();
-        // Whether or not there is KVM, and whether or not the guest gets by with it.
+        let finished = start_command(command, MINUTES).finish().with_code(2);
         let place = place.to_str().unwrap();
         finished.says(&[
-            &format!("{place} is in memory (tmpfs)"),
-            &format!("{place} has 1 MiB free"),
+            &format!("{place} is in memory (tmpfs) and has 1 MiB free"),
+            "takes up to 16 MiB",
             "--swap-file",
         ]);
         Ok(())
@@ -303,6 +303,46 @@ fn not_needed() {
     running.wait_for(process::Stream::Stdout, "Gnomon test guest");
     running.signal(nix::sys::signal::Signal::SIGTERM);
     running.finish().with_code(143).says(&["ended by signal 15"]);
+}
+
+/// So few files may be open from the moment on at which the first guest has been started that not all of
+/// its clones can be made.
+fn met_on_the_way() -> Result<(), Ignore> {
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report");
+    let words = ["stress", "--vms", "16", "--churn", "50ms", "--memory", "16M", "--host-memory"];
+    let words = [&words[..], &["8M", "--duration", "60s", "--invalidate", "none"]].concat();
+    let words = [&words[..], &["--json", report.to_str().unwrap()]].concat();
+    let running = start_command(Limits::default().command(&words), MINUTES);
+    let tasks = PathBuf::from(format!("/proc/{}/task", running.id()));
+    let has_started = || {
+        let names = fs::read_dir(&tasks).unwrap().filter_map(|task| {
+            let name = task.ok()?.path().join("comm");
+            fs::read_to_string(name).ok()
+        });
+        // The one that looks on is started after the guest.
+        names.into_iter().any(|name| name.starts_with("storm-dirty"))
+    };
+    while !has_started() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let pid = running.id().to_string();
+    let limited = Command::new("prlimit").args(["--pid", &pid, "--nofile=40:40"]).status();
+    if !limited.is_ok_and(|status| status.success()) {
+        running.kill();
+        return Err(Ignore("there is no prlimit to take from a process what it has".to_owned()));
+    }
+    let finished = running.finish().with_code(1);
+    for part in ["CUT SHORT by a limit of this host", "40 open files (ulimit -n): raise"] {
+        assert!(finished.stdout.contains(part), "no {part:?} in {finished:#?}");
+    }
+    for text in [&finished.stdout, &finished.stderr] {
+        assert!(!text.contains("violation") && !text.contains("FAILED"), "{finished:#?}");
+    }
+    let report = fs::read_to_string(&report).unwrap();
+    assert!(report.contains("\"result\": \"host_limit\""), "{report}");
+    assert!(report.contains("\"total\": 0"), "{report}");
+    Ok(())
 }
 
 /// The console goes to a file that may not grow: no signal ends the process.

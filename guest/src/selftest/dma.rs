@@ -1,11 +1,11 @@
 //! Checks of the DMA device.
 
 use super::{Checked, expect};
-use crate::abi;
 use crate::dma::{self, Answer, BUFFER_PAGES, Command, DmaUnit};
 use crate::machine::Machine;
 use crate::memory::PAGE_BYTES;
 use crate::oracle::WORDS;
+use gnomon_abi as abi;
 
 /// Words of the buffer.
 const BUFFER_WORDS: usize = BUFFER_PAGES as usize * WORDS;

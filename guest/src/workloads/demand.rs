@@ -29,7 +29,7 @@ impl DemandModel {
         let address = region.page(page);
         let word = address as *mut u64;
         let faults = region.faults();
-        let written = rng.next() as u32;
+        let written = rng.next_u64() as u32;
         if rng.percent(50) {
             // The first touch is a write to the second word.
             // SAFETY: the page is this vCPU's, or the fault handler makes it so.

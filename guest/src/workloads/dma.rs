@@ -9,13 +9,13 @@
 
 use core::sync::atomic::Ordering;
 
-use crate::abi::{self, Violation};
 use crate::dma::{self, Command, DmaUnit};
 use crate::memory::PAGE_BYTES;
 use crate::oracle::{PageId, WORDS};
 use crate::pages::{self, WorkSet, count};
 use crate::rng::Rng;
 use crate::worker::Worker;
+use gnomon_abi::{self as abi, Violation};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {

@@ -9,7 +9,6 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::contested::Contested;
 use super::demand::DemandModel;
-use crate::abi::Violation;
 use crate::exceptions::{Trap, VECTOR_PAGE_FAULT};
 use crate::memory::{FreeRam, PAGE_BYTES};
 use crate::pages::count;
@@ -20,6 +19,7 @@ use crate::paging::{
 use crate::rng::Rng;
 use crate::worker::Worker;
 use crate::{probe, ring0, x86};
+use gnomon_abi::Violation;
 
 /// Where vCPU 0's region begins; each region has 1 GiB of addresses.
 const PAGING_ADDRESS: u64 = 0x3000_0000_0000;
@@ -187,7 +187,7 @@ impl PagingState {
 
     /// Writes a new stamp through the identity mapping.
     fn stamp(&mut self, frame: usize) {
-        let stamp = self.rng.next();
+        let stamp = self.rng.next_u64();
         // SAFETY: a frame of this block, mapped at its physical address.
         unsafe { (self.block.frame(frame) as *mut u64).write_volatile(stamp) };
         self.stamps[frame] = stamp;
@@ -211,7 +211,7 @@ impl PagingState {
 
     /// A write to the address must reach the frame.
     fn store(&mut self, address: u64, frame: usize) -> Checked {
-        let stamp = self.rng.next();
+        let stamp = self.rng.next_u64();
         // SAFETY: right or wrong, the region's tables lead to frames of this block only.
         if let Err(trap) = unsafe { probe::store(address, stamp) } {
             return Err(unexpected(address, stamp, trap));
@@ -279,7 +279,7 @@ impl PagingState {
         let (address, entry) = (self.address(slot), self.entry(slot));
         entry.fetch_and(!WRITE, Ordering::Relaxed);
         x86::invlpg(address);
-        let stamp = self.rng.next();
+        let stamp = self.rng.next_u64();
         // SAFETY: as in `store`.
         let trap = unsafe { probe::store_fixed(address, stamp, entry) };
         let result = trap.map_or(Ok(()), Err);

@@ -2,12 +2,12 @@
 
 use core::sync::atomic::Ordering;
 
-use crate::abi::Violation;
 use crate::oracle::WORDS;
 use crate::pages::count;
 use crate::rng::Rng;
 use crate::shared::{SHARED_PAGES, SharedArea};
 use crate::worker::Worker;
+use gnomon_abi::Violation;
 
 /// What one vCPU remembers of the shared counters.
 pub(super) struct SharedState {

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use super::Finding;
 use crate::abi;
+use crate::cli::hint;
+use crate::sys::threads;
 use crate::vmm::linux::NEEDS_VIRTUALISATION;
 use crate::vmm::{HostKind, HostTraits, KVM_DEVICE, KvmOffer, VmError};
 
@@ -65,11 +67,14 @@ fn address_space(offer: &KvmOffer) -> Finding {
 /// left behind.
 fn probe() -> Option<Result<HostTraits, VmError>> {
     let (sender, receiver) = mpsc::channel();
-    let probing = std::thread::Builder::new().spawn(move || {
+    let probing = threads::start("probe", "the probe of KVM", move || {
         // Nobody listens any more after the timeout.
         let _ = sender.send(HostTraits::probe());
     });
-    probing.ok()?;
+    if let Err(refused) = probing {
+        let found = format!("{refused}{}", hint::of(&refused));
+        return Some(Err(VmError::Probe { found }));
+    }
     receiver.recv_timeout(PROBE_TIMEOUT).ok()
 }
 

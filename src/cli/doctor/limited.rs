@@ -2,7 +2,9 @@
 
 use super::Finding;
 use super::host::SWAP_BYTES;
-use crate::cli::limits::{HostLimits, Limited, Needs, Shape, Shortage, shortages};
+use crate::cli::limits::{
+    self, HostLimits, Limited, Needs, Shape, Shortage, SwapInMemory, shortages,
+};
 use crate::cli::values::{human_bytes, human_count};
 use crate::host_mm::MIN_HOST_MEMORY_BYTES;
 
@@ -19,8 +21,14 @@ const LEAST: Shape =
     Shape { memory_bytes: 16 << 20, host_memory_bytes: MIN_HOST_MEMORY_BYTES, ..BOOT };
 /// What the host limits: no more than a sentence each, the one that boot would refuse with.
 pub(super) fn examine(limits: &HostLimits) -> Vec<Finding> {
-    let boot = shortages(&Needs::of(BOOT, SWAP_BYTES), limits);
-    let least = shortages(&Needs::of(LEAST, LEAST.memory_bytes), limits);
+    // Where boot puts swap unless it is told otherwise.
+    let of = |shape: Shape, swap_bytes| {
+        let mut needs = Needs::of(shape, swap_bytes);
+        needs.swap_in_memory = SwapInMemory::at(&std::env::temp_dir(), shape.memory_bytes);
+        shortages(&needs, limits)
+    };
+    let boot = of(BOOT, SWAP_BYTES);
+    let least = of(LEAST, LEAST.memory_bytes);
     let what = [
         (Limited::Pages, "huge pages", pages(limits)),
         (Limited::Memory, "memory", available(limits)),
@@ -28,6 +36,7 @@ pub(super) fn examine(limits: &HostLimits) -> Vec<Finding> {
         (Limited::Commit, "overcommit", overcommit(limits)),
         (Limited::AddressSpace, "address space", address_space(limits)),
         (Limited::FileSize, "file size", file_size(limits)),
+        (Limited::Swap, "swap in memory", swap()),
         (
             Limited::Descriptors,
             "open files",
@@ -47,6 +56,14 @@ pub(super) fn examine(limits: &HostLimits) -> Vec<Finding> {
         }
     };
     what.into_iter().map(finding).collect()
+}
+
+fn swap() -> String {
+    let folder = std::env::temp_dir();
+    match limits::is_in_memory(&folder) {
+        true => format!("{} is, and has room for it", folder.display()),
+        false => format!("{} is not (tmpfs)", folder.display()),
+    }
 }
 
 fn pages(limits: &HostLimits) -> String {
@@ -124,7 +141,7 @@ mod tests {
     #[test]
     fn a_host_without_limits_gets_a_line_for_everything() {
         let findings = examine(&HostLimits::default());
-        assert_eq!(findings.len(), 9);
+        assert_eq!(findings.len(), 10);
         assert!(findings.iter().all(|one| one.status == Status::Ok && !one.detail.is_empty()));
         assert_line(&HostLimits::probe(), "huge pages", Status::Ok, "takes a page");
     }

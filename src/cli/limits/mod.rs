@@ -4,6 +4,7 @@
 //! set, how much it would have to be, and what else can be done. `boot` and `stress` refuse with the
 //! first of them; `doctor` shows all that `boot` would meet.
 
+mod behind;
 mod groups;
 mod needs;
 mod process;
@@ -18,10 +19,11 @@ use nix::sys::statvfs::statvfs;
 use crate::sys::small_pages::PageCost;
 use process::kib;
 
+pub(crate) use behind::behind;
 #[cfg(test)]
 pub(crate) use groups::GroupLimit;
 pub(crate) use groups::Groups;
-pub(crate) use needs::{Needs, Shape};
+pub(crate) use needs::{Needs, Shape, SwapInMemory};
 #[cfg(test)]
 pub(crate) use process::Bounded;
 pub(crate) use process::ProcessLimits;
@@ -57,6 +59,13 @@ impl HostLimits {
             page_cost: PageCost::measure().ok(),
             tries_threads: true,
         }
+    }
+
+    /// Asks it what this process has come up against: of what can be told so, the most that it ever had
+    /// is what is taken. Nothing is tried.
+    pub(crate) fn at_worst() -> Self {
+        let process = ProcessLimits::at_worst();
+        Self { groups: Groups::probe(), process, ..Self::default() }
     }
 }
 

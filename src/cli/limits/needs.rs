@@ -5,7 +5,10 @@
 //! frames is an estimate from above; figures that it was compared with are in
 //! docs/host-requirements.md.
 
+use std::path::{Path, PathBuf};
+
 use super::process::STACK_BYTES;
+use super::{free_bytes, is_in_memory};
 use crate::addr::PAGE_SIZE_U64;
 use crate::peer::server::{DEFAULT_SLOTS, MAX_PEERS};
 use crate::vmm::{shadow_table_bytes, window_bytes};
@@ -50,6 +53,30 @@ pub(crate) struct Needs {
     peers: u64,
     /// Bytes of images that are read from files and copied into the guest.
     images_bytes: u64,
+    /// Where swap is, if that is memory.
+    pub(crate) swap_in_memory: Option<SwapInMemory>,
+}
+
+/// Swap in a file system that lives in memory: what is swapped frees nothing, and is charged to this
+/// process's control group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SwapInMemory {
+    pub(crate) folder: PathBuf,
+    /// Most that swap takes there.
+    pub(crate) bytes: u64,
+    /// What the file system has room for, if it has a bound.
+    pub(crate) free_bytes: Option<u64>,
+}
+
+impl SwapInMemory {
+    /// For swap of so many bytes in `folder`; `None` where that is no memory, or nothing is wanted.
+    pub(crate) fn at(folder: &Path, bytes: u64) -> Option<Self> {
+        (bytes > 0 && is_in_memory(folder)).then(|| Self {
+            folder: folder.to_owned(),
+            bytes,
+            free_bytes: free_bytes(folder),
+        })
+    }
 }
 
 impl Needs {
@@ -63,6 +90,7 @@ impl Needs {
             descriptors: 12 + shape.vms * (shape.vcpus + 6),
             peers: 0,
             images_bytes: 0,
+            swap_in_memory: None,
         };
         let (frames, frames_advice) = match shape.is_direct {
             true => ("the file of a guest's memory", "give less --memory"),
@@ -103,7 +131,7 @@ impl Needs {
     }
 
     /// A disk that is written to.
-    pub(crate) fn add_disk(&mut self, path: &std::path::Path, bytes: u64) {
+    pub(crate) fn add_disk(&mut self, path: &Path, bytes: u64) {
         self.file(format!("--disk {}", path.display()), bytes, "put ,ro behind it");
     }
 
@@ -170,10 +198,10 @@ impl Needs {
             + self.images_bytes
     }
 
-    /// Memory of every kind. Swap that lies in memory is none of it: few guests use all that they have,
-    /// and who starts one is warned.
+    /// Memory of every kind, swap that lies in memory included.
     pub(crate) fn memory_bytes(&self) -> u64 {
-        self.frames_bytes() + self.beside_bytes()
+        let swap = self.swap_in_memory.as_ref().map_or(0, |swap| swap.bytes);
+        self.frames_bytes().saturating_add(self.beside_bytes()).saturating_add(swap)
     }
 
     /// Memory of this process's own.

@@ -5,6 +5,7 @@ use std::io;
 
 use nix::sys::resource::{Resource, getrlimit};
 
+use super::behind::threads_of_user;
 use crate::addr::PAGE_SIZE_U64;
 use crate::sync::{Mutex, lock};
 
@@ -34,6 +35,10 @@ pub(crate) struct ProcessLimits {
     pub(crate) descriptors: Option<Bounded>,
     /// Threads of this user (RLIMIT_NPROC), which others use, too.
     pub(crate) threads: Option<u64>,
+    /// Threads that this user has; only where somebody has come up against it.
+    pub(crate) threads_used: Option<u64>,
+    /// Whether that limit is none for this user.
+    pub(crate) is_superuser: bool,
     /// Threads of the whole machine (kernel.threads-max).
     pub(crate) kernel_threads: Option<Bounded>,
     /// Mappings (vm.max_map_count).
@@ -59,6 +64,8 @@ impl ProcessLimits {
                 fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count() as u64),
             ),
             threads: soft(Resource::RLIMIT_NPROC),
+            threads_used: None,
+            is_superuser: nix::unistd::getuid().is_root(),
             kernel_threads: bounded(
                 read("/proc/sys/kernel/threads-max").trim().parse().ok(),
                 running_threads(&read("/proc/loadavg")),
@@ -72,6 +79,18 @@ impl ProcessLimits {
                 kib(&meminfo, "Committed_AS:"),
             ),
         }
+    }
+}
+
+impl ProcessLimits {
+    /// As [`probe`](Self::probe), once something could not be had: what has been given back meanwhile
+    /// counts where the kernel remembers it.
+    pub(crate) fn at_worst() -> Self {
+        let peak = kib(&read("/proc/self/status"), "VmPeak:").unwrap_or(0);
+        let mut limits = Self::probe();
+        limits.address = limits.address.map(|now| Bounded { used: now.used.max(peak), ..now });
+        limits.threads_used = threads_of_user();
+        limits
     }
 }
 

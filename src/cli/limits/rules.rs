@@ -2,9 +2,12 @@
 
 use std::fmt;
 
+use nix::errno::Errno;
+
+use super::behind::{behind, threads_of_user};
 use super::groups::GroupLimit;
 use super::process::{Bounded, try_threads};
-use super::{HostLimits, Needs};
+use super::{HostLimits, Needs, SwapInMemory};
 use crate::cli::values::{human_bytes, human_count, size};
 use crate::host_mm::MIN_HOST_MEMORY_BYTES;
 use crate::sys::small_pages::PageCost;
@@ -18,6 +21,7 @@ pub(crate) enum Limited {
     Commit,
     AddressSpace,
     FileSize,
+    Swap,
     Descriptors,
     Mappings,
     Threads,
@@ -40,6 +44,7 @@ pub(crate) fn shortages(needs: &Needs, limits: &HostLimits) -> Vec<Shortage> {
     let process = &limits.process;
     add(Limited::Pages, limits.page_cost.and_then(pages));
     add(Limited::FileSize, process.file_bytes.and_then(|most| file_size(needs, most)));
+    add(Limited::Swap, needs.swap_in_memory.as_ref().and_then(swap_room));
     add(Limited::Groups, group(needs, &limits.groups.memory));
     add(Limited::Memory, memory(needs, limits));
     add(Limited::Commit, process.commit.and_then(|commit| promised(needs, commit)));
@@ -83,6 +88,16 @@ fn file_size(needs: &Needs, most: u64) -> Option<String> {
     ))
 }
 
+fn swap_room(swap: &SwapInMemory) -> Option<String> {
+    let free = swap.free_bytes.filter(|&free| free < swap.bytes)?;
+    Some(format!(
+        "{} is in memory (tmpfs) and has {} free, but swap takes up to {} there: put swap on a disk with --swap-file, make that file system larger, or give less --memory, more --host-memory or less --swap-size",
+        swap.folder.display(),
+        human_bytes(free),
+        human_bytes(swap.bytes)
+    ))
+}
+
 /// What is wanted of memory, as a part of a sentence.
 struct Wanted<'a>(&'a Needs);
 
@@ -95,12 +110,25 @@ impl fmt::Display for Wanted<'_> {
             human_bytes(needs.frames_bytes()),
             human_bytes(needs.beside_bytes()),
             if needs.has_images() { ", the files to be loaded" } else { "" }
-        )
+        )?;
+        match &needs.swap_in_memory {
+            Some(swap) => write!(
+                f,
+                ", and {} for swap, since {} is in memory (tmpfs)",
+                human_bytes(swap.bytes),
+                swap.folder.display()
+            ),
+            None => Ok(()),
+        }
     }
 }
 
 /// What can be done where there is room for so many bytes: all but the last word.
 fn smaller(needs: &Needs, room: u64) -> String {
+    if needs.swap_in_memory.is_some() {
+        // What frames do not hold, swap would have to.
+        return ", put swap on a disk with --swap-file, or give less --memory".to_owned();
+    }
     let beside = needs.memory_bytes() - needs.frames_bytes();
     let left = room.saturating_sub(beside) >> 20 << 20;
     match left >= MIN_HOST_MEMORY_BYTES {
@@ -199,7 +227,10 @@ fn threads(needs: &Needs, limits: &HostLimits) -> Option<String> {
     // One is there already.
     let wanted = needs.threads.saturating_sub(1);
     let (started, error) = try_threads(wanted).err()?;
-    Some(too_few_threads(needs, limits, started, &error))
+    // Counted only now: it takes a look at every process.
+    let mut limits = limits.clone();
+    limits.process.threads_used = threads_of_user();
+    Some(too_few_threads(needs, &limits, started, &error))
 }
 
 fn too_few_threads(
@@ -209,22 +240,9 @@ fn too_few_threads(
     error: &std::io::Error,
 ) -> String {
     let wanted = needs.threads.saturating_sub(1);
-    let group = limits.groups.pids.iter().min_by_key(|limit| limit.room());
-    let group = group.filter(|limit| limit.room() < wanted);
-    let machine = limits.process.kernel_threads.filter(|limit| limit.room() < wanted);
-    let why = match (group, machine, limits.process.threads) {
-        (Some(GroupLimit { file, limit, used }), ..) => format!(
-            "the control group's limit {} allows {limit}, {used} of them taken: raise it",
-            file.display()
-        ),
-        (None, Some(Bounded { limit, used }), _) => format!(
-            "this machine may have {limit}, {used} of them taken: raise kernel.threads-max, end other programs"
-        ),
-        (None, None, Some(limit)) => format!(
-            "this user may have {limit} (ulimit -u), those of other programs counted in: raise that limit, end some"
-        ),
-        (None, None, None) => "the kernel does not say why: end other programs".to_owned(),
-    };
+    let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
+    let why = behind(errno, limits, started);
+    let why = why.unwrap_or_else(|| "the kernel does not say why: end other programs".to_owned());
     format!(
         "{wanted} threads are wanted for {} vCPUs and what serves them, but only {started} could be started ({error}): {why}, or give less --vcpus",
         needs.vcpus()

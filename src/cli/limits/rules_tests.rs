@@ -74,6 +74,41 @@ fn the_tightest_control_group_is_named_with_what_would_fit() {
     assert!(!said.contains("or give"), "nothing fits there: {said}");
 }
 
+fn needs_with_swap_in_memory(free_bytes: u64) -> Needs {
+    let (folder, bytes) = ("/shm".into(), 224 << 20);
+    let mut needs = needs();
+    needs.swap_in_memory = Some(SwapInMemory { folder, bytes, free_bytes: Some(free_bytes) });
+    needs
+}
+
+#[test]
+fn swap_in_memory_has_to_have_room_there() {
+    let short = needs_with_swap_in_memory((224 << 20) - 1);
+    let found = shortages(&short, &HostLimits::default());
+    let [Shortage { what: Limited::Swap, sentence }] = &found[..] else { panic!("{found:?}") };
+    assert_says(sentence, &["/shm is in memory (tmpfs) and has 224 MiB free", "--swap-file"]);
+    assert_eq!(shortages(&needs_with_swap_in_memory(224 << 20), &HostLimits::default()), []);
+}
+
+#[test]
+fn swap_in_memory_is_charged_to_the_group_and_taken_of_the_host() {
+    let needs = needs_with_swap_in_memory(1 << 30);
+    assert_eq!(needs.memory_bytes(), self::needs().memory_bytes() + (224 << 20));
+    let with = |room| HostLimits {
+        groups: super::super::Groups {
+            memory: vec![GroupLimit { file: "/cg/memory.max".into(), limit: room, used: 0 }],
+            ..Default::default()
+        },
+        ..HostLimits::default()
+    };
+    let said = refused(Limited::Groups, &needs, needs.memory_bytes(), with);
+    assert_says(&said, &["/cg/memory.max", "224 MiB for swap, since /shm is in memory (tmpfs)"]);
+    assert_says(&said, &["put swap on a disk with --swap-file"]);
+    assert!(!said.contains("give --host-memory"), "that would only move them: {said}");
+    let with = |available| HostLimits { available_bytes: Some(available), ..HostLimits::default() };
+    refused(Limited::Memory, &needs, needs.memory_bytes(), with);
+}
+
 #[test]
 fn guests_that_need_less_than_the_ration_are_taken() {
     let small = Needs::of(Shape { memory_bytes: 16 << 20, ..SHAPE }, 16 << 20);
@@ -169,14 +204,31 @@ fn too_few_threads_are_put_down_to_the_limit_that_is_tight() {
     let mut limits = HostLimits::default();
     let mut assert_named = |change: &dyn Fn(&mut HostLimits), part: &str| {
         change(&mut limits);
-        let error = std::io::Error::from_raw_os_error(libc::EAGAIN);
-        let said = too_few_threads(&needs(), &limits, 2, &error);
-        assert_says(&said, &[part, "only 2 could be started", "for 2 vCPUs", "--vcpus"]);
+        assert_says(
+            &too_few(&limits),
+            &[part, "only 2 could be started", "for 2 vCPUs", "--vcpus"],
+        );
     };
     assert_named(&|_| (), "does not say");
-    assert_named(&|limits| limits.process.threads = Some(9), "may have 9 (ulimit -u)");
+    assert_named(&|limits| limits.process.threads = Some(9), "may have 9 threads (ulimit -u)");
+    // A stack that finds no room is the same error, and then no other limit is told.
+    let address = Some(Bounded { limit: 64 << 20, used: 62 << 20 });
+    assert_named(&|limits| limits.process.threads = Some(99_999), "(ulimit -u)");
+    assert_named(&|limits| limits.process.address = address, "64 MiB of address space (ulimit -v)");
+    assert!(!too_few(&limits).contains("ulimit -u"), "{}", too_few(&limits));
+    limits.process.address = None;
     let machine = Some(Bounded { limit: 700, used: 699 });
+    let mut assert_named = |change: &dyn Fn(&mut HostLimits), part: &str| {
+        change(&mut limits);
+        assert_says(&too_few(&limits), &[part]);
+    };
     assert_named(&|limits| limits.process.kernel_threads = machine, "kernel.threads-max");
     let group = || GroupLimit { file: "/cg/pids.max".into(), limit: 4, used: 3 };
-    assert_named(&|limits| limits.groups.pids = vec![group()], "/cg/pids.max allows 4, 3 of them");
+    assert_named(&|limits| limits.groups.pids = vec![group()], "/cg/pids.max allows 4 threads, 3");
+}
+
+/// The sentence about two threads that could be started of those that are wanted.
+fn too_few(limits: &HostLimits) -> String {
+    let error = std::io::Error::from_raw_os_error(libc::EAGAIN);
+    too_few_threads(&needs(), limits, 2, &error)
 }

@@ -20,9 +20,10 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::escape::Escape;
 use super::keys::Keys;
-use crate::sync::Patience;
+use crate::sys::Patience;
 use crate::sys::job_control::{self, ContinueNotice};
 use crate::sys::terminal::Terminal;
+use crate::sys::threads;
 
 /// Keys that are read at a time.
 const CHUNK_BYTES: usize = 4096;
@@ -53,14 +54,14 @@ impl Console {
     ///
     /// # Errors
     /// If the terminal cannot be made raw, or the host has no thread left.
-    pub(super) fn open(send: impl Fn(&[u8]) -> bool + Send + 'static) -> io::Result<Self> {
+    pub(super) fn open(send: impl Fn(&[u8]) -> bool + Send + 'static) -> anyhow::Result<Self> {
         Self::open_with(send, KEYS_AHEAD)
     }
 
     fn open_with(
         send: impl Fn(&[u8]) -> bool + Send + 'static,
         keys_ahead: usize,
-    ) -> io::Result<Self> {
+    ) -> anyhow::Result<Self> {
         let terminal = Terminal::at_stdin().map(Arc::new);
         let most = if terminal.is_some() { keys_ahead } else { BYTES_AHEAD };
         let mut console = Self {
@@ -74,9 +75,10 @@ impl Console {
         let (keys, close) = (console.keys.clone(), console.close.clone());
         let reader = Reader { keys, tty, is_ended: console.is_ended.clone(), close };
         let keys = console.keys.clone();
-        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        console.threads.push(thread("console-keys").spawn(move || pass_on(&keys, send))?);
-        console.threads.push(thread("console").spawn(move || reader.read())?);
+        let what = "the console";
+        let passing = threads::start("console-keys", what, move || pass_on(&keys, send))?;
+        console.threads.push(passing);
+        console.threads.push(threads::start("console", what, move || reader.read())?);
         Ok(console)
     }
 

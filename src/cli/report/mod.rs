@@ -31,6 +31,9 @@ pub(crate) enum Verdict {
     Failed,
     /// A signal ended it early, and nothing was found until then.
     Interrupted,
+    /// The host had no more of something, and nothing was found: that says nothing about Gnomon.
+    #[serde(rename = "host_limit")]
+    HostLimit,
 }
 
 /// Everything that is known about a run.
@@ -64,11 +67,13 @@ pub(crate) struct Report {
     pub(crate) violations: Violations,
     /// When the first violation was found, and by which check.
     pub(crate) detection: Option<Detection>,
+    /// The first limit of the host that something was not done for, with what to do about it.
+    pub(crate) host_limit: Option<String>,
     /// Whether the first violation ended the run.
     pub(crate) cut_short: bool,
     /// The signal that ended the run early, in its work or in the checks at its end.
     pub(crate) signal: Option<i32>,
-    /// What was not checked, or not to the end, since a signal cut the run short.
+    /// What was not checked, or not to the end, since a signal or a limit of the host cut the run short.
     pub(crate) not_checked: Vec<EndCheck>,
     /// The end of what the guest printed.
     pub(crate) guest_console: Vec<String>,
@@ -193,6 +198,7 @@ impl Report {
         Self {
             gnomon_version: env!("CARGO_PKG_VERSION"),
             result: verdict(&violations, course),
+            host_limit: host_limit(course),
             seconds: course.elapsed.as_secs_f64(),
             worked_seconds: course.worked.as_secs_f64(),
             config: ConfigReport::new(config),
@@ -262,14 +268,23 @@ fn all_violations(
         all.append(peers.found.clone());
     }
     if let Some(injected) = injected {
-        injected.add_violations(&mut all, course.signal.is_some());
+        let ended_early = course.signal.is_some() || course.host_limit.is_some();
+        injected.add_violations(&mut all, ended_early);
     }
     all
+}
+
+/// What ended the run, or else what a storm came up against.
+fn host_limit(course: &Course) -> Option<String> {
+    let mut storms = course.storms.iter().chain(&course.observers);
+    course.host_limit.clone().or_else(|| storms.find_map(|storm| storm.limited.clone()))
 }
 
 fn verdict(violations: &Violations, course: &Course) -> Verdict {
     if violations.total > 0 {
         Verdict::Failed
+    } else if host_limit(course).is_some() {
+        Verdict::HostLimit
     } else if course.signal.is_some() {
         Verdict::Interrupted
     } else {

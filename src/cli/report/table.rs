@@ -290,6 +290,12 @@ fn verdict(report: &Report) -> String {
             report.worked_seconds,
             report.config.duration_seconds
         ),
+        (Verdict::HostLimit, _) => format!(
+            "CUT SHORT by a limit of this host after {:.1} s of {:.1} s, with nothing wrong until then: {}",
+            report.worked_seconds,
+            report.config.duration_seconds,
+            printable(report.host_limit.as_deref().unwrap_or_default())
+        ),
         (Verdict::Failed, _) => match &report.detection {
             Some(detection) => format!(
                 "FAILED after {seconds:.1} s; the first violation was found after {:.1} s by {}",

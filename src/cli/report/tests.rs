@@ -45,6 +45,7 @@ pub(crate) fn report() -> Report {
             failed_batches: 0,
             broken: None,
             wrong: None,
+            limited: None,
         }],
         observers: Vec::new(),
         vms: VmsReport::default(),
@@ -71,6 +72,7 @@ pub(crate) fn report() -> Report {
         injected: None,
         violations: Violations::default(),
         detection: None,
+        host_limit: None,
         cut_short: false,
         signal: None,
         not_checked: Vec::new(),
@@ -181,6 +183,23 @@ fn an_interrupted_run_says_so() {
 }
 
 #[test]
+fn a_limit_of_the_host_is_an_end_of_its_own_and_no_violation() {
+    let mut report = report();
+    report.result = Verdict::HostLimit;
+    report.host_limit = Some("cannot start the thread of vCPU 1: raise that limit".to_owned());
+    let rendered = table::render(&report);
+    let said = "CUT SHORT by a limit of this host after 9.0 s of 30.0 s, with nothing wrong until \
+                then: cannot start the thread of vCPU 1: raise that limit";
+    assert!(rendered.ends_with(said), "{rendered}");
+    assert!(!rendered.contains("violation") && !rendered.contains("FAILED"), "{rendered}");
+    assert!(!report.failed());
+    let value = serde_json::to_value(report).unwrap();
+    assert_eq!(value["result"], "host_limit");
+    assert!(value["host_limit"].as_str().unwrap().starts_with("cannot start"));
+    assert_eq!(value["violations"]["total"], 0);
+}
+
+#[test]
 fn json_has_the_same_figures() {
     let value = serde_json::to_value(failed(1)).unwrap();
     assert_eq!(value["result"], "failed");
@@ -220,10 +239,11 @@ fn a_signal_at_the_end_interrupts_only_what_it_cut_short() {
 
 #[test]
 fn any_violation_fails_a_run_even_an_interrupted_one() {
-    let course = Course {
+    let mut course = Course {
         elapsed: Duration::from_secs(1),
         worked: Duration::from_secs(1),
         bad_end: None,
+        host_limit: None,
         cut_short: false,
         signal: Some(15),
         unchecked: Vec::new(),
@@ -235,6 +255,8 @@ fn any_violation_fails_a_run_even_an_interrupted_one() {
     };
     let mut found = Violations::default();
     assert_eq!(verdict(&found, &course), Verdict::Interrupted);
+    course.host_limit = Some("no threads".to_owned());
+    assert_eq!(verdict(&found, &course), Verdict::HostLimit);
     found.first.push(Violation { by: Check::Run, text: String::new() });
     found.total = 1;
     assert_eq!(verdict(&found, &course), Verdict::Failed);

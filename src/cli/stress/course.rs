@@ -14,10 +14,12 @@ use crate::cli::args::Invalidate;
 use crate::cli::config::StressConfig;
 use crate::cli::ending::Ending;
 use crate::cli::fleet::{Fate, Member};
+use crate::cli::hint;
 use crate::cli::machine::Machine;
 use crate::cli::values::human_count;
 use crate::cli::violations::{self, Check, EndCheck, Violation};
-use crate::sync::Patience;
+use crate::host_mm::InjectionPlan;
+use crate::sys::Patience;
 use crate::vmm::Outcome;
 
 /// Time for the last sweep that any guest gets ...
@@ -45,6 +47,8 @@ pub(crate) struct Course {
     pub(crate) worked: Duration,
     /// What is wrong with the end; `None` for a clean one.
     pub(crate) bad_end: Option<Violation>,
+    /// What the host had no more of, for which the run could not go on.
+    pub(crate) host_limit: Option<String>,
     /// Whether the run was cut short because of a violation.
     pub(crate) cut_short: bool,
     /// The signal that cut it short.
@@ -61,7 +65,7 @@ pub(crate) struct Course {
 }
 
 /// Why a phase is over.
-enum PhaseEnd {
+pub(super) enum PhaseEnd {
     /// Its time was.
     Deadline,
     /// A signal came.
@@ -72,6 +76,8 @@ enum PhaseEnd {
     Ended,
     /// One of them ended as it should not have, or could not be cloned.
     Bad(Violation),
+    /// The host has no more of something that one of them needs: nothing is wrong with them.
+    HostLimit(String),
 }
 
 /// Starts the first VM and stays with it and its clones to their end.
@@ -106,6 +112,7 @@ pub(crate) fn run(
         elapsed: worked,
         worked,
         bad_end: None,
+        host_limit: None,
         cut_short: false,
         signal: None,
         unchecked: Vec::new(),
@@ -120,7 +127,7 @@ pub(crate) fn run(
         PhaseEnd::Deadline => {
             finish(&mut watch, machine, &storms, &mut course);
             let is_whole = course.bad_end.is_none() && !course.cut_short && course.signal.is_none();
-            if is_whole && !population.was_complete() {
+            if is_whole && course.host_limit.is_none() && !population.was_complete() {
                 course.bad_end = Some(too_few(config, &population));
             }
         }
@@ -151,6 +158,10 @@ impl Course {
         match why {
             PhaseEnd::Violation => self.cut_short = true,
             PhaseEnd::Bad(violation) => self.bad_end = Some(violation),
+            PhaseEnd::HostLimit(sentence) => {
+                self.host_limit = Some(sentence);
+                self.unchecked.push(EndCheck::LastSweep);
+            }
             PhaseEnd::Ended | PhaseEnd::Deadline | PhaseEnd::Signal(_) => {}
         }
         if let Err(also) = kill(machine) {
@@ -223,18 +234,23 @@ fn kill(machine: &mut Machine) -> Result<(), String> {
 }
 
 /// What is wrong with the end of a VM, by what it was meant to come to.
-fn wrong_end(member: &Member, is_one_of_several: bool) -> Option<Violation> {
+fn wrong_end(member: &Member, is_one_of_several: bool, plan: &InjectionPlan) -> Option<PhaseEnd> {
+    let named = |text: String| match is_one_of_several {
+        true => format!("VM {}: {text}", member.number),
+        false => text,
+    };
+    if let Some(Outcome::Failed(error)) = &member.outcome
+        && let Some(sentence) = hint::host_limit(error, plan)
+    {
+        return Some(PhaseEnd::HostLimit(named(sentence)));
+    }
     let wrong = match (member.fate, member.outcome.as_ref()?) {
         (Fate::Asked | Fate::Killed, Outcome::PoweredOff) => return None,
         (Fate::Killed, Outcome::Killed) => return None,
         (Fate::Works, outcome) => early_end(outcome),
         (_, outcome) => bad_outcome(outcome),
     };
-    let text = match is_one_of_several {
-        true => format!("VM {}: {}", member.number, wrong.text),
-        false => wrong.text,
-    };
-    Some(Violation { text, ..wrong })
+    Some(PhaseEnd::Bad(Violation { text: named(wrong.text), ..wrong }))
 }
 
 /// What an end means that nobody asked for.
@@ -260,9 +276,10 @@ fn bad_outcome(outcome: &Outcome) -> Violation {
     }
 }
 
-fn wrong_end_of_any(machine: &Machine) -> Option<Violation> {
+fn wrong_end_of_any(machine: &Machine) -> Option<PhaseEnd> {
     let is_one_of_several = machine.fleet.is_one_of_several();
-    machine.fleet.members.iter().find_map(|member| wrong_end(member, is_one_of_several))
+    let plan = &machine.mm.config().inject;
+    machine.fleet.members.iter().find_map(|member| wrong_end(member, is_one_of_several, plan))
 }
 
 /// Looks at a run again and again.
@@ -297,7 +314,7 @@ impl<'a> Watch<'a> {
         machine: &mut Machine,
         storms: &Storms,
         length: Duration,
-        mut tend: impl FnMut(&mut Machine) -> Result<(), Violation>,
+        mut tend: impl FnMut(&mut Machine) -> Result<(), PhaseEnd>,
     ) -> PhaseEnd {
         let mut patience = Patience::at_work(length, Instant::now());
         loop {
@@ -305,7 +322,7 @@ impl<'a> Watch<'a> {
             machine.fleet.poll(slice.unwrap_or_default());
             self.look(machine, storms);
             if let Some(wrong) = wrong_end_of_any(machine) {
-                return PhaseEnd::Bad(wrong);
+                return wrong;
             }
             if machine.fleet.have_all_ended() {
                 return PhaseEnd::Ended;
@@ -319,8 +336,8 @@ impl<'a> Watch<'a> {
             if slice.is_none() {
                 return PhaseEnd::Deadline;
             }
-            if let Err(wrong) = tend(machine) {
-                return PhaseEnd::Bad(wrong);
+            if let Err(end) = tend(machine) {
+                return end;
             }
         }
     }

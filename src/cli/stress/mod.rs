@@ -2,8 +2,8 @@
 //! access checked.
 //!
 //! Guarantee: the exit code is 0 only if the guest worked for the whole time, swept all its memory
-//! once more, powered off when asked, and no check found anything. A signal cuts all that short, and
-//! the report says what was not checked.
+//! once more, powered off when asked, and no check found anything. A signal cuts all that short, and so
+//! does a limit of the host that is met on the way; the report says what was not checked.
 
 mod course;
 mod observe;
@@ -17,7 +17,7 @@ use super::config::StressConfig;
 use super::ending::{self, Ending};
 use super::machine::Machine;
 use super::output::{self, Tail, printable};
-use super::report::{self, Report};
+use super::report::{self, Report, Verdict};
 use super::{EXIT_FAILURE, args, injected};
 
 pub(crate) use course::{Course, Detection};
@@ -74,7 +74,7 @@ pub(crate) fn run(mut config: StressConfig) -> anyhow::Result<u8> {
 
 fn exit_code(report: &Report, signal: Option<i32>) -> u8 {
     match signal {
-        _ if report.failed() => EXIT_FAILURE,
+        _ if report.failed() || report.result == Verdict::HostLimit => EXIT_FAILURE,
         Some(signal) => super::exit_code_of_signal(signal),
         None => 0,
     }

@@ -7,9 +7,11 @@
 
 use std::time::{Duration, Instant};
 
+use super::course::PhaseEnd;
 use super::storm::is_expected;
 use crate::cli::config::StressConfig;
 use crate::cli::fleet::Fate;
+use crate::cli::hint;
 use crate::cli::machine::Machine;
 use crate::cli::violations::Violation;
 use crate::host_mm::InjectionPlan;
@@ -69,8 +71,9 @@ impl Population {
     /// Does what is due.
     ///
     /// # Errors
-    /// If a VM cannot be cloned for a reason that is neither a lack of swap nor injected.
-    pub(super) fn tend(&mut self, machine: &mut Machine, now: Instant) -> Result<(), Violation> {
+    /// How the run ends, if a VM cannot be cloned for a reason that is neither a lack of swap nor
+    /// injected.
+    pub(super) fn tend(&mut self, machine: &mut Machine, now: Instant) -> Result<(), PhaseEnd> {
         self.let_go(machine);
         self.check(machine, now)?;
         match (self.due, self.churn) {
@@ -92,14 +95,15 @@ impl Population {
     }
 
     /// Compares reverse maps and takes shadow pages back, now and then.
-    fn check(&mut self, machine: &mut Machine, now: Instant) -> Result<(), Violation> {
+    fn check(&mut self, machine: &mut Machine, now: Instant) -> Result<(), PhaseEnd> {
         let due = *self.check_due.get_or_insert(now + CHECK_INTERVAL);
         if now < due || !machine.fleet.is_working() {
             return Ok(());
         }
         self.check_due = Some(now + CHECK_INTERVAL);
         self.checks += 1;
-        machine.fleet.check_and_recycle(self.checks).map_err(|error| Violation::of_failure(&error))
+        let checked = machine.fleet.check_and_recycle(self.checks);
+        checked.map_err(|error| self.end(&error, Violation::of_failure(&error)))
     }
 
     /// Those that have ended, as they were to.
@@ -113,7 +117,7 @@ impl Population {
         }
     }
 
-    fn change(&mut self, machine: &mut Machine) -> Result<(), Violation> {
+    fn change(&mut self, machine: &mut Machine) -> Result<(), PhaseEnd> {
         let of_fate = |machine: &Machine, fate| -> Vec<usize> {
             let members = machine.fleet.members.iter().enumerate();
             let chosen =
@@ -147,7 +151,7 @@ impl Population {
     }
 
     /// Clones a member; false if that was not to be had now.
-    fn clone_one(&mut self, machine: &mut Machine, source: usize) -> Result<bool, Violation> {
+    fn clone_one(&mut self, machine: &mut Machine, source: usize) -> Result<bool, PhaseEnd> {
         match machine.fleet.clone_member(source) {
             Ok(()) => {
                 self.count.cloned += 1;
@@ -164,7 +168,16 @@ impl Population {
             }
             // It ends just now; what that means is looked at where its outcome is.
             Err(VmError::NotRunning) => Ok(false),
-            Err(error) => Err(Violation::of_run(format!("a VM could not be cloned: {error}"))),
+            Err(error) => {
+                let violation = Violation::of_run(format!("a VM could not be cloned: {error}"));
+                Err(self.end(&error, violation))
+            }
         }
+    }
+
+    /// What ends the run: a limit of the host, if that is what the error is, or else the violation.
+    fn end(&self, error: &VmError, violation: Violation) -> PhaseEnd {
+        hint::host_limit(error, &self.injected)
+            .map_or(PhaseEnd::Bad(violation), PhaseEnd::HostLimit)
     }
 }

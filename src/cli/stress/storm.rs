@@ -18,11 +18,12 @@ use super::sources::source;
 use crate::addr::Pfn;
 use crate::cli::args::{Invalidate, name_of};
 use crate::cli::fleet::Objects;
+use crate::cli::hint;
 use crate::cli::violations::Check;
 use crate::host_mm::swap::{SwapError, SwapOp};
 use crate::host_mm::{HostFault, HostMm, InjectionPlan, MmError};
 use crate::sync::{Condvar, Mutex, lock};
-use crate::sys::threads;
+use crate::sys::threads::{self, NotStarted};
 
 /// Frames that one call invalidates.
 const BATCH: u32 = 32;
@@ -45,6 +46,14 @@ pub(super) enum Trouble {
 }
 
 impl Trouble {
+    /// What it has to say of the host, if that is what it is about.
+    fn host_limit(&self, injected: &InjectionPlan) -> Option<String> {
+        match self {
+            Self::Host(error) if !is_expected(error, injected) => hint::host_limit(error, injected),
+            _ => None,
+        }
+    }
+
     /// What has found it, unless a run has to live with it.
     fn check(&self, injected: &InjectionPlan) -> Option<Check> {
         match self {
@@ -77,6 +86,8 @@ pub(crate) struct StormCount {
     pub(crate) broken: Option<String>,
     /// The first thing that was found not to be as it must.
     pub(crate) wrong: Option<String>,
+    /// The first limit of the host that it came up against.
+    pub(crate) limited: Option<String>,
 }
 
 #[derive(Default)]
@@ -86,6 +97,7 @@ struct Live {
     failed_batches: AtomicU64,
     broken: Mutex<Option<String>>,
     wrong: Mutex<Option<String>>,
+    limited: Mutex<Option<String>>,
     /// What found the first of both.
     by: Mutex<Option<Check>>,
 }
@@ -99,6 +111,7 @@ impl Live {
             failed_batches: self.failed_batches.load(Ordering::Relaxed),
             broken: lock(&self.broken).clone(),
             wrong: lock(&self.wrong).clone(),
+            limited: lock(&self.limited).clone(),
         }
     }
 }
@@ -159,7 +172,7 @@ impl Storms {
         objects: &Arc<Objects>,
         removes: bool,
         seed: u64,
-    ) -> std::io::Result<()> {
+    ) -> Result<(), NotStarted> {
         if cfg!(not(feature = "export-notifier")) {
             return Ok(());
         }
@@ -177,13 +190,12 @@ impl Storms {
         random: StdRng,
         frames: u32,
         rate: u32,
-    ) -> std::io::Result<Arc<Live>> {
+    ) -> Result<Arc<Live>, NotStarted> {
         let live = Arc::new(Live::default());
         let (stop, counts) = (self.stop.clone(), live.clone());
         let injected = self.injected.clone();
-        let thread = std::thread::Builder::new()
-            .name(format!("storm-{name}"))
-            .spawn(move || storm(&stop, &counts, &injected, &*work, random, frames, rate))?;
+        let body = move || storm(&stop, &counts, &injected, &*work, random, frames, rate);
+        let thread = threads::start(format!("storm-{name}"), "a storm of invalidations", body)?;
         self.threads.push((live.clone(), thread));
         Ok(live)
     }
@@ -245,6 +257,10 @@ fn storm(
             }
             Err(error) => {
                 live.failed_batches.fetch_add(1, Ordering::Relaxed);
+                if let Some(limit) = error.host_limit(injected) {
+                    lock(&live.limited).get_or_insert(limit);
+                    continue;
+                }
                 if let Some(check) = error.check(injected) {
                     lock(&live.by).get_or_insert(check);
                 }

@@ -10,12 +10,12 @@
 //! | `flush` | the zap of the guest view: comes back when no processor is in an instruction that uses an old translation |
 
 use crate::addr::Pfn;
-use crate::export_rmap::models::host::Host;
-use crate::export_rmap::{
+use crate::models::host::Host;
+use crate::sync::{Arc, AtomicU32, Mutex, Ordering, lock};
+use crate::{
     ClientId, ClientLock, ExportNotifier, FlushReason, FrameTable, Gone, Harvest, Invalidation,
     LockedPage, Membership, Retain, RevokeError, RmapEntry, SequenceToken,
 };
-use crate::sync::{Arc, AtomicU32, Mutex, Ordering, lock};
 
 const PRESENT: u32 = 1 << 0;
 pub(super) const WRITABLE: u32 = 1 << 1;

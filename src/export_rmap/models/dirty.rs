@@ -1,10 +1,10 @@
 //! The dirty harvest against a write.
 
-use crate::export_rmap::Membership;
-use crate::export_rmap::PageFlags;
-use crate::export_rmap::models::client::Client;
-use crate::export_rmap::models::host::Host;
-use crate::export_rmap::models::{FRAME, check, thread};
+use crate::Membership;
+use crate::PageFlags;
+use crate::models::client::Client;
+use crate::models::host::Host;
+use crate::models::{FRAME, check, thread};
 use crate::sync::{Arc, Ordering};
 
 const PAGE: usize = 0;

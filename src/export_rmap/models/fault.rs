@@ -1,11 +1,11 @@
 //! A fault against an invalidation's begin and end.
 
 use crate::addr::Pfn;
-use crate::export_rmap::models::client::Client;
-use crate::export_rmap::models::host::Host;
-use crate::export_rmap::models::{FRAME, check, check_bounded, thread};
-use crate::export_rmap::{Invalidation, LockedPage};
+use crate::models::client::Client;
+use crate::models::host::Host;
+use crate::models::{FRAME, check, check_bounded, thread};
 use crate::sync::{Arc, AtomicU32, Ordering};
+use crate::{Invalidation, LockedPage};
 
 const PAGE: usize = 0;
 

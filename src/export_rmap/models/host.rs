@@ -16,11 +16,11 @@
 //! there is the compiler's business.
 
 use crate::addr::{Gfn, Pfn};
-use crate::export_rmap::models::client::Client;
-use crate::export_rmap::{
+use crate::models::client::Client;
+use crate::sync::{AtomicU32, Mutex, Ordering, lock, yield_now};
+use crate::{
     FlushReason, FrameTable, Invalidation, LockedPage, NotifierList, Owner, PageFlags, RmapEntry,
 };
-use crate::sync::{AtomicU32, Mutex, Ordering, lock, yield_now};
 
 /// Words of a page; each is written by one client only.
 pub(crate) const WORDS: usize = 2;

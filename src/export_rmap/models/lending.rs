@@ -1,14 +1,14 @@
 //! A page that is lent as a copy against a guest that writes it.
 
 use crate::addr::Pfn;
-use crate::export_rmap::models::client::Client;
-use crate::export_rmap::models::host::Host;
-use crate::export_rmap::models::{check_bounded, thread};
-use crate::export_rmap::{
+use crate::models::client::Client;
+use crate::models::host::Host;
+use crate::models::{check_bounded, thread};
+use crate::sync::{Arc, Ordering};
+use crate::{
     ClientId, ClientLock, ExportNotifier, FlushReason, Gone, Harvest, Invalidation, LockedPage,
     Retain, RevokeError, RmapEntry,
 };
-use crate::sync::{Arc, Ordering};
 
 const PAGE: usize = 0;
 const VALUE: u32 = 7;

@@ -4,9 +4,9 @@
 //! its writer left in it.
 
 use crate::addr::Pfn;
-use crate::export_rmap::models::client::Client;
-use crate::export_rmap::models::host::{Host, WORDS};
-use crate::export_rmap::models::{Schedules, thread};
+use crate::models::client::Client;
+use crate::models::host::{Host, WORDS};
+use crate::models::{Schedules, thread};
 use crate::sync::Arc;
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};

@@ -3,9 +3,9 @@
 //!
 //! - Under loom, small models: every interleaving of two or three threads (of the larger ones, all
 //!   with at most [`PREEMPTIONS`] preemptions), under the C11 memory model; a deadlock fails too.
-//!   `RUSTFLAGS="--cfg loom" cargo test --release --lib models`
+//!   `RUSTFLAGS="--cfg loom" cargo test --release -p gnomon-export-rmap --lib models`
 //! - Under shuttle, one large model ([`machine`]): random schedules, sequentially consistent.
-//!   `RUSTFLAGS="--cfg shuttle" cargo test --release --lib models`
+//!   `RUSTFLAGS="--cfg shuttle" cargo test --release -p gnomon-export-rmap --lib models`
 //!
 //! `--release`, because a model's threads are coroutines of one thread of the system, which the
 //! lock-order checker of debug builds would take for one. Each test prints how many schedules it
@@ -19,6 +19,8 @@ pub(crate) mod host;
 mod dirty;
 #[cfg(loom)]
 mod fault;
+#[cfg(loom)]
+mod iotlb;
 #[cfg(loom)]
 mod lending;
 #[cfg(shuttle)]

@@ -1,11 +1,11 @@
 //! The notifier list: a walk against `register` and `unregister`.
 
 use crate::addr::Pfn;
-use crate::export_rmap::models::{FRAME, check, check_bounded, thread};
-use crate::export_rmap::{
+use crate::models::{FRAME, check, check_bounded, thread};
+use crate::sync::{Arc, AtomicU32, Ordering};
+use crate::{
     ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, NotifierList, RevokeError,
 };
-use crate::sync::{Arc, AtomicU32, Ordering};
 
 /// Counts its calls, and asserts in each that it is still registered.
 struct Receiver {

@@ -1,7 +1,7 @@
 //! The page lock: exclusion, visibility of what was done under it, and no lost wake-up.
 
-use crate::export_rmap::FrameTable;
-use crate::export_rmap::models::{FRAME, check_bounded, thread};
+use crate::FrameTable;
+use crate::models::{FRAME, check_bounded, thread};
 use crate::sync::{Arc, AtomicU32, Ordering};
 
 struct Protected {

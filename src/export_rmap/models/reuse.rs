@@ -1,11 +1,11 @@
 //! Detach, flush, reuse: a frame goes to another page only when no processor can use what it
 //! cached of the old one.
 
+use crate::Membership;
 use crate::addr::Pfn;
-use crate::export_rmap::Membership;
-use crate::export_rmap::models::client::Client;
-use crate::export_rmap::models::host::Host;
-use crate::export_rmap::models::{FRAME, check, check_bounded, thread};
+use crate::models::client::Client;
+use crate::models::host::Host;
+use crate::models::{FRAME, check, check_bounded, thread};
 use crate::sync::{Arc, Ordering};
 
 const PAGE: usize = 0;

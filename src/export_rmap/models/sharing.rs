@@ -1,8 +1,8 @@
 //! A right that is added to a mapping, against its page becoming one that nobody may write.
 
-use crate::export_rmap::models::client::{Client, WRITABLE};
-use crate::export_rmap::models::host::Host;
-use crate::export_rmap::models::{check, thread};
+use crate::models::client::{Client, WRITABLE};
+use crate::models::host::Host;
+use crate::models::{check, thread};
 use crate::sync::Arc;
 
 const PAGE: usize = 0;

@@ -1,10 +1,10 @@
 //! Two clients on one page: the reverse map between them, the flag, and their harvests.
 
-use crate::export_rmap::models::client::Client;
-use crate::export_rmap::models::host::Host;
-use crate::export_rmap::models::{FRAME, check, check_bounded, thread};
-use crate::export_rmap::{Membership, PageFlags};
+use crate::models::client::Client;
+use crate::models::host::Host;
+use crate::models::{FRAME, check, check_bounded, thread};
 use crate::sync::{Arc, Ordering};
+use crate::{Membership, PageFlags};
 
 const PAGE: usize = 0;
 

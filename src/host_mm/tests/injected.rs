@@ -230,7 +230,11 @@ fn a_slow_client_is_slow_and_otherwise_itself() {
     impl ExportNotifier for Client {
         fn invalidate_page(&self, page: &LockedPage<'_>, _: Invalidation) -> Harvest {
             let id = crate::export_rmap::ClientId::new(0).unwrap();
-            assert!(page.table().rmap_remove(page.pfn(), RmapEntry::new(id, 0)));
+            assert!(crate::export_rmap::lab::remove_entry(
+                page.table(),
+                page.pfn(),
+                RmapEntry::new(id, 0)
+            ));
             Harvest { dirty: true, accessed: true }
         }
         fn age_page(&self, _: &LockedPage<'_>) -> bool {
@@ -249,7 +253,7 @@ fn a_slow_client_is_slow_and_otherwise_itself() {
     let registration = mm.register_client(mm.reserve_client().unwrap(), client.clone());
     write(&object, 0, 1);
     let pfn = object.try_lock_resident(Gfn::new(0)).unwrap().pfn();
-    mm.frame_table().rmap_add(pfn, RmapEntry::new(registration.id(), 0));
+    crate::export_rmap::lab::add_entry(mm.frame_table(), pfn, RmapEntry::new(registration.id(), 0));
     let begin = std::time::Instant::now();
     assert_eq!(evict_all(&object).unwrap(), 1);
     assert!(begin.elapsed() >= slow * 2, "{:?}", begin.elapsed());

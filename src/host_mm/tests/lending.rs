@@ -77,7 +77,7 @@ impl Lender {
                 let at = gfns.iter().position(|&other| other == gfn).unwrap() as u64;
                 let owner = Owner { object: object.number(), gfn };
                 let entry = RmapEntry::new(*self.copies.id.get().unwrap(), slot + at);
-                page.table().rmap_add(page.pfn(), entry);
+                crate::export_rmap::lab::add_entry(page.table(), page.pfn(), entry);
                 lock(&self.copies.held).insert(slot + at, (owner, Box::new(*content)));
             })
             .unwrap();

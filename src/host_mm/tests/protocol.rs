@@ -351,7 +351,7 @@ fn drop_under(late: Late, before: impl FnOnce(&HostMm, Pfn, &Late)) -> (Vec<&'st
     late.id.set(registration.id()).unwrap();
     let page = object.lock_page_for_write(gfn(0)).unwrap();
     let pfn = page.pfn();
-    mm.frame_table().rmap_add(pfn, RmapEntry::new(registration.id(), 0));
+    crate::export_rmap::lab::add_entry(mm.frame_table(), pfn, RmapEntry::new(registration.id(), 0));
     drop(page);
     before(&mm, pfn, &late);
     drop(object);

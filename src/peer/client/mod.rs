@@ -22,7 +22,7 @@ use crate::peer::protocol::{
     Closing, MAX_MAP_PAGES, MAX_NAMED_SLOTS, MAX_REQUESTS, MESSAGE_BYTES, NotAMessage, Reply,
     ReplyReader, Request,
 };
-use crate::sync::Patience;
+use crate::sys::Patience;
 use crate::sys::{signal, small_pages, socket};
 use slots::Slots;
 pub use slots::{Findings, TORN_LIMIT};

@@ -303,7 +303,9 @@ fn what_a_client_that_is_gone_has_left_is_told() {
     let table = rig.mm.frame_table();
     let pfn = rig.object.lock_page(Gfn::new(0)).unwrap().pfn();
     let gone = ClientId::new(4000).unwrap();
-    (0..100).for_each(|slot| assert!(table.rmap_add(pfn, RmapEntry::new(gone, slot))));
+    (0..100).for_each(|slot| {
+        assert!(crate::export_rmap::lab::add_entry(table, pfn, RmapEntry::new(gone, slot)))
+    });
     let left = rig.server.leftovers();
     assert_eq!(left.len(), 16, "{left:?}");
     let said = format!("I3: frame {pfn} is exported to slot 0 of client 4000, which is gone");

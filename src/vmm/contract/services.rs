@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 
 use crate::host_mm::MemoryObject;
 use crate::iotlb::Iotlb;
-use crate::sync::Patience;
+use crate::sys::Patience;
 use crate::vmm::error::VmError;
 use crate::vmm::run::outcome::Outcome;
 use crate::vmm::run::threads::panic_message;

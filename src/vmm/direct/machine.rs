@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::addr::Gpa;
 use crate::direct_mmu::{DirectConfig, DirectError, DirectMmu};
 use crate::host_mm::MemoryObject;
-use crate::sync::Patience;
+use crate::sys::Patience;
 use crate::vmm::contract::config::check_vcpus;
 use crate::vmm::error::VmError;
 use crate::vmm::kvm::device::{KvmDevice, KvmError, KvmVm};

@@ -15,7 +15,7 @@ use crate::direct_mmu::{DirectConfig, DirectMmu};
 use crate::export_rmap::ClientId;
 use crate::host_mm::HostMm;
 use crate::iotlb::Iotlb;
-use crate::sync::Patience;
+use crate::sys::Patience;
 use crate::vmm::contract::boot::{self, BootMap, Image};
 use crate::vmm::contract::config::{IOTLB_ENTRIES, VmConfig, check_memory};
 use crate::vmm::contract::control_block::{ControlBlock, window_bytes};

@@ -17,11 +17,19 @@ pub enum BootError {
     },
     /// Not an ELF file, or a damaged one; nor is it a bzImage, or it would not have come here.
     #[error(
-        "the kernel image is neither a bzImage nor a valid ELF file ({reason}): name a Linux kernel, such as /boot/vmlinuz-…, or an ELF file that keeps to the guest ABI"
+        "the kernel image is neither a bzImage nor an ELF file ({found}): name a Linux kernel, such as /boot/vmlinuz-…, or an ELF file that keeps to the guest ABI"
     )]
     NotElf {
-        /// What the parser says.
-        reason: String,
+        /// What it is instead, as far as can be seen.
+        found: String,
+    },
+    /// An ELF file whose headers cannot be.
+    #[error(
+        "the kernel image is an ELF file with a damaged header: {what}; copy it again, or name another"
+    )]
+    DamagedElf {
+        /// What is wrong with it.
+        what: &'static str,
     },
     /// The file ends before the tables that its header names.
     #[error(

@@ -109,7 +109,7 @@ pub enum VmError {
     },
     /// A thread could not be started.
     #[error(
-        "cannot start the thread of vCPU {vcpu}: {source}; end other processes of this user, or raise its limits (`gnomon doctor` tells them)"
+        "cannot start the thread of vCPU {vcpu}: {source}; give less --vcpus, or see what `gnomon doctor` says of threads and address space"
     )]
     Thread {
         /// Index of the vCPU.
@@ -119,7 +119,7 @@ pub enum VmError {
     },
     /// The DMA device's thread could not be started.
     #[error(
-        "cannot start the thread of the DMA device: {source}; end other processes of this user, or raise its limits (`gnomon doctor` tells them)"
+        "cannot start the thread of the DMA device: {source}; see what `gnomon doctor` says of threads and address space"
     )]
     DeviceThread {
         /// The operating system's reason.

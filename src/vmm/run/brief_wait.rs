@@ -6,7 +6,8 @@
 
 use std::time::Duration;
 
-use crate::sync::{Condvar, MutexGuard, Patience};
+use crate::sync::{Condvar, MutexGuard};
+use crate::sys::Patience;
 use crate::sys::signal;
 
 /// A vCPU that waits for nothing comes within microseconds, on a busy machine within milliseconds.

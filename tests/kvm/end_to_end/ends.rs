@@ -18,6 +18,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         kvm_trial("sigint_ends_a_boot", || a_signal_ends_a_boot(Signal::SIGINT, 130)),
         kvm_trial("sigterm_ends_a_boot", || a_signal_ends_a_boot(Signal::SIGTERM, 143)),
         kvm_trial("standard_output_full", standard_output_full),
+        kvm_trial("standard_error_that_is_full_is_told_by_the_exit_code", standard_error_full),
         kvm_trial("standard_error_closed_early", standard_error_closed_early),
     ]
 }
@@ -59,6 +60,19 @@ fn standard_output_full() {
     command.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped());
     let said = ["the guest powered off", "cannot write all of its output"];
     spawn(command, MINUTES).finish().with_code(1).says(&said);
+}
+
+/// The guest is through, but nothing could be said of it: a script goes by the exit code.
+fn standard_error_full() {
+    let mut command = command(&["boot", "--memory", "16M", "--host-memory", "6M"]);
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(full);
+    let mut child = command.spawn().expect("it starts");
+    let mut stdout = String::new();
+    std::io::Read::read_to_string(&mut child.stdout.take().expect("piped"), &mut stdout)
+        .expect("text");
+    assert!(stdout.contains("PASS: passed="), "{stdout}");
+    assert_eq!(child.wait().expect("our own child").code(), Some(1));
 }
 
 fn standard_error_closed_early() {

@@ -42,6 +42,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             the_last_sweep_direct();
             Ok(())
         }),
+        kvm_trial("signals_of_other_kinds_end_it_with_a_word", other_signals),
         kvm_trial("signals_the_second_one_ends_it_at_once", the_second_signal),
         kvm_trial("signals_one_that_comes_twice_counts_once", one_that_comes_twice),
         kvm_trial("signals_after_sigkill_the_next_one_starts", after_sigkill),
@@ -157,6 +158,18 @@ fn before_the_guest_runs(paging: &str) {
     await_handler(&running, Signal::SIGQUIT);
     running.signal(Signal::SIGTERM);
     running.finish().with_code(143).says(&["ended by signal 15"]);
+}
+
+/// Signals that would end the process without a word, as when its processor time is used up.
+fn other_signals() {
+    for signal in [Signal::SIGXCPU, Signal::SIGALRM, Signal::SIGUSR1, Signal::SIGUSR2] {
+        let mut running = start(&["boot", "--memory", "16M", "--cmdline", "mode=stress"]);
+        running.wait_for(Stream::Stdout, "Gnomon test guest");
+        running.signal(signal);
+        let code = 128 + signal as i32;
+        let said = format!("the guest was ended by signal {}", signal as i32);
+        running.finish().with_code(code).says(&[&said]);
+    }
 }
 
 fn the_last_sweep() {

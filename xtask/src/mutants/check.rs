@@ -9,6 +9,10 @@ use clap::ValueEnum;
 /// Exit status of `timeout` for a command that took too long.
 const TIMED_OUT: i32 = 124;
 
+/// The crates that are rooms of the library, by the first part of the names that their tests go by; those of
+/// all others are the root's.
+const CRATES: &[(&str, &str)] = &[("export_rmap", "gnomon-export-rmap"), ("sys", "gnomon-sys")];
+
 /// The kinds of checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Kind {
@@ -90,6 +94,19 @@ impl Check {
         (self.kind == Kind::Test).then(|| self.what.split(' ').next().unwrap_or_default())
     }
 
+    /// The package whose tests or models these are, and the words without the part that says so.
+    fn of_package(&self) -> (&'static str, &str) {
+        let room = self.what.split_once("::").and_then(|(room, rest)| {
+            CRATES.iter().find(|(name, _)| *name == room).map(|(_, package)| (*package, rest))
+        });
+        room.unwrap_or(("gnomon", &self.what))
+    }
+
+    /// The package whose tests or models these are.
+    pub fn package(&self) -> &'static str {
+        self.of_package().0
+    }
+
     /// What the built program is given.
     pub fn arguments(&self, seconds: u64) -> Vec<String> {
         let words = self.what.split_whitespace().map(str::to_owned);
@@ -97,6 +114,7 @@ impl Check {
             Kind::Stress => std::iter::once("stress".to_owned()).chain(words).collect(),
             Kind::Test => words.skip(1).collect(),
             Kind::Unit | Kind::Loom | Kind::Shuttle => {
+                let words = self.of_package().1.split_whitespace().map(str::to_owned);
                 words.chain(std::iter::once("--nocapture".to_owned())).collect()
             }
             Kind::Fuzz => ["--from-nothing".to_owned(), seconds.to_string()]
@@ -214,8 +232,30 @@ mod tests {
     }
 
     #[test]
+    fn a_room_of_its_own_has_its_own_tests() {
+        let unit = check("unit sys::memory::tests::a");
+        assert_eq!(unit.package(), "gnomon-sys");
+        assert_eq!(unit.arguments(1), ["memory::tests::a", "--nocapture"]);
+        let unit = check("unit shadow_mmu::tests::a");
+        assert_eq!(unit.package(), "gnomon");
+        assert_eq!(unit.arguments(1), ["shadow_mmu::tests::a", "--nocapture"]);
+
+        let src = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../src");
+        let mut rooms: Vec<_> = std::fs::read_dir(src)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.join("Cargo.toml").exists())
+            .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+            .collect();
+        rooms.sort();
+        let known: Vec<_> = CRATES.iter().map(|(room, _)| *room).collect();
+        assert_eq!(rooms, known);
+    }
+
+    #[test]
     fn models_say_after_how_many_schedules() {
-        let log = "running 1 test\niotlb::models::a: failed after 167 schedules, 0.04 s\n";
+        let log =
+            "running 1 test\nexport_rmap::models::iotlb::a: failed after 167 schedules, 0.04 s\n";
         assert_eq!(check("loom a").schedules(&ended(101, log)), Some("167"));
     }
 }

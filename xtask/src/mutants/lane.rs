@@ -268,7 +268,7 @@ impl Work<'_> {
         let mut cargo = Command::new("cargo");
         match self.build {
             Build::Unit => {
-                cargo.args(["test", "--lib", "--no-run"]);
+                cargo.args(["test", "--lib", "--no-run", "--package", check.package()]);
                 cargo.env("CARGO_PROFILE_DEV_OPT_LEVEL", "0");
             }
             Build::Program => match check.suite() {
@@ -276,7 +276,14 @@ impl Work<'_> {
                 None => _ = cargo.args(["build", "--bin", "gnomon"]),
             },
             Build::Loom | Build::Shuttle => {
-                cargo.args(["test", "--lib", "--no-run", "--release"]);
+                cargo.args([
+                    "test",
+                    "--lib",
+                    "--no-run",
+                    "--release",
+                    "--package",
+                    check.package(),
+                ]);
                 cargo.args(["--config", "profile.release.opt-level=1"]);
                 cargo.env("RUSTFLAGS", format!("--cfg {}", self.build.name()));
             }

@@ -1,9 +1,10 @@
 //! The kernel image: a static 64-bit ELF executable, checked as a whole before any of it is used.
 
 use elf::ElfBytes;
-use elf::abi::{EI_NIDENT, EM_X86_64, ET_EXEC, PF_X, PT_LOAD};
+use elf::abi::{EI_NIDENT, ELFMAGIC, EM_X86_64, ET_EXEC, PF_X, PT_LOAD};
 use elf::endian::AnyEndian;
 use elf::file::{Class, FileHeader, parse_ident};
+use elf::parse::ParseError;
 use elf::segment::{ProgramHeader, SegmentTable};
 
 use crate::abi;
@@ -55,9 +56,9 @@ impl<'a> Image<'a> {
         if bytes.len() as u64 > MAX_IMAGE_BYTES {
             return Err(BootError::TooBig { bytes: bytes.len() as u64, max: MAX_IMAGE_BYTES });
         }
-        let file = ElfBytes::<AnyEndian>::minimal_parse(bytes).map_err(|error| {
-            cut_off(bytes).unwrap_or(BootError::NotElf { reason: error.to_string() })
-        })?;
+        check_ident(bytes)?;
+        let file = ElfBytes::<AnyEndian>::minimal_parse(bytes)
+            .map_err(|error| cut_off(bytes).unwrap_or_else(|| not_elf(bytes, &error)))?;
         check_kind(&file)?;
         let mut segments = Vec::new();
         for (index, header) in file.segments().into_iter().flatten().enumerate() {
@@ -128,26 +129,57 @@ fn cut_off(bytes: &[u8]) -> Option<BootError> {
     (found < expected).then_some(BootError::CutOff { found, expected })
 }
 
+/// What is wrong with a file that the parser refused, in words that are about the file.
+fn not_elf(bytes: &[u8], error: &ParseError) -> BootError {
+    if !bytes.starts_with(&ELFMAGIC) {
+        let found = match bytes {
+            [] => "it is empty".to_owned(),
+            // A text, or what it is else, is known by how it begins.
+            _ => format!("it begins with \"{}\"", bytes[..bytes.len().min(8)].escape_ascii()),
+        };
+        return BootError::NotElf { found };
+    }
+    let what = match error {
+        _ if bytes.len() < HEADER_BYTES => "the file ends before the header does",
+        ParseError::UnsupportedElfClass(_) => "it is neither for 32 nor for 64 bits",
+        ParseError::UnsupportedElfEndianness(_) => "its byte order is none",
+        ParseError::UnsupportedVersion(_) => "its version is not 1",
+        ParseError::BadEntsize(_) => "the entries of its tables have a size that none has",
+        _ => "its tables lie outside the file",
+    };
+    BootError::DamagedElf { what }
+}
+
+/// Refuses a file for other kinds of processors, whose header has its fields in other places.
+fn check_ident(bytes: &[u8]) -> Result<(), BootError> {
+    let ident = bytes.get(..EI_NIDENT).and_then(|ident| parse_ident::<AnyEndian>(ident).ok());
+    let Some((endianness, class, ..)) = ident else { return Ok(()) };
+    if class != Class::ELF64 {
+        return wrong_kind("class", format!("{class:?}"), "64-bit (ELF64)");
+    }
+    if endianness != AnyEndian::Little {
+        return wrong_kind("byte order", "big-endian".to_owned(), "little-endian");
+    }
+    Ok(())
+}
+
 fn check_kind(file: &ElfBytes<'_, AnyEndian>) -> Result<(), BootError> {
     let header = &file.ehdr;
-    let wrong = |field, found: String, wanted| Err(BootError::WrongKind { field, found, wanted });
-    if header.class != Class::ELF64 {
-        return wrong("class", format!("{:?}", header.class), "64-bit (ELF64)");
-    }
-    if header.endianness != AnyEndian::Little {
-        return wrong("byte order", "big-endian".to_owned(), "little-endian");
-    }
     if header.e_machine != EM_X86_64 {
-        return wrong("machine", header.e_machine.to_string(), "62 (x86-64)");
+        return wrong_kind("machine", header.e_machine.to_string(), "62 (x86-64)");
     }
     if header.e_type != ET_EXEC {
-        return wrong(
+        return wrong_kind(
             "type",
             header.e_type.to_string(),
             "2 (executable, not position-independent)",
         );
     }
     Ok(())
+}
+
+fn wrong_kind(field: &'static str, found: String, wanted: &'static str) -> Result<(), BootError> {
+    Err(BootError::WrongKind { field, found, wanted })
 }
 
 fn segment<'a>(

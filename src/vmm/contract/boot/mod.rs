@@ -25,7 +25,7 @@ pub(in crate::vmm) use boot_params::{ram_map, terminated};
 pub(in crate::vmm) use page_tables::build as identity_map;
 
 /// The test guest that the build made: an [`Image`].
-pub static TEST_GUEST: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf"));
+pub static TEST_GUEST: &[u8] = gnomon_guest::IMAGE;
 
 /// Loads `image` and everything that its entry expects into `object`, with page tables of this kind.
 ///

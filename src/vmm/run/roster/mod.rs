@@ -6,7 +6,8 @@
 
 mod census;
 
-use crate::sync::{Condvar, Mutex, MutexGuard, Patience, lock};
+use crate::sync::{Condvar, Mutex, MutexGuard, lock};
+use crate::sys::Patience;
 
 use super::outcome::Outcome;
 use census::Account;

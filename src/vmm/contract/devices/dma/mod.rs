@@ -12,7 +12,8 @@ use std::sync::Arc;
 use crate::abi;
 use crate::addr::Gpa;
 use crate::host_mm::MmError;
-use crate::sync::{Condvar, Mutex, MutexGuard, Patience, lock};
+use crate::sync::{Condvar, Mutex, MutexGuard, lock};
+use crate::sys::Patience;
 
 pub(in crate::vmm) use command::DmaMemory;
 use command::{Engine, Served};

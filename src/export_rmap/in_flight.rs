@@ -15,18 +15,20 @@
 //! | live | yes | as its rights allow | with an invalidation, or when its place is wanted |
 //! | dead | no | no | with the last access in flight: then it is free |
 //!
-//! Only `sync` and `export_rmap` are used here, so that a model checker can run this file.
+//! A model checker runs this file as it is (`models/iotlb.rs`).
 
 use crate::addr::{Gfn, Pfn};
-use crate::export_rmap::client::stand_in_for_client_lock;
-use crate::export_rmap::lock_rank::Held;
-use crate::export_rmap::{
+use crate::client::stand_in_for_client_lock;
+use crate::lock_rank::Held;
+use crate::sync::Condvar;
+use crate::{
     ClientGuard, ClientId, ClientLock, Differences, FrameTable, Gone, Harvest, Invalidation,
     LockedPage, Retain, RmapEntry, SequenceToken,
 };
-use crate::sync::Condvar;
 
-use super::stats::IotlbStats;
+#[path = "in_flight_stats.rs"]
+mod stats;
+pub use stats::IotlbStats;
 
 /// What a device does to a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +126,7 @@ impl State {
 }
 
 /// See the module's documentation.
-pub(super) struct Slots {
+pub struct Slots {
     client: ClientId,
     /// Number of the memory object that the guest frames are of.
     object: u16,
@@ -135,14 +137,15 @@ pub(super) struct Slots {
 
 impl Slots {
     /// `entries` free slots, at least one, of the client with this number.
-    pub(super) fn new(client: ClientId, object: u16, entries: usize) -> Self {
+    pub fn new(client: ClientId, object: u16, entries: usize) -> Self {
         let slots = vec![Slot::FREE; entries.max(1)].into_boxed_slice();
         let state = ClientLock::new(State { slots, hand: 0, stats: IotlbStats::default() });
         Self { client, object, state, ended: Condvar::new() }
     }
 
     #[cfg(not(any(loom, shuttle)))]
-    pub(super) fn stats(&self) -> IotlbStats {
+    /// What has happened so far.
+    pub fn stats(&self) -> IotlbStats {
         self.lock().stats
     }
 
@@ -151,7 +154,7 @@ impl Slots {
     }
 
     /// Begins an access if an entry allows it.
-    pub(super) fn begin(&self, gfn: Gfn, access: DeviceAccess) -> Option<InFlight<'_>> {
+    pub fn begin(&self, gfn: Gfn, access: DeviceAccess) -> Option<InFlight<'_>> {
         let mut state = self.lock();
         let index = state.live(gfn)?;
         if access == DeviceAccess::Write && !state.slots[index].writable {
@@ -163,7 +166,7 @@ impl Slots {
 
     /// Maps the page that was found in the token's frame, and begins an access through it; `None` if
     /// an invalidation came in between: start over. `writable` must be true for a write.
-    pub(super) fn install(
+    pub fn install(
         &self,
         table: &FrameTable,
         gfn: Gfn,
@@ -234,8 +237,8 @@ impl Slots {
         InFlight { slots: self, index, pfn, access, held }
     }
 
-    /// What [`ExportNotifier::invalidate_page`](crate::export_rmap::ExportNotifier) asks for.
-    pub(super) fn invalidate(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
+    /// What [`ExportNotifier::invalidate_page`](crate::ExportNotifier) asks for.
+    pub fn invalidate(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
         let mut harvest = Harvest::default();
         let keep = match kind {
             Invalidation::Unmap | Invalidation::Replace(_) => false,
@@ -268,9 +271,9 @@ impl Slots {
         harvest
     }
 
-    /// What [`ExportNotifier::still_allows`](crate::export_rmap::ExportNotifier::still_allows) asks for.
+    /// What [`ExportNotifier::still_allows`](crate::ExportNotifier::still_allows) asks for.
     #[cfg(not(any(loom, shuttle)))]
-    pub(super) fn still_allows(&self, page: &LockedPage<'_>, kind: Invalidation) -> bool {
+    pub fn still_allows(&self, page: &LockedPage<'_>, kind: Invalidation) -> bool {
         let locked = self.lock();
         locked.slots.iter().filter(|slot| slot.pfn == page.pfn()).any(|slot| {
             let is_live = slot.life == Life::Live;
@@ -287,7 +290,7 @@ impl Slots {
     }
 
     /// Clears the accessed state of the page's entries; whether any was set.
-    pub(super) fn age(&self, page: &LockedPage<'_>) -> bool {
+    pub fn age(&self, page: &LockedPage<'_>) -> bool {
         let mut accessed = false;
         let mut state = self.lock();
         page.table().rmap_visit(page.pfn(), self.client, |location| {
@@ -301,13 +304,13 @@ impl Slots {
 
     /// Sleeps until no access is in flight through what was invalidated of these frames. Each of
     /// them is at most a page long, and none can begin.
-    pub(super) fn wait_for_stale(&self, frames: &[Pfn]) {
+    pub fn wait_for_stale(&self, frames: &[Pfn]) {
         self.wait_while(|slot| slot.stale_users() > 0 && frames.contains(&slot.pfn));
     }
 
     /// Sabotage: waits for those writes alone that would go on in a frame after it is another page's.
     #[cfg(not(any(loom, shuttle)))]
-    pub(super) fn wait_for_strays(&self, frames: &[Pfn]) {
+    pub fn wait_for_strays(&self, frames: &[Pfn]) {
         let strays = |slot: &Slot| slot.life == Life::Dead && slot.writers > 0;
         self.wait_while(|slot| strays(slot) && frames.contains(&slot.pfn));
     }
@@ -323,7 +326,7 @@ impl Slots {
     }
 
     /// Gives up every entry; no access may be in flight.
-    pub(super) fn forget_everything(&self, table: &FrameTable) {
+    pub fn forget_everything(&self, table: &FrameTable) {
         let mut state = self.lock();
         let live = (0..).zip(&mut state.slots).filter(|(_, slot)| slot.life == Life::Live);
         let gone: Vec<Gone> = live
@@ -338,7 +341,7 @@ impl Slots {
     /// Compares the reverse map with the live entries, while the host may go on to invalidate: it
     /// changes both in one step under the lock. Once `is_cut` says so it leaves
     /// off, with what it has found.
-    pub(super) fn differences(&self, table: &FrameTable, is_cut: impl Fn() -> bool) -> Vec<String> {
+    pub fn differences(&self, table: &FrameTable, is_cut: impl Fn() -> bool) -> Vec<String> {
         let mut found = Differences::of(self.client, "IOTLB entry");
         for (location, pfn) in live(&self.lock().slots) {
             found.check_mapping(table, pfn, location);
@@ -377,7 +380,7 @@ fn slot_at(slots: &mut [Slot], location: u64) -> Option<&mut Slot> {
 
 /// An access in flight: until it is dropped, the frame stays what it is. Wait for no page lock
 /// meanwhile, whose holder may wait for this.
-pub(super) struct InFlight<'a> {
+pub struct InFlight<'a> {
     slots: &'a Slots,
     index: usize,
     pfn: Pfn,
@@ -387,7 +390,7 @@ pub(super) struct InFlight<'a> {
 
 impl InFlight<'_> {
     /// The frame to access.
-    pub(super) fn pfn(&self) -> Pfn {
+    pub fn pfn(&self) -> Pfn {
         self.pfn
     }
 }
@@ -412,5 +415,5 @@ impl Drop for InFlight<'_> {
 }
 
 #[cfg(all(test, not(any(loom, shuttle))))]
-#[path = "slots_tests.rs"]
+#[path = "in_flight_tests.rs"]
 mod tests;

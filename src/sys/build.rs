@@ -29,18 +29,21 @@ const KERNEL_FAULTS: [(&str, &[u32]); 2] = [
 /// A tmpfs of huge pages can be mounted.
 const HUGE_TMPFS: &str = "huge_tmpfs";
 
-/// Tells the compiler what there is.
-pub(crate) fn tell() {
+/// Tells the compiler what there is, and the build scripts of the crates above (`DEP_GNOMON_SYS_…`). The
+/// host is looked at for tests only.
+fn main() {
     // Rights differ between users; a build directory may be used by several.
     println!("cargo::rerun-if-env-changed=USER");
-    println!("cargo::rerun-if-changed=build/host.rs");
-    let features = uffd_features().unwrap_or(0);
+    println!("cargo::rerun-if-changed=build.rs");
+    let is_testing = env::var_os("CARGO_FEATURE_TESTING").is_some();
+    let features = if is_testing { uffd_features().unwrap_or(0) } else { 0 };
     let has = |bits: &[u32]| bits.iter().all(|bit| features & 1 << bit != 0);
     let found = KERNEL_FAULTS.map(|(name, bits)| (name, has(bits)));
-    for (name, is_there) in found.into_iter().chain([(HUGE_TMPFS, huge_tmpfs())]) {
+    for (name, is_there) in found.into_iter().chain([(HUGE_TMPFS, is_testing && huge_tmpfs())]) {
         println!("cargo::rustc-check-cfg=cfg({name})");
         if is_there {
             println!("cargo::rustc-cfg={name}");
+            println!("cargo::metadata={name}=1");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Models of an IOTLB under loom, as those of `export_rmap::models` (which see): the real entries,
+//! Models of an IOTLB under loom, as the others here: the real entries,
 //! frame table, reverse map, sequence and notifier list, on the stand-in for host memory.
 //!
 //! | here | stands in for |
@@ -7,14 +7,14 @@
 //! | `invalidate_page`, `flush` | the same of `iotlb/memory.rs` |
 
 use crate::addr::{Gfn, Pfn};
-use crate::export_rmap::models::host::Host;
-use crate::export_rmap::models::{FRAME, check, check_bounded, thread};
-use crate::export_rmap::{
+use crate::models::host::Host;
+use crate::models::{FRAME, check, check_bounded, thread};
+use crate::sync::{Arc, Ordering};
+use crate::{
     ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Membership, RevokeError,
 };
-use crate::sync::{Arc, Ordering};
 
-use super::slots::{DeviceAccess, InFlight, Slots};
+use crate::in_flight::{DeviceAccess, InFlight, Slots};
 
 const PAGE: usize = 0;
 const OTHER_PAGE: usize = 1;

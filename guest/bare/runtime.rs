@@ -6,7 +6,7 @@
 use core::arch::global_asm;
 use core::panic::PanicInfo;
 
-use crate::x86;
+use gnomon_guest::{println, serial, x86};
 
 global_asm!(
     r#"
@@ -67,10 +67,10 @@ extern "C" fn rust_eh_personality() {}
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    crate::serial::force_unlock();
-    crate::println!("guest panic: {}", info.message());
+    serial::force_unlock();
+    println!("guest panic: {}", info.message());
     if let Some(place) = info.location() {
-        crate::println!("  at {}:{}", place.file(), place.line());
+        println!("  at {}:{}", place.file(), place.line());
     }
     x86::exit(x86::EXIT_PANIC)
 }

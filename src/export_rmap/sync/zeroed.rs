@@ -38,7 +38,7 @@ mod tests {
 
     use super::*;
     use crate::addr::PAGE_SIZE;
-    use crate::sys::pagemap;
+    use gnomon_sys::pagemap;
 
     #[test]
     fn a_table_takes_memory_only_where_it_was_used() {

@@ -1,8 +1,21 @@
 //! What host and guest agree on: ports, hypercalls and the pinned window.
 //!
-//! This file is compiled into both the hypervisor and the test guest, so it uses nothing but
+//! This crate is compiled into both the hypervisor and the test guest, so it uses nothing but
 //! `core`. `docs/guest-abi.md` is the same contract in words; the const asserts at the end are
 //! tripwires on its layout.
+//!
+//! ```
+//! use gnomon_abi::{CONTROL_BYTES, INFO_ABI_VERSION, PORT_HYPERCALL, WINDOW_GPA};
+//!
+//! // What a guest looks at first: `out dx, eax` on this port with EAX = HC_INFO and RDI = the key.
+//! assert_eq!((PORT_HYPERCALL, INFO_ABI_VERSION), (0x600, 0));
+//! // The version of the page of guest frame 5 stands in the ledger, behind the control block.
+//! assert_eq!(WINDOW_GPA + CONTROL_BYTES + 5 * 4, 0x80_0001_0014);
+//! ```
+
+#![no_std]
+
+pub mod page_format;
 
 /// Version of this contract, returned by [`HC_INFO`] with key [`INFO_ABI_VERSION`].
 pub const ABI_VERSION: u64 = 4;

@@ -13,20 +13,32 @@
 //! The model is Robin Holt's export notifier of January 2008; `docs/protocol.md` maps each element
 //! of the mail to a file here.
 
+// For what `counters!` refers to by this name, here as in other crates.
+#[cfg(feature = "serde")]
+extern crate self as gnomon_export_rmap;
+
+pub mod addr;
 mod check;
 pub mod client;
+pub mod counters;
 pub mod flags;
 pub mod frame_table;
+pub mod in_flight;
+#[cfg(feature = "lab")]
+#[doc(hidden)]
+pub mod lab;
 pub mod lock_rank;
 #[cfg(all(test, any(loom, shuttle)))]
-pub(crate) mod models;
+mod models;
 pub mod notifier;
 mod numbers;
 pub mod page_lock;
-#[cfg(all(test, not(any(loom, shuttle)), feature = "export-notifier"))]
-pub(crate) mod pausing_client;
+#[cfg(all(feature = "testing", not(any(loom, shuttle))))]
+#[doc(hidden)]
+pub mod pausing_client;
 pub mod rmap;
 pub mod sequence;
+pub mod sync;
 
 pub use check::Differences;
 pub use client::{ClientGuard, ClientLock, Exported, Gone};
@@ -36,7 +48,7 @@ pub use notifier::{
     ExportNotifier, FlushReason, Harvest, Invalidation, Membership, NotifierList, Reservation,
     RevokeError,
 };
-pub(crate) use numbers::Numbers;
+pub use numbers::Numbers;
 pub use page_lock::LockedPage;
 pub use rmap::{ClientId, Retain, RmapEntry};
 pub use sequence::SequenceToken;

@@ -3,8 +3,6 @@
 //! `std::sync` for anything whose interleavings matter, so that the code that is checked is the
 //! code that runs.
 
-#[cfg(not(any(loom, shuttle)))]
-mod patience;
 mod zeroed;
 
 #[cfg(not(any(loom, shuttle)))]
@@ -40,8 +38,6 @@ mod imp {
 }
 
 pub use imp::*;
-#[cfg(not(any(loom, shuttle)))]
-pub use patience::Patience;
 /// The same in all: what is modelled is what the pointer shares, not its count.
 pub use std::sync::Arc;
 pub use zeroed::{Zeroed, zeroed};

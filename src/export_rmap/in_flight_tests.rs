@@ -1,7 +1,7 @@
 //! The entries without host memory: a frame table, and what is in flight.
 
 use super::*;
-use crate::export_rmap::{Owner, PageFlags};
+use crate::{Owner, PageFlags};
 use DeviceAccess::{Read, Write};
 
 const OBJECT: u16 = 7;

@@ -1,7 +1,5 @@
-//! Where in a page that the oracle (`oracle.rs`) writes what is, for those who read pages without
+//! Where in a page that the oracle (`guest/src/oracle.rs`) writes what is, for those who read pages without
 //! the ledger.
-//!
-//! This file is compiled into both the hypervisor and the test guest, so it uses nothing but `core`.
 //!
 //! | word | content |
 //! |---|---|

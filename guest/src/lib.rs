@@ -4,13 +4,16 @@
 //! memory with pages of known content, reads and rewrites them in several orders, changes its own
 //! page tables, and reports everything that is not as it must be. What it relies on is the contract
 //! in `docs/guest-abi.md`, nothing else.
+//!
+//! The image is `bare/start.rs`, with the entry point and what bare metal lacks, around this crate. The
+//! host compiles the crate, too: for its image, and to test what needs no machine.
 
 #![no_std]
-#![no_main]
-#![deny(unsafe_op_in_unsafe_fn)]
 
-#[allow(dead_code)] // the host uses the rest
-mod abi;
+/// The guest as an ELF file, which a machine boots.
+#[cfg(not(bare))]
+pub static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest.elf"));
+
 mod boot;
 mod demand;
 mod descriptors;
@@ -18,26 +21,24 @@ mod dma;
 mod exceptions;
 mod machine;
 mod memory;
-mod options;
-mod oracle;
-mod page_format;
+pub mod options;
+pub mod oracle;
 mod pages;
 mod paging;
-mod permute;
+pub mod permute;
 mod plan;
 mod probe;
 mod ring0;
-mod rng;
-mod runtime;
+pub mod rng;
 mod selftest;
-mod serial;
+pub mod serial;
 mod shared;
 mod vcpu;
 mod worker;
 mod workloads;
-mod x86;
+pub mod x86;
 
-use core::arch::global_asm;
+use gnomon_abi as abi;
 
 use boot::BootParams;
 use dma::DmaUnit;
@@ -56,46 +57,6 @@ const BOOT_PAGES: u64 = 65536;
 /// Fewest work pages for each vCPU.
 const LEAST_PAGES: u64 = 16;
 
-global_asm!(
-    r#"
-    .section .text.entry, "ax", @progbits
-    .globl guest_entry
-    guest_entry:
-        or rax, rbx
-        or rax, rcx
-        or rax, rdx
-        or rax, rdi
-        or rax, rbp
-        or rax, rsp
-        or rax, r8
-        or rax, r9
-        or rax, r10
-        or rax, r11
-        or rax, r12
-        or rax, r13
-        or rax, r14
-        or rax, r15
-        mov rdi, rsi
-        mov rsi, rax
-        lea rsp, [rip + boot_stack_top]
-        xor ebp, ebp
-        mov eax, cs
-        test al, 3
-        jnz 1f
-        call ring0_enter
-    1:
-        call {main}
-        ud2
-
-    .section .bss.boot_stack, "aw", @nobits
-    .balign 4096
-    boot_stack:
-        .skip 65536
-    boot_stack_top:
-    "#,
-    main = sym boot_main,
-);
-
 unsafe extern "C" {
     static __image_start: u8;
     static __text_end: u8;
@@ -103,7 +64,8 @@ unsafe extern "C" {
     static __image_end: u8;
 }
 
-extern "C" fn boot_main(boot_params: u64, other_registers: u64) -> ! {
+/// What the boot vCPU does, with the registers that it was entered with: RSI, and the others' bits in one.
+pub extern "C" fn boot_main(boot_params: u64, other_registers: u64) -> ! {
     let entry = Entry {
         boot_params,
         other_registers,

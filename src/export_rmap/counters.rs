@@ -4,35 +4,42 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A live counter, right by itself: relaxed, since a statistic orders nothing.
 #[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
+pub struct Counter(AtomicU64);
 
 impl Counter {
-    pub(crate) fn add(&self, n: u64) {
+    /// Counts so many more.
+    pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
     /// For the most that there ever was of something.
-    pub(crate) fn raise(&self, to: u64) {
+    pub fn raise(&self, to: u64) {
         self.0.fetch_max(to, Ordering::Relaxed);
     }
 
-    pub(crate) fn get(&self) -> u64 {
+    /// The count so far.
+    #[must_use]
+    pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
 /// `pub struct Stats { name, … }`: numbers of type `u64` that can be added up. With
 /// `live pub(super) struct Counters;` after it, also a [`Counter`] for each, and `snapshot`.
-macro_rules! counters {
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __counters {
     (
         $(#[$about:meta])*
         pub struct $Stats:ident { $($(#[$doc:meta])* $name:ident,)* }
         $(live $visible:vis struct $Live:ident;)?
     ) => {
-        $(#[$about])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-        pub struct $Stats {
-            $($(#[$doc])* pub $name: u64,)*
+        $crate::counters::figures! {
+            $(#[$about])*
+            #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+            pub struct $Stats {
+                $($(#[$doc])* pub $name: u64,)*
+            }
         }
 
         impl $Stats {
@@ -46,7 +53,9 @@ macro_rules! counters {
     };
 }
 
-macro_rules! live {
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __live {
     (, $Stats:ident { $($name:ident,)* }) => {};
     ($visible:vis $Live:ident, $Stats:ident { $($name:ident,)* }) => {
         /// The live side.
@@ -63,7 +72,32 @@ macro_rules! live {
     };
 }
 
-pub(crate) use {counters, live};
+/// What can be serialised, if this crate was built so.
+#[doc(hidden)]
+#[macro_export]
+#[cfg(feature = "serde")]
+macro_rules! __figures {
+    ($figures:item) => {
+        #[derive($crate::counters::serde::Serialize)]
+        #[serde(crate = "gnomon_export_rmap::counters::serde")]
+        $figures
+    };
+}
+
+/// What could be serialised.
+#[doc(hidden)]
+#[macro_export]
+#[cfg(not(feature = "serde"))]
+macro_rules! __figures {
+    ($figures:item) => {
+        $figures
+    };
+}
+
+#[doc(hidden)]
+#[cfg(feature = "serde")]
+pub use serde;
+pub use {__counters as counters, __figures as figures, __live as live};
 
 #[cfg(test)]
 #[allow(unreachable_pub)]
