@@ -15,7 +15,7 @@ impl Mmu {
         trace::point!(
             "direct fault",
             client = self.client.as_u16(),
-            pfn = page.pfn().as_u64(),
+            pfn = page.pfn().index(),
             gfn = fault.page,
             write = fault.write,
             protected = fault.protected,

@@ -30,7 +30,7 @@ macro_rules! entry_point {
     ($name:literal, $pfn:expr, $entry:expr) => {
         $crate::trace::point!(
             $name,
-            pfn = $pfn.as_u64(),
+            pfn = $pfn.index(),
             client = $entry.client().as_u16(),
             location = $entry.location()
         )

@@ -17,8 +17,8 @@ use crate::frame_table::Owner;
 use crate::numbers::Numbers;
 use crate::page_lock::LockedPage;
 use crate::rmap::ClientId;
-use crate::trace;
 use crate::sync::{Arc, AtomicU64, Condvar, Mutex, Ordering, Snapshot, lock};
+use crate::trace;
 
 /// What the host is about to do to a page, and so what its clients must give up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -349,7 +349,7 @@ impl NotifierList {
         let mut harvest = Harvest::default();
         trace::point!(
             "invalidate",
-            pfn = page.pfn().as_u64(),
+            pfn = page.pfn().index(),
             object = page.owner().object,
             gfn = page.owner().gfn.as_u64(),
             kind = kind.name(),
@@ -411,7 +411,7 @@ impl NotifierList {
         let mut result = Ok(());
         if trace::is_on() {
             for frame in frames {
-                trace::point!("flush", pfn = frame.as_u64(), reason = reason.name());
+                trace::point!("flush", pfn = frame.index(), reason = reason.name());
             }
         }
         if !frames.is_empty() {

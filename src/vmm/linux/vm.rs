@@ -144,15 +144,15 @@ impl LinuxVm {
     }
 
     /// Compares the reverse map with what the window maps and the devices have translations of
-    /// (invariant I3): a sentence for each difference. Once the machine is over: background reclaim
-    /// and the devices end with this.
+    /// (invariant I3): a sentence for each difference. Once the machine is over: the
+    /// devices end with this.
     #[must_use]
     pub fn check_reverse_map(&self) -> Vec<String> {
-        self.host_mm().stop_background_reclaim();
+        let quiet = self.host_mm().quiet();
         self.stop_devices();
         let mut found = self
             .paging()
-            .check_reverse_map()
+            .check_reverse_map(&quiet)
             .unwrap_or_else(|error| vec![format!("cannot compare the window's mappings: {error}")]);
         found.extend(self.board.devices().iter().flat_map(MmioTransport::check_reverse_map));
         found
