@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use tracing_subscriber::fmt::{MakeWriter, time};
 
+use super::config::UsageError;
 use super::{EXIT_FAILURE, output};
 use crate::sync::{Mutex, lock};
 
@@ -22,10 +23,8 @@ pub(crate) fn traced(
     run: impl FnOnce() -> anyhow::Result<u8>,
 ) -> anyhow::Result<u8> {
     let Some(path) = path else { return run() };
-    let told = |error| {
-        anyhow::anyhow!("cannot write the trace to {} (--trace): {error}", path.display())
-    };
-    let lines = Lines::new(File::create(path).map_err(told)?);
+    let told = |error| format!("cannot write the trace to {} (--trace): {error}", path.display());
+    let lines = Lines::new(File::create(path).map_err(|error| UsageError(told(error)))?);
     let subscriber = tracing_subscriber::fmt()
         .json()
         .flatten_event(true)
