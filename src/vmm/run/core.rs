@@ -1,9 +1,9 @@
 //! What the threads of a machine share, whatever its processors are.
 //!
 //! Guarantee: the first outcome stands, and once there is one, no vCPU is let in, those inside are kicked
-//! out, and whoever waits in a device goes on. It holds neither the guest's memory nor what maps it: whoever
-//! is told of a failure may keep it for a moment longer than the machine, and must not come to take those
-//! down on a thread of theirs.
+//! out, and whoever waits in a device goes on. It does not hold the [`Space`](super::processor::Space): a
+//! thread of that which ends the machine keeps this for a moment, maybe as the last, and must not come to take
+//! down what it belongs to.
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
