@@ -53,13 +53,20 @@ impl Alarm {
             if over.load(Ordering::Relaxed) {
                 return None;
             }
-            if state.woken && state.held == 0 {
-                state.woken = false;
-                state.rounds += 1;
-                return Some(Round { alarm: self });
+            if let Some(round) = self.begin(&mut state) {
+                return Some(round);
             }
             state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
+    }
+
+    fn begin(&self, state: &mut State) -> Option<Round<'_>> {
+        if !state.woken || state.held > 0 {
+            return None;
+        }
+        state.woken = false;
+        state.rounds += 1;
+        Some(Round { alarm: self })
     }
 
     /// Lets no round begin, and waits for those under way; not for ever, once a stop was asked for and
@@ -123,37 +130,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quiet_waits_for_the_round_under_way_and_lets_none_begin() {
+    fn no_round_begins_while_somebody_has_quiet() {
+        let alarm = Alarm::default();
+        let begin = || {
+            // Not to be dropped under the lock.
+            let round = alarm.begin(&mut lock(&alarm.state));
+            round.is_some()
+        };
+        assert!(!begin(), "nobody has woken it");
+        alarm.wake();
+        let (quiet, other) = (alarm.quiet(), alarm.quiet());
+        assert!(!begin());
+        drop(other);
+        assert!(!begin());
+        drop(quiet);
+        assert!(begin() && !begin(), "once for one call");
+    }
+
+    #[test]
+    fn a_round_is_told_of_who_waits_for_its_end_and_wakes_them() {
         let (alarm, over) = (Alarm::default(), AtomicBool::new(false));
-        let events = Mutex::new(Vec::new());
         alarm.wake();
         let round = alarm.round(&over).unwrap();
+        assert!(round.goes_on(&over));
         std::thread::scope(|scope| {
-            let quiet = scope.spawn(|| {
-                let quiet = alarm.quiet();
-                lock(&events).push("quiet");
-                quiet
-            });
+            let quiet = scope.spawn(|| alarm.quiet());
             while round.goes_on(&over) {
                 std::thread::yield_now();
             }
-            // Time for one that does not wait.
-            (0..1000).for_each(|_| std::thread::yield_now());
-            lock(&events).push("the round's end");
             drop(round);
             let quiet = quiet.join().unwrap();
             alarm.wake();
-            let next = scope.spawn(|| {
-                let round = alarm.round(&over);
-                lock(&events).push("the next round");
-                round.is_some()
-            });
-            (0..1000).for_each(|_| std::thread::yield_now());
-            lock(&events).push("noise");
+            let next = scope.spawn(|| alarm.round(&over).is_some());
             drop(quiet);
             assert!(next.join().unwrap());
         });
-        assert_eq!(*lock(&events), ["the round's end", "quiet", "noise", "the next round"]);
     }
 
     #[test]
@@ -168,13 +179,21 @@ mod tests {
         });
     }
 
-    /// A thread that cannot end its round does not hold up an end that is to be quick.
+    /// It waits for the round as long as there is patience, and a thread that cannot end its round does
+    /// not hold up an end that is to be quick.
     #[test]
-    fn patience_with_a_round_ends_when_a_stop_is_asked_for_again() {
+    fn quiet_waits_for_the_round_under_way_until_patience_is_over() {
         let (alarm, over) = (Alarm::default(), AtomicBool::new(false));
         alarm.wake();
-        let _round = alarm.round(&over).unwrap();
-        let _stop = signal::pretended::Stop::after(3);
+        let round = alarm.round(&over).unwrap();
+        {
+            let _stop = signal::pretended::Stop::after(3);
+            drop(alarm.quiet());
+            assert!(signal::is_patience_over(), "it waited for no less");
+        }
+        drop(round);
+        let _stop = signal::pretended::Stop::after(1);
         drop(alarm.quiet());
+        assert!(!signal::is_patience_over(), "there was nothing to wait for");
     }
 }
