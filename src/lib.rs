@@ -11,7 +11,6 @@ pub mod direct_mmu;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod host_mm;
 pub mod iotlb;
 pub mod peer;
 pub mod shadow_mmu;
@@ -24,5 +23,7 @@ pub use gnomon_abi::{self as abi, page_format};
 pub(crate) use gnomon_export_rmap::counters;
 #[doc(no_inline)]
 pub use gnomon_export_rmap::{self as export_rmap, addr, sync};
+#[doc(no_inline)]
+pub use gnomon_host_mm as host_mm;
 #[doc(no_inline)]
 pub use gnomon_sys as sys;

@@ -24,8 +24,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ("guest/abi", &[]),
     ("guest", &["gnomon-abi"]),
     ("src/export_rmap", &[]),
+    ("src/host_mm", &["gnomon-export-rmap", "gnomon-sys"]),
     ("src/sys", &[]),
-    (".", &["gnomon-abi", "gnomon-export-rmap", "gnomon-guest", "gnomon-sys"]),
+    (".", &["gnomon-abi", "gnomon-export-rmap", "gnomon-guest", "gnomon-host-mm", "gnomon-sys"]),
     ("xtask", &[]),
 ];
 

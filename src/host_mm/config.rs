@@ -1,14 +1,14 @@
 //! What a host memory may be asked to be.
 
-use crate::host_mm::frames::placement::Placement;
-use crate::host_mm::inject::{InjectionPlan, Sabotage};
-use crate::host_mm::swap::SwapConfig;
+use crate::frames::placement::Placement;
+use crate::inject::{InjectionPlan, Sabotage};
+use crate::swap::SwapConfig;
 
 /// How much memory to ration, and how.
 #[derive(Clone, Debug)]
 pub struct HostMmConfig {
     /// Bytes of frames in use at a time; a multiple of 4096, at least
-    /// [`MIN_HOST_MEMORY_BYTES`](crate::host_mm::MIN_HOST_MEMORY_BYTES).
+    /// [`MIN_HOST_MEMORY_BYTES`](crate::MIN_HOST_MEMORY_BYTES).
     pub host_memory_bytes: u64,
     /// Which frame a page may be in.
     pub placement: Placement,
@@ -17,10 +17,10 @@ pub struct HostMmConfig {
     /// Which pages are evicted first.
     pub policy: ReclaimPolicy,
     /// Punch freed frames out of the memfd, so that a
-    /// [`TripwireWatch`](crate::host_mm::TripwireWatch) sees stale accesses.
+    /// [`TripwireWatch`](crate::TripwireWatch) sees stale accesses.
     pub paranoid: bool,
     /// Check invariants I3, I4 and I6 at each eviction; a difference is reported, see
-    /// [`HostMm::violations`](crate::host_mm::HostMm::violations).
+    /// [`HostMm::violations`](crate::HostMm::violations).
     pub check_evictions: bool,
     /// Let pages that were only ever read share a page of zeros.
     pub share_zero: bool,

@@ -2,10 +2,10 @@
 
 use std::io;
 
-use crate::addr::{Gfn, Gpa, Pfn};
-use crate::export_rmap::RevokeError;
-use crate::host_mm::swap::SwapError;
-use crate::sys::uffd::UffdError;
+use crate::swap::SwapError;
+use gnomon_export_rmap::RevokeError;
+use gnomon_export_rmap::addr::{Gfn, Gpa, Pfn};
+use gnomon_sys::uffd::UffdError;
 
 /// An operation on guest or host memory failed. Whatever the error, no content is lost: the page is
 /// where it was.
@@ -79,7 +79,7 @@ pub enum MmError {
         /// What was asked for.
         what: &'static str,
     },
-    /// With [`Placement::Identity`](crate::host_mm::Placement::Identity), what would need another
+    /// With [`Placement::Identity`](crate::Placement::Identity), what would need another
     /// frame for the same guest page, or one frame for several.
     #[error(
         "{what} needs frames that any page may be in, but here each guest page has a frame of its \

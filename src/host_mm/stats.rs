@@ -1,19 +1,21 @@
 //! Counters of host memory management.
 
-use crate::counters::Counter;
+use gnomon_export_rmap::counters::Counter;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What has happened so far, in pages or operations since the start.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-        pub struct MmStats {
-            $($(#[$doc])* pub $name: u64,)*
-            /// Frames in the table.
-            pub frames: u64,
-            /// Frames in use now.
-            pub frames_in_use: u64,
-            /// Slots of swap in use now.
-            pub swap_slots_used: u64,
+        gnomon_export_rmap::counters::figures! {
+            /// What has happened so far, in pages or operations since the start.
+            #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+            pub struct MmStats {
+                $($(#[$doc])* pub $name: u64,)*
+                /// Frames in the table.
+                pub frames: u64,
+                /// Frames in use now.
+                pub frames_in_use: u64,
+                /// Slots of swap in use now.
+                pub swap_slots_used: u64,
+            }
         }
 
         /// The live side.

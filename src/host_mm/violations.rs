@@ -4,9 +4,9 @@
 use std::fmt;
 use std::sync::Mutex;
 
-use crate::addr::Pfn;
-use crate::export_rmap::Owner;
-use crate::sync::lock;
+use gnomon_export_rmap::Owner;
+use gnomon_export_rmap::addr::Pfn;
+use gnomon_export_rmap::sync::lock;
 
 /// Reports kept; the rest are only counted.
 const KEPT: usize = 256;

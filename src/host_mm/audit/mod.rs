@@ -2,17 +2,17 @@
 //! ended by a fault of the host, whose promise is that no content is lost. And what of a client's
 //! mappings is left: asked after it has gone.
 
-pub(in crate::host_mm) mod tripwire;
+pub(crate) mod tripwire;
 
-use crate::addr::{Gfn, PAGE_SIZE, Pfn};
-use crate::export_rmap::{ClientId, Retain};
-use crate::host_mm::books::Books;
-use crate::host_mm::frames::alarm::Quiet;
-use crate::host_mm::memory::HostMm;
-use crate::host_mm::memory::object::MemoryObject;
-use crate::host_mm::object::pages::{ObjectPages, Place};
-use crate::host_mm::swap::{SwapError, SwapSpace};
-use crate::sys::signal;
+use crate::books::Books;
+use crate::frames::alarm::Quiet;
+use crate::memory::HostMm;
+use crate::memory::object::MemoryObject;
+use crate::object::pages::{ObjectPages, Place};
+use crate::swap::{SwapError, SwapSpace};
+use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE, Pfn};
+use gnomon_export_rmap::{ClientId, Retain};
+use gnomon_sys::signal;
 
 /// Pages that cannot be read are kept one by one up to this many.
 const KEPT: usize = 64;

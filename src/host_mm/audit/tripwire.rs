@@ -7,12 +7,12 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crate::addr::{PAGE_SIZE, Pfn};
-use crate::export_rmap::Owner;
-use crate::host_mm::error::MmError;
-use crate::host_mm::frames::guest_view::GuestView;
-use crate::host_mm::memory::HostMm;
-use crate::sys::uffd::Tripwire;
+use crate::error::MmError;
+use crate::frames::guest_view::GuestView;
+use crate::memory::HostMm;
+use gnomon_export_rmap::Owner;
+use gnomon_export_rmap::addr::{PAGE_SIZE, Pfn};
+use gnomon_sys::uffd::Tripwire;
 
 /// A touch of a frame that holds no page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

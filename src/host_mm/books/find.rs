@@ -2,21 +2,21 @@
 
 use std::sync::Arc;
 
-use crate::addr::{Gfn, Pfn};
-use crate::export_rmap::{LockedPage, PageFlags};
-use crate::host_mm::books::Books;
-use crate::host_mm::object::pages::{ObjectPages, Place};
+use crate::books::Books;
+use crate::object::pages::{ObjectPages, Place};
+use gnomon_export_rmap::addr::{Gfn, Pfn};
+use gnomon_export_rmap::{LockedPage, PageFlags};
 
 /// A page that may be invalidated: its frame is locked and holds it.
-pub(in crate::host_mm) struct Candidate<'a> {
-    pub(in crate::host_mm) page: LockedPage<'a>,
-    pub(in crate::host_mm) object: &'a ObjectPages,
-    pub(in crate::host_mm) gfn: Gfn,
+pub(crate) struct Candidate<'a> {
+    pub(crate) page: LockedPage<'a>,
+    pub(crate) object: &'a ObjectPages,
+    pub(crate) gfn: Gfn,
 }
 
 impl Books {
     /// Frames that hold a page and could be locked, in ascending order.
-    pub(in crate::host_mm) fn candidates<'a>(
+    pub(crate) fn candidates<'a>(
         &'a self,
         objects: &'a [Arc<ObjectPages>],
         frames: &[Pfn],
@@ -27,7 +27,7 @@ impl Books {
     }
 
     /// The page in this frame, if there is one and nobody holds its lock.
-    pub(in crate::host_mm) fn candidate<'a>(
+    pub(crate) fn candidate<'a>(
         &'a self,
         objects: &'a [Arc<ObjectPages>],
         pfn: Pfn,
@@ -46,7 +46,7 @@ impl Books {
         Some(Candidate { page, object: &objects[at], gfn: owner.gfn })
     }
 
-    pub(in crate::host_mm) fn try_lock_resident(
+    pub(crate) fn try_lock_resident(
         &self,
         object: &ObjectPages,
         gfn: Gfn,

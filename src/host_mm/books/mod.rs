@@ -4,7 +4,7 @@
 //! Guarantee: whoever has the books alone changes no place of a page, writes no content, and frees or
 //! takes no frame.
 
-pub(in crate::host_mm) mod find;
+pub(crate) mod find;
 mod holes;
 mod lab;
 mod rules;
@@ -12,28 +12,28 @@ mod rules;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::addr::Pfn;
-use crate::export_rmap::{Frame, FrameTable, LockedPage, Owner};
-use crate::host_mm::config::HostMmConfig;
-use crate::host_mm::error::MmError;
-use crate::host_mm::frames::host_view::{HostView, PageBuf};
-use crate::host_mm::inject::Lab;
-use crate::host_mm::object::commons::Commons;
-use crate::host_mm::object::pages::ObjectPages;
-use crate::host_mm::stats::Counters;
-use crate::host_mm::violations::Violations;
-use crate::sync::Snapshot;
+use crate::config::HostMmConfig;
+use crate::error::MmError;
+use crate::frames::host_view::{HostView, PageBuf};
+use crate::inject::Lab;
+use crate::object::commons::Commons;
+use crate::object::pages::ObjectPages;
+use crate::stats::Counters;
+use crate::violations::Violations;
+use gnomon_export_rmap::addr::Pfn;
+use gnomon_export_rmap::sync::Snapshot;
+use gnomon_export_rmap::{Frame, FrameTable, LockedPage, Owner};
 
 /// What host memory knows: the frame table, the pages of all memory objects, and what is in a frame.
 ///
 /// This is what a reader gets. Whoever does more has a value that holds the books and derefs to them, and
 /// each holds the one before: `Revoker` tells clients and flushes, `Saver` has swap, too, `Vacator` frees
-/// frames, [`Mover`](crate::host_mm::Mover) takes them, `Pager` brings pages in. So what has more can be
+/// frames, [`Mover`](crate::Mover) takes them, `Pager` brings pages in. So what has more can be
 /// handed on as what has less, and never the other way:
 ///
 /// ```
 /// use gnomon::export_rmap::LockedPage;
-/// use gnomon::host_mm::{Books, Mover};
+/// use gnomon_host_mm::{Books, Mover};
 ///
 /// fn reads(of: &Books, page: &LockedPage<'_>) {
 ///     let _ = of.content(page);
@@ -46,7 +46,7 @@ use crate::sync::Snapshot;
 ///
 /// ```compile_fail
 /// use gnomon::export_rmap::LockedPage;
-/// use gnomon::host_mm::{Books, Mover};
+/// use gnomon_host_mm::{Books, Mover};
 ///
 /// fn reads(of: &Books, page: &LockedPage<'_>) {
 ///     let _ = of.content(page);
@@ -54,14 +54,14 @@ use crate::sync::Snapshot;
 /// }
 /// ```
 pub struct Books {
-    pub(in crate::host_mm) config: HostMmConfig,
-    pub(in crate::host_mm) table: FrameTable,
+    pub(crate) config: HostMmConfig,
+    pub(crate) table: FrameTable,
     view: HostView,
-    pub(in crate::host_mm) objects: Snapshot<Vec<Arc<ObjectPages>>>,
-    pub(in crate::host_mm) commons: Commons,
-    pub(in crate::host_mm) counters: Counters,
-    pub(in crate::host_mm) violations: Violations,
-    pub(in crate::host_mm) lab: Lab,
+    pub(crate) objects: Snapshot<Vec<Arc<ObjectPages>>>,
+    pub(crate) commons: Commons,
+    pub(crate) counters: Counters,
+    pub(crate) violations: Violations,
+    pub(crate) lab: Lab,
     /// See [`Books::expect_holes`].
     holes_expected: AtomicBool,
 }
@@ -74,12 +74,7 @@ impl std::fmt::Debug for Books {
 
 impl Books {
     /// Of so many frames, none of which holds a page yet.
-    pub(in crate::host_mm) fn new(
-        frames: u32,
-        config: HostMmConfig,
-        view: HostView,
-        lab: Lab,
-    ) -> Self {
+    pub(crate) fn new(frames: u32, config: HostMmConfig, view: HostView, lab: Lab) -> Self {
         let commons = Commons::new();
         Self {
             config,

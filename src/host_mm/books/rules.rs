@@ -1,28 +1,28 @@
 //! Checks of the protocol's rules where host memory meets its clients, with
-//! [`check_evictions`](crate::host_mm::HostMmConfig::check_evictions): each at the moment at which
+//! [`check_evictions`](crate::HostMmConfig::check_evictions): each at the moment at which
 //! the rule must hold, so that a broken one is seen before anybody has read a wrong byte.
 //!
 //! Guarantee: no false alarm. What is compared is held still by a page lock, or by a client's lock
 //! that whoever would change it has yet to wait for.
 
-use crate::addr::{Gfn, Pfn, SwapSlot};
-use crate::export_rmap::{Frame, Harvest, LockedPage, Owner};
-use crate::host_mm::books::Books;
-use crate::host_mm::object::commons::NameCounts;
-use crate::host_mm::object::pages::{Entry, ObjectPages, Place};
-use crate::host_mm::violations::{MmViolation, ViolationKind};
+use crate::books::Books;
+use crate::object::commons::NameCounts;
+use crate::object::pages::{Entry, ObjectPages, Place};
+use crate::violations::{MmViolation, ViolationKind};
+use gnomon_export_rmap::addr::{Gfn, Pfn, SwapSlot};
+use gnomon_export_rmap::{Frame, Harvest, LockedPage, Owner};
 
 impl Books {
-    pub(in crate::host_mm) fn is_checking(&self) -> bool {
+    pub(crate) fn is_checking(&self) -> bool {
         self.config.check_evictions
     }
 
-    pub(in crate::host_mm) fn report(&self, kind: ViolationKind, pfn: Pfn, owner: Owner) {
+    pub(crate) fn report(&self, kind: ViolationKind, pfn: Pfn, owner: Owner) {
         self.violations.report(MmViolation { kind, pfn, owner });
     }
 
     /// What the clients hand over of a page that is shared or lent: they cannot have written it.
-    pub(in crate::host_mm) fn check_harvest(&self, page: &LockedPage<'_>, harvest: Harvest) {
+    pub(crate) fn check_harvest(&self, page: &LockedPage<'_>, harvest: Harvest) {
         if self.is_checking() && harvest.dirty && page.is_read_only() {
             self.report(ViolationKind::WrittenReadOnly, page.pfn(), page.owner());
         }
@@ -31,13 +31,7 @@ impl Books {
     /// A client is about to map a page to a frame, or to access it there. The client must hold what
     /// keeps an invalidation from ending: its lock, with the entry in the reverse map and the
     /// sequence looked at; or an access in flight. Then the page stays where it is meanwhile.
-    pub(in crate::host_mm) fn check_mapping(
-        &self,
-        object: &ObjectPages,
-        gfn: Gfn,
-        pfn: Pfn,
-        writable: bool,
-    ) {
+    pub(crate) fn check_mapping(&self, object: &ObjectPages, gfn: Gfn, pfn: Pfn, writable: bool) {
         if !self.is_checking() {
             return;
         }
@@ -52,7 +46,7 @@ impl Books {
 
     /// A client is about to map a page by what a guest's tables said, which the guest must not have
     /// flushed since: `is_current`.
-    pub(in crate::host_mm) fn check_translation(
+    pub(crate) fn check_translation(
         &self,
         object: &ObjectPages,
         gfn: Gfn,
@@ -66,7 +60,7 @@ impl Books {
 
     /// A client has flushed mappings of its own accord, and has not let go of them yet: the frame must
     /// have been exported all the while.
-    pub(in crate::host_mm) fn check_exported(&self, pfn: Pfn) {
+    pub(crate) fn check_exported(&self, pfn: Pfn) {
         if self.is_checking()
             && let Some(frame) = self.table.get(pfn).filter(|frame| !frame.is_exported())
         {
@@ -90,7 +84,7 @@ impl Books {
 
     /// What the statistics say of shared pages against what became of them: a sentence for each
     /// difference. Nothing may happen meanwhile.
-    pub(in crate::host_mm) fn miscounted(&self) -> Vec<String> {
+    pub(crate) fn miscounted(&self) -> Vec<String> {
         let NameCounts { taken_in, given_back, copied } = self.commons.counts();
         let counted = &self.counters;
         let figures = [
@@ -104,12 +98,7 @@ impl Books {
     }
 
     /// A slot of swap is about to be free: whoever finds its number must not take it for a page's.
-    pub(in crate::host_mm) fn check_slot_unnamed(
-        &self,
-        slot: SwapSlot,
-        entry: &Entry,
-        owner: Owner,
-    ) {
+    pub(crate) fn check_slot_unnamed(&self, slot: SwapSlot, entry: &Entry, owner: Owner) {
         if self.is_checking() && entry.load() == Place::Swap(slot) {
             self.report(ViolationKind::SlotNamed, Pfn::new(0), owner);
         }

@@ -8,14 +8,14 @@ mod shared;
 
 use std::ops::Deref;
 
-use crate::addr::{Gfn, PAGE_SIZE};
-use crate::export_rmap::{LockedPage, PageFlags, trace};
-use crate::host_mm::error::MmError;
-use crate::host_mm::inject::PausePoint;
-use crate::host_mm::object::commons::SharedPage;
-use crate::host_mm::object::pages::{Entry, ObjectPages, Place};
-use crate::host_mm::reclaim::Reclaimer;
-use crate::host_mm::revoke::free_frame::{FreeFrame, claim};
+use crate::error::MmError;
+use crate::inject::PausePoint;
+use crate::object::commons::SharedPage;
+use crate::object::pages::{Entry, ObjectPages, Place};
+use crate::reclaim::Reclaimer;
+use crate::revoke::free_frame::{FreeFrame, claim};
+use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE};
+use gnomon_export_rmap::{LockedPage, PageFlags, trace};
 
 const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 
@@ -36,7 +36,7 @@ pub(super) enum Intent {
 }
 
 /// Brings pages into frames, and reclaims for want of one. It holds everything that host memory is made
-/// of: see [`Books`](crate::host_mm::books::Books) for what is handed on of it.
+/// of: see [`Books`](crate::books::Books) for what is handed on of it.
 pub(super) struct Pager {
     reclaimer: Reclaimer,
 }

@@ -8,7 +8,7 @@
 //! What this module guarantees:
 //!
 //! - nobody writes a shared page: it is made read-only everywhere before it is shared, and the
-//!   frame's [owner](crate::export_rmap::Owner::is_shared) tells every later fault;
+//!   frame's [owner](gnomon_export_rmap::Owner::is_shared) tells every later fault;
 //! - a guest page leaves a shared page by the order that the 2008 mail could not give do_wp_page:
 //!   the old mappings are cleared, the clients notified and their translations flushed, *then* the
 //!   new place is set, all with both page locks held ([`Pager::copy_on_write`]);
@@ -17,18 +17,18 @@
 //! An entry leaves a shared page that is in a frame under that frame's page lock.
 
 use super::Intent;
-use crate::addr::Gfn;
-use crate::export_rmap::{LockedPage, PageFlags};
-use crate::host_mm::error::MmError;
-use crate::host_mm::fault::Pager;
-use crate::host_mm::inject::{PausePoint, Sabotage};
-use crate::host_mm::object::commons::{Left, SharedPage};
-use crate::host_mm::object::pages::{Entry, ObjectPages, Place};
-use crate::host_mm::revoke::free_frame::FreeFrame;
+use crate::error::MmError;
+use crate::fault::Pager;
+use crate::inject::{PausePoint, Sabotage};
+use crate::object::commons::{Left, SharedPage};
+use crate::object::pages::{Entry, ObjectPages, Place};
+use crate::revoke::free_frame::FreeFrame;
+use gnomon_export_rmap::addr::Gfn;
+use gnomon_export_rmap::{LockedPage, PageFlags};
 
 impl Pager {
     /// The frame of a guest page that names a shared page, locked; `None` if it names it no more.
-    pub(in crate::host_mm) fn fault_in_shared(
+    pub(crate) fn fault_in_shared(
         &self,
         entry: &Entry,
         shared: SharedPage,
@@ -41,7 +41,7 @@ impl Pager {
 
     /// The mail's do_wp_page, completed: gives a guest page that names a shared page a frame of its
     /// own, and returns it locked; `None` if the page has moved meanwhile.
-    pub(in crate::host_mm) fn copy_on_write(
+    pub(crate) fn copy_on_write(
         &self,
         object: &ObjectPages,
         gfn: Gfn,

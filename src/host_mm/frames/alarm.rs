@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use crate::sync::lock;
-use crate::sys::signal;
+use gnomon_export_rmap::sync::lock;
+use gnomon_sys::signal;
 
 /// Time between looks whether patience is over.
 const TICK: Duration = Duration::from_millis(1);
 
 /// Wakes and ends the threads of background reclaim.
 #[derive(Debug, Default)]
-pub(in crate::host_mm) struct Alarm {
+pub(crate) struct Alarm {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -30,7 +30,7 @@ struct State {
 }
 
 impl Alarm {
-    pub(in crate::host_mm) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         let mut state = lock(&self.state);
         if !state.woken {
             state.woken = true;
@@ -39,7 +39,7 @@ impl Alarm {
     }
 
     /// Ends those who look at `over`.
-    pub(in crate::host_mm) fn end(&self, over: &AtomicBool) {
+    pub(crate) fn end(&self, over: &AtomicBool) {
         // Under the lock, so that nobody misses it between a look and their sleep.
         let _state = lock(&self.state);
         over.store(true, Ordering::Relaxed);
@@ -47,7 +47,7 @@ impl Alarm {
     }
 
     /// Sleeps until there is work and nobody has quiet; `None` when it is time to end.
-    pub(in crate::host_mm) fn round(&self, over: &AtomicBool) -> Option<Round<'_>> {
+    pub(crate) fn round(&self, over: &AtomicBool) -> Option<Round<'_>> {
         let mut state = lock(&self.state);
         loop {
             if over.load(Ordering::Relaxed) {
@@ -71,7 +71,7 @@ impl Alarm {
 
     /// Lets no round begin, and waits for those under way; not for ever, once a stop was asked for and
     /// [patience is over](signal::is_patience_over): then nobody compares anything any more.
-    pub(in crate::host_mm) fn quiet(&self) -> Quiet<'_> {
+    pub(crate) fn quiet(&self) -> Quiet<'_> {
         let mut state = lock(&self.state);
         state.held += 1;
         while state.rounds > 0 && !signal::is_patience_over() {
@@ -86,13 +86,13 @@ impl Alarm {
 }
 
 /// A round of work.
-pub(in crate::host_mm) struct Round<'a> {
+pub(crate) struct Round<'a> {
     alarm: &'a Alarm,
 }
 
 impl Round<'_> {
     /// Whether to go on: somebody may wait for the round's end.
-    pub(in crate::host_mm) fn goes_on(&self, over: &AtomicBool) -> bool {
+    pub(crate) fn goes_on(&self, over: &AtomicBool) -> bool {
         !over.load(Ordering::Relaxed) && lock(&self.alarm.state).held == 0
     }
 }
@@ -113,7 +113,7 @@ pub struct Quiet<'a> {
 }
 
 impl Quiet<'_> {
-    pub(in crate::host_mm) fn is_of(&self, alarm: &Alarm) -> bool {
+    pub(crate) fn is_of(&self, alarm: &Alarm) -> bool {
         std::ptr::eq(self.alarm, alarm)
     }
 }

@@ -1,7 +1,7 @@
 //! The memory of frames apart from the host memory that rations it, so that one mapping serves
 //! thousands of short runs, one after the other: for tests and fuzzing.
 //!
-//! Everything else of a [`HostMm`](crate::host_mm::HostMm) is made anew for each run and cannot
+//! Everything else of a [`HostMm`](crate::HostMm) is made anew for each run and cannot
 //! keep anything of the run before. What the frames hold is poison rather than zeros: a page that is not filled
 //! before its guest sees it is noticed, which it would not be in memory that is new.
 
@@ -9,8 +9,8 @@ use vm_memory::{Bytes, VolatileMemory};
 
 use super::guest_view::GuestView;
 use super::host_view::HostView;
-use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
-use crate::host_mm::error::MmError;
+use crate::error::MmError;
+use gnomon_export_rmap::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
 
 /// What a frame holds that no page was in, byte by byte: as a page-table entry it is present, with
 /// bits set that are reserved.
@@ -18,19 +18,19 @@ const POISON: u8 = 0xa5;
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub(crate) struct FrameMemory {
-    pub(in crate::host_mm) view: HostView,
+pub struct FrameMemory {
+    pub(crate) view: HostView,
     guest_view: GuestView,
 }
 
 impl FrameMemory {
     /// Memory for so many frames, all of it poison. They may be fewer than
-    /// [`MIN_HOST_MEMORY_BYTES`](crate::host_mm::MIN_HOST_MEMORY_BYTES) has: for one processor,
+    /// [`MIN_HOST_MEMORY_BYTES`](crate::MIN_HOST_MEMORY_BYTES) has: for one processor,
     /// some dozens do.
     ///
     /// # Errors
     /// If the host refuses it.
-    pub(crate) fn new(frames: u32) -> Result<Self, MmError> {
+    pub fn new(frames: u32) -> Result<Self, MmError> {
         let view = HostView::new(u64::from(frames) * PAGE_SIZE_U64, false)?;
         let guest_view = GuestView::new(&view, None)?;
         let memory = Self { view, guest_view };
@@ -41,7 +41,7 @@ impl FrameMemory {
     }
 
     /// A guest's mapping of the frames. It fails when the kernel does, and never on purpose.
-    pub(crate) fn guest_view(&self) -> GuestView {
+    pub fn guest_view(&self) -> GuestView {
         self.guest_view.clone()
     }
 
@@ -49,7 +49,7 @@ impl FrameMemory {
     ///
     /// # Errors
     /// For a frame that there is not.
-    pub(crate) fn poison(&self, pfn: Pfn) -> Result<(), MmError> {
+    pub fn poison(&self, pfn: Pfn) -> Result<(), MmError> {
         let at = pfn.index() * PAGE_SIZE;
         let slice = self.view.region().as_volatile_slice();
         slice

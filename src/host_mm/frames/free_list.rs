@@ -4,9 +4,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::placement::Placement;
-use crate::addr::{Gfn, PAGE_SIZE_U64, Pfn};
-use crate::host_mm::error::MmError;
-use crate::sync::lock;
+use crate::error::MmError;
+use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE_U64, Pfn};
+use gnomon_export_rmap::sync::lock;
 
 /// Least host memory: each vCPU needs a handful of pages resident at once to complete one
 /// instruction, and reclaim needs a choice.
@@ -15,7 +15,7 @@ pub const MIN_HOST_MEMORY_BYTES: u64 = 4 << 20;
 pub const MAX_HOST_MEMORY_BYTES: u64 = 1 << 42;
 
 /// Number of frames in so many bytes.
-pub(in crate::host_mm) fn count(bytes: u64) -> Result<u32, MmError> {
+pub(crate) fn count(bytes: u64) -> Result<u32, MmError> {
     let bad = |why: String| MmError::BadHostMemory { bytes, why };
     if bytes < MIN_HOST_MEMORY_BYTES {
         return Err(bad(format!("is below the minimum of {MIN_HOST_MEMORY_BYTES} bytes (4 MiB)")));
@@ -31,13 +31,13 @@ pub(in crate::host_mm) fn count(bytes: u64) -> Result<u32, MmError> {
 
 /// Frames that hold no page, up to as many as may be in use at a time.
 #[derive(Debug)]
-pub(in crate::host_mm) struct FreeList {
+pub(crate) struct FreeList {
     stock: Stock,
     len: AtomicU32,
     /// Frames that may be in use at a time.
-    pub(in crate::host_mm) rationed: u32,
+    pub(crate) rationed: u32,
     /// Background reclaim starts below this many free frames ...
-    pub(in crate::host_mm) low: u32,
+    pub(crate) low: u32,
     /// ... and goes on until there are this many.
     high: u32,
 }
@@ -52,7 +52,7 @@ enum Stock {
 }
 
 impl FreeList {
-    pub(in crate::host_mm) fn new(frames: u32, placement: Placement) -> Self {
+    pub(crate) fn new(frames: u32, placement: Placement) -> Self {
         // 1/64 and 1/32 of all frames, at least two and four reclaim batches but never the lot.
         let low = (frames / 64).max(64).min(frames / 8);
         Self {
@@ -71,18 +71,18 @@ impl FreeList {
     }
 
     /// Number of free frames; a hint.
-    pub(in crate::host_mm) fn len(&self) -> u32 {
+    pub(crate) fn len(&self) -> u32 {
         self.len.load(Ordering::Relaxed)
     }
 
     /// How many fewer than the high watermark are free; a hint.
-    pub(in crate::host_mm) fn missing(&self) -> u32 {
+    pub(crate) fn missing(&self) -> u32 {
         // Read once: others free frames meanwhile.
         self.high.saturating_sub(self.len())
     }
 
     /// A frame for a page; where pages have frames of their own, none without a page.
-    pub(in crate::host_mm) fn pop(&self, page: Option<Gfn>) -> Option<Pfn> {
+    pub(crate) fn pop(&self, page: Option<Gfn>) -> Option<Pfn> {
         match &self.stock {
             Stock::Any(frames) => {
                 let mut frames = lock(frames);
@@ -100,7 +100,7 @@ impl FreeList {
         }
     }
 
-    pub(in crate::host_mm) fn push(&self, pfn: Pfn) {
+    pub(crate) fn push(&self, pfn: Pfn) {
         match &self.stock {
             Stock::Any(frames) => {
                 let mut frames = lock(frames);

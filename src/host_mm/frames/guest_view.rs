@@ -11,11 +11,11 @@ use std::sync::Arc;
 use vm_memory::MmapRegion;
 
 use super::host_view::{self, HostView};
-use crate::addr::{PAGE_SIZE, Pfn};
-use crate::export_rmap::RevokeError;
-use crate::host_mm::error::MmError;
-use crate::host_mm::inject::Injector;
-use crate::sys::memory::{self, ProcessMadvise};
+use crate::error::MmError;
+use crate::inject::Injector;
+use gnomon_export_rmap::RevokeError;
+use gnomon_export_rmap::addr::{PAGE_SIZE, Pfn};
+use gnomon_sys::memory::{self, ProcessMadvise};
 
 /// A mapping of all frames, to be given to KVM as a memslot.
 #[derive(Clone, Debug)]
@@ -26,10 +26,7 @@ pub struct GuestView {
 }
 
 impl GuestView {
-    pub(in crate::host_mm) fn new(
-        view: &HostView,
-        injector: Option<Arc<Injector>>,
-    ) -> Result<Self, MmError> {
+    pub(crate) fn new(view: &HostView, injector: Option<Arc<Injector>>) -> Result<Self, MmError> {
         Ok(Self {
             region: Arc::new(host_view::map(view.memfd(), view.bytes())?),
             process_madvise: Arc::new(ProcessMadvise::probe()),
@@ -83,7 +80,7 @@ impl GuestView {
 }
 
 /// Pages of a mapping, by number, as (byte offset, length in bytes) of runs of neighbours, ascending.
-pub(crate) fn page_runs(numbers: impl IntoIterator<Item = usize>) -> Vec<(usize, usize)> {
+pub fn page_runs(numbers: impl IntoIterator<Item = usize>) -> Vec<(usize, usize)> {
     let mut sorted: Vec<usize> = numbers.into_iter().collect();
     sorted.sort_unstable();
     sorted.dedup();

@@ -15,10 +15,10 @@ use std::sync::atomic::AtomicU64;
 
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
-use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
-use crate::export_rmap::LockedPage;
-use crate::host_mm::error::MmError;
-use crate::sys::{memory, small_pages};
+use crate::error::MmError;
+use gnomon_export_rmap::LockedPage;
+use gnomon_export_rmap::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
+use gnomon_sys::{memory, small_pages};
 
 /// A page's bytes outside of any frame.
 pub(crate) type PageBuf = [u8; PAGE_SIZE];
@@ -33,7 +33,7 @@ pub(crate) struct HostView {
 }
 
 /// Maps the whole memfd, shared.
-pub(in crate::host_mm) fn map(memfd: &File, bytes: u64) -> Result<MmapRegion, MmError> {
+pub(crate) fn map(memfd: &File, bytes: u64) -> Result<MmapRegion, MmError> {
     let map = || {
         let region = small_pages::map(memfd.try_clone()?, bytes)?;
         memory::no_core_dump(&region)?;
@@ -44,7 +44,7 @@ pub(in crate::host_mm) fn map(memfd: &File, bytes: u64) -> Result<MmapRegion, Mm
 
 impl HostView {
     /// So many bytes; `punched` if frames lose their memory each time that they lose their page.
-    pub(in crate::host_mm) fn new(bytes: u64, punched: bool) -> Result<Self, MmError> {
+    pub(crate) fn new(bytes: u64, punched: bool) -> Result<Self, MmError> {
         let memfd = memory::create_memfd("gnomon-frames", bytes)
             .map_err(|source| MmError::Host { what: "a memfd for the frames", source })?;
         Self::of(memfd, bytes, punched)
@@ -55,38 +55,38 @@ impl HostView {
         Ok(Self { memfd: Arc::new(memfd), region: Arc::new(region), punched })
     }
 
-    pub(in crate::host_mm) fn memfd(&self) -> &File {
+    pub(crate) fn memfd(&self) -> &File {
         &self.memfd
     }
 
-    #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
-    pub(in crate::host_mm) fn region(&self) -> &MmapRegion {
+    #[cfg(all(feature = "testing", feature = "export-notifier"))]
+    pub(crate) fn region(&self) -> &MmapRegion {
         &self.region
     }
 
-    pub(in crate::host_mm) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.region.size() as u64
     }
 
-    pub(in crate::host_mm) fn allocated_bytes(&self) -> Result<u64, MmError> {
+    pub(crate) fn allocated_bytes(&self) -> Result<u64, MmError> {
         memory::allocated_bytes(&self.memfd)
             .map_err(|source| MmError::Host { what: "the size of the frames' memfd", source })
     }
 
     /// Gives the memory of `count` frames from `first` back to the kernel.
-    pub(in crate::host_mm) fn punch(&self, first: Pfn, count: u32) -> Result<(), MmError> {
+    pub(crate) fn punch(&self, first: Pfn, count: u32) -> Result<(), MmError> {
         memory::punch_hole(&self.memfd, first.byte_offset(), u64::from(count) * PAGE_SIZE_U64)
             .map_err(|source| MmError::Host { what: "to punch frames out of the memfd", source })
     }
 
     /// Whether a frame takes up no memory.
-    pub(in crate::host_mm) fn is_hole(&self, pfn: Pfn) -> Result<bool, MmError> {
+    pub(crate) fn is_hole(&self, pfn: Pfn) -> Result<bool, MmError> {
         memory::is_hole(&self.memfd, pfn.byte_offset())
             .map_err(|source| MmError::Host { what: "to look for a hole in the memfd", source })
     }
 
     /// What is in a page.
-    pub(in crate::host_mm) fn content(&self, page: &LockedPage<'_>) -> Result<PageBuf, MmError> {
+    pub(crate) fn content(&self, page: &LockedPage<'_>) -> Result<PageBuf, MmError> {
         let mut content = [0; PAGE_SIZE];
         if self.punched {
             let read = self.memfd.read_exact_at(&mut content, page.pfn().byte_offset());
@@ -98,11 +98,7 @@ impl HostView {
     }
 
     /// Makes this the content of a page that nobody uses yet. The caller sets `DIRTY`.
-    pub(in crate::host_mm) fn fill(
-        &self,
-        page: &LockedPage<'_>,
-        content: &PageBuf,
-    ) -> Result<(), MmError> {
+    pub(crate) fn fill(&self, page: &LockedPage<'_>, content: &PageBuf) -> Result<(), MmError> {
         if self.punched {
             // A write to the file would cost a huge page where the host gives shared memory some.
             small_pages::populate(&self.region, page.pfn().index() * PAGE_SIZE, PAGE_SIZE)
@@ -123,12 +119,7 @@ impl HostView {
     }
 
     /// Copies bytes into a page. The caller sets `DIRTY`.
-    pub(crate) fn write(
-        &self,
-        page: &LockedPage<'_>,
-        offset: usize,
-        buf: &[u8],
-    ) -> Result<(), MmError> {
+    pub(crate) fn write(&self, page: &LockedPage<'_>, offset: usize, buf: &[u8]) -> Result<(), MmError> {
         let at = position(page, offset, buf.len())?;
         self.region.as_volatile_slice().write_slice(buf, at).map_err(|error| outside(page, &error))
     }
@@ -159,8 +150,8 @@ fn outside(page: &LockedPage<'_>, why: &dyn std::fmt::Display) -> MmError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::export_rmap::FrameTable;
-    use crate::sys::generous::on_generous_tmpfs;
+    use gnomon_export_rmap::FrameTable;
+    use gnomon_sys::generous::on_generous_tmpfs;
 
     /// Invariant I5 in bytes, where a write to the file would take 2 MiB.
     #[test]

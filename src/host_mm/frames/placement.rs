@@ -14,7 +14,7 @@
 //! What needs another frame for the same guest page, or one frame for several, is refused.
 
 use super::free_list;
-use crate::host_mm::error::MmError;
+use crate::error::MmError;
 
 /// Which frame a page may be in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub enum Placement {
 
 impl Placement {
     /// Bytes of the memfd, and number of frames, with so much memory to ration.
-    pub(in crate::host_mm) fn extent(self, host_memory_bytes: u64) -> Result<(u64, u32), MmError> {
+    pub(crate) fn extent(self, host_memory_bytes: u64) -> Result<(u64, u32), MmError> {
         let rationed = free_list::count(host_memory_bytes)?;
         match self {
             Self::Anywhere => Ok((host_memory_bytes, rationed)),

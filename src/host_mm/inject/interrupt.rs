@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::{HostFault, Injector};
-use crate::sys::signal::{KickSignal, KickTimer};
+use gnomon_sys::signal::{KickSignal, KickTimer};
 
 /// When the first signal comes: in the middle of a call of a few microseconds.
 const FIRST_SIGNAL: Duration = Duration::from_micros(1);
@@ -21,10 +21,7 @@ const SIGNALS: Duration = Duration::from_micros(100);
 impl Injector {
     /// Makes the system call, interrupted if an item strikes. The call must be one that can be
     /// repeated.
-    pub(in crate::host_mm) fn interrupted_or<T>(
-        &self,
-        call: impl FnOnce() -> io::Result<T>,
-    ) -> io::Result<T> {
+    pub(crate) fn interrupted_or<T>(&self, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         if !self.strikes(HostFault::Eintr) {
             return call();
         }

@@ -153,7 +153,7 @@ pub struct InjectionCount {
 
 /// What is broken on purpose in one host memory: a rule of Gnomon's own, and whatever the host does.
 #[derive(Debug)]
-pub(in crate::host_mm) struct Lab {
+pub(crate) struct Lab {
     sabotage: Option<Sabotage>,
     /// Where the rule is broken.
     range: SabotageRange,
@@ -161,27 +161,24 @@ pub(in crate::host_mm) struct Lab {
 }
 
 impl Lab {
-    pub(in crate::host_mm) fn new(
-        sabotage: Option<Sabotage>,
-        injector: Option<Arc<Injector>>,
-    ) -> Self {
+    pub(crate) fn new(sabotage: Option<Sabotage>, injector: Option<Arc<Injector>>) -> Self {
         Self { sabotage, range: SabotageRange::default(), injector }
     }
 
     /// What decides about faults of the host, if there are to be any.
-    pub(in crate::host_mm) fn injector(&self) -> Option<&Arc<Injector>> {
+    pub(crate) fn injector(&self) -> Option<&Arc<Injector>> {
         self.injector.as_ref()
     }
 
     /// Counts a call that this fault may strike; whether it does.
-    pub(in crate::host_mm) fn strikes(&self, fault: HostFault) -> bool {
+    pub(crate) fn strikes(&self, fault: HostFault) -> bool {
         self.injector.as_ref().is_some_and(|injector| injector.strikes(fault))
     }
 }
 
 /// Decides for each call whether it goes wrong.
 #[derive(Debug)]
-pub(in crate::host_mm) struct Injector {
+pub(crate) struct Injector {
     items: Vec<(Injection, Trigger)>,
     pauses: Vec<Pauses>,
     over: AtomicBool,
@@ -189,7 +186,7 @@ pub(in crate::host_mm) struct Injector {
 
 impl Injector {
     /// `None` if nothing is to go wrong.
-    pub(in crate::host_mm) fn new(plan: &InjectionPlan) -> Option<Arc<Self>> {
+    pub(crate) fn new(plan: &InjectionPlan) -> Option<Arc<Self>> {
         let items: Vec<_> = (0..)
             .zip(&plan.items)
             .map(|(number, &item)| (item, Trigger::new(item.when, plan.seed, number)))
@@ -206,7 +203,7 @@ impl Injector {
 
     /// Counts a call for each item whose fault `pick` wants; what it picked of the first that
     /// strikes.
-    pub(in crate::host_mm) fn strike<T>(&self, pick: impl Fn(HostFault) -> Option<T>) -> Option<T> {
+    pub(crate) fn strike<T>(&self, pick: impl Fn(HostFault) -> Option<T>) -> Option<T> {
         if self.is_over() {
             return None;
         }
@@ -222,12 +219,12 @@ impl Injector {
     }
 
     /// As [`strike`](Self::strike), for a fault without anything to tell.
-    pub(in crate::host_mm) fn strikes(&self, fault: HostFault) -> bool {
+    pub(crate) fn strikes(&self, fault: HostFault) -> bool {
         self.strike(|candidate| (candidate == fault).then_some(())).is_some()
     }
 
     /// Whether any item has this fault.
-    pub(in crate::host_mm) fn has(&self, is_it: impl Fn(HostFault) -> bool) -> bool {
+    pub(crate) fn has(&self, is_it: impl Fn(HostFault) -> bool) -> bool {
         self.items.iter().any(|(item, _)| is_it(item.fault))
     }
 }
@@ -235,7 +232,7 @@ impl Injector {
 impl Lab {
     /// What came of each injected item so far, in the plan's order.
     #[must_use]
-    pub(in crate::host_mm) fn injected(&self) -> Vec<InjectionCount> {
+    pub(crate) fn injected(&self) -> Vec<InjectionCount> {
         let Some(injector) = &self.injector else {
             return Vec::new();
         };
@@ -251,7 +248,7 @@ impl Lab {
     }
 
     /// Nothing is injected from now on: the disk is mended. Counts stay as they are.
-    pub(in crate::host_mm) fn end_injection(&self) {
+    pub(crate) fn end_injection(&self) {
         if let Some(injector) = &self.injector {
             injector.over.store(true, Ordering::Relaxed);
         }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{HostFault, Injector, Lab};
-use crate::addr::Pfn;
-use crate::export_rmap::{
+use gnomon_export_rmap::addr::Pfn;
+use gnomon_export_rmap::{
     ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, RevokeError,
 };
 
@@ -51,10 +51,7 @@ impl ExportNotifier for SlowNotifier {
 
 impl Lab {
     /// The client with whatever slowness is to be injected.
-    pub(in crate::host_mm) fn slowed(
-        &self,
-        client: Arc<dyn ExportNotifier>,
-    ) -> Arc<dyn ExportNotifier> {
+    pub(crate) fn slowed(&self, client: Arc<dyn ExportNotifier>) -> Arc<dyn ExportNotifier> {
         match &self.injector {
             Some(injector) if injector.has(|fault| slowness(fault).is_some()) => {
                 Arc::new(SlowNotifier { inner: client, injector: injector.clone() })

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::Sabotage;
 use super::trigger::Trigger;
 use super::{HostFault, Injection, InjectionPlan, Injector, Lab};
-use crate::addr::Gfn;
+use gnomon_export_rmap::addr::Gfn;
 
 /// How long a pause is: many times what any step takes.
 const PAUSE: Duration = Duration::from_micros(300);
@@ -143,7 +143,7 @@ impl Pauses {
 
 impl Injector {
     /// Pauses if it is this passing's turn.
-    pub(in crate::host_mm) fn pause(&self, point: PausePoint) {
+    pub(crate) fn pause(&self, point: PausePoint) {
         if self.pauses.is_empty() || self.is_over() {
             return;
         }
@@ -158,7 +158,7 @@ impl Injector {
 impl Lab {
     /// A point of the protocol: see [`PausePoint`].
     #[inline]
-    pub(in crate::host_mm) fn pause(&self, point: PausePoint) {
+    pub(crate) fn pause(&self, point: PausePoint) {
         if let Some(injector) = &self.injector {
             injector.pause(point);
         }
@@ -166,7 +166,7 @@ impl Lab {
 
     /// As [`pause`](Self::pause), and a pause each time if `rule` is broken for this page, or
     /// [`Sabotage::Dawdle`] is on: what a broken rule lets happen shows the sooner.
-    pub(in crate::host_mm) fn pause_for(&self, point: PausePoint, rule: Sabotage, gfn: Gfn) {
+    pub(crate) fn pause_for(&self, point: PausePoint, rule: Sabotage, gfn: Gfn) {
         self.pause(point);
         if self.sabotage.is_some()
             && [rule, Sabotage::Dawdle].iter().any(|&rule| self.is_sabotaged(rule, gfn))
@@ -177,7 +177,7 @@ impl Lab {
 
     /// How often each point was passed and paused at so far; nothing without an item `pause`.
     #[must_use]
-    pub(in crate::host_mm) fn pauses(&self) -> Vec<PauseCount> {
+    pub(crate) fn pauses(&self) -> Vec<PauseCount> {
         let first = self.injector.iter().flat_map(|injector| injector.pauses.first());
         first.flat_map(Pauses::counts).collect()
     }

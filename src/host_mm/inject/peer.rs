@@ -22,7 +22,7 @@ fn peer_fault(fault: HostFault) -> Option<PeerFault> {
 impl Lab {
     /// Counts an invalidation that is about to be sent to a peer; what is to happen to that peer.
     #[must_use]
-    pub(in crate::host_mm) fn peer_fault(&self) -> Option<PeerFault> {
+    pub(crate) fn peer_fault(&self) -> Option<PeerFault> {
         self.injector.as_ref()?.strike(peer_fault)
     }
 }

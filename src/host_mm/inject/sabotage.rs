@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Lab;
-use crate::addr::Gfn;
+use gnomon_export_rmap::addr::Gfn;
 
 /// One rule of the protocol to break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub enum Sabotage {
 
 /// The guest frames to whose pages the sabotage applies.
 #[derive(Debug)]
-pub(in crate::host_mm) struct SabotageRange {
+pub(crate) struct SabotageRange {
     first: AtomicU64,
     end: AtomicU64,
 }
@@ -62,7 +62,7 @@ impl Lab {
     /// Limits the sabotage to `count` guest frames from `first`, of every memory object: to the
     /// pages that an oracle watches, so that what it reports is a page, not a guest kernel that
     /// fell over itself. Without a limit every page is fair game. (`SwapCorrupt` knows no pages.)
-    pub(in crate::host_mm) fn limit_sabotage(&self, first: Gfn, count: u64) {
+    pub(crate) fn limit_sabotage(&self, first: Gfn, count: u64) {
         // Emptied first: a reader in between finds no page rather than a wrong one.
         self.range.end.store(0, Ordering::Relaxed);
         self.range.first.store(first.as_u64(), Ordering::Release);
@@ -71,7 +71,7 @@ impl Lab {
 
     /// Whether this rule is to be broken for this page.
     #[must_use]
-    pub(in crate::host_mm) fn is_sabotaged(&self, rule: Sabotage, gfn: Gfn) -> bool {
+    pub(crate) fn is_sabotaged(&self, rule: Sabotage, gfn: Gfn) -> bool {
         self.sabotage == Some(rule)
             && gfn.as_u64() < self.range.end.load(Ordering::Acquire)
             && gfn.as_u64() >= self.range.first.load(Ordering::Acquire)

@@ -1,8 +1,8 @@
 //! What clients have looked at before they map a page, and who tests them.
 
-use crate::addr::{Gfn, Pfn};
-use crate::host_mm::memory::HostMm;
-use crate::host_mm::memory::object::MemoryObject;
+use crate::memory::HostMm;
+use crate::memory::object::MemoryObject;
+use gnomon_export_rmap::addr::{Gfn, Pfn};
 
 impl HostMm {
     /// A client is about to map a page to a frame, or to access it there. The client must hold what
@@ -33,7 +33,7 @@ impl HostMm {
 
     /// One pass of the clock's hand over all frames: those whose pages are to go, which stay all the same.
     #[cfg(all(test, feature = "export-notifier"))]
-    pub(in crate::host_mm) fn judge_all(&self) -> Vec<Pfn> {
+    pub(crate) fn judge_all(&self) -> Vec<Pfn> {
         self.pager.judge_all()
     }
 }

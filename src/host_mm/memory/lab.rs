@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::addr::Gfn;
-use crate::export_rmap::{ExportNotifier, Membership, Reservation};
-use crate::host_mm::error::MmError;
-use crate::host_mm::inject::{InjectionCount, PauseCount, PausePoint, PeerFault, Sabotage};
-use crate::host_mm::memory::HostMm;
+use crate::error::MmError;
+use crate::inject::{InjectionCount, PauseCount, PausePoint, PeerFault, Sabotage};
+use crate::memory::HostMm;
+use gnomon_export_rmap::addr::Gfn;
+use gnomon_export_rmap::{ExportNotifier, Membership, Reservation};
 
 impl HostMm {
     /// A point of the protocol: see [`PausePoint`].

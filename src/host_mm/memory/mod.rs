@@ -5,38 +5,38 @@
 
 mod checks;
 mod lab;
-pub(in crate::host_mm) mod object;
-pub(in crate::host_mm) mod owner;
+pub(crate) mod object;
+pub(crate) mod owner;
 
 use std::sync::{Arc, Mutex};
 
-use crate::addr::{PAGE_SIZE_U64, Pfn};
-use crate::export_rmap::{FrameTable, NotifierList, Numbers};
-use crate::host_mm::books::Books;
-use crate::host_mm::config::HostMmConfig;
-use crate::host_mm::error::MmError;
-use crate::host_mm::fault::Pager;
-use crate::host_mm::frames::alarm::Quiet;
-#[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
-use crate::host_mm::frames::frame_memory::FrameMemory;
-use crate::host_mm::frames::free_list::FreeList;
-use crate::host_mm::frames::guest_view::GuestView;
-use crate::host_mm::frames::host_view::HostView;
-use crate::host_mm::frames::placement::Placement;
-use crate::host_mm::inject::{Injector, Lab, Sabotage};
-use crate::host_mm::object::commons::COMMONS;
-use crate::host_mm::reclaim::{BackgroundReclaim, Reclaimer};
-use crate::host_mm::revoke::Revoker;
-use crate::host_mm::revoke::free_frame::Mover;
-use crate::host_mm::revoke::vacate::Vacator;
-use crate::host_mm::revoke::write_out::Saver;
-use crate::host_mm::stats::MmStats;
-use crate::host_mm::swap::SwapSpace;
-use crate::host_mm::violations::MmViolation;
+use crate::books::Books;
+use crate::config::HostMmConfig;
+use crate::error::MmError;
+use crate::fault::Pager;
+use crate::frames::alarm::Quiet;
+#[cfg(all(feature = "testing", feature = "export-notifier"))]
+use crate::frames::frame_memory::FrameMemory;
+use crate::frames::free_list::FreeList;
+use crate::frames::guest_view::GuestView;
+use crate::frames::host_view::HostView;
+use crate::frames::placement::Placement;
+use crate::inject::{Injector, Lab, Sabotage};
+use crate::object::commons::COMMONS;
+use crate::reclaim::{BackgroundReclaim, Reclaimer};
+use crate::revoke::Revoker;
+use crate::revoke::free_frame::Mover;
+use crate::revoke::vacate::Vacator;
+use crate::revoke::write_out::Saver;
+use crate::stats::MmStats;
+use crate::swap::SwapSpace;
+use crate::violations::MmViolation;
+use gnomon_export_rmap::addr::{PAGE_SIZE_U64, Pfn};
+use gnomon_export_rmap::{FrameTable, NotifierList, Numbers};
 
 /// The frames of one process and everything that decides which page is in which.
 pub struct HostMm {
-    pub(in crate::host_mm) pager: Pager,
+    pub(crate) pager: Pager,
     /// Held by those who change which memory objects there are.
     object_numbers: Mutex<Numbers>,
 }
@@ -61,10 +61,10 @@ impl HostMm {
     }
 
     /// As [`new`](Self::new), on swap of another kind: tests bring back ends that fail.
-    #[cfg(test)]
-    pub(crate) fn with_backend(
+    #[cfg(feature = "testing")]
+    pub fn with_backend(
         config: HostMmConfig,
-        backend: Box<dyn crate::host_mm::swap::SwapBackend>,
+        backend: Box<dyn crate::swap::SwapBackend>,
     ) -> Result<Arc<Self>, MmError> {
         let injector = Injector::new(&config.inject);
         let swap = SwapSpace::new(backend, injector.as_ref());
@@ -74,18 +74,12 @@ impl HostMm {
 
     /// As [`new`](Self::new), on memory for the frames that is there already and that no other
     /// `HostMm` is using, with swap in memory.
-    #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
-    pub(crate) fn on_memory(
-        config: HostMmConfig,
-        memory: &FrameMemory,
-    ) -> Result<Arc<Self>, MmError> {
+    #[cfg(all(feature = "testing", feature = "export-notifier"))]
+    pub fn on_memory(config: HostMmConfig, memory: &FrameMemory) -> Result<Arc<Self>, MmError> {
         let config = HostMmConfig { host_memory_bytes: memory.view.bytes(), ..config };
         let injector = Injector::new(&config.inject);
-        let slots = config.swap.slots().map_err(crate::host_mm::swap::SwapError::Open)?;
-        let swap = SwapSpace::new(
-            Box::new(crate::host_mm::swap::MemorySwap::new(slots)),
-            injector.as_ref(),
-        );
+        let slots = config.swap.slots().map_err(crate::swap::SwapError::Open)?;
+        let swap = SwapSpace::new(Box::new(crate::swap::MemorySwap::new(slots)), injector.as_ref());
         let frames = u32::try_from(memory.view.bytes() / PAGE_SIZE_U64).unwrap_or(u32::MAX);
         Self::assemble(frames, config, memory.view.clone(), swap, injector)
     }
@@ -173,7 +167,7 @@ impl HostMm {
 
     /// The page numbers of the memory object that a frame holds, or held last. A hint.
     #[must_use]
-    pub fn last_owner(&self, pfn: Pfn) -> Option<crate::export_rmap::Owner> {
+    pub fn last_owner(&self, pfn: Pfn) -> Option<gnomon_export_rmap::Owner> {
         self.pager.last_owner(pfn)
     }
 
@@ -206,8 +200,8 @@ impl HostMm {
 
     /// Evicts pages that are not in use, as a fault without a free frame does, until so many frames
     /// were freed or there is nothing left to evict: for tests. Returns the number of frames freed.
-    #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
-    pub(crate) fn reclaim_frames(&self, frames: usize) -> Result<usize, MmError> {
+    #[cfg(all(feature = "testing", feature = "export-notifier"))]
+    pub fn reclaim_frames(&self, frames: usize) -> Result<usize, MmError> {
         self.pager.reclaim_frames(frames)
     }
 

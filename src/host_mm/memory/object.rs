@@ -6,23 +6,23 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use crate::addr::{Gfn, Gpa, PAGE_SIZE};
-use crate::export_rmap::{LockedPage, PageFlags};
-use crate::host_mm::error::MmError;
-use crate::host_mm::fault::Intent;
-use crate::host_mm::frames::placement::Placement;
-use crate::host_mm::memory::HostMm;
-use crate::host_mm::object::pages::{ObjectPages, Place};
-use crate::sync::lock;
-use crate::sys::signal;
+use crate::error::MmError;
+use crate::fault::Intent;
+use crate::frames::placement::Placement;
+use crate::memory::HostMm;
+use crate::object::pages::{ObjectPages, Place};
+use gnomon_export_rmap::addr::{Gfn, Gpa, PAGE_SIZE};
+use gnomon_export_rmap::sync::lock;
+use gnomon_export_rmap::{LockedPage, PageFlags};
+use gnomon_sys::signal;
 
 /// A guest's memory. Dropping it gives back all its frames and swap slots; export clients must have
 /// let go of them before. Once a [stop](signal::is_stop_asked) is asked for it gives back no more: all
 /// of host memory is about to go.
 #[derive(Debug)]
 pub struct MemoryObject {
-    pub(in crate::host_mm) mm: Arc<HostMm>,
-    pub(in crate::host_mm) pages: Arc<ObjectPages>,
+    pub(crate) mm: Arc<HostMm>,
+    pub(crate) pages: Arc<ObjectPages>,
 }
 
 impl HostMm {
@@ -57,7 +57,7 @@ impl HostMm {
 }
 
 impl MemoryObject {
-    /// Its number, as in [`Owner::object`](crate::export_rmap::Owner::object).
+    /// Its number, as in [`Owner::object`](gnomon_export_rmap::Owner::object).
     #[must_use]
     pub fn number(&self) -> u16 {
         self.pages.number
@@ -89,7 +89,7 @@ impl MemoryObject {
     /// The page's frame, brought in if need be, with its page lock held: nothing can invalidate it
     /// meanwhile. Note its [sequence](LockedPage::sequence) before unlocking if a mapping is to follow.
     ///
-    /// The page may be [shared](crate::export_rmap::Owner::is_shared): it must not be written,
+    /// The page may be [shared](gnomon_export_rmap::Owner::is_shared): it must not be written,
     /// nor mapped writable.
     ///
     /// # Errors

@@ -3,10 +3,10 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::host_mm::config::HostMmConfig;
-use crate::host_mm::error::MmError;
-use crate::host_mm::memory::HostMm;
-use crate::host_mm::reclaim::BackgroundReclaim;
+use crate::config::HostMmConfig;
+use crate::error::MmError;
+use crate::memory::HostMm;
+use crate::reclaim::BackgroundReclaim;
 
 /// Host memory and its background reclaim. Dropping it ends that, and waits for it, so that host memory
 /// goes at once and with this thread, unless others have it still.

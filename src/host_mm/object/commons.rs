@@ -8,14 +8,14 @@
 use std::sync::{Arc, Mutex};
 
 use super::pages::{Entry, ObjectPages, Place};
-use crate::addr::{Gfn, PAGE_SIZE_U64, SwapSlot};
-use crate::export_rmap::{LockedPage, Owner};
-use crate::host_mm::error::MmError;
-use crate::host_mm::swap::SwapSpace;
-use crate::sync::lock;
+use crate::error::MmError;
+use crate::swap::SwapSpace;
+use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE_U64, SwapSlot};
+use gnomon_export_rmap::sync::lock;
+use gnomon_export_rmap::{LockedPage, Owner};
 
 /// Number of the commons among memory objects.
-pub(in crate::host_mm) const COMMONS: u16 = Owner::SHARED;
+pub(crate) const COMMONS: u16 = Owner::SHARED;
 /// Most shared pages at a time.
 const MAX_SHARED: u32 = 1 << 28;
 /// Numbers of shared pages that are all zero and that every untouched page may name. Several,
@@ -24,19 +24,19 @@ const ZERO_PAGES: u32 = 16;
 
 /// Number of a shared page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::host_mm) struct SharedPage(u32);
+pub(crate) struct SharedPage(u32);
 
 impl SharedPage {
-    pub(in crate::host_mm) const fn new(raw: u32) -> Self {
+    pub(crate) const fn new(raw: u32) -> Self {
         Self(raw)
     }
 
-    pub(in crate::host_mm) const fn as_u32(self) -> u32 {
+    pub(crate) const fn as_u32(self) -> u32 {
         self.0
     }
 
     /// The zero page that an untouched guest page names once it is read.
-    pub(in crate::host_mm) fn zero_for(gfn: Gfn) -> Self {
+    pub(crate) fn zero_for(gfn: Gfn) -> Self {
         // Less than `ZERO_PAGES`.
         #[allow(clippy::cast_possible_truncation)]
         let number = (gfn.as_u64() % u64::from(ZERO_PAGES)) as u32;
@@ -45,25 +45,25 @@ impl SharedPage {
 
     /// The shared page that owns a frame.
     #[allow(clippy::cast_possible_truncation)]
-    pub(in crate::host_mm) fn of(owner: Owner) -> Self {
+    pub(crate) fn of(owner: Owner) -> Self {
         debug_assert!(owner.is_shared());
         Self(owner.gfn.as_u64() as u32)
     }
 
-    pub(in crate::host_mm) const fn is_zero(self) -> bool {
+    pub(crate) const fn is_zero(self) -> bool {
         self.0 < ZERO_PAGES
     }
 
     /// The page in the commons.
-    pub(in crate::host_mm) const fn gfn(self) -> Gfn {
+    pub(crate) const fn gfn(self) -> Gfn {
         Gfn::new(self.0 as u64)
     }
 }
 
-/// The shared pages of a [`HostMm`](crate::host_mm::HostMm).
+/// The shared pages of a [`HostMm`](crate::HostMm).
 #[derive(Debug)]
-pub(in crate::host_mm) struct Commons {
-    pub(in crate::host_mm) pages: Arc<ObjectPages>,
+pub(crate) struct Commons {
+    pub(crate) pages: Arc<ObjectPages>,
     names: Mutex<Names>,
 }
 
@@ -78,17 +78,17 @@ struct Names {
 
 /// How names have come and gone since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in crate::host_mm) struct NameCounts {
+pub(crate) struct NameCounts {
     /// Pages that became shared.
-    pub(in crate::host_mm) taken_in: u64,
+    pub(crate) taken_in: u64,
     /// Shared pages that their last user got for itself.
-    pub(in crate::host_mm) given_back: u64,
+    pub(crate) given_back: u64,
     /// Guest pages that left a shared page for a copy.
-    pub(in crate::host_mm) copied: u64,
+    pub(crate) copied: u64,
 }
 
 impl Commons {
-    pub(in crate::host_mm) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let bytes = u64::from(MAX_SHARED) * PAGE_SIZE_U64;
         Self {
             pages: Arc::new(ObjectPages::new(COMMONS, bytes)),
@@ -97,18 +97,18 @@ impl Commons {
     }
 
     /// Shared pages that somebody names, without the zero pages.
-    pub(in crate::host_mm) fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         let names = lock(&self.names);
         (names.users.len() - ZERO_PAGES as usize - names.free.len()) as u64
     }
 
     /// Has `look` look while no entry goes from or to [`Place::Shared`].
-    pub(in crate::host_mm) fn holding_names<T>(&self, look: impl FnOnce(&ObjectPages) -> T) -> T {
+    pub(crate) fn holding_names<T>(&self, look: impl FnOnce(&ObjectPages) -> T) -> T {
         let _names = lock(&self.names);
         look(&self.pages)
     }
 
-    pub(in crate::host_mm) fn counts(&self) -> NameCounts {
+    pub(crate) fn counts(&self) -> NameCounts {
         lock(&self.names).counts
     }
 
@@ -118,7 +118,7 @@ impl Commons {
 
     /// Gives the private page in the locked frame to the commons, in the name of `entry`, which
     /// names the frame. The page is read-only everywhere.
-    pub(in crate::host_mm) fn take_in(
+    pub(crate) fn take_in(
         &self,
         page: &LockedPage<'_>,
         entry: &Entry,
@@ -134,7 +134,7 @@ impl Commons {
 
     /// As [`take_in`](Self::take_in), for a page that stays in a slot of swap: `entry` names the
     /// locked frame, which has no content, so that nobody else comes to the slot meanwhile.
-    pub(in crate::host_mm) fn take_in_swapped(
+    pub(crate) fn take_in_swapped(
         &self,
         page: &LockedPage<'_>,
         entry: &Entry,
@@ -199,7 +199,7 @@ impl Commons {
 
     /// Lets `to`, which nobody else can be looking at, name what `from` names, unless it names
     /// something already; `false` if `from` names no shared page.
-    pub(in crate::host_mm) fn name_again(&self, from: &Entry, to: &Entry) -> bool {
+    pub(crate) fn name_again(&self, from: &Entry, to: &Entry) -> bool {
         let mut names = lock(&self.names);
         let Place::Shared(shared) = from.load() else {
             return false;
@@ -214,7 +214,7 @@ impl Commons {
     /// more. Its last user may just have left, or the page in its frame may be one of zeros that a
     /// late fault left behind: then the number will be another page's.
     #[must_use]
-    pub(in crate::host_mm) fn reserve(&self, shared: SharedPage) -> bool {
+    pub(crate) fn reserve(&self, shared: SharedPage) -> bool {
         let mut names = lock(&self.names);
         let is_named = names.is_named(shared);
         if is_named {
@@ -224,7 +224,7 @@ impl Commons {
     }
 
     /// Points `entry` away from a shared page; whether it was the last to name it.
-    pub(in crate::host_mm) fn leave(&self, entry: &Entry, shared: SharedPage, to: Place) -> Left {
+    pub(crate) fn leave(&self, entry: &Entry, shared: SharedPage, to: Place) -> Left {
         let mut names = lock(&self.names);
         if !entry.replace_frameless(Place::Shared(shared), to) {
             return Left::NotHere;
@@ -234,7 +234,7 @@ impl Commons {
     }
 
     /// Gives the shared page to `entry` alone, if nothing else names it.
-    pub(in crate::host_mm) fn give_back(
+    pub(crate) fn give_back(
         &self,
         page: &LockedPage<'_>,
         entry: &Entry,
@@ -254,14 +254,14 @@ impl Commons {
         Ok(true)
     }
 
-    pub(in crate::host_mm) fn retire(&self, shared: SharedPage) {
+    pub(crate) fn retire(&self, shared: SharedPage) {
         lock(&self.names).free.push_back(shared.0);
     }
 }
 
 /// What came of leaving a shared page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::host_mm) enum Left {
+pub(crate) enum Left {
     /// The entry did not name it any more.
     NotHere,
     /// Others name it still.

@@ -3,6 +3,6 @@
 //!
 //! Guarantee: a page is in one place, which its entry names. Nothing here moves a page.
 
-pub(in crate::host_mm) mod commons;
-pub(in crate::host_mm) mod dirty_bits;
-pub(in crate::host_mm) mod pages;
+pub(crate) mod commons;
+pub(crate) mod dirty_bits;
+pub(crate) mod pages;

@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::commons::SharedPage;
 use super::dirty_bits::DirtyBits;
-use crate::addr::{Gfn, PAGE_SIZE_U64, Pfn, SwapSlot};
-use crate::export_rmap::{LockedPage, Owner};
+use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE_U64, Pfn, SwapSlot};
+use gnomon_export_rmap::{LockedPage, Owner};
 
 /// Where a page is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::host_mm) enum Place {
+pub(crate) enum Place {
     /// Nowhere: all zero.
     Absent,
     /// In a frame.
@@ -57,32 +57,27 @@ impl Place {
 
 /// One atomic entry of a memory object.
 #[derive(Debug, Default)]
-pub(in crate::host_mm) struct Entry(AtomicU32);
+pub(crate) struct Entry(AtomicU32);
 
 impl Entry {
-    pub(in crate::host_mm) fn load(&self) -> Place {
+    pub(crate) fn load(&self) -> Place {
         // Acquire pairs with the Release of `store` and `replace`.
         Place::unpack(self.0.load(Ordering::Acquire))
     }
 
     /// Sets the entry; the caller holds the page lock of the frame that it names so far.
-    pub(in crate::host_mm) fn store(&self, place: Place, _page: &LockedPage<'_>) {
+    pub(crate) fn store(&self, place: Place, _page: &LockedPage<'_>) {
         self.0.store(place.pack(), Ordering::Release);
     }
 
     /// Sets the entry if it is still `old`; the caller holds the page lock of the frame in `new`.
-    pub(in crate::host_mm) fn replace(
-        &self,
-        old: Place,
-        new: Place,
-        _page: &LockedPage<'_>,
-    ) -> bool {
+    pub(crate) fn replace(&self, old: Place, new: Place, _page: &LockedPage<'_>) -> bool {
         self.replace_frameless(old, new)
     }
 
     /// Sets the entry if it is still `old`, which is no frame; if `new` is one, its page lock is
     /// held by the caller.
-    pub(in crate::host_mm) fn replace_frameless(&self, old: Place, new: Place) -> bool {
+    pub(crate) fn replace_frameless(&self, old: Place, new: Place) -> bool {
         self.0.compare_exchange(old.pack(), new.pack(), Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
@@ -96,17 +91,17 @@ type Mid = [OnceLock<Box<Leaf>>; MID_LEAVES];
 
 /// The pages of one memory object.
 #[derive(Debug)]
-pub(in crate::host_mm) struct ObjectPages {
-    pub(in crate::host_mm) number: u16,
-    pub(in crate::host_mm) bytes: u64,
+pub(crate) struct ObjectPages {
+    pub(crate) number: u16,
+    pub(crate) bytes: u64,
     top: Box<[OnceLock<Box<Mid>>]>,
     watched: [AtomicU64; 2],
-    /// Where a [dirty log](crate::host_mm::DirtyLog) is kept.
-    pub(in crate::host_mm) dirty: OnceLock<DirtyBits>,
+    /// Where a [dirty log](crate::DirtyLog) is kept.
+    pub(crate) dirty: OnceLock<DirtyBits>,
 }
 
 impl ObjectPages {
-    pub(in crate::host_mm) fn new(number: u16, bytes: u64) -> Self {
+    pub(crate) fn new(number: u16, bytes: u64) -> Self {
         let mids = (bytes / PAGE_SIZE_U64).div_ceil((LEAF_ENTRIES * MID_LEAVES) as u64);
         Self {
             number,
@@ -117,11 +112,11 @@ impl ObjectPages {
         }
     }
 
-    pub(in crate::host_mm) fn contains(&self, gfn: Gfn) -> bool {
+    pub(crate) fn contains(&self, gfn: Gfn) -> bool {
         gfn.as_u64() < self.bytes / PAGE_SIZE_U64
     }
 
-    pub(in crate::host_mm) fn owner(&self, gfn: Gfn) -> Owner {
+    pub(crate) fn owner(&self, gfn: Gfn) -> Owner {
         Owner { object: self.number, gfn }
     }
 
@@ -133,7 +128,7 @@ impl ObjectPages {
     }
 
     /// The entry of a page, making room for it; `None` outside the object.
-    pub(in crate::host_mm) fn entry(&self, gfn: Gfn) -> Option<&Entry> {
+    pub(crate) fn entry(&self, gfn: Gfn) -> Option<&Entry> {
         if !self.contains(gfn) {
             return None;
         }
@@ -145,7 +140,7 @@ impl ObjectPages {
     }
 
     /// The entry of a page, if any of its neighbourhood was ever touched.
-    pub(in crate::host_mm) fn touched_entry(&self, gfn: Gfn) -> Option<&Entry> {
+    pub(crate) fn touched_entry(&self, gfn: Gfn) -> Option<&Entry> {
         if !self.contains(gfn) {
             return None;
         }
@@ -154,7 +149,7 @@ impl ObjectPages {
     }
 
     /// The pages that may not be absent, in ascending order.
-    pub(in crate::host_mm) fn touched(&self) -> impl Iterator<Item = (Gfn, &Entry)> {
+    pub(crate) fn touched(&self) -> impl Iterator<Item = (Gfn, &Entry)> {
         let mids = (0u64..).zip(&self.top).filter_map(|(at, mid)| Some((at, mid.get()?)));
         let leaves = mids.flat_map(|(top, mid)| {
             let first = top * MID_LEAVES as u64;
@@ -166,21 +161,21 @@ impl ObjectPages {
         })
     }
 
-    pub(in crate::host_mm) fn is_watched(&self, gfn: Gfn) -> bool {
+    pub(crate) fn is_watched(&self, gfn: Gfn) -> bool {
         let [start, end] =
             [&self.watched[0], &self.watched[1]].map(|at| at.load(Ordering::Relaxed));
         (start..end).contains(&gfn.as_u64())
     }
 
     /// Notes that a page was written which no frame speaks for any more.
-    pub(in crate::host_mm) fn note_written(&self, gfn: Gfn) {
+    pub(crate) fn note_written(&self, gfn: Gfn) {
         if let Some(bits) = self.dirty.get() {
             bits.set(gfn);
         }
     }
 
     /// Re-faults of these pages are counted separately from now on.
-    pub(in crate::host_mm) fn watch(&self, first: Gfn, count: u64) {
+    pub(crate) fn watch(&self, first: Gfn, count: u64) {
         let end = first.as_u64().saturating_add(count);
         self.watched[0].store(first.as_u64(), Ordering::Relaxed);
         self.watched[1].store(end, Ordering::Relaxed);

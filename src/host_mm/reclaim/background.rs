@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
-use crate::host_mm::frames::alarm::{Alarm, Round};
-use crate::host_mm::reclaim::Reclaimer;
-use crate::sys::threads;
+use crate::frames::alarm::{Alarm, Round};
+use crate::reclaim::Reclaimer;
+use gnomon_sys::threads;
 
 /// Background reclaim, as long as this lives. Dropping it ends the thread and waits for it, as
 /// [`threads::join`] does: host memory is not the thread's to free then.
@@ -21,7 +21,7 @@ pub struct BackgroundReclaim {
 
 impl BackgroundReclaim {
     /// Has `work` called for each round, until it returns false or the value is dropped.
-    pub(in crate::host_mm) fn spawn(
+    pub(crate) fn spawn(
         alarm: &Arc<Alarm>,
         work: impl Fn(&Round<'_>, &AtomicBool) -> bool + Send + 'static,
     ) -> io::Result<Self> {
@@ -42,7 +42,7 @@ impl BackgroundReclaim {
 impl Reclaimer {
     /// Reclaims until the high watermark is reached, or a round gets nothing: then it is for the fault
     /// that needs a frame to find out why.
-    pub(in crate::host_mm) fn refill(&self, round: &Round<'_>, over: &AtomicBool) {
+    pub(crate) fn refill(&self, round: &Round<'_>, over: &AtomicBool) {
         while round.goes_on(over) {
             let missing = self.missing_frames() as usize;
             if missing == 0 {

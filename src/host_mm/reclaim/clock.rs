@@ -11,15 +11,15 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::addr::Pfn;
-use crate::export_rmap::{FlushReason, PageFlags};
-use crate::host_mm::books::find::Candidate;
-use crate::host_mm::config::ReclaimPolicy;
-use crate::host_mm::object::pages::ObjectPages;
-use crate::host_mm::reclaim::evict::evict;
-use crate::host_mm::reclaim::{Reclaimed, Reclaimer};
-use crate::host_mm::revoke::batch::{BATCH, is_heavy};
-use crate::sync::lock;
+use crate::books::find::Candidate;
+use crate::config::ReclaimPolicy;
+use crate::object::pages::ObjectPages;
+use crate::reclaim::evict::evict;
+use crate::reclaim::{Reclaimed, Reclaimer};
+use crate::revoke::batch::{BATCH, is_heavy};
+use gnomon_export_rmap::addr::Pfn;
+use gnomon_export_rmap::sync::lock;
+use gnomon_export_rmap::{FlushReason, PageFlags};
 
 /// Frames looked at in one go.
 const WINDOW: u32 = 256;
@@ -50,7 +50,7 @@ struct Picked<'a> {
 
 impl Reclaimer {
     /// Evicts pages until `target` frames have been freed or the table was scanned several times.
-    pub(in crate::host_mm) fn reclaim(&self, target: usize) -> Reclaimed {
+    pub(crate) fn reclaim(&self, target: usize) -> Reclaimed {
         let mut reclaimed = Reclaimed::default();
         let frames = u64::from(self.hand.frames);
         let mut scanned: u64 = 0;
@@ -117,7 +117,7 @@ impl Reclaimer {
 
     /// One pass of the hand over all frames: those whose pages are to go, which stay all the same.
     #[cfg(all(test, feature = "export-notifier"))]
-    pub(in crate::host_mm) fn judge_all(&self) -> Vec<Pfn> {
+    pub(crate) fn judge_all(&self) -> Vec<Pfn> {
         let objects = self.objects.load();
         let (mut victims, mut scanned) = (Vec::new(), 0);
         while scanned < self.hand.frames {

@@ -4,17 +4,17 @@
 
 use std::time::Duration;
 
-use crate::addr::SwapSlot;
-use crate::export_rmap::{FlushReason, Invalidation, LockedPage, PageFlags, trace};
-use crate::host_mm::books::find::Candidate;
-use crate::host_mm::error::MmError;
-use crate::host_mm::inject::Sabotage;
-use crate::host_mm::object::pages::Place;
-use crate::host_mm::reclaim::Reclaimed;
-use crate::host_mm::revoke::batch::{DetachedBatch, Revoked};
-use crate::host_mm::revoke::vacate::{Vacator, vacate_all};
-use crate::host_mm::revoke::write_out::is_zero;
-use crate::host_mm::violations::{MmViolation, ViolationKind};
+use crate::books::find::Candidate;
+use crate::error::MmError;
+use crate::inject::Sabotage;
+use crate::object::pages::Place;
+use crate::reclaim::Reclaimed;
+use crate::revoke::batch::{DetachedBatch, Revoked};
+use crate::revoke::vacate::{Vacator, vacate_all};
+use crate::revoke::write_out::is_zero;
+use crate::violations::{MmViolation, ViolationKind};
+use gnomon_export_rmap::addr::SwapSlot;
+use gnomon_export_rmap::{FlushReason, Invalidation, LockedPage, PageFlags, trace};
 
 /// Evicts pages with one flush.
 pub(super) fn evict(of: &Vacator, candidates: Vec<Candidate<'_>>) -> Reclaimed {

@@ -11,10 +11,10 @@ mod evict;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::addr::{Gfn, Pfn};
-use crate::host_mm::error::MmError;
-use crate::host_mm::revoke::batch::in_batches;
-use crate::host_mm::revoke::free_frame::Mover;
+use crate::error::MmError;
+use crate::revoke::batch::in_batches;
+use crate::revoke::free_frame::Mover;
+use gnomon_export_rmap::addr::{Gfn, Pfn};
 
 use clock::Hand;
 use evict::evict;
@@ -119,7 +119,7 @@ impl Reclaimer {
     ///
     /// # Errors
     /// If a page could not be evicted, after all others were tried.
-    pub(in crate::host_mm) fn evict_frames(&self, frames: &[Pfn]) -> Result<usize, MmError> {
+    pub(crate) fn evict_frames(&self, frames: &[Pfn]) -> Result<usize, MmError> {
         let objects = self.objects.load();
         let mut reclaimed = Reclaimed::default();
         in_batches(self, self.candidates(&objects, frames), |batch| {
@@ -131,8 +131,8 @@ impl Reclaimer {
 
     /// Evicts pages that are not in use, as a fault without a free frame does, until so many frames
     /// were freed or there is nothing left to evict: for tests. Returns the number of frames freed.
-    #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
-    pub(in crate::host_mm) fn reclaim_frames(&self, frames: usize) -> Result<usize, MmError> {
+    #[cfg(all(feature = "testing", feature = "export-notifier"))]
+    pub(crate) fn reclaim_frames(&self, frames: usize) -> Result<usize, MmError> {
         let reclaimed = self.reclaim(frames);
         reclaimed.error.map_or(Ok(reclaimed.frames), Err)
     }

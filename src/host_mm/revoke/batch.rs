@@ -8,21 +8,21 @@
 //! until its entry names the new place: clear and notify first, set after. An error anywhere
 //! leaves the page in its frame.
 
-use crate::addr::{Gfn, Pfn};
-use crate::export_rmap::{FlushReason, Harvest, Invalidation, LockedPage, PageFlags, RevokeError};
-use crate::host_mm::books::Books;
-use crate::host_mm::books::find::Candidate;
-use crate::host_mm::error::MmError;
-use crate::host_mm::inject::{PausePoint, Sabotage};
-use crate::host_mm::object::pages::{Entry, ObjectPages, Place};
-use crate::host_mm::revoke::Revoker;
+use crate::books::Books;
+use crate::books::find::Candidate;
+use crate::error::MmError;
+use crate::inject::{PausePoint, Sabotage};
+use crate::object::pages::{Entry, ObjectPages, Place};
+use crate::revoke::Revoker;
+use gnomon_export_rmap::addr::{Gfn, Pfn};
+use gnomon_export_rmap::{FlushReason, Harvest, Invalidation, LockedPage, PageFlags, RevokeError};
 
 /// Most pages invalidated with one flush: their locks are all held until it is done.
-pub(in crate::host_mm) const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
 
 /// Locks a frame for a batch of locked pages. A page lock that somebody else holds is waited for with
 /// empty hands: after `empty` has let go of the batch.
-pub(in crate::host_mm) fn lock_beside_batch<'a>(
+pub(crate) fn lock_beside_batch<'a>(
     of: &'a Books,
     pfn: Pfn,
     empty: impl FnOnce() -> Result<(), MmError>,
@@ -41,14 +41,14 @@ pub(in crate::host_mm) fn lock_beside_batch<'a>(
 const HEAVY: usize = 1024;
 
 /// Whether the page in a frame is one to be invalidated alone.
-pub(in crate::host_mm) fn is_heavy(of: &Books, pfn: Pfn) -> bool {
+pub(crate) fn is_heavy(of: &Books, pfn: Pfn) -> bool {
     of.table.rmap_len(pfn) > HEAVY
 }
 
 /// Puts the page of `object` that is in frame `pfn` into the batch, locked; `false` if it is not
 /// there any more. `invalidate` empties the batch: when it is full, before a page lock that somebody
 /// else holds is waited for, and before and after a page with many mappings.
-pub(in crate::host_mm) fn add_to_batch<'a>(
+pub(crate) fn add_to_batch<'a>(
     of: &'a Books,
     object: &'a ObjectPages,
     gfn: Gfn,
@@ -77,19 +77,19 @@ struct Detached<'a>(Candidate<'a>);
 
 /// Detached pages that one flush will revoke.
 #[must_use = "detached pages are still in use until they are revoked"]
-pub(in crate::host_mm) struct DetachedBatch<'a> {
+pub(crate) struct DetachedBatch<'a> {
     of: &'a Revoker,
     kind: Invalidation,
     pages: Vec<Detached<'a>>,
 }
 
 /// A page that nobody can touch through an old translation any more.
-pub(in crate::host_mm) struct Revoked<'a>(Candidate<'a>);
+pub(crate) struct Revoked<'a>(Candidate<'a>);
 
 impl<'a> DetachedBatch<'a> {
     /// Begins the invalidation of each page and tells the clients; what they recorded is noted in
     /// the page's `DIRTY` flag.
-    pub(in crate::host_mm) fn detach(
+    pub(crate) fn detach(
         of: &'a Revoker,
         candidates: Vec<Candidate<'a>>,
         kind: Invalidation,
@@ -116,7 +116,7 @@ impl<'a> DetachedBatch<'a> {
     ///
     /// # Errors
     /// If a client fails: the pages stay where they are.
-    pub(in crate::host_mm) fn revoke(self) -> Result<Vec<Revoked<'a>>, RevokeError> {
+    pub(crate) fn revoke(self) -> Result<Vec<Revoked<'a>>, RevokeError> {
         let pages: Vec<&LockedPage<'_>> = self
             .pages
             .iter()
@@ -135,12 +135,12 @@ impl<'a> DetachedBatch<'a> {
     }
 
     /// Sabotage: pages taken for revoked before the flush, and the frames that it would have been of.
-    pub(in crate::host_mm) fn unflushed(self) -> (Vec<Pfn>, Vec<Revoked<'a>>) {
+    pub(crate) fn unflushed(self) -> (Vec<Pfn>, Vec<Revoked<'a>>) {
         (self.pages.iter().map(|page| page.0.page.pfn()).collect(), self.into_revoked())
     }
 
     /// Sabotage: pages taken for revoked, though nobody was told of anything.
-    pub(in crate::host_mm) fn untold(candidates: Vec<Candidate<'a>>) -> Vec<Revoked<'a>> {
+    pub(crate) fn untold(candidates: Vec<Candidate<'a>>) -> Vec<Revoked<'a>> {
         candidates.into_iter().map(Revoked).collect()
     }
 
@@ -150,18 +150,18 @@ impl<'a> DetachedBatch<'a> {
 }
 
 impl<'a> Revoked<'a> {
-    pub(in crate::host_mm) fn page(&self) -> &LockedPage<'a> {
+    pub(crate) fn page(&self) -> &LockedPage<'a> {
         &self.0.page
     }
 
     /// The page again as one that may be invalidated, for a second step under the same lock.
-    pub(in crate::host_mm) fn into_candidate(self) -> Candidate<'a> {
+    pub(crate) fn into_candidate(self) -> Candidate<'a> {
         self.0
     }
 
     /// Moves the page's being written from its frame to its object: it leaves the frame, is about to
     /// be shared, or the dirty log asks.
-    pub(in crate::host_mm) fn log_written(&self) {
+    pub(crate) fn log_written(&self) {
         let Candidate { page, object, gfn } = &self.0;
         if page.flags().contains(PageFlags::WRITTEN) {
             // The bit first: it must not be nowhere for a moment.
@@ -170,7 +170,7 @@ impl<'a> Revoked<'a> {
         }
     }
 
-    pub(in crate::host_mm) fn gfn(&self) -> Gfn {
+    pub(crate) fn gfn(&self) -> Gfn {
         self.0.gfn
     }
 
@@ -178,7 +178,7 @@ impl<'a> Revoked<'a> {
     ///
     /// # Errors
     /// None that can be brought about: a page in a frame has one.
-    pub(in crate::host_mm) fn entry(&self) -> Result<&'a Entry, MmError> {
+    pub(crate) fn entry(&self) -> Result<&'a Entry, MmError> {
         let Candidate { object, gfn, .. } = self.0;
         let none = || MmError::OutOfFrames { gfn, why: "its page has no entry".into() };
         object.entry(gfn).ok_or_else(none)
@@ -186,7 +186,7 @@ impl<'a> Revoked<'a> {
 }
 
 /// Has pages invalidated in batches of at most [`BATCH`], those with many mappings alone.
-pub(in crate::host_mm) fn in_batches<'a>(
+pub(crate) fn in_batches<'a>(
     of: &Books,
     candidates: impl Iterator<Item = Candidate<'a>>,
     mut invalidate: impl FnMut(Vec<Candidate<'a>>) -> Result<(), MmError>,

@@ -1,14 +1,14 @@
 //! Pages that are forgotten for good.
 
-use crate::export_rmap::{FlushReason, Invalidation, LockedPage, Owner, PageFlags};
-use crate::host_mm::inject::PausePoint;
-use crate::host_mm::object::pages::{Entry, Place};
-use crate::host_mm::revoke::free_frame::FreeFrame;
-use crate::host_mm::revoke::vacate::Vacator;
+use crate::inject::PausePoint;
+use crate::object::pages::{Entry, Place};
+use crate::revoke::free_frame::FreeFrame;
+use crate::revoke::vacate::Vacator;
+use gnomon_export_rmap::{FlushReason, Invalidation, LockedPage, Owner, PageFlags};
 
 impl Vacator {
     /// Forgets a page for good, when its object goes away.
-    pub(in crate::host_mm) fn discard_page(&self, entry: &Entry, owner: Owner) {
+    pub(crate) fn discard_page(&self, entry: &Entry, owner: Owner) {
         loop {
             match entry.load() {
                 Place::Absent => return,
@@ -35,7 +35,7 @@ impl Vacator {
     }
 
     /// As [`discard_page`](Self::discard_page), for a page whose frame is locked.
-    pub(in crate::host_mm) fn discard_locked(&self, page: &LockedPage<'_>, entry: &Entry) {
+    pub(crate) fn discard_locked(&self, page: &LockedPage<'_>, entry: &Entry) {
         page.begin_invalidation();
         self.pause(PausePoint::Counted);
         let revoked = self.revoke_for_good(page) && self.give_memory_back(page.pfn(), 1).is_ok();

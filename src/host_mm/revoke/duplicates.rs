@@ -13,8 +13,8 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Mutex;
 
-use crate::addr::Pfn;
-use crate::sync::lock;
+use gnomon_export_rmap::addr::Pfn;
+use gnomon_export_rmap::sync::lock;
 
 /// Frames that are looked at between two looks at what is known.
 const CHUNK_FRAMES: u32 = 1024;
@@ -22,7 +22,7 @@ const CHUNK_FRAMES: u32 = 1024;
 const FIRST_ENTRIES: usize = 64;
 
 /// See the module's documentation.
-pub(in crate::host_mm) struct Duplicates {
+pub(crate) struct Duplicates {
     known: Mutex<Known>,
     frames: u32,
 }
@@ -57,12 +57,12 @@ impl Known {
 
 impl Duplicates {
     /// Of a frame table with so many frames.
-    pub(in crate::host_mm) fn of_frames(frames: u32) -> Self {
+    pub(crate) fn of_frames(frames: u32) -> Self {
         Self { known: Mutex::default(), frames }
     }
 
     /// Notes that the page in a frame has been given a slot, or has kept the one that it came from.
-    pub(in crate::host_mm) fn note(&self, pfn: Pfn) {
+    pub(crate) fn note(&self, pfn: Pfn) {
         let mut known = lock(&self.known);
         // The others are found when their turn comes.
         if pfn.as_u32() < known.looked_at {
@@ -72,11 +72,7 @@ impl Duplicates {
 
     /// A frame to look at; `None` if there is none but `busy` that were [put back](Self::put_back).
     /// `has_slot` says whether the page in a frame has a slot.
-    pub(in crate::host_mm) fn next(
-        &self,
-        busy: usize,
-        has_slot: impl Fn(Pfn) -> bool,
-    ) -> Option<Pfn> {
+    pub(crate) fn next(&self, busy: usize, has_slot: impl Fn(Pfn) -> bool) -> Option<Pfn> {
         loop {
             let mut known = lock(&self.known);
             if known.frames.len() > busy {
@@ -107,7 +103,7 @@ impl Duplicates {
     }
 
     /// Puts back one that could not be looked at.
-    pub(in crate::host_mm) fn put_back(&self, pfn: Pfn) {
+    pub(crate) fn put_back(&self, pfn: Pfn) {
         lock(&self.known).push(pfn, self.frames);
     }
 }

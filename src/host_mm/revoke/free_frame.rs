@@ -6,12 +6,12 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::addr::{Gfn, Pfn};
-use crate::export_rmap::{LockedPage, Owner, PageFlags};
-use crate::host_mm::frames::alarm::Alarm;
-use crate::host_mm::inject::HostFault;
-use crate::host_mm::revoke::vacate::Vacator;
-use crate::host_mm::violations::{MmViolation, ViolationKind};
+use crate::frames::alarm::Alarm;
+use crate::inject::HostFault;
+use crate::revoke::vacate::Vacator;
+use crate::violations::{MmViolation, ViolationKind};
+use gnomon_export_rmap::addr::{Gfn, Pfn};
+use gnomon_export_rmap::{LockedPage, Owner, PageFlags};
 
 /// A frame that holds no page and that only this value stands for. Dropping it gives it back.
 ///
@@ -30,23 +30,23 @@ impl<'a> FreeFrame<'a> {
         Self { of, pfn }
     }
 
-    pub(in crate::host_mm) fn pfn(&self) -> Pfn {
+    pub(crate) fn pfn(&self) -> Pfn {
         self.pfn
     }
 
     /// The frame now holds a page.
-    pub(in crate::host_mm) fn into_use(self) {
+    pub(crate) fn into_use(self) {
         std::mem::forget(self);
     }
 
     /// Locks the frame and makes it the owner's, without content.
-    pub(in crate::host_mm) fn prepare(&self, owner: Owner) -> LockedPage<'a> {
+    pub(crate) fn prepare(&self, owner: Owner) -> LockedPage<'a> {
         let page = self.lock();
         claim(&page, owner);
         page
     }
 
-    pub(in crate::host_mm) fn lock(&self) -> LockedPage<'a> {
+    pub(crate) fn lock(&self) -> LockedPage<'a> {
         // Only a thread that lost sight of an older page of this frame can hold the lock, and it
         // waits for nothing. So no wait that the order of page locks would have to allow.
         loop {
@@ -74,7 +74,7 @@ impl Drop for FreeFrame<'_> {
 }
 
 /// A free frame becomes the owner's, without content.
-pub(in crate::host_mm) fn claim(page: &LockedPage<'_>, owner: Owner) {
+pub(crate) fn claim(page: &LockedPage<'_>, owner: Owner) {
     page.clear_flags(PageFlags::BY_WRITE | PageFlags::LENT);
     page.set_uses(0);
     page.set_slot(None);
@@ -86,7 +86,7 @@ pub(in crate::host_mm) fn claim(page: &LockedPage<'_>, owner: Owner) {
 pub struct Mover {
     vacator: Vacator,
     /// Who is told when few frames are left.
-    pub(in crate::host_mm) alarm: Arc<Alarm>,
+    pub(crate) alarm: Arc<Alarm>,
 }
 
 impl Deref for Mover {
@@ -98,12 +98,12 @@ impl Deref for Mover {
 }
 
 impl Mover {
-    pub(in crate::host_mm) fn new(vacator: Vacator) -> Self {
+    pub(crate) fn new(vacator: Vacator) -> Self {
         Self { vacator, alarm: Arc::default() }
     }
 
     /// Whether enough frames are free that one can go to a page that nobody has asked for yet.
-    pub(in crate::host_mm) fn has_spare_frames(&self) -> bool {
+    pub(crate) fn has_spare_frames(&self) -> bool {
         self.free.len() > self.free.low
     }
 

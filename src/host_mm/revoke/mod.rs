@@ -8,29 +8,29 @@
 //! invalidation, reclaim and faults are made of these steps; nothing here decides which page goes, or
 //! waits for one to come.
 
-pub(in crate::host_mm) mod batch;
+pub(crate) mod batch;
 mod copies;
 mod discard;
 mod duplicates;
-pub(in crate::host_mm) mod free_frame;
+pub(crate) mod free_frame;
 mod recall;
 mod sharing;
 mod unexported;
-pub(in crate::host_mm) mod vacate;
-pub(in crate::host_mm) mod write_out;
+pub(crate) mod vacate;
+pub(crate) mod write_out;
 
 use std::ops::Deref;
 
-use crate::export_rmap::{FlushReason, Invalidation, LockedPage, NotifierList, Owner};
-use crate::host_mm::books::Books;
-use crate::host_mm::error::MmError;
-use crate::host_mm::inject::PausePoint;
-use crate::host_mm::violations::ViolationKind;
+use crate::books::Books;
+use crate::error::MmError;
+use crate::inject::PausePoint;
+use crate::violations::ViolationKind;
+use gnomon_export_rmap::{FlushReason, Invalidation, LockedPage, NotifierList, Owner};
 
 /// Takes rights and mappings away from clients; pages stay where they are.
 pub struct Revoker {
     books: Books,
-    pub(in crate::host_mm) notifiers: NotifierList,
+    pub(crate) notifiers: NotifierList,
 }
 
 impl Deref for Revoker {
@@ -42,17 +42,13 @@ impl Deref for Revoker {
 }
 
 impl Revoker {
-    pub(in crate::host_mm) fn new(books: Books) -> Self {
+    pub(crate) fn new(books: Books) -> Self {
         Self { books, notifiers: NotifierList::default() }
     }
 
     /// Takes the mappings of one guest page away from the clients that have them; others keep
     /// theirs.
-    pub(in crate::host_mm) fn revoke_from(
-        &self,
-        page: &LockedPage<'_>,
-        owner: Owner,
-    ) -> Result<(), MmError> {
+    pub(crate) fn revoke_from(&self, page: &LockedPage<'_>, owner: Owner) -> Result<(), MmError> {
         let kind = Invalidation::Replace(owner);
         page.begin_invalidation();
         self.pause(PausePoint::Counted);
@@ -69,7 +65,7 @@ impl Revoker {
     /// After the flush of an invalidation, the page lock held: nobody may have kept, or have got
     /// back, what it ended. A fault that noted the sequence before starts over, and none can note it
     /// meanwhile.
-    pub(in crate::host_mm) fn check_revoked(&self, page: &LockedPage<'_>, kind: Invalidation) {
+    pub(crate) fn check_revoked(&self, page: &LockedPage<'_>, kind: Invalidation) {
         if self.is_checking() && self.notifiers.still_allowed(page, kind) {
             self.report(ViolationKind::NotRevoked, page.pfn(), page.owner());
         }

@@ -1,9 +1,9 @@
 //! A page that is lent is about to be written: its copies are called back first.
 
-use crate::export_rmap::{FlushReason, Invalidation, LockedPage, PageFlags};
-use crate::host_mm::error::MmError;
-use crate::host_mm::inject::{PausePoint, Sabotage};
-use crate::host_mm::revoke::Revoker;
+use crate::error::MmError;
+use crate::inject::{PausePoint, Sabotage};
+use crate::revoke::Revoker;
+use gnomon_export_rmap::{FlushReason, Invalidation, LockedPage, PageFlags};
 
 impl Revoker {
     /// Ends all copies of a page that is about to be written. Clients that map it keep their
@@ -11,7 +11,7 @@ impl Revoker {
     ///
     /// # Errors
     /// If a client's copies cannot be revoked: the page must not be written.
-    pub(in crate::host_mm) fn recall(&self, page: &LockedPage<'_>) -> Result<(), MmError> {
+    pub(crate) fn recall(&self, page: &LockedPage<'_>) -> Result<(), MmError> {
         if !page.flags().contains(PageFlags::LENT) {
             return Ok(());
         }

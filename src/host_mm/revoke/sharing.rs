@@ -1,20 +1,17 @@
 //! Pages become shared, and guest pages leave shared ones.
 
-use crate::export_rmap::{Invalidation, LockedPage};
-use crate::host_mm::error::MmError;
-use crate::host_mm::inject::PausePoint;
-use crate::host_mm::object::commons::{Left, SharedPage};
-use crate::host_mm::object::pages::{Entry, Place};
-use crate::host_mm::revoke::batch::Revoked;
-use crate::host_mm::revoke::vacate::Vacator;
-use crate::host_mm::revoke::write_out::Saver;
+use crate::error::MmError;
+use crate::inject::PausePoint;
+use crate::object::commons::{Left, SharedPage};
+use crate::object::pages::{Entry, Place};
+use crate::revoke::batch::Revoked;
+use crate::revoke::vacate::Vacator;
+use crate::revoke::write_out::Saver;
+use gnomon_export_rmap::{Invalidation, LockedPage};
 
 impl Saver {
     /// Makes a private page, which nobody can write, a shared one that its guest page alone names.
-    pub(in crate::host_mm) fn make_shared(
-        &self,
-        page: &Revoked<'_>,
-    ) -> Result<SharedPage, MmError> {
+    pub(crate) fn make_shared(&self, page: &Revoked<'_>) -> Result<SharedPage, MmError> {
         self.check_revoked(page.page(), Invalidation::Clean);
         self.pause(PausePoint::Sharing);
         page.log_written();
@@ -29,7 +26,7 @@ impl Saver {
 impl Vacator {
     /// Ends a guest page's use of a shared page: the guest page is zero from now on. Where clients
     /// may map it, `page` is its frame, revoked from them and still locked.
-    pub(in crate::host_mm) fn leave_shared(
+    pub(crate) fn leave_shared(
         &self,
         entry: &Entry,
         shared: SharedPage,
@@ -41,11 +38,7 @@ impl Vacator {
     }
 
     /// Forgets a shared page that nobody names; `page` is its frame where that is locked.
-    pub(in crate::host_mm) fn discard_shared(
-        &self,
-        shared: SharedPage,
-        page: Option<&LockedPage<'_>>,
-    ) {
+    pub(crate) fn discard_shared(&self, shared: SharedPage, page: Option<&LockedPage<'_>>) {
         match (self.commons.pages.entry(shared.gfn()), page) {
             (Some(entry), Some(page)) => self.discard_locked(page, entry),
             (Some(entry), None) => {

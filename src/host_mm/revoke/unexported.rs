@@ -1,8 +1,8 @@
 //! A frame that loses its page is exported no more: invariant I4 at that moment.
 
-use crate::export_rmap::LockedPage;
-use crate::host_mm::revoke::Revoker;
-use crate::host_mm::violations::{MmViolation, ViolationKind};
+use crate::revoke::Revoker;
+use crate::violations::{MmViolation, ViolationKind};
+use gnomon_export_rmap::LockedPage;
 
 /// Calls into the clients after which an rmap entry no longer counts as one that a fault is about
 /// to take back: each vCPU can have at most one such fault.
@@ -10,7 +10,7 @@ const SETTLE_ROUNDS: u32 = 64;
 
 impl Revoker {
     /// Invariant I4 at the moment when a frame loses its page.
-    pub(in crate::host_mm) fn check_not_exported(&self, page: &LockedPage<'_>) {
+    pub(crate) fn check_not_exported(&self, page: &LockedPage<'_>) {
         // A fault that will find that it must retry may have added its entry for a moment, with
         // its MMU lock held. A call into the client waits for that lock, so it sees the end of it.
         for _ in 0..SETTLE_ROUNDS {

@@ -5,20 +5,20 @@ use std::ops::Deref;
 
 use super::batch::Revoked;
 use super::free_frame::FreeFrame;
-use crate::addr::{Gfn, PAGE_SIZE, Pfn};
-use crate::export_rmap::{LockedPage, PageFlags};
-use crate::host_mm::error::MmError;
-use crate::host_mm::frames::free_list::FreeList;
-use crate::host_mm::frames::host_view::HostView;
-use crate::host_mm::inject::{PausePoint, Sabotage};
-use crate::host_mm::object::pages::Place;
-use crate::host_mm::revoke::write_out::Saver;
+use crate::error::MmError;
+use crate::frames::free_list::FreeList;
+use crate::frames::host_view::HostView;
+use crate::inject::{PausePoint, Sabotage};
+use crate::object::pages::Place;
+use crate::revoke::write_out::Saver;
+use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE, Pfn};
+use gnomon_export_rmap::{LockedPage, PageFlags};
 
 /// A [`Saver`] that takes pages out of their frames, which are free then, and changes what is in them.
 pub struct Vacator {
     saver: Saver,
-    pub(in crate::host_mm) view: HostView,
-    /// Nobody takes a frame from it but a [`Mover`](crate::host_mm::revoke::free_frame::Mover).
+    pub(crate) view: HostView,
+    /// Nobody takes a frame from it but a [`Mover`](crate::revoke::free_frame::Mover).
     pub(super) free: FreeList,
 }
 
@@ -31,32 +31,28 @@ impl Deref for Vacator {
 }
 
 impl Vacator {
-    pub(in crate::host_mm) fn new(saver: Saver, view: HostView, free: FreeList) -> Self {
+    pub(crate) fn new(saver: Saver, view: HostView, free: FreeList) -> Self {
         Self { saver, view, free }
     }
 
     /// Frames that may be in use at a time.
-    pub(in crate::host_mm) fn rationed_frames(&self) -> u32 {
+    pub(crate) fn rationed_frames(&self) -> u32 {
         self.free.rationed
     }
 
     /// Number of free frames; a hint.
-    pub(in crate::host_mm) fn free_frames(&self) -> u32 {
+    pub(crate) fn free_frames(&self) -> u32 {
         self.free.len()
     }
 
     /// How many fewer than the high watermark are free; a hint.
-    pub(in crate::host_mm) fn missing_frames(&self) -> u32 {
+    pub(crate) fn missing_frames(&self) -> u32 {
         self.free.missing()
     }
 
     /// Gives back the memory of `count` frames from `first`, locked and about to lose their pages,
     /// where frames are only rationed: every mapping of them ends with this.
-    pub(in crate::host_mm) fn give_memory_back(
-        &self,
-        first: Pfn,
-        count: u32,
-    ) -> Result<(), MmError> {
+    pub(crate) fn give_memory_back(&self, first: Pfn, count: u32) -> Result<(), MmError> {
         let gfn = Gfn::new(u64::from(first.as_u32()));
         if !self.is_identity() || self.is_sabotaged(Sabotage::KeepMemory, gfn) {
             return Ok(());
@@ -65,7 +61,7 @@ impl Vacator {
     }
 
     /// Makes a page whose frame has lost its memory what it is: zeros, whatever stands in swap.
-    pub(in crate::host_mm) fn settle_hole(&self, page: &LockedPage<'_>) -> Result<(), MmError> {
+    pub(crate) fn settle_hole(&self, page: &LockedPage<'_>) -> Result<(), MmError> {
         if !self.is_hole(page)? {
             return Ok(());
         }
@@ -77,11 +73,7 @@ impl Vacator {
 
 impl<'a> Revoked<'a> {
     /// Takes the frame from the page, which `place` has now.
-    pub(in crate::host_mm) fn vacate(
-        self,
-        of: &'a Vacator,
-        place: Place,
-    ) -> Result<FreeFrame<'a>, MmError> {
+    pub(crate) fn vacate(self, of: &'a Vacator, place: Place) -> Result<FreeFrame<'a>, MmError> {
         of.give_memory_back(self.page().pfn(), 1)?;
         self.leave(of, place)
     }
@@ -102,7 +94,7 @@ impl<'a> Revoked<'a> {
 
 /// Takes the frames from pages, each of which has its place outside by now. The memory of neighbours
 /// is given back at once: each time, the host looks through all mappings and processors.
-pub(in crate::host_mm) fn vacate_all<'a>(
+pub(crate) fn vacate_all<'a>(
     of: &'a Vacator,
     pages: Vec<(Revoked<'a>, Place)>,
 ) -> impl Iterator<Item = Result<FreeFrame<'a>, MmError>> {

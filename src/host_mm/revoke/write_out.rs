@@ -2,13 +2,13 @@
 
 use std::ops::Deref;
 
-use crate::addr::{Pfn, SwapSlot};
-use crate::export_rmap::{LockedPage, PageFlags};
-use crate::host_mm::error::MmError;
-use crate::host_mm::frames::host_view::PageBuf;
-use crate::host_mm::revoke::Revoker;
-use crate::host_mm::revoke::duplicates::Duplicates;
-use crate::host_mm::swap::{SwapError, SwapSpace};
+use crate::error::MmError;
+use crate::frames::host_view::PageBuf;
+use crate::revoke::Revoker;
+use crate::revoke::duplicates::Duplicates;
+use crate::swap::{SwapError, SwapSpace};
+use gnomon_export_rmap::addr::{Pfn, SwapSlot};
+use gnomon_export_rmap::{LockedPage, PageFlags};
 
 /// Pages of which one duplicate in swap is given up at a time when swap is full.
 const DUPLICATES_AT_ONCE: usize = 64;
@@ -16,7 +16,7 @@ const DUPLICATES_AT_ONCE: usize = 64;
 /// A [`Revoker`] that writes pages out, too.
 pub struct Saver {
     revoker: Revoker,
-    pub(in crate::host_mm) swap: SwapSpace,
+    pub(crate) swap: SwapSpace,
     pub(super) duplicates: Duplicates,
 }
 
@@ -29,22 +29,19 @@ impl Deref for Saver {
 }
 
 impl Saver {
-    pub(in crate::host_mm) fn new(revoker: Revoker, swap: SwapSpace) -> Self {
+    pub(crate) fn new(revoker: Revoker, swap: SwapSpace) -> Self {
         let duplicates = Duplicates::of_frames(revoker.table.len());
         Self { revoker, swap, duplicates }
     }
 
     /// The page in a frame, which is locked, has been given a slot, or has kept the one that it came from.
-    pub(in crate::host_mm) fn note_duplicate(&self, page: &LockedPage<'_>) {
+    pub(crate) fn note_duplicate(&self, page: &LockedPage<'_>) {
         self.duplicates.note(page.pfn());
     }
 
     /// Writes a dirty page to swap and marks it clean; `None` if it is all zero and needs no slot.
     /// Nobody can write the page: it is revoked, or read-only everywhere.
-    pub(in crate::host_mm) fn write_out(
-        &self,
-        page: &LockedPage<'_>,
-    ) -> Result<Option<SwapSlot>, MmError> {
+    pub(crate) fn write_out(&self, page: &LockedPage<'_>) -> Result<Option<SwapSlot>, MmError> {
         let content = self.content(page)?;
         if is_zero(&content) {
             if let Some(slot) = page.slot() {
@@ -107,7 +104,7 @@ impl Saver {
     }
 }
 
-pub(in crate::host_mm) fn is_zero(content: &PageBuf) -> bool {
+pub(crate) fn is_zero(content: &PageBuf) -> bool {
     // Word-wise and without an early exit inside a line, so that it compiles to vector code.
     content.chunks_exact(64).all(|line| line.iter().fold(0, |seen, byte| seen | byte) == 0)
 }
@@ -115,7 +112,7 @@ pub(in crate::host_mm) fn is_zero(content: &PageBuf) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::PAGE_SIZE;
+    use gnomon_export_rmap::addr::PAGE_SIZE;
 
     #[test]
     fn a_page_is_zero_only_if_every_byte_is() {

@@ -4,13 +4,13 @@
 //! The write comes after the flush: until then a processor may write through what it caches, and
 //! that write would be in neither the copy nor the dirty state.
 
-use crate::addr::Pfn;
-use crate::export_rmap::{Invalidation, PageFlags};
-use crate::host_mm::books::find::Candidate;
-use crate::host_mm::error::MmError;
-use crate::host_mm::memory::HostMm;
-use crate::host_mm::revoke::batch::{DetachedBatch, Revoked, in_batches};
-use crate::host_mm::revoke::write_out::Saver;
+use crate::books::find::Candidate;
+use crate::error::MmError;
+use crate::memory::HostMm;
+use crate::revoke::batch::{DetachedBatch, Revoked, in_batches};
+use crate::revoke::write_out::Saver;
+use gnomon_export_rmap::addr::Pfn;
+use gnomon_export_rmap::{Invalidation, PageFlags};
 
 impl HostMm {
     /// Cleans the pages in these frames, as far as they hold one and nobody has it locked. Returns

@@ -1,23 +1,23 @@
 //! Copies of a memory object that cost nothing until somebody writes: `fork`'s way.
 //!
 //! Each page in a frame is cleaned first (read-only everywhere, its dirty state harvested, one
-//! flush for a batch), and becomes a [shared page](crate::host_mm::fault::shared). A fault that noted the
+//! flush for a batch), and becomes a [shared page](crate::fault::shared). A fault that noted the
 //! page's sequence before finds that it must start over, and then that it may not write. A page in
 //! swap stays there: its slot belongs to the shared page from then on.
 
 use std::sync::Arc;
 
-use crate::addr::{Gfn, SwapSlot};
-use crate::export_rmap::{Invalidation, Owner, PageFlags};
-use crate::host_mm::books::find::Candidate;
-use crate::host_mm::error::{MmError, require_notifier};
-use crate::host_mm::fault::Pager;
-use crate::host_mm::inject::Sabotage;
-use crate::host_mm::memory::object::MemoryObject;
-use crate::host_mm::object::pages::{Entry, ObjectPages, Place};
-use crate::host_mm::revoke::batch::{DetachedBatch, Revoked, add_to_batch};
-use crate::host_mm::revoke::free_frame::FreeFrame;
-use crate::host_mm::revoke::write_out::Saver;
+use crate::books::find::Candidate;
+use crate::error::{MmError, require_notifier};
+use crate::fault::Pager;
+use crate::inject::Sabotage;
+use crate::memory::object::MemoryObject;
+use crate::object::pages::{Entry, ObjectPages, Place};
+use crate::revoke::batch::{DetachedBatch, Revoked, add_to_batch};
+use crate::revoke::free_frame::FreeFrame;
+use crate::revoke::write_out::Saver;
+use gnomon_export_rmap::addr::{Gfn, SwapSlot};
+use gnomon_export_rmap::{Invalidation, Owner, PageFlags};
 
 impl MemoryObject {
     /// A memory object with the same content, page by page as it is when the page's turn comes:

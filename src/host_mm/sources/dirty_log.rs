@@ -7,22 +7,22 @@
 //!
 //! Protocol: cleaning's. The pages in frames become read-only everywhere, one flush for a batch, and
 //! what clients recorded is harvested into
-//! [`PageFlags::WRITTEN`](crate::export_rmap::PageFlags::WRITTEN). A page that leaves its frame, or becomes
+//! [`PageFlags::WRITTEN`](gnomon_export_rmap::PageFlags::WRITTEN). A page that leaves its frame, or becomes
 //! shared, takes that flag along as a bit of the object's. `take` first moves the flags to the
 //! bits and then takes the bits, so that a flag is in one place or the other at any time.
 
 use std::sync::Arc;
 
-use crate::addr::{Gfn, PAGE_SIZE_U64};
-use crate::export_rmap::Invalidation;
-use crate::host_mm::books::find::Candidate;
-use crate::host_mm::error::{MmError, require_notifier};
-use crate::host_mm::inject::PausePoint;
-use crate::host_mm::memory::object::MemoryObject;
-use crate::host_mm::object::dirty_bits::DirtyBits;
-use crate::host_mm::object::pages::{ObjectPages, Place};
-use crate::host_mm::revoke::Revoker;
-use crate::host_mm::revoke::batch::{DetachedBatch, add_to_batch};
+use crate::books::find::Candidate;
+use crate::error::{MmError, require_notifier};
+use crate::inject::PausePoint;
+use crate::memory::object::MemoryObject;
+use crate::object::dirty_bits::DirtyBits;
+use crate::object::pages::{ObjectPages, Place};
+use crate::revoke::Revoker;
+use crate::revoke::batch::{DetachedBatch, add_to_batch};
+use gnomon_export_rmap::Invalidation;
+use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE_U64};
 
 /// The log of a memory object's writes. One at a time is of use: they share what they take.
 #[derive(Debug)]

@@ -1,16 +1,16 @@
 //! Pages that the guest gives back: their content is zero from now on, and their frames and slots
 //! are free without any write to swap.
 
-use crate::addr::Gfn;
-use crate::export_rmap::{Invalidation, PageFlags};
-use crate::host_mm::books::find::Candidate;
-use crate::host_mm::error::{MmError, require_notifier};
-use crate::host_mm::fault::Pager;
-use crate::host_mm::inject::PausePoint;
-use crate::host_mm::memory::object::MemoryObject;
-use crate::host_mm::object::pages::{ObjectPages, Place};
-use crate::host_mm::revoke::batch::{DetachedBatch, add_to_batch};
-use crate::host_mm::revoke::vacate::{Vacator, vacate_all};
+use crate::books::find::Candidate;
+use crate::error::{MmError, require_notifier};
+use crate::fault::Pager;
+use crate::inject::PausePoint;
+use crate::memory::object::MemoryObject;
+use crate::object::pages::{ObjectPages, Place};
+use crate::revoke::batch::{DetachedBatch, add_to_batch};
+use crate::revoke::vacate::{Vacator, vacate_all};
+use gnomon_export_rmap::addr::Gfn;
+use gnomon_export_rmap::{Invalidation, PageFlags};
 
 impl MemoryObject {
     /// Forgets the content of `count` pages from `first`; those outside the object are passed over.

@@ -10,17 +10,17 @@
 //! are told and flushed, then the flag goes, then the write is let through. What takes the page away
 //! (eviction, migration, …) tells the clients that hold copies as it does those that map it.
 
-use crate::addr::{Gfn, PAGE_SIZE};
-use crate::export_rmap::{Invalidation, LockedPage, PageFlags};
-use crate::host_mm::books::find::Candidate;
-use crate::host_mm::error::{MmError, require_notifier};
-use crate::host_mm::fault::{Intent, Pager};
-use crate::host_mm::frames::host_view::PageBuf;
-use crate::host_mm::inject::PausePoint;
-use crate::host_mm::memory::object::MemoryObject;
-use crate::host_mm::object::pages::{Entry, ObjectPages, Place};
-use crate::host_mm::revoke::Revoker;
-use crate::host_mm::revoke::batch::{BATCH, DetachedBatch, is_heavy, lock_beside_batch};
+use crate::books::find::Candidate;
+use crate::error::{MmError, require_notifier};
+use crate::fault::{Intent, Pager};
+use crate::frames::host_view::PageBuf;
+use crate::inject::PausePoint;
+use crate::memory::object::MemoryObject;
+use crate::object::pages::{Entry, ObjectPages, Place};
+use crate::revoke::Revoker;
+use crate::revoke::batch::{BATCH, DetachedBatch, is_heavy, lock_beside_batch};
+use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE};
+use gnomon_export_rmap::{Invalidation, LockedPage, PageFlags};
 
 /// Takes a page that is lent: its number, its frame, whose lock is held, and its content.
 type Borrow<'b> = dyn FnMut(Gfn, &LockedPage<'_>, &PageBuf) + 'b;

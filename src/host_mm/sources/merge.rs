@@ -1,21 +1,21 @@
-//! Merging: pages of the same content become one [shared page](crate::host_mm::object::commons), as KSM
+//! Merging: pages of the same content become one [shared page](crate::object::commons), as KSM
 //! does, and pages of zeros the shared page of zeros.
 //!
 //! Contents are compared only once nobody can write either page any more: both have been made
 //! read-only everywhere and flushed. Of two that are the same, one becomes (or is) shared; the
 //! mappings of the other go, then its guest page names the shared one: clear and notify before set.
 
-use crate::addr::Pfn;
-use crate::export_rmap::Invalidation;
-use crate::host_mm::books::find::Candidate;
-use crate::host_mm::error::{MmError, require_notifier};
-use crate::host_mm::inject::PausePoint;
-use crate::host_mm::memory::HostMm;
-use crate::host_mm::object::commons::SharedPage;
-use crate::host_mm::object::pages::Place;
-use crate::host_mm::revoke::batch::{DetachedBatch, Revoked};
-use crate::host_mm::revoke::vacate::Vacator;
-use crate::host_mm::revoke::write_out::is_zero;
+use crate::books::find::Candidate;
+use crate::error::{MmError, require_notifier};
+use crate::inject::PausePoint;
+use crate::memory::HostMm;
+use crate::object::commons::SharedPage;
+use crate::object::pages::Place;
+use crate::revoke::batch::{DetachedBatch, Revoked};
+use crate::revoke::vacate::Vacator;
+use crate::revoke::write_out::is_zero;
+use gnomon_export_rmap::Invalidation;
+use gnomon_export_rmap::addr::Pfn;
 
 /// What came of an attempt to merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,15 +1,15 @@
 //! Migration: a page moves to another frame, as for compaction. The clients' mappings go, one flush
 //! for a batch, then the content is copied and the page's entry set: clear and notify before set.
 
-use crate::addr::Pfn;
-use crate::export_rmap::{Invalidation, PageFlags};
-use crate::host_mm::error::{MmError, require_notifier};
-use crate::host_mm::inject::PausePoint;
-use crate::host_mm::memory::HostMm;
-use crate::host_mm::object::pages::Place;
-use crate::host_mm::revoke::batch::{DetachedBatch, Revoked, in_batches};
-use crate::host_mm::revoke::free_frame::{FreeFrame, Mover};
-use crate::host_mm::revoke::vacate::Vacator;
+use crate::error::{MmError, require_notifier};
+use crate::inject::PausePoint;
+use crate::memory::HostMm;
+use crate::object::pages::Place;
+use crate::revoke::batch::{DetachedBatch, Revoked, in_batches};
+use crate::revoke::free_frame::{FreeFrame, Mover};
+use crate::revoke::vacate::Vacator;
+use gnomon_export_rmap::addr::Pfn;
+use gnomon_export_rmap::{Invalidation, PageFlags};
 
 impl HostMm {
     /// Moves the pages in these frames to free frames, as far as there are any, the frame holds a

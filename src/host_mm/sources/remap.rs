@@ -3,15 +3,15 @@
 //! All pages of a batch are told and flushed in one invalidation of the range before the first of
 //! them has its new place, so that no client can see half of the old and half of the new range.
 
-use crate::addr::{Gfn, Pfn};
-use crate::export_rmap::Invalidation;
-use crate::host_mm::books::find::Candidate;
-use crate::host_mm::error::{MmError, require_notifier};
-use crate::host_mm::fault::Intent;
-use crate::host_mm::inject::PausePoint;
-use crate::host_mm::memory::object::MemoryObject;
-use crate::host_mm::object::pages::{Entry, Place};
-use crate::host_mm::revoke::batch::DetachedBatch;
+use crate::books::find::Candidate;
+use crate::error::{MmError, require_notifier};
+use crate::fault::Intent;
+use crate::inject::PausePoint;
+use crate::memory::object::MemoryObject;
+use crate::object::pages::{Entry, Place};
+use crate::revoke::batch::DetachedBatch;
+use gnomon_export_rmap::Invalidation;
+use gnomon_export_rmap::addr::{Gfn, Pfn};
 
 /// Pages of each side that change places in one step.
 pub const MAX_REMAP_PAGES: u64 = 32;
@@ -128,7 +128,7 @@ impl MemoryObject {
         let gfn = Gfn::new(first.as_u64().saturating_add(number));
         let entry = self.pages.entry(gfn).ok_or(MmError::OutsideMemory {
             gpa: gfn.base(),
-            len: crate::addr::PAGE_SIZE_U64,
+            len: gnomon_export_rmap::addr::PAGE_SIZE_U64,
             memory_bytes: self.bytes(),
         })?;
         Ok(Side { object: self, gfn, entry })

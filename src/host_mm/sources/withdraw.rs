@@ -1,13 +1,13 @@
 //! Withdrawal: mappings go, and the pages stay where they are.
 
-use crate::addr::Gfn;
-use crate::export_rmap::Invalidation;
-use crate::host_mm::books::find::Candidate;
-use crate::host_mm::error::{MmError, require_notifier};
-use crate::host_mm::memory::object::MemoryObject;
-use crate::host_mm::object::pages::{ObjectPages, Place};
-use crate::host_mm::revoke::Revoker;
-use crate::host_mm::revoke::batch::{DetachedBatch, add_to_batch};
+use crate::books::find::Candidate;
+use crate::error::{MmError, require_notifier};
+use crate::memory::object::MemoryObject;
+use crate::object::pages::{ObjectPages, Place};
+use crate::revoke::Revoker;
+use crate::revoke::batch::{DetachedBatch, add_to_batch};
+use gnomon_export_rmap::Invalidation;
+use gnomon_export_rmap::addr::Gfn;
 
 impl MemoryObject {
     /// Takes all mappings of `count` pages from `first` away from the clients; the pages stay where

@@ -2,9 +2,9 @@
 
 use std::io;
 
-use crate::addr::PAGE_SIZE;
+use gnomon_export_rmap::addr::PAGE_SIZE;
 
-pub use crate::addr::SwapSlot as Slot;
+pub use gnomon_export_rmap::addr::SwapSlot as Slot;
 
 /// Storage for pages. It neither knows which slots are in use nor checks content; that is
 /// [`SwapSpace`](super::SwapSpace)'s part.

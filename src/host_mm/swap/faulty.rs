@@ -6,7 +6,7 @@ use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Slot, SwapBackend};
-use crate::addr::PAGE_SIZE;
+use gnomon_export_rmap::addr::PAGE_SIZE;
 
 /// Changes one byte of every so-manieth page that is written.
 #[derive(Debug)]

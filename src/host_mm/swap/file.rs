@@ -14,8 +14,8 @@ use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
 
 use super::backend::check_range;
 use super::{Slot, SwapBackend, SwapConfig, SwapOpenError};
-use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
-use crate::sys::names::folder_of;
+use gnomon_export_rmap::addr::{PAGE_SIZE, PAGE_SIZE_U64};
+use gnomon_sys::names::folder_of;
 
 /// `RAMFS_MAGIC` of linux/magic.h.
 const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
@@ -52,7 +52,7 @@ impl FileSwap {
 
 impl<F> FileSwap<F> {
     /// The same with something in front of the file.
-    pub(in crate::host_mm) fn through<G>(self, wrap: impl FnOnce(F) -> G) -> FileSwap<G> {
+    pub(crate) fn through<G>(self, wrap: impl FnOnce(F) -> G) -> FileSwap<G> {
         let Self { file, slots, in_memory } = self;
         FileSwap { file: wrap(file), slots, in_memory }
     }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use nix::errno::Errno;
 
 use super::SwapBackend;
-use crate::addr::{PAGE_SIZE, SwapSlot};
-use crate::host_mm::inject::{HostFault, Injector};
+use crate::inject::{HostFault, Injector};
+use gnomon_export_rmap::addr::{PAGE_SIZE, SwapSlot};
 
 /// A back end whose reads and writes fail as the items say.
 pub(super) struct InjectingBackend {
@@ -78,13 +78,13 @@ impl SwapBackend for InjectingBackend {
 
 /// A file whose system calls write less than they were given, or are interrupted.
 #[derive(Debug)]
-pub(in crate::host_mm) struct InjectingFile<F> {
+pub(crate) struct InjectingFile<F> {
     inner: F,
     injector: Arc<Injector>,
 }
 
 impl<F> InjectingFile<F> {
-    pub(in crate::host_mm) fn new(inner: F, injector: Arc<Injector>) -> Self {
+    pub(crate) fn new(inner: F, injector: Arc<Injector>) -> Self {
         Self { inner, injector }
     }
 }

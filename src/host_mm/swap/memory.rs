@@ -4,18 +4,19 @@ use std::io;
 use std::sync::Mutex;
 
 use super::backend::{Slot, SwapBackend, check_range};
-use crate::addr::PAGE_SIZE;
-use crate::sync::lock;
+use gnomon_export_rmap::addr::PAGE_SIZE;
+use gnomon_export_rmap::sync::lock;
 
 /// Pages in memory, which is taken up by those that were ever written.
 #[derive(Debug)]
-pub(crate) struct MemorySwap {
+pub struct MemorySwap {
     pages: Mutex<Vec<Option<Box<[u8; PAGE_SIZE]>>>>,
     slots: u32,
 }
 
 impl MemorySwap {
-    pub(crate) fn new(slots: u32) -> Self {
+    /// Room for so many pages.
+    pub fn new(slots: u32) -> Self {
         Self { pages: Mutex::default(), slots }
     }
 }

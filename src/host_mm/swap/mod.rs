@@ -20,7 +20,7 @@ mod error;
 mod faulty;
 mod file;
 mod injecting;
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(feature = "testing")]
 mod memory;
 mod slots;
 
@@ -30,17 +30,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
-use crate::host_mm::inject::{HostFault, Injector, PausePoint};
-use crate::sync::{Mutex, lock};
+use crate::inject::{HostFault, Injector, PausePoint};
+use gnomon_export_rmap::addr::{PAGE_SIZE, PAGE_SIZE_U64};
+use gnomon_export_rmap::sync::{Mutex, lock};
 
 pub use backend::{Slot, SwapBackend};
 pub use error::{SwapError, SwapOp, SwapOpenError};
 pub use faulty::{CorruptingBackend, FailingBackend};
 pub use file::FileSwap;
-pub(in crate::host_mm) use injecting::InjectingFile;
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use memory::MemorySwap;
+pub(crate) use injecting::InjectingFile;
+#[cfg(feature = "testing")]
+pub use memory::MemorySwap;
 
 use checksum::Checksums;
 use injecting::InjectingBackend;
@@ -143,7 +143,7 @@ impl SwapSpace {
     ///
     /// # Errors
     /// [`SwapError::Open`]; nothing is left behind then.
-    pub(in crate::host_mm) fn open(
+    pub(crate) fn open(
         config: &SwapConfig,
         corrupt: bool,
         injector: Option<&Arc<Injector>>,
@@ -161,10 +161,7 @@ impl SwapSpace {
 
     /// Swap on any back end. Slots beyond [`Slot::MAX_SLOTS`] are not used.
     #[must_use]
-    pub(in crate::host_mm) fn new(
-        backend: Box<dyn SwapBackend>,
-        injector: Option<&Arc<Injector>>,
-    ) -> Self {
+    pub(crate) fn new(backend: Box<dyn SwapBackend>, injector: Option<&Arc<Injector>>) -> Self {
         let slots = backend.slots().min(Slot::MAX_SLOTS);
         let backend = match injector {
             None => backend,

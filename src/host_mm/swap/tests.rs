@@ -345,7 +345,7 @@ fn an_unused_terabyte_costs_next_to_nothing() {
     const ALONE: &str = "GNOMON_TEST_ALONE";
     if std::env::var_os(ALONE).is_none() {
         let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
-        let this = "host_mm::swap::tests::an_unused_terabyte_costs_next_to_nothing";
+        let this = "swap::tests::an_unused_terabyte_costs_next_to_nothing";
         let alone = alone.args(["--exact", this]).env(ALONE, "").output().unwrap();
         let said = String::from_utf8_lossy(&alone.stdout);
         assert!(alone.status.success() && said.contains("1 passed"), "{said}");

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use vm_memory::{Bytes, VolatileMemory};
 
-use crate::addr::{Gfn, PAGE_SIZE, Pfn, SwapSlot};
-use crate::export_rmap::{
+use crate::{GuestView, MemoryObject, MmError};
+use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE, Pfn, SwapSlot};
+use gnomon_export_rmap::sync::lock;
+use gnomon_export_rmap::{
     ClientId, ClientLock, ExportNotifier, FlushReason, Gone, Harvest, Invalidation, LockedPage,
     Retain, RevokeError, RmapEntry, SequenceToken,
 };
-use crate::host_mm::{GuestView, MemoryObject, MmError};
-use crate::sync::lock;
 
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
@@ -252,7 +252,7 @@ impl FakeClient {
                 if !late {
                     continue;
                 }
-                crate::export_rmap::lab::add_entry(table, pfn, entry);
+                gnomon_export_rmap::lab::add_entry(table, pfn, entry);
             }
             // Writable from the start: whether it was written, the dirty bit alone tells.
             spte.store(pfn.byte_offset() | PRESENT | writable, Ordering::Release);

@@ -9,9 +9,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::rig::{FRAMES, Rig, config, gfn, page};
-use crate::addr::{Gpa, PAGE_SIZE, Pfn};
-use crate::host_mm::{HostMmConfig, MemoryObject};
-use crate::sync::lock;
+use crate::{HostMmConfig, MemoryObject};
+use gnomon_export_rmap::addr::{Gpa, PAGE_SIZE, Pfn};
+use gnomon_export_rmap::sync::lock;
 
 /// For what must come about on any machine, however slow or busy.
 const GIVE_UP: Duration = Duration::from_secs(60);
@@ -105,7 +105,7 @@ fn run(
 fn evict_and_clean(rig: &Rig, rng: &mut StdRng) {
     let first = rng.random_range(0..rig.mm.frame_count());
     let frames: Vec<_> =
-        (first..rig.mm.frame_count()).take(64).map(crate::addr::Pfn::new).collect();
+        (first..rig.mm.frame_count()).take(64).map(gnomon_export_rmap::addr::Pfn::new).collect();
     if rng.random() {
         rig.mm.evict_frames(&frames).unwrap();
     } else {
@@ -212,7 +212,7 @@ fn copies_are_given_out_only_after_the_old_mapping_is_gone() {
 
 #[test]
 fn a_copy_given_out_before_the_old_mapping_is_cleared_is_noticed() {
-    let sabotage = Some(crate::host_mm::Sabotage::SetFirst);
+    let sabotage = Some(crate::Sabotage::SetFirst);
     let rig = Rig::new(HostMmConfig { sabotage, ..config() }, 1);
     assert!(race_for_a_copy(&rig, 100) > 0, "{:?}", rig.mm.stats());
 }
@@ -252,10 +252,7 @@ fn direct_and_background_reclaim_at_once_lose_nothing() {
 
 #[test]
 fn the_oracle_of_these_tests_notices_a_dropped_dirty_bit() {
-    let rig = Rig::new(
-        HostMmConfig { sabotage: Some(crate::host_mm::Sabotage::DropDirty), ..config() },
-        48,
-    );
+    let rig = Rig::new(HostMmConfig { sabotage: Some(crate::Sabotage::DropDirty), ..config() }, 48);
     let (begin, mut wrong, mut all) = (Instant::now(), 0, 0);
     let is_noticed = || rig.mm.violations().1 > 0;
     while !(wrong > 0 && is_noticed()) && begin.elapsed() < GIVE_UP {

@@ -1,9 +1,9 @@
 //! Content, as the hypervisor itself reads and writes it.
 
 use super::rig::{FRAMES, Rig, config, gfn, page};
-use crate::addr::{Gpa, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
-use crate::host_mm::{HostMm, MmError};
-use crate::sys::signal::pretended::Stop;
+use crate::{HostMm, MmError};
+use gnomon_export_rmap::addr::{Gpa, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
+use gnomon_sys::signal::pretended::Stop;
 
 const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 

@@ -8,8 +8,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::rig::{Rig, config, gfn, page};
-use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
-use crate::host_mm::{DirtyLog, HostMmConfig, Sabotage};
+use crate::{DirtyLog, HostMmConfig, Sabotage};
+use gnomon_export_rmap::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
 
 const PAGES: u64 = 32;
 

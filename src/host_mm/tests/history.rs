@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use super::client::Page;
 use super::rig::{FRAMES, Rig, config, gfn, page};
-use crate::addr::{PAGE_SIZE, Pfn};
-use crate::export_rmap::pausing_client::PausingClient;
-use crate::host_mm::MemoryObject;
-use crate::sync::lock;
+use crate::MemoryObject;
+use gnomon_export_rmap::addr::{PAGE_SIZE, Pfn};
+use gnomon_export_rmap::pausing_client::PausingClient;
+use gnomon_export_rmap::sync::lock;
 
 const ZEROS: Page = [0; PAGE_SIZE];
 /// Long enough for a fault on any machine.

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
-use crate::host_mm::inject::{HostFault, Injection, InjectionPlan, Injector, When};
-use crate::host_mm::swap::{InjectingFile, SwapConfig, SwapError, SwapOp};
-use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, MmError};
+use crate::inject::{HostFault, Injection, InjectionPlan, Injector, When};
+use crate::swap::{InjectingFile, SwapConfig, SwapError, SwapOp};
+use crate::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, MmError};
+use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
 
 fn once(number: u64) -> When {
     When::Once(NonZeroU64::new(number).unwrap())
@@ -223,14 +223,14 @@ fn a_slow_client_is_slow_and_otherwise_itself() {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
-    use crate::export_rmap::{ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage};
-    use crate::export_rmap::{RevokeError, RmapEntry};
+    use gnomon_export_rmap::{ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage};
+    use gnomon_export_rmap::{RevokeError, RmapEntry};
 
     struct Client(AtomicBool);
     impl ExportNotifier for Client {
         fn invalidate_page(&self, page: &LockedPage<'_>, _: Invalidation) -> Harvest {
-            let id = crate::export_rmap::ClientId::new(0).unwrap();
-            assert!(crate::export_rmap::lab::remove_entry(
+            let id = gnomon_export_rmap::ClientId::new(0).unwrap();
+            assert!(gnomon_export_rmap::lab::remove_entry(
                 page.table(),
                 page.pfn(),
                 RmapEntry::new(id, 0)
@@ -253,7 +253,7 @@ fn a_slow_client_is_slow_and_otherwise_itself() {
     let registration = mm.register_client(mm.reserve_client().unwrap(), client.clone());
     write(&object, 0, 1);
     let pfn = object.try_lock_resident(Gfn::new(0)).unwrap().pfn();
-    crate::export_rmap::lab::add_entry(mm.frame_table(), pfn, RmapEntry::new(registration.id(), 0));
+    gnomon_export_rmap::lab::add_entry(mm.frame_table(), pfn, RmapEntry::new(registration.id(), 0));
     let begin = std::time::Instant::now();
     assert_eq!(evict_all(&object).unwrap(), 1);
     assert!(begin.elapsed() >= slow * 2, "{:?}", begin.elapsed());

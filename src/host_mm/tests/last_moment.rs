@@ -3,8 +3,8 @@
 //! at the content after the flush.
 
 use super::rig::{Rig, config, gfn, page};
-use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64};
-use crate::host_mm::{DirtyLog, Merged};
+use crate::{DirtyLog, Merged};
+use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64};
 
 const ONE: Gfn = Gfn::new(1);
 const TWO: Gfn = Gfn::new(2);

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::thread;
 
 use super::rig::{Rig, config, gfn, page};
-use crate::addr::{Gfn, Gpa, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
-use crate::export_rmap::PageFlags;
-use crate::export_rmap::pausing_client::PausingClient;
-use crate::host_mm::{DirtyLog, MemoryObject};
+use crate::{DirtyLog, MemoryObject};
+use gnomon_export_rmap::PageFlags;
+use gnomon_export_rmap::addr::{Gfn, Gpa, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
+use gnomon_export_rmap::pausing_client::PausingClient;
 
 const ONE: Gfn = Gfn::new(1);
 const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];

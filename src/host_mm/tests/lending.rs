@@ -7,15 +7,13 @@ use std::sync::{Arc, Mutex};
 
 use super::client::Page;
 use super::rig::Rig;
-use crate::addr::{Gfn, PAGE_SIZE, Pfn};
-use crate::export_rmap::{
+use crate::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, Merged, MmError, Sabotage};
+use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE, Pfn};
+use gnomon_export_rmap::sync::lock;
+use gnomon_export_rmap::{
     ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Membership, Owner,
     PageFlags, Retain, RevokeError, RmapEntry,
 };
-use crate::host_mm::{
-    HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, Merged, MmError, Sabotage,
-};
-use crate::sync::lock;
 
 /// A client that holds copies, by page.
 #[derive(Default)]
@@ -77,7 +75,7 @@ impl Lender {
                 let at = gfns.iter().position(|&other| other == gfn).unwrap() as u64;
                 let owner = Owner { object: object.number(), gfn };
                 let entry = RmapEntry::new(*self.copies.id.get().unwrap(), slot + at);
-                crate::export_rmap::lab::add_entry(page.table(), page.pfn(), entry);
+                gnomon_export_rmap::lab::add_entry(page.table(), page.pfn(), entry);
                 lock(&self.copies.held).insert(slot + at, (owner, Box::new(*content)));
             })
             .unwrap();

@@ -18,11 +18,9 @@ use proptest::test_runner::{TestCaseError, TestRunner};
 
 use super::client::Page;
 use super::rig::{FRAMES, LoggedSwap, Rig, config, gfn, page};
-use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
-use crate::host_mm::swap::{FailingBackend, SwapBackend};
-use crate::host_mm::{
-    DirtyLog, HostMm, HostMmConfig, InjectionPlan, MemoryObject, MmError, Sabotage,
-};
+use crate::swap::{FailingBackend, SwapBackend};
+use crate::{DirtyLog, HostMm, HostMmConfig, InjectionPlan, MemoryObject, MmError, Sabotage};
+use gnomon_export_rmap::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
 use op::{Op, Trouble, ops, trouble};
 
 /// Pages of each object.

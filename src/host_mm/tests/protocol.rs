@@ -7,14 +7,14 @@ use proptest::prelude::*;
 
 use super::client::Event;
 use super::rig::{Rig, config, gfn, page};
-use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
-use crate::export_rmap::{
+use crate::swap::SwapConfig;
+use crate::{HostMm, HostMmConfig, MmError, Sabotage, ViolationKind};
+use gnomon_export_rmap::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
+use gnomon_export_rmap::sync::lock;
+use gnomon_export_rmap::{
     ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Retain, RevokeError,
     RmapEntry,
 };
-use crate::host_mm::swap::SwapConfig;
-use crate::host_mm::{HostMm, HostMmConfig, MmError, Sabotage, ViolationKind};
-use crate::sync::lock;
 
 fn sabotaged(rule: Sabotage) -> HostMmConfig {
     HostMmConfig { sabotage: Some(rule), ..config() }
@@ -351,7 +351,7 @@ fn drop_under(late: Late, before: impl FnOnce(&HostMm, Pfn, &Late)) -> (Vec<&'st
     late.id.set(registration.id()).unwrap();
     let page = object.lock_page_for_write(gfn(0)).unwrap();
     let pfn = page.pfn();
-    crate::export_rmap::lab::add_entry(mm.frame_table(), pfn, RmapEntry::new(registration.id(), 0));
+    gnomon_export_rmap::lab::add_entry(mm.frame_table(), pfn, RmapEntry::new(registration.id(), 0));
     drop(page);
     before(&mm, pfn, &late);
     drop(object);

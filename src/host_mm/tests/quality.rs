@@ -4,7 +4,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::rig::{FRAMES, Rig, config, gfn, page};
-use crate::host_mm::{HostMmConfig, ReclaimPolicy};
+use crate::{HostMmConfig, ReclaimPolicy};
 
 /// Re-faults of hot pages while cold memory of `scan` pages is touched once, with `hot_per_cold`
 /// random accesses to the hot set, 60 % of all frames, for each.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::client::{Event, FakeClient, Log, Page};
-use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn, SwapSlot};
-use crate::export_rmap::Membership;
-use crate::host_mm::swap::{MemorySwap, SwapBackend};
-use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject};
+use crate::swap::{MemorySwap, SwapBackend};
+use crate::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject};
+use gnomon_export_rmap::Membership;
+use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn, SwapSlot};
 
 /// Frames of the smallest host memory.
 pub(super) const FRAMES: u64 = MIN_HOST_MEMORY_BYTES / PAGE_SIZE_U64;

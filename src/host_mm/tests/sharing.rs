@@ -3,10 +3,10 @@
 
 use super::client::Event;
 use super::rig::{Rig, config, gfn, page};
-use crate::addr::PAGE_SIZE;
-use crate::export_rmap::{FlushReason, Invalidation, Owner};
-use crate::host_mm::fault::Intent;
-use crate::host_mm::{HostMmConfig, Merged};
+use crate::fault::Intent;
+use crate::{HostMmConfig, Merged};
+use gnomon_export_rmap::addr::PAGE_SIZE;
+use gnomon_export_rmap::{FlushReason, Invalidation, Owner};
 
 const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 

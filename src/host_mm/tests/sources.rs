@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use super::client::Event;
 use super::rig::{Rig, config, gfn, page};
-use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
-use crate::export_rmap::{FlushReason, Invalidation};
-use crate::host_mm::{MAX_REMAP_PAGES, MmError};
+use crate::{MAX_REMAP_PAGES, MmError};
+use gnomon_export_rmap::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
+use gnomon_export_rmap::{FlushReason, Invalidation};
 
 const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 

@@ -6,9 +6,9 @@ use std::{io, num::NonZeroU64};
 
 use super::client::{Log, Page};
 use super::rig::{FRAMES, LoggedSwap, Rig, config, gfn, page};
-use crate::addr::SwapSlot;
-use crate::host_mm::swap::{CorruptingBackend, FailingBackend, SwapBackend, SwapError};
-use crate::host_mm::{HostMmConfig, MmError};
+use crate::swap::{CorruptingBackend, FailingBackend, SwapBackend, SwapError};
+use crate::{HostMmConfig, MmError};
+use gnomon_export_rmap::addr::SwapSlot;
 
 /// A back end that fails with an errno as long as one is set.
 struct Switchable {

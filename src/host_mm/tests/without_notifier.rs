@@ -1,7 +1,7 @@
 //! Built without the notifier, exported frames are never reclaimed; all else works.
 
 use super::rig::{FRAMES, Rig, config, gfn, page};
-use crate::host_mm::MmError;
+use crate::MmError;
 
 #[test]
 fn exported_frames_stay_and_the_others_of_their_batch_leave() {

@@ -11,7 +11,8 @@ const TIMED_OUT: i32 = 124;
 
 /// The crates that are rooms of the library, by the first part of the names that their tests go by; those of
 /// all others are the root's.
-const CRATES: &[(&str, &str)] = &[("export_rmap", "gnomon-export-rmap"), ("sys", "gnomon-sys")];
+const CRATES: &[(&str, &str)] =
+    &[("export_rmap", "gnomon-export-rmap"), ("host_mm", "gnomon-host-mm"), ("sys", "gnomon-sys")];
 
 /// The kinds of checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]

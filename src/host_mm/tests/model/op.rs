@@ -7,8 +7,8 @@ use nix::errno::Errno;
 use proptest::prelude::*;
 
 use super::PAGES;
-use crate::addr::PAGE_SIZE;
-use crate::host_mm::{HostFault, Injection, InjectionPlan, When};
+use crate::{HostFault, Injection, InjectionPlan, When};
+use gnomon_export_rmap::addr::PAGE_SIZE;
 
 /// What may happen. Pages are numbered from 0; `seed` 0 is a page of zeros.
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,7 @@
 //! - never more frames are in use than were given (invariant I5).
 //!
 //! Faults come from above through [`MemoryObject`]; invalidations go up only through the
-//! [notifier list](crate::export_rmap::NotifierList).
+//! [notifier list](gnomon_export_rmap::NotifierList).
 
 mod audit;
 mod books;
@@ -34,11 +34,11 @@ pub use books::Books;
 pub use config::{HostMmConfig, ReclaimPolicy};
 pub use error::MmError;
 pub use frames::alarm::Quiet;
-#[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
-pub(crate) use frames::frame_memory::FrameMemory;
+#[cfg(all(feature = "testing", feature = "export-notifier"))]
+pub use frames::frame_memory::FrameMemory;
 pub use frames::free_list::{MAX_HOST_MEMORY_BYTES, MIN_HOST_MEMORY_BYTES};
 pub use frames::guest_view::GuestView;
-pub(crate) use frames::guest_view::page_runs;
+pub use frames::guest_view::page_runs;
 pub use frames::placement::Placement;
 pub use inject::{
     HostFault, Injection, InjectionCount, InjectionPlan, PauseCount, PausePoint, PeerFault,
