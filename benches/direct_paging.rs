@@ -18,7 +18,7 @@ use anyhow::{Result, ensure};
 use gnomon::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64};
 use gnomon::direct_mmu::{DirectConfig, DirectMmu};
 use gnomon::host_mm::{
-    HostMm, HostMmConfig, MemoryObject, MmError, MmStats, Placement, SwapConfig,
+    HostMemory, HostMmConfig, MemoryObject, MmError, MmStats, Placement, SwapConfig,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -33,17 +33,17 @@ const TOUCHES: u32 = 30_000;
 const SEED: u64 = 2008;
 const RUNS: u32 = 3;
 
-fn memory(pages: u64, placement: Placement) -> Result<(Arc<HostMm>, Arc<MemoryObject>)> {
+fn memory(pages: u64, placement: Placement) -> Result<(HostMemory, Arc<MemoryObject>)> {
     let swap = SwapConfig { path: None, dir: None, bytes: 2 * pages * PAGE_SIZE_U64 };
     let share_zero = false;
     let config = HostMmConfig { swap, placement, share_zero, ..HostMmConfig::new(RATION_BYTES) };
-    let mm = HostMm::new(config)?;
-    mm.start_background_reclaim()?;
+    let mut mm = HostMemory::new(config)?;
+    mm.start_reclaim()?;
     let object = mm.create_object(pages * PAGE_SIZE_U64)?;
     Ok((mm, object))
 }
 
-fn window(pages: u64, config: DirectConfig) -> Result<(Arc<HostMm>, DirectMmu)> {
+fn window(pages: u64, config: DirectConfig) -> Result<(HostMemory, DirectMmu)> {
     let placement = Placement::Identity { guest_bytes: pages * PAGE_SIZE_U64 };
     let (mm, object) = memory(pages, placement)?;
     let view = mm.map_guest_view()?;

@@ -15,6 +15,7 @@ pub mod host_mm;
 pub mod iotlb;
 pub mod peer;
 pub mod shadow_mmu;
+mod streams;
 pub mod virtio;
 pub mod vmm;
 

@@ -1,5 +1,5 @@
 //! The layers import downwards only: a file names nothing from a layer above its own. So do the rooms of
-//! the VMM, and the crates.
+//! the VMM and those of host memory, which call nothing that stands above them either; and the crates.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Lowest first; layers of one line may use each other.
 const LAYERS: &[&[&str]] = &[
-    &["abi", "addr", "compressed", "counters", "page_format", "sync", "sys"],
+    &["abi", "addr", "compressed", "counters", "page_format", "streams", "sync", "sys"],
     &["export_rmap"],
     &["host_mm"],
     &["direct_mmu", "peer", "shadow_mmu"],
@@ -160,14 +160,44 @@ fn an_upward_import_is_noticed() {
     assert!(upward("vmm", "use crate::{sync, host_mm::HostMm}; use crate::addr::Gpa;").is_empty());
 }
 
-/// The rooms of the VMM, lowest first. One imports from those below it only, and not from the other of
-/// its line. `mod.rs` beside them is their common face, for the layers above.
-const ROOMS: &[&[&str]] =
-    &[&["kvm"], &["error"], &["run", "cpu"], &["contract"], &["shadow", "direct"], &["linux"]];
-
-fn room_rank(room: &str) -> Option<usize> {
-    ROOMS.iter().position(|names| names.contains(&room))
+/// A layer that has rooms: each a folder, or a file, beside `mod.rs`, which is their common face for the
+/// layers above.
+struct House {
+    layer: &'static str,
+    /// Lowest first. A room imports from those below it only, and not from the other of its line.
+    rooms: &'static [&'static [&'static str]],
 }
+
+const VMM: House = House {
+    layer: "vmm",
+    rooms: &[
+        &["kvm"],
+        &["error"],
+        &["run", "cpu"],
+        &["contract"],
+        &["shadow", "direct"],
+        &["linux"],
+    ],
+};
+
+const HOST_MM: House = House {
+    layer: "host_mm",
+    rooms: &[
+        &["inject", "stats", "violations"],
+        &["swap"],
+        &["error"],
+        &["frames"],
+        &["object"],
+        &["config"],
+        &["books"],
+        &["revoke"],
+        &["reclaim"],
+        &["fault"],
+        &["memory"],
+        &["sources"],
+        &["audit"],
+    ],
+};
 
 /// Splits a path, or a tree of them as in `use`, at the start of `text`, into single paths.
 fn expand(text: &str, prefix: &[String], found: &mut Vec<Vec<String>>) {
@@ -217,14 +247,14 @@ fn absolute(path: &[String], module: &[String]) -> Vec<String> {
     }
 }
 
-/// The module of a file of the VMM, and every path from `crate`, `super` or `self` that its text has
+/// The module of a file of `layer`, and every path from `crate`, `super` or `self` that its text has
 /// outside of comments, from the crate's root.
-fn paths_of(file: &str, source: &str) -> (Vec<String>, Vec<Vec<String>>) {
+fn paths_of(layer: &str, file: &str, source: &str) -> (Vec<String>, Vec<Vec<String>>) {
     let stem = file.strip_suffix("/mod.rs").or(file.strip_suffix(".rs")).unwrap();
     // Tests beside a file are a module of it.
     let stem = stem.strip_suffix("_tests").map_or(stem.to_owned(), |of| format!("{of}/tests"));
     let own: Vec<String> =
-        std::iter::once("vmm").chain(stem.split('/')).map(str::to_owned).collect();
+        std::iter::once(layer).chain(stem.split('/')).map(str::to_owned).collect();
     let mut module = own.clone();
     // Where the modules that are written out inside the file end.
     let mut ends: Vec<String> = Vec::new();
@@ -259,50 +289,180 @@ fn paths_of(file: &str, source: &str) -> (Vec<String>, Vec<Vec<String>>) {
     (own, found)
 }
 
-/// The rooms that `file` of the VMM names. What is neither in a room nor one is the face's.
-fn rooms_named(file: &str, source: &str) -> Vec<String> {
-    let (module, paths) = paths_of(file, source);
-    let of_vmm = paths.into_iter().filter(|path| path.len() > 1 && path[0] == "vmm");
-    of_vmm.map(|mut path| path.swap_remove(1)).filter(|room| *room != module[1]).collect()
+impl House {
+    fn rank(&self, room: &str) -> Option<usize> {
+        self.rooms.iter().position(|names| names.contains(&room))
+    }
+
+    /// The rooms that `file` names. What is neither in a room nor one is the face's.
+    fn rooms_named(&self, file: &str, source: &str) -> Vec<String> {
+        let (module, paths) = paths_of(self.layer, file, source);
+        let inside = paths.into_iter().filter(|path| path.len() > 1 && path[0] == self.layer);
+        let named = inside.map(|mut path| path.swap_remove(1));
+        named.filter(|name| *name != module[1]).collect()
+    }
+
+    /// Every room that `file` must not name and names, and everything else that it takes from the face.
+    fn wrong_rooms(&self, file: &str, source: &str) -> Vec<String> {
+        let own = self.rank(room_of(file));
+        let is_wrong = |room: &String| self.rank(room).is_none() || self.rank(room) >= own;
+        self.rooms_named(file, source).into_iter().filter(is_wrong).collect()
+    }
+
+    /// The sources in rooms: file inside the layer, and text. Tests of the whole layer stand beside.
+    fn sources(&self) -> Vec<(String, String)> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(self.layer);
+        let mut files = Vec::new();
+        rust_files(&folder, &mut files);
+        let inside = files.into_iter().map(|path| {
+            let file = path.strip_prefix(&folder).unwrap().to_str().unwrap().to_owned();
+            (file, fs::read_to_string(path).unwrap())
+        });
+        inside.filter(|(file, _)| !["mod", "tests"].contains(&room_of(file))).collect()
+    }
+
+    /// Calls in `file` of methods that stand in a room from which it may not import. Not if a function of
+    /// that name is in a room from which it may, which is then the one that is called; nor if no such
+    /// room so much as names the type, and so can have no value of it.
+    fn wrong_calls(&self, file: &str, source: &str, methods: &Methods<'_>) -> Vec<String> {
+        let own = self.rank(room_of(file));
+        let is_allowed = |room: &&str| *room == room_of(file) || self.rank(room) < own;
+        let any_allowed = |rooms: Option<&BTreeSet<&str>>| {
+            rooms.is_some_and(|rooms| rooms.iter().any(is_allowed))
+        };
+        let wrong = calls(source).filter(|name| !any_allowed(methods.functions.get(name)));
+        let wrong = wrong.filter_map(|name| Some((name, methods.spread.get(name)?)));
+        let wrong = wrong.filter(|(_, (of, _))| any_allowed(methods.types.get(of)));
+        wrong.map(|(name, (_, room))| format!("{name} of {room}")).collect()
+    }
+
+    /// No room of the layer imports from one that is not below it, nor calls what stands in one.
+    fn check(&self) {
+        let sources = self.sources();
+        let methods = Methods::of(&sources);
+        let (mut wrong, mut arrows) = (Vec::new(), BTreeSet::new());
+        for (file, source) in &sources {
+            assert!(self.rank(room_of(file)).is_some(), "{file} is in no room");
+            let named = self.wrong_rooms(file, source).into_iter();
+            wrong.extend(named.map(|room| format!("{file} names {room}")));
+            let called = self.wrong_calls(file, source, &methods).into_iter();
+            wrong.extend(called.map(|method| format!("{file} calls {method}")));
+            arrows.extend(self.rooms_named(file, source).into_iter().map(|to| (room_of(file), to)));
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        let above_the_lowest = self.rooms.iter().position(|names| names.len() == 1).unwrap() + 1;
+        for room in self.rooms[above_the_lowest..].iter().flat_map(|names| *names) {
+            assert!(arrows.iter().any(|(from, _)| from == room), "no import of {room} was seen");
+        }
+        println!(
+            "{}: {} rooms, {} arrows, none up; {} methods of types that have some in several rooms",
+            self.layer,
+            self.rooms.concat().len(),
+            arrows.len(),
+            methods.spread.len()
+        );
+    }
 }
 
-/// Every room that `file` of the VMM must not name and names, and everything else that it takes from
-/// the face.
-fn wrong_rooms(file: &str, source: &str) -> Vec<String> {
-    let own = room_rank(file.split(['/', '.']).next().unwrap());
-    let is_wrong = |room: &String| room_rank(room).is_none() || room_rank(room) >= own;
-    rooms_named(file, source).into_iter().filter(is_wrong).collect()
+/// What can be called without an import.
+struct Methods<'a> {
+    /// Methods of types that have some in several rooms: of which type, and where each stands.
+    spread: BTreeMap<&'a str, (&'a str, &'a str)>,
+    /// These types, and the rooms that name them.
+    types: BTreeMap<&'a str, BTreeSet<&'a str>>,
+    /// All functions, and the rooms that define one of that name.
+    functions: BTreeMap<&'a str, BTreeSet<&'a str>>,
+}
+
+impl<'a> Methods<'a> {
+    /// Of files inside a layer, with their texts.
+    fn of(sources: &'a [(String, String)]) -> Self {
+        let mut rooms_of_type: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        let mut functions: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for (file, source) in sources {
+            for name in functions_of(source) {
+                functions.entry(name).or_default().insert(room_of(file));
+            }
+            for (name, _) in inherent_impls(source) {
+                rooms_of_type.entry(name).or_default().insert(room_of(file));
+            }
+        }
+        rooms_of_type.retain(|_, rooms| rooms.len() > 1);
+        let mut spread = BTreeMap::new();
+        for (file, source) in sources {
+            for (of, body) in inherent_impls(source) {
+                if rooms_of_type.contains_key(of) {
+                    spread.extend(functions_of(body).map(|name| (name, (of, room_of(file)))));
+                }
+            }
+            for word in code(source).flat_map(words) {
+                if let Some(rooms) = rooms_of_type.get_mut(word) {
+                    rooms.insert(room_of(file));
+                }
+            }
+        }
+        Self { spread, types: rooms_of_type, functions }
+    }
+}
+
+/// The room of a file, inside the layer.
+fn room_of(file: &str) -> &str {
+    file.split(['/', '.']).next().unwrap()
+}
+
+/// Each `impl Type` that is no trait's, with its body.
+fn inherent_impls(source: &str) -> impl Iterator<Item = (&str, &str)> {
+    source.split("\nimpl").skip(1).filter_map(|text| {
+        let (head, rest) = text.split_once(" {\n")?;
+        let body = rest.split("\n}").next()?;
+        let head = head
+            .strip_prefix('<')
+            .map_or(Some(head), |generics| generics.split_once("> ").map(|(_, after)| after))?;
+        let name = head.trim_start().split('<').next()?;
+        (!head.contains(" for ")).then_some((name, body))
+    })
+}
+
+/// The names of the functions that a text defines.
+fn functions_of(source: &str) -> impl Iterator<Item = &str> {
+    source.split("fn ").skip(1).map(|rest| &rest[..end_of_word(rest)])
+}
+
+/// The lines of a text that are no comments.
+fn code(source: &str) -> impl Iterator<Item = &str> {
+    source.lines().filter(|line| !line.trim_start().starts_with("//"))
+}
+
+fn words(line: &str) -> impl Iterator<Item = &str> {
+    line.split(|letter: char| !letter.is_alphanumeric() && letter != '_')
+}
+
+/// The names that a text calls as methods.
+fn calls(source: &str) -> impl Iterator<Item = &str> {
+    let after = |line| str::match_indices(line, ['.', ':']).map(|(at, _)| &line[at + 1..]);
+    code(source).flat_map(after).filter_map(|text| {
+        let (name, rest) = text.split_at(end_of_word(text));
+        (rest.starts_with('(') || rest.starts_with("::<")).then_some(name)
+    })
+}
+
+fn end_of_word(text: &str) -> usize {
+    text.find(|letter: char| !letter.is_alphanumeric() && letter != '_').unwrap_or(text.len())
 }
 
 #[test]
 fn no_room_of_the_vmm_imports_from_one_that_is_not_below_it() {
-    let vmm = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/vmm");
-    let mut files = Vec::new();
-    rust_files(&vmm, &mut files);
-    let mut arrows = BTreeMap::new();
-    for path in &files {
-        let file = path.strip_prefix(&vmm).unwrap().to_str().unwrap();
-        if file == "mod.rs" {
-            continue;
-        }
-        let room = file.split(['/', '.']).next().unwrap();
-        assert!(room_rank(room).is_some(), "{file} is in no room");
-        let source = fs::read_to_string(path).unwrap();
-        let wrong = wrong_rooms(file, &source);
-        assert!(wrong.is_empty(), "{file} names {wrong:?}");
-        for to in rooms_named(file, &source) {
-            *arrows.entry((room.to_owned(), to)).or_insert(0) += 1;
-        }
-    }
-    for room in ROOMS[1..].iter().flat_map(|names| *names) {
-        assert!(arrows.keys().any(|(from, _)| from == room), "no import of {room} was seen");
-    }
-    println!("{} rooms, {} arrows, none up", ROOMS.concat().len(), arrows.len());
+    VMM.check();
+}
+
+#[test]
+fn no_room_of_host_memory_imports_from_one_that_is_not_below_it() {
+    HOST_MM.check();
 }
 
 #[test]
 fn an_import_from_a_room_that_is_not_below_is_noticed() {
-    let named = |file, source| wrong_rooms(file, source);
+    let named = |file, source| VMM.wrong_rooms(file, source);
     assert_eq!(named("kvm/device.rs", "use crate::vmm::error::VmError;"), ["error"]);
     assert_eq!(named("run/gate.rs", "fn f() { crate::vmm::shadow::vm::g() }"), ["shadow"]);
     assert_eq!(named("run/roster/census.rs", "use super::super::super::cpu::gpr;"), ["cpu"]);
@@ -325,7 +485,38 @@ fn an_import_from_a_room_that_is_not_below_is_noticed() {
     let below = "use crate::vmm::run::{gate, kick};\nuse super::{vcpu, super::kvm::device};\n// crate::vmm::linux";
     assert!(named("shadow/exits.rs", below).is_empty());
     assert_eq!(
-        rooms_named("shadow/exits.rs", "use crate::vmm::run::{gate, kick};"),
+        VMM.rooms_named("shadow/exits.rs", "use crate::vmm::run::{gate, kick};"),
         ["run", "run"]
     );
+}
+
+#[test]
+fn an_import_from_a_room_of_host_memory_that_is_not_below_is_noticed() {
+    let named = |file, source| HOST_MM.wrong_rooms(file, source);
+    assert_eq!(named("object/pages.rs", "use crate::host_mm::fault::Intent;"), ["fault"]);
+    assert_eq!(named("swap/mod.rs", "use super::frames::host_view;"), ["frames"]);
+    assert_eq!(named("stats.rs", "use super::inject::When;"), ["inject"]);
+    assert_eq!(named("revoke/batch.rs", "use crate::host_mm::{HostMm, stats};"), ["HostMm"]);
+    assert!(named("sources/clean.rs", "use crate::host_mm::revoke::batch;").is_empty());
+}
+
+/// Methods of one type in several rooms are called without an import.
+#[test]
+fn a_call_of_what_stands_in_a_room_above_is_noticed() {
+    let wrong = |caller: &str| {
+        let sources = [
+            ("fault/mod.rs", "\nimpl HostMm {\n    fn fault_in(&self) {}\n}\n"),
+            ("books/find.rs", "\nimpl<'a> HostMm {\n    pub fn found(&'a self) {}\n}\n"),
+            ("books/rules.rs", "\nimpl Drop for Other {\n    fn drop(&mut self) {}\n}\n"),
+            ("revoke/batch.rs", caller),
+        ];
+        let sources = sources.map(|(file, text)| (file.to_owned(), text.to_owned()));
+        HOST_MM.wrong_calls("revoke/batch.rs", caller, &Methods::of(&sources))
+    };
+    assert_eq!(wrong("mm.fault_in(page);"), ["fault_in of fault"]);
+    assert_eq!(wrong("Self::fault_in(page)?; // none"), ["fault_in of fault"]);
+    assert_eq!(wrong("let it = HostMm::fault_in::<X>(page);"), ["fault_in of fault"]);
+    assert!(wrong("mm.found(); fault_in(); mm.drop(); // mm.fault_in()").len() == 1);
+    assert!(wrong("// mm.fault_in()\nmm.found(); fault_in; mm.drop();").is_empty());
+    assert!(wrong("fn fault_in() {} self.fault_in()").is_empty(), "its own");
 }

@@ -88,10 +88,9 @@ impl Injected {
         mm.end_injection();
         let mut audit = Audit::default();
         if !signal::is_stop_asked() {
-            // A page on its way to swap would be missed.
-            mm.stop_background_reclaim();
+            let quiet = mm.quiet();
             for object in memory {
-                audit.add(object.audit());
+                audit.add(object.audit(&quiet));
             }
         }
         let audit = (!signal::is_stop_asked()).then_some(audit);

@@ -11,7 +11,7 @@ use crate::abi;
 use crate::addr::{Gfn, PAGE_SIZE_U64};
 use crate::direct_mmu::DirectStats;
 use crate::host_mm::swap::{SwapError, SwapOpenError};
-use crate::host_mm::{HostMm, MmError, MmStats};
+use crate::host_mm::{HostMemory, HostMm, MmError, MmStats};
 use crate::iotlb::IotlbStats;
 use crate::shadow_mmu::ShadowStats;
 use crate::sys::signal;
@@ -63,7 +63,7 @@ impl Kind for DirectProcessor {
 
 /// Host memory and the VMs over it: one, ready to start, to begin with.
 pub(crate) struct Machine<P: Processor> {
-    pub(crate) mm: Arc<HostMm>,
+    pub(crate) mm: HostMemory,
     pub(crate) fleet: Fleet<P>,
     phases: Arc<Phases>,
 }
@@ -125,14 +125,14 @@ impl<P: Contract> Machine<P> {
     {
         let paging = config.paging;
         let from_mm = |error| from_mm(error, paging);
-        let mm = HostMm::new(config.host.clone()).map_err(from_mm)?;
+        let mut mm = HostMemory::new(config.host.clone()).map_err(from_mm)?;
         let phases = Arc::new(Phases::new(&mm));
         let kernel = std::mem::take(&mut config.vm.kernel);
         let observer = Some(phases.clone() as Arc<dyn VmObserver>);
         let vm_config = VmConfig { kernel, observer, ..config.vm.clone() };
         let vm = P::make(config, &vm_config, &mm, console);
         let vm = vm.map_err(|error| from_vm(error, paging))?;
-        mm.start_background_reclaim().map_err(from_mm)?;
+        mm.start_reclaim().map_err(from_mm)?;
         Ok(Self { mm, fleet: Fleet::new(vm, phases.clone()), phases })
     }
 
@@ -155,13 +155,6 @@ impl<P: Contract> Machine<P> {
             self.fleet.retire(0, &self.mm);
         }
         self.fleet.members.is_empty()
-    }
-}
-
-impl<P: Processor> Drop for Machine<P> {
-    fn drop(&mut self) {
-        // So that host memory goes now, and with this thread.
-        self.mm.stop_background_reclaim();
     }
 }
 

@@ -250,11 +250,11 @@ pub(crate) fn of_vm(member: &Member<impl Contract>, is_one_of_several: bool) -> 
 /// Frames that are looked at between two looks for a signal.
 const CHUNK_FRAMES: u32 = 1 << 14;
 
-/// What is left of VMs when all are gone, though nothing should be. Ends background reclaim. Leaves off
+/// What is left of VMs when all are gone, though nothing should be. Leaves off
 /// when a [stop](signal::is_stop_asked) is asked for, and then knows of nothing.
 pub(crate) fn left_behind(machine: &Machine<impl Contract>) -> Vec<String> {
     let mm = &machine.mm;
-    mm.stop_background_reclaim();
+    let _quiet = mm.quiet();
     let mut found = Vec::new();
     for first in (0..mm.frame_count()).step_by(CHUNK_FRAMES as usize) {
         if signal::is_stop_asked() {

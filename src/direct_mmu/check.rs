@@ -8,6 +8,7 @@ use crate::direct_mmu::shard::Shard;
 use crate::direct_mmu::table::State;
 use crate::direct_mmu::{DirectMmu, Mmu};
 use crate::export_rmap::{Invalidation, LockedPage};
+use crate::host_mm::Quiet;
 use crate::sys::pagemap::{self, Mapped, Pagemap};
 use crate::sys::signal;
 
@@ -18,15 +19,17 @@ const MOST: usize = 16;
 
 impl DirectMmu {
     /// Compares the reverse map with the table, and both with what the kernel says it maps. Returns
-    /// one sentence for each difference, at most 16. Nothing may be under way meanwhile. A window that
+    /// one sentence for each difference, at most 16. Nothing may be under way meanwhile: `quiet` is the
+    /// proof for background reclaim. A window that
     /// was [let go](Self::let_go) of, or has lost a part, is the kernel's to map: then only the books are
     /// compared. It
     /// leaves off when a [stop](signal::is_stop_asked) is asked for.
     ///
     /// # Errors
     /// If `/proc/self/pagemap` cannot be read.
-    pub fn check_reverse_map(&self) -> io::Result<Vec<String>> {
+    pub fn check_reverse_map(&self, quiet: &Quiet<'_>) -> io::Result<Vec<String>> {
         let mmu = &*self.mmu;
+        debug_assert!(mmu.mm.is_quiet(quiet), "it is another host memory's");
         mmu.shards.iter().for_each(Shard::await_turns);
         let mut pagemap = Pagemap::open(CHUNK_PAGES)?;
         let mut differences = Vec::new();

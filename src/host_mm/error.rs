@@ -96,3 +96,21 @@ pub enum MmError {
     #[error(transparent)]
     Uffd(#[from] UffdError),
 }
+
+/// That the clients can be told.
+pub(super) fn require_notifier(what: &'static str) -> Result<(), MmError> {
+    if cfg!(feature = "export-notifier") { Ok(()) } else { Err(MmError::NoNotifier { what }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_of_the_host_says_what_to_do() {
+        let source = io::Error::from_raw_os_error(libc::EIO);
+        let said = MmError::Host { what: "a thread", source }.to_string();
+        let begin = "the host refused a thread: Input/output error (os error 5); free";
+        assert!(said.starts_with(begin), "{said}");
+    }
+}

@@ -1,5 +1,7 @@
 //! The guarantees of this layer, against an export client made of plain memory.
 
+#[cfg(feature = "export-notifier")]
+mod background;
 #[cfg_attr(not(feature = "export-notifier"), allow(dead_code))]
 mod client;
 #[cfg(feature = "export-notifier")]
@@ -14,6 +16,7 @@ mod content;
 mod dirty_log;
 #[cfg(feature = "export-notifier")]
 mod history;
+mod injected;
 #[cfg(feature = "export-notifier")]
 mod last_moment;
 #[cfg(feature = "export-notifier")]

@@ -5,12 +5,12 @@ use std::sync::atomic::Ordering;
 
 use crate::addr::{Gva, Pfn};
 use crate::export_rmap::{RevokeError, RmapEntry};
-use crate::host_mm::Streams;
 use crate::shadow_mmu::spte::{ADDRESS_MASK, Pte};
 use crate::shadow_mmu::tables::{ENTRIES, PageIndex};
 use crate::shadow_mmu::walk::{PagingContext, table_index};
 use crate::shadow_mmu::zap::ALL;
 use crate::shadow_mmu::{Mmu, ShadowMmu};
+use crate::streams::Streams;
 
 /// PML4 slot of the monitor, in every root.
 pub(super) const MONITOR_SLOT: usize = 255;

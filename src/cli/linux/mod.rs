@@ -26,7 +26,7 @@ use super::stress::Storms;
 use super::values::human_count;
 use super::violations::{self, Check, EndCheck, Violations};
 use crate::direct_mmu::DirectConfig;
-use crate::host_mm::{HostMm, MemoryObject, MmError};
+use crate::host_mm::{HostMemory, HostMm, MemoryObject, MmError};
 use crate::sys::job_control::ContinueNotice;
 use crate::virtio::{Balloon, Device};
 use crate::vmm::linux::{LinuxError, LinuxImage, LinuxVm};
@@ -45,16 +45,6 @@ fn refused_memory(error: MmError) -> anyhow::Error {
     from_mm(error, PAGING)
 }
 
-/// Host memory whose background reclaim ends with this.
-struct Memory(Arc<HostMm>);
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // So that host memory goes now, and with this thread.
-        self.0.stop_background_reclaim();
-    }
-}
-
 /// Boots the guest, waits for its end and returns the exit code.
 ///
 /// # Errors
@@ -64,15 +54,15 @@ pub(crate) fn run(mut config: LinuxConfig) -> anyhow::Result<u8> {
     let continued = ContinueNotice::install()?;
     // Disks before memory: what the user can mend is said first.
     let disks = Disks::open(&config.disks)?;
-    let memory = Memory(HostMm::new(config.host.clone()).map_err(refused_memory)?);
-    let object = memory.0.create_object(mm_bytes(&config)).map_err(refused_memory)?;
+    let mut mm = HostMemory::new(config.host.clone()).map_err(refused_memory)?;
+    let object = mm.create_object(mm_bytes(&config)).map_err(refused_memory)?;
     let balloon = config.balloon.then(|| Arc::new(Balloon::new(object.clone())));
     let mut devices = disks.devices();
     devices.extend(balloon.clone().map(|it| it as Arc<dyn Device>));
     let screen = StdoutConsole::new();
     let images = std::mem::take(&mut config.images);
     let vm = make(&config, images, &object, devices, screen.clone())?;
-    memory.0.start_background_reclaim().map_err(refused_memory)?;
+    mm.start_reclaim().map_err(refused_memory)?;
     for warning in config.warnings.iter().chain(&disks.warnings()) {
         output::note(warning);
     }
@@ -85,13 +75,12 @@ pub(crate) fn run(mut config: LinuxConfig) -> anyhow::Result<u8> {
     let LinuxConfig { storm, storm_rate, seed, host, .. } = config;
     let objects = Arc::<Objects>::default();
     objects.add(vm.object());
-    let storms = Storms::start(&memory.0, &objects, &storm, storm_rate, seed)?;
+    let storms = Storms::start(&mm, &objects, &storm, storm_rate, seed)?;
     let input = vm.input();
     let console = Some(Console::open(move |keys| input.send(keys))?);
     let continues = continued.count();
     let budget = host.host_memory_bytes;
-    let guest =
-        Booted { storms, vm, memory, balloon, disks, console, continued, continues, budget };
+    let guest = Booted { storms, vm, mm, balloon, disks, console, continued, continues, budget };
     run::to_the_end(guest, &ending, &screen)
 }
 
@@ -100,7 +89,7 @@ struct Booted {
     // In the order in which they go.
     storms: Storms,
     vm: LinuxVm,
-    memory: Memory,
+    mm: HostMemory,
     balloon: Option<Arc<Balloon>>,
     disks: Disks,
     /// Until the terminal is given back.
@@ -159,7 +148,7 @@ impl Guest for Booted {
     }
 
     fn host_mm(&self) -> &Arc<HostMm> {
-        &self.memory.0
+        &self.mm
     }
 
     fn memory(&self) -> impl Iterator<Item = &Arc<MemoryObject>> {

@@ -145,13 +145,13 @@ fn faults_evictions_cleanings_and_frees_at_once_lose_nothing() {
 fn reclaim_and_ageing_beside_faults_lose_nothing() {
     let direct = DirectConfig { shards: 2, ..DirectConfig::default() };
     let rig = Rig::new(memory(4 * FRAMES), direct);
-    rig.mm.start_background_reclaim().unwrap();
+    let reclaim = rig.mm.start_background_reclaim().unwrap();
     let seen = Seen::default();
     let enough = || rig.mmu.stats().aged_zaps >= 20;
     run(&rig, 2 * FRAMES, false, &seen, enough);
     assert_eq!(seen.wrong(), 0, "of {} accesses", seen.all());
     assert!(enough(), "{:?}", rig.mmu.stats());
-    rig.mm.stop_background_reclaim();
+    drop(reclaim);
     rig.assert_sound();
 }
 

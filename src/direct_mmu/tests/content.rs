@@ -21,7 +21,7 @@ fn keeps_its_content(direct: DirectConfig) -> Rig {
 
 fn content_is_kept(memory: HostMmConfig, direct: DirectConfig) -> Rig {
     let rig = Rig::new(memory, direct);
-    rig.mm.start_background_reclaim().unwrap();
+    let reclaim = rig.mm.start_background_reclaim().unwrap();
     for round in 1..=2_u64 {
         for number in 0..4 * FRAMES {
             rig.write(number, &page(round << 20 | number));
@@ -34,7 +34,7 @@ fn content_is_kept(memory: HostMmConfig, direct: DirectConfig) -> Rig {
         }
     }
     assert!(rig.mm.stats().swap_ins > 4 * FRAMES, "{:?}", rig.mm.stats());
-    rig.mm.stop_background_reclaim();
+    drop(reclaim);
     rig.assert_sound();
     rig
 }

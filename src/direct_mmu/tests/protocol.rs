@@ -210,7 +210,7 @@ fn sabotage_skip_write_protect_loses_a_write_that_comes_during_the_write_out() {
     thread::scope(|scope| {
         let evicter = evict_half(scope, &rig, &gate);
         rig.write(5, &page(2));
-        let found = rig.mmu.check_reverse_map().unwrap();
+        let found = rig.mmu.check_reverse_map(&rig.mm.quiet()).unwrap();
         assert!(found.len() == 1 && found[0].contains("guest frame 0x5"), "{found:?}");
         gate.open.store(true, Ordering::SeqCst);
         evicter.join().unwrap();
@@ -227,8 +227,12 @@ fn sabotage_forget_rmap_leaves_a_mapping_that_the_check_reports() {
     let config = HostMmConfig { sabotage: Some(Sabotage::ForgetRmap), ..memory(FRAMES) };
     let rig = Rig::new(config, DirectConfig::default());
     rig.write(5, &page(1));
-    let found = rig.mmu.check_reverse_map().unwrap();
+    let found = rig.mmu.check_reverse_map(&rig.mm.quiet()).unwrap();
     assert!(found.len() == 1 && found[0].starts_with("I3"), "{found:?}");
     let _stop = crate::sys::signal::pretended::Stop::after(0);
-    assert_eq!(rig.mmu.check_reverse_map().unwrap(), Vec::<String>::new(), "it left off");
+    assert_eq!(
+        rig.mmu.check_reverse_map(&rig.mm.quiet()).unwrap(),
+        Vec::<String>::new(),
+        "it left off"
+    );
 }

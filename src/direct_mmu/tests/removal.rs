@@ -225,7 +225,7 @@ fn memory_in_the_place_of_a_part_of_the_window_is_no_finding() {
         assert!(rig.read(number) == page(7), "it is present all the while");
     }
     assert_eq!(rig.mm.violations().1, 0, "{:?}", rig.mm.violations());
-    assert_eq!(rig.mmu.check_reverse_map().unwrap(), Vec::<String>::new());
+    assert_eq!(rig.mmu.check_reverse_map(&rig.mm.quiet()).unwrap(), Vec::<String>::new());
 }
 
 /// The same before anybody has read that it has happened.

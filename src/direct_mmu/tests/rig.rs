@@ -112,7 +112,7 @@ impl Rig {
         assert_eq!(*lock(&self.failures), Vec::<String>::new());
         let (violations, count) = self.mm.violations();
         assert_eq!(count, 0, "{violations:?}");
-        assert_eq!(self.mmu.check_reverse_map().unwrap(), Vec::<String>::new());
+        assert_eq!(self.mmu.check_reverse_map(&self.mm.quiet()).unwrap(), Vec::<String>::new());
         let stats = self.mm.stats();
         assert!(stats.peak_frames_in_use <= FRAMES, "I5: {stats:?}");
         self.assert_within_ration();

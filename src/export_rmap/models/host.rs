@@ -3,16 +3,16 @@
 //!
 //! | here | stands in for |
 //! |---|---|
-//! | [`Host::lock_page`] | `HostMm::fault_in`, `bring_in` |
-//! | [`Host::evict`] | `DetachedBatch::detach`, `revoke`, `Revoked::release` |
+//! | [`Host::lock_page`] | `Pager::fault_in`, `bring_in` |
+//! | [`Host::evict`] | `DetachedBatch::detach`, `revoke`, `evict::release_all` |
 //! | [`Host::clean`] | `HostMm::clean_frames` |
 //! | [`Host::lend`], [`Host::recall`] | `MemoryObject::lend_pages`, `lock_page_for_write` |
-//! | [`Host::share`] | `HostMm::share_batch`, `make_shared` |
-//! | [`Host::discard`] | `HostMm::discard_page`, `revoke_for_good` |
+//! | [`Host::share`] | `clone::share_batch`, `Saver::make_shared` |
+//! | [`Host::discard`] | `Vacator::discard_page`, `revoke_for_good` |
 //! | `places` | the memory object's entries |
 //! | `memory`, `copies` | frames and swap slots: some words a page instead of 4 KiB |
 //!
-//! Their order of steps is the original's. That the types of `host_mm/reclaim/evict.rs` enforce it
+//! Their order of steps is the original's. That the types of `host_mm/revoke/batch.rs` enforce it
 //! there is the compiler's business.
 
 use crate::addr::{Gfn, Pfn};

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use super::HostFault;
-use crate::host_mm::HostMm;
+use super::{HostFault, Lab};
 
-impl HostMm {
+impl Lab {
     /// How much longer a device's access to a page is to take, which is asked in the middle of each.
     #[must_use]
-    pub fn device_slowness(&self) -> Option<Duration> {
+    pub(in crate::host_mm) fn device_slowness(&self) -> Option<Duration> {
         let slowness =
             |fault| if let HostFault::SlowDevice(time) = fault { Some(time) } else { None };
         self.injector.as_ref()?.strike(slowness)

@@ -1,6 +1,6 @@
-//! Faults of the host that are brought about on purpose: what a disk, a full file system, a slow
-//! client or a signal may do at any time. Unlike [sabotage](crate::host_mm::Sabotage) they break no
-//! rule of Gnomon's own: with any of them, no byte may be wrong and nothing may hang.
+//! What is broken on purpose: one rule of Gnomon's own ([`Sabotage`]), and faults of the host, which are
+//! what a disk, a full file system, a slow client or a signal may do at any time. Unlike sabotage they
+//! break no rule: with any of them, no byte may be wrong and nothing may hang.
 //!
 //! Guarantee: without an item there is no [`Injector`], and what would ask it costs one look at a
 //! `None` (swap and clients: nothing at all). Each item counts the calls that it could have struck
@@ -14,7 +14,7 @@ mod interrupt;
 mod notifier;
 mod pause;
 mod peer;
-mod swap;
+mod sabotage;
 mod trigger;
 
 use std::fmt;
@@ -24,13 +24,13 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use crate::host_mm::HostMm;
 use pause::Pauses;
+use sabotage::SabotageRange;
 use trigger::Trigger;
 
 pub use pause::{PauseCount, PausePoint};
 pub use peer::PeerFault;
-pub(in crate::host_mm) use swap::{InjectingBackend, InjectingFile};
+pub use sabotage::Sabotage;
 pub use trigger::When;
 
 /// One kind of fault.
@@ -151,6 +151,34 @@ pub struct InjectionCount {
     pub struck: u64,
 }
 
+/// What is broken on purpose in one host memory: a rule of Gnomon's own, and whatever the host does.
+#[derive(Debug)]
+pub(in crate::host_mm) struct Lab {
+    sabotage: Option<Sabotage>,
+    /// Where the rule is broken.
+    range: SabotageRange,
+    injector: Option<Arc<Injector>>,
+}
+
+impl Lab {
+    pub(in crate::host_mm) fn new(
+        sabotage: Option<Sabotage>,
+        injector: Option<Arc<Injector>>,
+    ) -> Self {
+        Self { sabotage, range: SabotageRange::default(), injector }
+    }
+
+    /// What decides about faults of the host, if there are to be any.
+    pub(in crate::host_mm) fn injector(&self) -> Option<&Arc<Injector>> {
+        self.injector.as_ref()
+    }
+
+    /// Counts a call that this fault may strike; whether it does.
+    pub(in crate::host_mm) fn strikes(&self, fault: HostFault) -> bool {
+        self.injector.as_ref().is_some_and(|injector| injector.strikes(fault))
+    }
+}
+
 /// Decides for each call whether it goes wrong.
 #[derive(Debug)]
 pub(in crate::host_mm) struct Injector {
@@ -199,15 +227,15 @@ impl Injector {
     }
 
     /// Whether any item has this fault.
-    fn has(&self, is_it: impl Fn(HostFault) -> bool) -> bool {
+    pub(in crate::host_mm) fn has(&self, is_it: impl Fn(HostFault) -> bool) -> bool {
         self.items.iter().any(|(item, _)| is_it(item.fault))
     }
 }
 
-impl HostMm {
+impl Lab {
     /// What came of each injected item so far, in the plan's order.
     #[must_use]
-    pub fn injected(&self) -> Vec<InjectionCount> {
+    pub(in crate::host_mm) fn injected(&self) -> Vec<InjectionCount> {
         let Some(injector) = &self.injector else {
             return Vec::new();
         };
@@ -223,12 +251,9 @@ impl HostMm {
     }
 
     /// Nothing is injected from now on: the disk is mended. Counts stay as they are.
-    pub fn end_injection(&self) {
+    pub(in crate::host_mm) fn end_injection(&self) {
         if let Some(injector) = &self.injector {
             injector.over.store(true, Ordering::Relaxed);
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

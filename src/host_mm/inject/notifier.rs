@@ -3,13 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{HostFault, Injector};
+use super::{HostFault, Injector, Lab};
 use crate::addr::Pfn;
 use crate::export_rmap::{
-    ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Membership, Reservation,
-    RevokeError,
+    ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, RevokeError,
 };
-use crate::host_mm::{HostMm, MmError};
 
 /// A client that dawdles before it answers, with the page locks of the batch held as in any call.
 struct SlowNotifier {
@@ -51,31 +49,17 @@ impl ExportNotifier for SlowNotifier {
     }
 }
 
-impl HostMm {
-    /// A number for an export client of this memory.
-    ///
-    /// # Errors
-    /// [`MmError::Host`] if no number is left.
-    pub fn reserve_client(&self) -> Result<Reservation, MmError> {
-        self.notifiers.reserve().map_err(|error| {
-            let source = std::io::Error::other(error);
-            MmError::Host { what: "an export client", source }
-        })
-    }
-
-    /// Registers the client that was made with a [reserved](Self::reserve_client) number, as
-    /// [`Reservation::register`] does, with whatever slowness is to be injected.
-    pub fn register_client(
+impl Lab {
+    /// The client with whatever slowness is to be injected.
+    pub(in crate::host_mm) fn slowed(
         &self,
-        reservation: Reservation,
         client: Arc<dyn ExportNotifier>,
-    ) -> Membership {
-        let client = match &self.injector {
+    ) -> Arc<dyn ExportNotifier> {
+        match &self.injector {
             Some(injector) if injector.has(|fault| slowness(fault).is_some()) => {
                 Arc::new(SlowNotifier { inner: client, injector: injector.clone() })
             }
             _ => client,
-        };
-        reservation.register(client)
+        }
     }
 }

@@ -9,10 +9,10 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::Sabotage;
 use super::trigger::Trigger;
-use super::{HostFault, Injection, InjectionPlan, Injector};
+use super::{HostFault, Injection, InjectionPlan, Injector, Lab};
 use crate::addr::Gfn;
-use crate::host_mm::{HostMm, Sabotage};
 
 /// How long a pause is: many times what any step takes.
 const PAUSE: Duration = Duration::from_micros(300);
@@ -155,10 +155,10 @@ impl Injector {
     }
 }
 
-impl HostMm {
+impl Lab {
     /// A point of the protocol: see [`PausePoint`].
     #[inline]
-    pub fn pause(&self, point: PausePoint) {
+    pub(in crate::host_mm) fn pause(&self, point: PausePoint) {
         if let Some(injector) = &self.injector {
             injector.pause(point);
         }
@@ -166,9 +166,9 @@ impl HostMm {
 
     /// As [`pause`](Self::pause), and a pause each time if `rule` is broken for this page, or
     /// [`Sabotage::Dawdle`] is on: what a broken rule lets happen shows the sooner.
-    pub fn pause_for(&self, point: PausePoint, rule: Sabotage, gfn: Gfn) {
+    pub(in crate::host_mm) fn pause_for(&self, point: PausePoint, rule: Sabotage, gfn: Gfn) {
         self.pause(point);
-        if self.config.sabotage.is_some()
+        if self.sabotage.is_some()
             && [rule, Sabotage::Dawdle].iter().any(|&rule| self.is_sabotaged(rule, gfn))
         {
             std::thread::sleep(PAUSE);
@@ -177,7 +177,7 @@ impl HostMm {
 
     /// How often each point was passed and paused at so far; nothing without an item `pause`.
     #[must_use]
-    pub fn pauses(&self) -> Vec<PauseCount> {
+    pub(in crate::host_mm) fn pauses(&self) -> Vec<PauseCount> {
         let first = self.injector.iter().flat_map(|injector| injector.pauses.first());
         first.flat_map(Pauses::counts).collect()
     }

@@ -1,7 +1,6 @@
 //! Peers that hang or go away, as the server of another process's mappings sees it.
 
-use super::HostFault;
-use crate::host_mm::HostMm;
+use super::{HostFault, Lab};
 
 /// What is to go wrong with a peer at an invalidation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,10 +19,10 @@ fn peer_fault(fault: HostFault) -> Option<PeerFault> {
     }
 }
 
-impl HostMm {
+impl Lab {
     /// Counts an invalidation that is about to be sent to a peer; what is to happen to that peer.
     #[must_use]
-    pub fn peer_fault(&self) -> Option<PeerFault> {
+    pub(in crate::host_mm) fn peer_fault(&self) -> Option<PeerFault> {
         self.injector.as_ref()?.strike(peer_fault)
     }
 }

@@ -1,76 +1,67 @@
 //! The reclaim thread: from below the low watermark of free frames up to the high one.
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, Weak};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
-use crate::host_mm::HostMm;
-use crate::sync::lock;
+use crate::host_mm::frames::alarm::{Alarm, Round};
+use crate::host_mm::reclaim::Reclaimer;
+use crate::sys::threads;
 
-/// Wakes and stops the thread.
-#[derive(Debug, Default)]
-pub(super) struct Signal {
-    state: Mutex<State>,
-    changed: Condvar,
+/// Background reclaim, as long as this lives. Dropping it ends the thread and waits for it, as
+/// [`threads::join`] does: host memory is not the thread's to free then.
+#[derive(Debug)]
+#[must_use = "background reclaim ends when this is dropped"]
+pub struct BackgroundReclaim {
+    alarm: Arc<Alarm>,
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    woken: bool,
-    stopped: bool,
-}
-
-impl Signal {
-    pub(super) fn wake(&self) {
-        let mut state = lock(&self.state);
-        if !state.woken {
-            state.woken = true;
-            self.changed.notify_one();
-        }
-    }
-
-    pub(super) fn stop(&self) {
-        lock(&self.state).stopped = true;
-        self.changed.notify_one();
-    }
-
-    fn is_stopped(&self) -> bool {
-        lock(&self.state).stopped
-    }
-
-    /// Sleeps until woken; `false` when it is time to end.
-    fn wait(&self) -> bool {
-        let mut state = lock(&self.state);
-        while !state.woken && !state.stopped {
-            state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
-        }
-        state.woken = false;
-        !state.stopped
+impl BackgroundReclaim {
+    /// Has `work` called for each round, until it returns false or the value is dropped.
+    pub(in crate::host_mm) fn spawn(
+        alarm: &Arc<Alarm>,
+        work: impl Fn(&Round<'_>, &AtomicBool) -> bool + Send + 'static,
+    ) -> io::Result<Self> {
+        let (alarm, over) = (alarm.clone(), Arc::<AtomicBool>::default());
+        let (told, end) = (alarm.clone(), over.clone());
+        let thread = std::thread::Builder::new().name("gnomon-reclaim".to_owned());
+        let thread = thread.spawn(move || {
+            while let Some(round) = told.round(&end) {
+                if !work(&round, &end) {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { alarm, over, thread: Some(thread) })
     }
 }
 
-pub(super) fn spawn(mm: &Arc<HostMm>, signal: &Arc<Signal>) -> io::Result<JoinHandle<()>> {
-    // Weak: the thread must not keep alive what it works for.
-    let (mm, signal) = (Arc::downgrade(mm), signal.clone());
-    std::thread::Builder::new().name("gnomon-reclaim".to_owned()).spawn(move || {
-        while signal.wait() {
-            let Some(mm) = Weak::upgrade(&mm) else { return };
-            refill(&mm, &signal);
+impl Reclaimer {
+    /// Reclaims until the high watermark is reached, or a round gets nothing: then it is for the fault
+    /// that needs a frame to find out why.
+    pub(in crate::host_mm) fn refill(&self, round: &Round<'_>, over: &AtomicBool) {
+        while round.goes_on(over) {
+            let missing = self.missing_frames() as usize;
+            if missing == 0 {
+                return;
+            }
+            self.counters.background_reclaims.add(1);
+            if self.reclaim(missing).frames == 0 {
+                return;
+            }
         }
-    })
+    }
 }
 
-/// Reclaims until the high watermark is reached, or a round gets nothing: then it is for the fault
-/// that needs a frame to find out why.
-fn refill(mm: &HostMm, signal: &Signal) {
-    while !signal.is_stopped() {
-        let missing = mm.free.missing() as usize;
-        if missing == 0 {
-            return;
-        }
-        mm.counters.background_reclaims.add(1);
-        if mm.reclaim(missing).frames == 0 {
-            return;
+impl Drop for BackgroundReclaim {
+    fn drop(&mut self) {
+        self.alarm.end(&self.over);
+        if let Some(thread) = self.thread.take() {
+            // A panic was told on standard error, and nobody needs the thread any more.
+            let _ = threads::join(thread);
         }
     }
 }

@@ -13,10 +13,12 @@ use std::sync::{Arc, Mutex};
 
 use crate::addr::Pfn;
 use crate::export_rmap::{FlushReason, PageFlags};
-use crate::host_mm::object::ObjectPages;
-use crate::host_mm::reclaim::Reclaimed;
-use crate::host_mm::reclaim::evict::{BATCH, Candidate, is_heavy};
-use crate::host_mm::{HostMm, ReclaimPolicy};
+use crate::host_mm::books::find::Candidate;
+use crate::host_mm::config::ReclaimPolicy;
+use crate::host_mm::object::pages::ObjectPages;
+use crate::host_mm::reclaim::evict::evict;
+use crate::host_mm::reclaim::{Reclaimed, Reclaimer};
+use crate::host_mm::revoke::batch::{BATCH, is_heavy};
 use crate::sync::lock;
 
 /// Frames looked at in one go.
@@ -46,11 +48,11 @@ struct Picked<'a> {
     scanned: u32,
 }
 
-impl HostMm {
+impl Reclaimer {
     /// Evicts pages until `target` frames have been freed or the table was scanned several times.
     pub(in crate::host_mm) fn reclaim(&self, target: usize) -> Reclaimed {
         let mut reclaimed = Reclaimed::default();
-        let frames = u64::from(self.reclaimer.hand.frames);
+        let frames = u64::from(self.hand.frames);
         let mut scanned: u64 = 0;
         while reclaimed.frames < target && scanned < frames * u64::from(MAX_ROUNDS) {
             let objects = self.objects.load();
@@ -62,10 +64,11 @@ impl HostMm {
             self.counters.aged.add(picked.aged.len() as u64);
             // Failing to revoke aged translations breaks nothing: the pages look unused next time.
             let _ = self.notifiers.flush(&picked.aged, FlushReason::Aged);
-            reclaimed.add(self.evict(picked.victims));
+            reclaimed.add(evict(self, picked.victims));
             // Swap that took no page in a whole round takes none in the next: whoever asked goes on
             // with what there is, rather than wait for every dirty page to fail again.
-            if reclaimed.frames > 0 && reclaimed.failed as u64 >= u64::from(self.free.rationed) {
+            if reclaimed.frames > 0 && reclaimed.failed as u64 >= u64::from(self.rationed_frames())
+            {
                 break;
             }
         }
@@ -80,10 +83,10 @@ impl HostMm {
         impatient: bool,
     ) -> Picked<'a> {
         let mut picked = Picked { victims: Vec::new(), aged: Vec::new(), scanned: 0 };
-        let mut next = lock(&self.reclaimer.hand.next);
+        let mut next = lock(&self.hand.next);
         while picked.scanned < WINDOW && picked.victims.len() < wanted {
             let pfn = Pfn::new(*next);
-            *next = if *next + 1 < self.reclaimer.hand.frames { *next + 1 } else { 0 };
+            *next = if *next + 1 < self.hand.frames { *next + 1 } else { 0 };
             picked.scanned += 1;
             let Some(candidate) = self.candidate(objects, pfn) else {
                 continue;
@@ -117,7 +120,7 @@ impl HostMm {
     pub(in crate::host_mm) fn judge_all(&self) -> Vec<Pfn> {
         let objects = self.objects.load();
         let (mut victims, mut scanned) = (Vec::new(), 0);
-        while scanned < self.reclaimer.hand.frames {
+        while scanned < self.hand.frames {
             let picked = self.pick(&objects, usize::MAX, false);
             scanned += picked.scanned;
             let _ = self.notifiers.flush(&picked.aged, FlushReason::Aged);

@@ -6,25 +6,20 @@
 
 mod background;
 mod clock;
-mod duplicates;
 mod evict;
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
 use crate::addr::{Gfn, Pfn};
-use crate::export_rmap::{LockedPage, PageFlags};
-use crate::host_mm::{HostMm, MmError};
-use crate::sync::lock;
-use crate::sys::threads;
+use crate::host_mm::error::MmError;
+use crate::host_mm::revoke::batch::in_batches;
+use crate::host_mm::revoke::free_frame::Mover;
 
 use clock::Hand;
-use duplicates::Duplicates;
-pub(super) use evict::{
-    BATCH, Candidate, DetachedBatch, Revoked, add_to_batch, is_heavy, is_zero, lock_beside_batch,
-    vacate_all,
-};
+use evict::evict;
+
+pub use background::BackgroundReclaim;
 
 /// Frames that a fault without a free frame asks for: enough to amortise the flush.
 const DIRECT_TARGET: usize = 32;
@@ -37,12 +32,10 @@ const FAILING_ATTEMPTS: u32 = 3;
 /// failed for some: what few clean pages there are go round and round, and the guest with them.
 const STARVED_FAULTS: u32 = 8;
 
-/// The state of reclaim.
+/// Takes frames away from pages until there are enough, with the state that this has.
 pub(super) struct Reclaimer {
+    mover: Mover,
     hand: Hand,
-    background: Arc<background::Signal>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-    duplicates: Duplicates,
     /// Faults in a row that starved: see [`STARVED_FAULTS`].
     starved: AtomicU32,
 }
@@ -68,19 +61,17 @@ impl Reclaimed {
     }
 }
 
-impl Reclaimer {
-    pub(super) fn new(frames: u32) -> Self {
-        Self {
-            hand: Hand::new(frames),
-            background: Arc::default(),
-            thread: Mutex::default(),
-            duplicates: Duplicates::of_frames(frames),
-            starved: AtomicU32::new(0),
-        }
-    }
+impl Deref for Reclaimer {
+    type Target = Mover;
 
-    pub(super) fn wake(&self) {
-        self.background.wake();
+    fn deref(&self) -> &Mover {
+        &self.mover
+    }
+}
+
+impl Reclaimer {
+    pub(super) fn new(mover: Mover) -> Self {
+        Self { hand: Hand::new(mover.table.len()), mover, starved: AtomicU32::new(0) }
     }
 
     /// Notes whether a fault starved; `true` if too many have in a row.
@@ -93,44 +84,6 @@ impl Reclaimer {
         self.starved.fetch_add(1, Ordering::Relaxed) + 1 >= STARVED_FAULTS
     }
 
-    /// A page in a frame, whose lock is held, has been given a slot.
-    pub(super) fn note_duplicate(&self, page: &LockedPage<'_>) {
-        self.duplicates.note(page.pfn());
-    }
-}
-
-impl Drop for Reclaimer {
-    fn drop(&mut self) {
-        self.background.stop();
-    }
-}
-
-impl HostMm {
-    /// Starts background reclaim; it ends with the `HostMm`. Again is harmless.
-    ///
-    /// # Errors
-    /// If the host has no thread left.
-    pub fn start_background_reclaim(self: &Arc<Self>) -> Result<(), MmError> {
-        let mut thread = lock(&self.reclaimer.thread);
-        if thread.is_none() {
-            let spawned = background::spawn(self, &self.reclaimer.background);
-            *thread = Some(spawned.map_err(|source| MmError::Host {
-                what: "a thread for background reclaim",
-                source,
-            })?);
-        }
-        Ok(())
-    }
-
-    /// Ends background reclaim for good and waits for its thread, as [`threads::join`] does.
-    pub fn stop_background_reclaim(&self) {
-        self.reclaimer.background.stop();
-        if let Some(thread) = lock(&self.reclaimer.thread).take() {
-            // A panic was told on standard error, and nobody needs the thread any more.
-            let _ = threads::join(thread);
-        }
-    }
-
     /// Reclaim on behalf of a fault: returns once a frame was freed, by anyone.
     pub(super) fn reclaim_directly(&self, gfn: Gfn) -> Result<(), MmError> {
         self.counters.direct_reclaims.add(1);
@@ -138,11 +91,11 @@ impl HostMm {
         for attempt in 1..=DIRECT_ATTEMPTS {
             let reclaimed = self.reclaim(DIRECT_TARGET);
             let starved = reclaimed.frames < DIRECT_TARGET && reclaimed.error.is_some();
-            if self.reclaimer.note_starved(starved) {
+            if self.note_starved(starved) {
                 error = reclaimed.error.or(error);
                 break;
             }
-            if reclaimed.frames > 0 || self.free.len() > 0 {
+            if reclaimed.frames > 0 || self.free_frames() > 0 {
                 return Ok(());
             }
             error = reclaimed.error.or(error);
@@ -156,7 +109,7 @@ impl HostMm {
             gfn,
             why: format!(
                 "all {} frames are in use and none can be evicted; give more host memory",
-                self.free.rationed
+                self.rationed_frames()
             ),
         }))
     }
@@ -166,11 +119,11 @@ impl HostMm {
     ///
     /// # Errors
     /// If a page could not be evicted, after all others were tried.
-    pub fn evict_frames(&self, frames: &[Pfn]) -> Result<usize, MmError> {
+    pub(in crate::host_mm) fn evict_frames(&self, frames: &[Pfn]) -> Result<usize, MmError> {
         let objects = self.objects.load();
         let mut reclaimed = Reclaimed::default();
-        self.in_batches(self.candidates(&objects, frames), |batch| {
-            reclaimed.add(self.evict(batch));
+        in_batches(self, self.candidates(&objects, frames), |batch| {
+            reclaimed.add(evict(self, batch));
             Ok(())
         })?;
         reclaimed.error.map_or(Ok(reclaimed.frames), Err)
@@ -179,59 +132,8 @@ impl HostMm {
     /// Evicts pages that are not in use, as a fault without a free frame does, until so many frames
     /// were freed or there is nothing left to evict: for tests. Returns the number of frames freed.
     #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
-    pub(crate) fn reclaim_frames(&self, frames: usize) -> Result<usize, MmError> {
+    pub(in crate::host_mm) fn reclaim_frames(&self, frames: usize) -> Result<usize, MmError> {
         let reclaimed = self.reclaim(frames);
         reclaimed.error.map_or(Ok(reclaimed.frames), Err)
-    }
-
-    /// Frames that hold a page and could be locked, in ascending order.
-    pub(super) fn candidates<'a>(
-        &'a self,
-        objects: &'a [Arc<crate::host_mm::object::ObjectPages>],
-        frames: &[Pfn],
-    ) -> impl Iterator<Item = Candidate<'a>> {
-        let mut frames = frames.to_vec();
-        frames.sort_unstable();
-        frames.into_iter().filter_map(move |pfn| self.candidate(objects, pfn))
-    }
-
-    /// Has pages invalidated in batches of at most [`BATCH`], those with many mappings alone.
-    pub(super) fn in_batches<'a>(
-        &self,
-        candidates: impl Iterator<Item = Candidate<'a>>,
-        mut invalidate: impl FnMut(Vec<Candidate<'a>>) -> Result<(), MmError>,
-    ) -> Result<(), MmError> {
-        let mut batch = Vec::new();
-        for candidate in candidates {
-            let is_heavy = is_heavy(self, candidate.page.pfn());
-            if is_heavy && !batch.is_empty() {
-                invalidate(std::mem::take(&mut batch))?;
-            }
-            batch.push(candidate);
-            if is_heavy || batch.len() == BATCH {
-                invalidate(std::mem::take(&mut batch))?;
-            }
-        }
-        if batch.is_empty() { Ok(()) } else { invalidate(batch) }
-    }
-
-    /// The page in this frame, if there is one and nobody holds its lock.
-    fn candidate<'a>(
-        &'a self,
-        objects: &'a [Arc<crate::host_mm::object::ObjectPages>],
-        pfn: Pfn,
-    ) -> Option<Candidate<'a>> {
-        if !self.table.get(pfn)?.is_in_use() {
-            return None;
-        }
-        let page = self.table.try_lock(pfn)?;
-        // Looked at again: the page may have left before the lock was ours.
-        if !page.flags().contains(PageFlags::IN_USE) {
-            return None;
-        }
-        let owner = page.owner();
-        // They are in order of their numbers, and there may be thousands.
-        let at = objects.binary_search_by_key(&owner.object, |object| object.number).ok()?;
-        Some(Candidate { page, object: &objects[at], gfn: owner.gfn })
     }
 }

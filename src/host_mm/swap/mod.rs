@@ -19,6 +19,7 @@ mod checksum;
 mod error;
 mod faulty;
 mod file;
+mod injecting;
 #[cfg(any(test, feature = "fuzzing"))]
 mod memory;
 mod slots;
@@ -30,18 +31,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
-use crate::host_mm::inject::{InjectingBackend, InjectingFile, Injector};
-use crate::host_mm::{HostFault, PausePoint};
+use crate::host_mm::inject::{HostFault, Injector, PausePoint};
 use crate::sync::{Mutex, lock};
 
 pub use backend::{Slot, SwapBackend};
 pub use error::{SwapError, SwapOp, SwapOpenError};
 pub use faulty::{CorruptingBackend, FailingBackend};
 pub use file::FileSwap;
+pub(in crate::host_mm) use injecting::InjectingFile;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use memory::MemorySwap;
 
 use checksum::Checksums;
+use injecting::InjectingBackend;
 use slots::SlotMap;
 
 /// The deliberate fault corrupts one written page in so many.

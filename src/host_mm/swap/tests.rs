@@ -418,8 +418,6 @@ fn errors_say_what_to_do() {
         assert!(wrong.ends_with("Input/output error (os error 5)"), "{said}");
         assert!(to_do.contains(remedy), "{said}");
     }
-    let host = crate::host_mm::MmError::Host { what: "a thread", source: source() }.to_string();
-    assert!(host.starts_with("the host refused a thread: Input/output error (os error 5); free"));
 }
 
 #[test]

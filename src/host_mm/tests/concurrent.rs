@@ -234,7 +234,7 @@ fn faults_evictions_and_cleanings_at_once_lose_nothing() {
 fn direct_and_background_reclaim_at_once_lose_nothing() {
     let pages = 2 * FRAMES;
     let rig = Rig::new(config(), pages);
-    rig.mm.start_background_reclaim().unwrap();
+    let _reclaim = rig.mm.start_background_reclaim().unwrap();
     let came_to_both = || {
         let stats = rig.mm.stats();
         stats.background_reclaims > 0 && stats.swap_ins > 100
@@ -274,7 +274,7 @@ fn the_oracle_of_these_tests_notices_a_dropped_dirty_bit() {
 #[test]
 fn background_reclaim_keeps_free_frames_between_the_watermarks() {
     let rig = Rig::new(config(), 4 * FRAMES);
-    rig.mm.start_background_reclaim().unwrap();
+    let _reclaim = rig.mm.start_background_reclaim().unwrap();
     let free = || rig.mm.stats().frames - rig.mm.stats().frames_in_use;
     let wait_for_frames = |count: u64| {
         let begin = Instant::now();
@@ -299,7 +299,7 @@ fn background_reclaim_keeps_free_frames_between_the_watermarks() {
 fn the_last_owner_may_be_dropped_while_reclaim_runs() {
     for _ in 0..20 {
         let rig = Rig::new(config(), 2 * FRAMES);
-        rig.mm.start_background_reclaim().unwrap();
+        let _reclaim = rig.mm.start_background_reclaim().unwrap();
         for number in 0..FRAMES {
             rig.host_write(gfn(number), &page(1));
         }

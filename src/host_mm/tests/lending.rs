@@ -325,7 +325,7 @@ fn copies_are_what_the_pages_are_while_everything_happens() {
             let locked = rig.object.lock_page(gfn).unwrap();
             if let Some(copy) = lender.content(slot) {
                 let mut now = [0; PAGE_SIZE];
-                rig.mm.view.read(&locked, 0, &mut now).unwrap();
+                rig.mm.pager.view.read(&locked, 0, &mut now).unwrap();
                 assert!(copy == now, "page {gfn} is not what its copy says");
                 compared += 1;
             }

@@ -265,7 +265,7 @@ impl World {
 
     /// No page that is not zero is nowhere. (Those of zeros may be anywhere.)
     fn audit(&self, object: &MemoryObject, model: &[Page]) -> Checked {
-        let audit = object.audit();
+        let audit = object.audit(&object.host_mm().quiet());
         let counted = audit.in_frames + audit.in_swap + audit.lost;
         let content = model.iter().filter(|&page| *page != ZEROS).count() as u64;
         prop_assert!((content..=PAGES).contains(&counted), "{content} pages: {audit:?}");

@@ -251,7 +251,8 @@ fn a_number_that_nobody_names_is_not_merged_with() {
     rig.client.write(0, gfn(0), &page(100)).unwrap();
     let mm = &*rig.mm;
     assert_eq!(mm.shared_pages(), 0, "its last user has it");
-    let late = |number| mm.fault_in(&mm.commons.pages, gfn(number), Intent::Write).unwrap();
+    let late =
+        |number| mm.pager.fault_in(&mm.pager.commons.pages, gfn(number), Intent::Write).unwrap();
     // The first number after those of the pages of zeros.
     let left_behind = late(16).pfn();
 

@@ -32,11 +32,11 @@ impl Space for DirectSpace {
         PagingStats { direct: self.mmu.stats(), ..Default::default() }
     }
 
-    /// Ends background reclaim: it must not move what is compared.
+    /// Background reclaim must not move what is compared.
     fn check_reverse_map(&self) -> Vec<String> {
-        self.object.host_mm().stop_background_reclaim();
+        let quiet = self.object.host_mm().quiet();
         self.mmu
-            .check_reverse_map()
+            .check_reverse_map(&quiet)
             .unwrap_or_else(|error| vec![format!("I3: /proc/self/pagemap cannot be read: {error}")])
     }
 

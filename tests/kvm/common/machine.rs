@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use gnomon::host_mm::{HostMm, HostMmConfig, MmStats};
+use gnomon::host_mm::{HostMemory, HostMm, HostMmConfig, MmStats};
 use gnomon::iotlb::IotlbStats;
 use gnomon::shadow_mmu::ShadowStats;
 use gnomon::vmm::{
@@ -98,8 +98,9 @@ impl Machine {
     /// Runs the guest, and kills it when its time is up; the second value tells whether it ended
     /// by itself. A killed guest must be gone at once.
     pub(crate) fn run_at_most(&self, guest: &Guest, meanwhile: impl FnOnce(&Vm)) -> (Ended, bool) {
-        let mm = HostMm::new(HostMmConfig::new(self.host_memory_bytes)).expect("host memory");
-        mm.start_background_reclaim().expect("a thread");
+        let mut mm =
+            HostMemory::new(HostMmConfig::new(self.host_memory_bytes)).expect("host memory");
+        mm.start_reclaim().expect("a thread");
         let console = Kept::default();
         let config = VmConfig {
             memory_bytes: self.memory_bytes,

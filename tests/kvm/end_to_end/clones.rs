@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use gnomon::abi;
 use gnomon::addr::{Gfn, Gpa, Pfn};
-use gnomon::host_mm::{HostMm, HostMmConfig};
+use gnomon::host_mm::{HostMemory, HostMmConfig};
 use gnomon::vmm::boot::TEST_GUEST;
 use gnomon::vmm::{Outcome, Vm, VmConfig, VmError, VmObserver};
 use iced_x86::code_asm::*;
@@ -151,9 +151,9 @@ fn expected(pages: u32, vcpus: usize, flag: u64) -> Vec<u64> {
 }
 
 /// A patient guest that waits.
-fn waiting(host_memory_bytes: u64, pages: u32, vcpus: usize) -> (Arc<HostMm>, Vm) {
-    let mm = HostMm::new(HostMmConfig::new(host_memory_bytes)).expect("host memory");
-    mm.start_background_reclaim().expect("a thread");
+fn waiting(host_memory_bytes: u64, pages: u32, vcpus: usize) -> (HostMemory, Vm) {
+    let mut mm = HostMemory::new(HostMmConfig::new(host_memory_bytes)).expect("host memory");
+    mm.start_reclaim().expect("a thread");
     let (observer, phases) = phases();
     let config = VmConfig {
         memory_bytes: 16 << 20,
@@ -302,7 +302,7 @@ fn clone_maps_the_frames_of_its_source() {
 }
 
 fn clone_leaves_nothing_behind() {
-    let (mm, vm) = waiting(4 << 20, 1400, 1);
+    let (mut mm, vm) = waiting(4 << 20, 1400, 1);
     for flag in 1..=5 {
         let twin = clone(&vm);
         let client = twin.shadow().client_id();
@@ -315,7 +315,7 @@ fn clone_leaves_nothing_behind() {
         assert_eq!(mm.mappings_of(client), 0);
     }
     drop(vm);
-    mm.stop_background_reclaim();
+    mm.end_reclaim();
     let stats = mm.stats();
     assert_eq!((stats.swap_slots_used, mm.shared_pages()), (0, 0), "{stats:?}");
     // The page of zeros has one frame for each of its numbers.
@@ -325,8 +325,8 @@ fn clone_leaves_nothing_behind() {
 fn clones_of_the_test_guest_under_storms() {
     let mut host = HostMmConfig::new(12 << 20);
     host.check_evictions = true;
-    let mm = HostMm::new(host).expect("host memory");
-    mm.start_background_reclaim().expect("a thread");
+    let mut mm = HostMemory::new(host).expect("host memory");
+    mm.start_reclaim().expect("a thread");
     let (observer, phases) = phases();
     let config = VmConfig {
         memory_bytes: 24 << 20,

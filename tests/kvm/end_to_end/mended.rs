@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use gnomon::addr::Gfn;
-use gnomon::host_mm::{HostFault, HostMm, HostMmConfig, Injection, InjectionPlan, When};
+use gnomon::host_mm::{HostFault, HostMemory, HostMmConfig, Injection, InjectionPlan, When};
 use gnomon::vmm::boot::TEST_GUEST;
 use gnomon::vmm::{Outcome, Vm, VmConfig, VmError, VmObserver};
 use libtest_mimic::Trial;
@@ -46,7 +46,8 @@ fn run(fault: HostFault, first: u64) -> (Vm, Gfn, u64) {
     let when =
         When::Every { first: first.try_into().expect("not 0"), step: 1.try_into().expect("1") };
     let inject = InjectionPlan { items: vec![Injection { fault, when }], seed: 0 };
-    let mm = HostMm::new(HostMmConfig { inject, ..HostMmConfig::new(12 << 20) }).expect("memory");
+    let mut mm =
+        HostMemory::new(HostMmConfig { inject, ..HostMmConfig::new(12 << 20) }).expect("memory");
     let work = Arc::new(Work::default());
     let config = VmConfig {
         memory_bytes: 32 << 20,
@@ -58,11 +59,11 @@ fn run(fault: HostFault, first: u64) -> (Vm, Gfn, u64) {
         observer: Some(work.clone()),
     };
     let mut vm = Vm::new(&config, &mm, Box::new(std::io::sink())).expect("a VM");
-    mm.start_background_reclaim().expect("a thread");
+    mm.start_reclaim().expect("a thread");
     vm.start().expect("threads");
     let outcome = vm.wait(Some(Duration::from_secs(120))).expect("it ends by itself");
     assert!(matches!(outcome, Outcome::Failed(VmError::Host(_))), "{outcome:?}");
-    mm.stop_background_reclaim();
+    mm.end_reclaim();
     mm.end_injection();
     let (first, count) = work.0.lock().expect("nobody panics with it").expect("it began to work");
     (vm, first, count)
@@ -89,7 +90,7 @@ fn is_whole(words: &[u64; WORDS], gfn: Gfn) -> bool {
 fn nothing_is_lost(fault: HostFault, first: u64) {
     let (vm, first, count) = run(fault, first);
     assert_eq!(vm.violation_count(), 0, "{:?}", vm.violations());
-    let audit = vm.object().audit();
+    let audit = vm.object().audit(&vm.object().host_mm().quiet());
     assert!(audit.lost == 0 && audit.in_swap > 100 && audit.in_frames > 1000, "{audit:?}");
     let (mut written, mut torn) = (0, Vec::new());
     for number in first.as_u64()..first.as_u64() + count {

@@ -309,7 +309,7 @@ fn a_byte_in_each_2m_of_64g() {
 fn more_data_than_swap_holds() {
     use std::borrow::Cow;
 
-    use gnomon::host_mm::{HostMm, HostMmConfig};
+    use gnomon::host_mm::{HostMemory, HostMmConfig};
     use gnomon::vmm::{Outcome, VmConfig, VmError};
 
     // Every word of 16 MiB different, 4 MiB of frames, 4 MiB of swap: it must end with a sentence.
@@ -325,8 +325,8 @@ fn more_data_than_swap_holds() {
     });
     let mut host = HostMmConfig::new(4 << 20);
     host.swap.bytes = 4 << 20;
-    let mm = HostMm::new(host).expect("host memory");
-    mm.start_background_reclaim().expect("a thread");
+    let mut mm = HostMemory::new(host).expect("host memory");
+    mm.start_reclaim().expect("a thread");
     let config = VmConfig {
         memory_bytes: 16 << 20,
         vcpus: 1,

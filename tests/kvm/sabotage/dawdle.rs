@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gnomon::addr::{Gfn, Pfn};
-use gnomon::host_mm::{HostMm, HostMmConfig, Sabotage};
+use gnomon::host_mm::{HostMemory, HostMm, HostMmConfig, Sabotage};
 use gnomon::iotlb::IotlbStats;
 use gnomon::shadow_mmu::ShadowStats;
 use gnomon::vmm::boot::TEST_GUEST;
@@ -54,7 +54,7 @@ fn run(sabotage: Sabotage, enough: impl Fn(Duration, &ShadowStats, &IotlbStats) 
     let mut host = HostMmConfig::new(16 << 20);
     host.sabotage = Some(sabotage);
     host.check_evictions = true;
-    let mm = HostMm::new(host).expect("host memory");
+    let mut mm = HostMemory::new(host).expect("host memory");
     mm.limit_sabotage(Gfn::new(0), 0);
     let config = VmConfig {
         memory_bytes: 32 << 20,
@@ -65,7 +65,7 @@ fn run(sabotage: Sabotage, enough: impl Fn(Duration, &ShadowStats, &IotlbStats) 
         observer: Some(Arc::new(Limit(mm.clone()))),
     };
     let mut vm = Vm::new(&config, &mm, Box::new(std::io::sink())).expect("a VM");
-    mm.start_background_reclaim().expect("a thread");
+    mm.start_reclaim().expect("a thread");
     vm.start().expect("threads");
     let frames: Vec<Pfn> = (0..mm.frame_count()).map(Pfn::new).collect();
     let found = |vm: &Vm| vm.violation_count() + mm.violations().1;

@@ -1,0 +1,110 @@
+//! The books of host memory: which page is in which frame, found and locked, and the rules that must
+//! hold, looked at where they must.
+//!
+//! Guarantee: whoever has the books alone changes no place of a page, writes no content, and frees or
+//! takes no frame.
+
+pub(in crate::host_mm) mod find;
+mod holes;
+mod lab;
+mod rules;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use crate::addr::Pfn;
+use crate::export_rmap::{Frame, FrameTable, LockedPage, Owner};
+use crate::host_mm::config::HostMmConfig;
+use crate::host_mm::error::MmError;
+use crate::host_mm::frames::host_view::{HostView, PageBuf};
+use crate::host_mm::inject::Lab;
+use crate::host_mm::object::commons::Commons;
+use crate::host_mm::object::pages::ObjectPages;
+use crate::host_mm::stats::Counters;
+use crate::host_mm::violations::Violations;
+use crate::sync::Snapshot;
+
+/// What host memory knows: the frame table, the pages of all memory objects, and what is in a frame.
+///
+/// This is what a reader gets. Whoever does more has a value that holds the books and derefs to them, and
+/// each holds the one before: `Revoker` tells clients and flushes, `Saver` has swap, too, `Vacator` frees
+/// frames, [`Mover`](crate::host_mm::Mover) takes them, `Pager` brings pages in. So what has more can be
+/// handed on as what has less, and never the other way:
+///
+/// ```
+/// use gnomon::export_rmap::LockedPage;
+/// use gnomon::host_mm::{Books, Mover};
+///
+/// fn reads(of: &Books, page: &LockedPage<'_>) {
+///     let _ = of.content(page);
+/// }
+/// fn moves(of: &Mover, page: &LockedPage<'_>) {
+///     reads(of, page);
+///     drop(of.take_free_frame(None));
+/// }
+/// ```
+///
+/// ```compile_fail
+/// use gnomon::export_rmap::LockedPage;
+/// use gnomon::host_mm::{Books, Mover};
+///
+/// fn reads(of: &Books, page: &LockedPage<'_>) {
+///     let _ = of.content(page);
+///     drop(of.take_free_frame(None));
+/// }
+/// ```
+pub struct Books {
+    pub(in crate::host_mm) config: HostMmConfig,
+    pub(in crate::host_mm) table: FrameTable,
+    view: HostView,
+    pub(in crate::host_mm) objects: Snapshot<Vec<Arc<ObjectPages>>>,
+    pub(in crate::host_mm) commons: Commons,
+    pub(in crate::host_mm) counters: Counters,
+    pub(in crate::host_mm) violations: Violations,
+    pub(in crate::host_mm) lab: Lab,
+    /// See [`Books::expect_holes`].
+    holes_expected: AtomicBool,
+}
+
+impl std::fmt::Debug for Books {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Books").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Books {
+    /// Of so many frames, none of which holds a page yet.
+    pub(in crate::host_mm) fn new(
+        frames: u32,
+        config: HostMmConfig,
+        view: HostView,
+        lab: Lab,
+    ) -> Self {
+        let commons = Commons::new();
+        Self {
+            config,
+            table: FrameTable::new(frames),
+            view,
+            objects: Snapshot::new(vec![commons.pages.clone()]),
+            commons,
+            counters: Counters::default(),
+            violations: Violations::default(),
+            lab,
+            holes_expected: AtomicBool::new(false),
+        }
+    }
+
+    /// What is in a page.
+    ///
+    /// # Errors
+    /// [`MmError::Host`] and [`MmError::View`].
+    pub fn content(&self, page: &LockedPage<'_>) -> Result<PageBuf, MmError> {
+        self.view.content(page)
+    }
+
+    /// The page numbers of the memory object that a frame holds, or held last. A hint.
+    #[must_use]
+    pub fn last_owner(&self, pfn: Pfn) -> Option<Owner> {
+        self.table.get(pfn).map(Frame::owner)
+    }
+}

@@ -1,0 +1,197 @@
+//! Bringing a page into a frame.
+//!
+//! The page's entry is pointed at the new frame first, with the page lock held, and filled after:
+//! whoever else wants the page finds the frame and sleeps for its lock until the content is there.
+//! (Linux adds a page to its page cache in the same order, for the same reason.)
+
+mod shared;
+
+use std::ops::Deref;
+
+use crate::addr::{Gfn, PAGE_SIZE};
+use crate::export_rmap::{LockedPage, PageFlags};
+use crate::host_mm::error::MmError;
+use crate::host_mm::inject::PausePoint;
+use crate::host_mm::object::commons::SharedPage;
+use crate::host_mm::object::pages::{Entry, ObjectPages, Place};
+use crate::host_mm::reclaim::Reclaimer;
+use crate::host_mm::revoke::free_frame::{FreeFrame, claim};
+
+const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
+
+/// Whether a fault may wait: for a page lock, or for a frame to be freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    Yes,
+    No,
+}
+
+/// What a page is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Intent {
+    /// To be read: a shared page will do.
+    Read,
+    /// To be written: it must be the object's own.
+    Write,
+}
+
+/// Brings pages into frames, and reclaims for want of one. It holds everything that host memory is made
+/// of: see [`Books`](crate::host_mm::books::Books) for what is handed on of it.
+pub(super) struct Pager {
+    reclaimer: Reclaimer,
+}
+
+impl Deref for Pager {
+    type Target = Reclaimer;
+
+    fn deref(&self) -> &Reclaimer {
+        &self.reclaimer
+    }
+}
+
+impl Pager {
+    pub(super) fn new(reclaimer: Reclaimer) -> Self {
+        Self { reclaimer }
+    }
+
+    pub(super) fn fault_in(
+        &self,
+        object: &ObjectPages,
+        gfn: Gfn,
+        intent: Intent,
+    ) -> Result<LockedPage<'_>, MmError> {
+        let entry = object.entry(gfn).ok_or(MmError::OutsideMemory {
+            gpa: gfn.base(),
+            len: PAGE_SIZE as u64,
+            memory_bytes: object.bytes,
+        })?;
+        loop {
+            let place = entry.load();
+            let found = match (place, intent) {
+                (Place::Frame(pfn), _) => {
+                    let page = self.table.lock(pfn);
+                    // The page may have left, and the frame been reused, before the lock was ours.
+                    let page = (entry.load() == place).then_some(page);
+                    page.as_ref().map_or(Ok(()), |page| self.settle_hole(page))?;
+                    page
+                }
+                (Place::Shared(shared), Intent::Read) => self.fault_in_shared(entry, shared)?,
+                (Place::Shared(shared), Intent::Write) => {
+                    self.copy_on_write(object, gfn, entry, shared)?
+                }
+                (Place::Absent, Intent::Read) if self.shares_zero() => {
+                    entry.replace_frameless(place, Place::Shared(SharedPage::zero_for(gfn)));
+                    None
+                }
+                (Place::Absent | Place::Swap(_), _) => {
+                    let frame = self.allocate_frame(gfn)?;
+                    self.bring_in(object, gfn, entry, place, frame, Wait::Yes)?
+                }
+            };
+            if let Some(page) = found {
+                return Ok(page);
+            }
+        }
+    }
+
+    /// As [`fault_in`](Self::fault_in), but neither waits for a page lock nor for a frame; `None`
+    /// where that would be needed. Reads swap if it must.
+    pub(super) fn try_fault_in(
+        &self,
+        object: &ObjectPages,
+        gfn: Gfn,
+    ) -> Result<Option<LockedPage<'_>>, MmError> {
+        let Some(entry) = object.entry(gfn) else { return Ok(None) };
+        let place = entry.load();
+        match place {
+            Place::Frame(_) => {
+                let page = self.try_lock_resident(object, gfn);
+                page.as_ref().map_or(Ok(()), |page| self.settle_hole(page))?;
+                Ok(page)
+            }
+            Place::Shared(_) => Ok(None),
+            Place::Absent if self.shares_zero() => Ok(None),
+            Place::Absent | Place::Swap(_) => match self.take_free_frame(Some(gfn)) {
+                Some(frame) => self.bring_in(object, gfn, entry, place, frame, Wait::No),
+                None => Ok(None),
+            },
+        }
+    }
+
+    /// A free frame, by direct reclaim if there is none.
+    pub(super) fn allocate_frame(&self, gfn: Gfn) -> Result<FreeFrame<'_>, MmError> {
+        loop {
+            if let Some(frame) = self.take_free_frame(Some(gfn)) {
+                return Ok(frame);
+            }
+            self.reclaim_directly(gfn)?;
+        }
+    }
+
+    /// Fills a frame with the page; `None` if another thread was faster.
+    fn bring_in<'a>(
+        &'a self,
+        object: &ObjectPages,
+        gfn: Gfn,
+        entry: &Entry,
+        place: Place,
+        frame: FreeFrame<'a>,
+        wait: Wait,
+    ) -> Result<Option<LockedPage<'a>>, MmError> {
+        let page = if self.is_identity() {
+            // Another fault on the page may be filling this very frame, or somebody may just be
+            // taking the page out of it.
+            let pfn = frame.pfn();
+            let locked = match wait {
+                Wait::Yes => Some(self.table.lock(pfn)),
+                Wait::No => self.table.try_lock(pfn),
+            };
+            let Some(page) = locked.filter(|_| entry.load() == place) else { return Ok(None) };
+            page
+        } else {
+            frame.lock()
+        };
+        claim(&page, object.owner(gfn));
+        if !entry.replace(place, Place::Frame(frame.pfn()), &page) {
+            page.clear_flags(PageFlags::IN_USE);
+            return Ok(None);
+        }
+        self.pause(PausePoint::Filling);
+        if let Err(error) = self.fill(object, gfn, place, &page) {
+            if self.give_memory_back(page.pfn(), 1).is_err() {
+                // It is taken up for good, and so is its unit of the ration.
+                frame.into_use();
+            }
+            entry.store(place, &page);
+            page.clear_flags(PageFlags::IN_USE);
+            page.set_slot(None);
+            return Err(error);
+        }
+        frame.into_use();
+        Ok(Some(page))
+    }
+
+    fn fill(
+        &self,
+        object: &ObjectPages,
+        gfn: Gfn,
+        place: Place,
+        page: &LockedPage<'_>,
+    ) -> Result<(), MmError> {
+        let Place::Swap(slot) = place else {
+            self.counters.zero_fills.add(1);
+            return self.view.fill(page, &ZEROS);
+        };
+        let mut content = ZEROS;
+        self.swap.read_page(slot, page.owner().tag(), &mut content)?;
+        self.view.fill(page, &content)?;
+        // The copy in swap stands: as long as the page stays clean it need not be written again.
+        page.set_slot(Some(slot));
+        self.note_duplicate(page);
+        self.counters.swap_ins.add(1);
+        if object.is_watched(gfn) {
+            self.counters.watched_swap_ins.add(1);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,237 @@
+//! The memory of guests, as whoever runs them has it.
+//!
+//! Guarantee: everything that is to be had of host memory is a method here or in a room above, and each
+//! hands on no more of it than it takes ([`Books`]).
+
+mod checks;
+mod lab;
+pub(in crate::host_mm) mod object;
+pub(in crate::host_mm) mod owner;
+
+use std::sync::{Arc, Mutex};
+
+use crate::addr::{PAGE_SIZE_U64, Pfn};
+use crate::export_rmap::{FrameTable, NotifierList, Numbers};
+use crate::host_mm::books::Books;
+use crate::host_mm::config::HostMmConfig;
+use crate::host_mm::error::MmError;
+use crate::host_mm::fault::Pager;
+use crate::host_mm::frames::alarm::Quiet;
+#[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
+use crate::host_mm::frames::frame_memory::FrameMemory;
+use crate::host_mm::frames::free_list::FreeList;
+use crate::host_mm::frames::guest_view::GuestView;
+use crate::host_mm::frames::host_view::HostView;
+use crate::host_mm::frames::placement::Placement;
+use crate::host_mm::inject::{Injector, Lab, Sabotage};
+use crate::host_mm::object::commons::COMMONS;
+use crate::host_mm::reclaim::{BackgroundReclaim, Reclaimer};
+use crate::host_mm::revoke::Revoker;
+use crate::host_mm::revoke::free_frame::Mover;
+use crate::host_mm::revoke::vacate::Vacator;
+use crate::host_mm::revoke::write_out::Saver;
+use crate::host_mm::stats::MmStats;
+use crate::host_mm::swap::SwapSpace;
+use crate::host_mm::violations::MmViolation;
+
+/// The frames of one process and everything that decides which page is in which.
+pub struct HostMm {
+    pub(in crate::host_mm) pager: Pager,
+    /// Held by those who change which memory objects there are.
+    object_numbers: Mutex<Numbers>,
+}
+
+impl std::fmt::Debug for HostMm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostMm").field("config", &self.pager.config).finish_non_exhaustive()
+    }
+}
+
+impl HostMm {
+    /// Reserves the frames and opens swap. No frame takes up memory until it is used.
+    ///
+    /// # Errors
+    /// [`MmError::BadHostMemory`] for a size that cannot be; otherwise what the host refused.
+    pub fn new(config: HostMmConfig) -> Result<Arc<Self>, MmError> {
+        let corrupt = config.sabotage == Some(Sabotage::SwapCorrupt);
+        let injector = Injector::new(&config.inject);
+        let swap = SwapSpace::open(&config.swap, corrupt, injector.as_ref())?;
+        let (frames, view) = Self::frames_of(&config)?;
+        Self::assemble(frames, config, view, swap, injector)
+    }
+
+    /// As [`new`](Self::new), on swap of another kind: tests bring back ends that fail.
+    #[cfg(test)]
+    pub(crate) fn with_backend(
+        config: HostMmConfig,
+        backend: Box<dyn crate::host_mm::swap::SwapBackend>,
+    ) -> Result<Arc<Self>, MmError> {
+        let injector = Injector::new(&config.inject);
+        let swap = SwapSpace::new(backend, injector.as_ref());
+        let (frames, view) = Self::frames_of(&config)?;
+        Self::assemble(frames, config, view, swap, injector)
+    }
+
+    /// As [`new`](Self::new), on memory for the frames that is there already and that no other
+    /// `HostMm` is using, with swap in memory.
+    #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
+    pub(crate) fn on_memory(
+        config: HostMmConfig,
+        memory: &FrameMemory,
+    ) -> Result<Arc<Self>, MmError> {
+        let config = HostMmConfig { host_memory_bytes: memory.view.bytes(), ..config };
+        let injector = Injector::new(&config.inject);
+        let slots = config.swap.slots().map_err(crate::host_mm::swap::SwapError::Open)?;
+        let swap = SwapSpace::new(
+            Box::new(crate::host_mm::swap::MemorySwap::new(slots)),
+            injector.as_ref(),
+        );
+        let frames = u32::try_from(memory.view.bytes() / PAGE_SIZE_U64).unwrap_or(u32::MAX);
+        Self::assemble(frames, config, memory.view.clone(), swap, injector)
+    }
+
+    fn frames_of(config: &HostMmConfig) -> Result<(u32, HostView), MmError> {
+        let (bytes, frames) = config.placement.extent(config.host_memory_bytes)?;
+        Ok((frames, HostView::new(bytes, config.placement != Placement::Anywhere)?))
+    }
+
+    fn assemble(
+        frames: u32,
+        config: HostMmConfig,
+        view: HostView,
+        swap: SwapSpace,
+        injector: Option<Arc<Injector>>,
+    ) -> Result<Arc<Self>, MmError> {
+        // The ration; identity placement has a frame for each page beside it.
+        let rationed = u32::try_from(config.host_memory_bytes / PAGE_SIZE_U64).unwrap_or(u32::MAX);
+        let free = FreeList::new(rationed, config.placement);
+        let lab = Lab::new(config.sabotage, injector);
+        let saver = Saver::new(Revoker::new(Books::new(frames, config, view.clone(), lab)), swap);
+        let mover = Mover::new(Vacator::new(saver, view, free));
+        Ok(Arc::new(Self {
+            pager: Pager::new(Reclaimer::new(mover)),
+            object_numbers: Mutex::new(Numbers::below(COMMONS)),
+        }))
+    }
+
+    /// The configuration that this was made with.
+    #[must_use]
+    pub fn config(&self) -> &HostMmConfig {
+        &self.pager.config
+    }
+
+    /// The frame table.
+    #[must_use]
+    pub fn frame_table(&self) -> &FrameTable {
+        &self.pager.table
+    }
+
+    /// The list on which export clients register.
+    #[must_use]
+    pub fn notifiers(&self) -> &NotifierList {
+        &self.pager.notifiers
+    }
+
+    /// Maps all frames for a guest.
+    ///
+    /// # Errors
+    /// If the host refuses the mapping.
+    pub fn map_guest_view(&self) -> Result<GuestView, MmError> {
+        GuestView::new(&self.pager.view, self.pager.lab.injector().cloned())
+    }
+
+    /// What has happened so far.
+    #[must_use]
+    pub fn stats(&self) -> MmStats {
+        self.pager.counters.snapshot(
+            u64::from(self.pager.rationed_frames()),
+            u64::from(self.pager.free_frames()),
+            u64::from(self.pager.swap.used()),
+        )
+    }
+
+    /// Faults that the checks found, oldest first; at most a few hundred are kept. The second
+    /// value counts all of them.
+    #[must_use]
+    pub fn violations(&self) -> (Vec<MmViolation>, u64) {
+        self.pager.violations.snapshot()
+    }
+
+    /// Number of frames in the table.
+    #[must_use]
+    pub fn frame_count(&self) -> u32 {
+        self.pager.table.len()
+    }
+
+    /// Host memory taken up by frames right now, in bytes, as the kernel counts it.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn resident_bytes(&self) -> Result<u64, MmError> {
+        self.pager.view.allocated_bytes()
+    }
+
+    /// The page numbers of the memory object that a frame holds, or held last. A hint.
+    #[must_use]
+    pub fn last_owner(&self, pfn: Pfn) -> Option<crate::export_rmap::Owner> {
+        self.pager.last_owner(pfn)
+    }
+
+    /// Number of pages that are shared now, without the zero pages.
+    #[must_use]
+    pub fn shared_pages(&self) -> u64 {
+        self.pager.commons.len()
+    }
+
+    /// Whether enough frames are free that one can go to a page that nobody has asked for yet.
+    #[must_use]
+    pub fn has_spare_frames(&self) -> bool {
+        self.pager.has_spare_frames()
+    }
+
+    /// From now on frames may lose their memory behind this layer's back: somebody removes a range
+    /// of the window (`MADV_REMOVE`). Each frame is looked at before its content is used.
+    pub fn expect_holes(&self) {
+        self.pager.expect_holes();
+    }
+
+    /// Evicts the pages in these frames, as far as they hold one and nobody has it locked, without
+    /// regard to their use: for stress. Returns the number of frames freed.
+    ///
+    /// # Errors
+    /// If a page could not be evicted, after all others were tried.
+    pub fn evict_frames(&self, frames: &[Pfn]) -> Result<usize, MmError> {
+        self.pager.evict_frames(frames)
+    }
+
+    /// Evicts pages that are not in use, as a fault without a free frame does, until so many frames
+    /// were freed or there is nothing left to evict: for tests. Returns the number of frames freed.
+    #[cfg(all(any(test, feature = "fuzzing"), feature = "export-notifier"))]
+    pub(crate) fn reclaim_frames(&self, frames: usize) -> Result<usize, MmError> {
+        self.pager.reclaim_frames(frames)
+    }
+
+    /// Starts background reclaim. One thread is enough: more of them share the work.
+    ///
+    /// # Errors
+    /// If the host has no thread left.
+    pub fn start_background_reclaim(self: &Arc<Self>) -> Result<BackgroundReclaim, MmError> {
+        // Weak: the thread must not keep alive what it works for.
+        let mm = Arc::downgrade(self);
+        let started = BackgroundReclaim::spawn(&self.pager.alarm, move |round, over| {
+            mm.upgrade().map(|mm| mm.pager.refill(round, over)).is_some()
+        });
+        started.map_err(|source| MmError::Host { what: "a thread for background reclaim", source })
+    }
+
+    /// Holds background reclaim back, and waits for the round under way.
+    pub fn quiet(&self) -> Quiet<'_> {
+        self.pager.alarm.quiet()
+    }
+
+    /// Whether it is this host memory's reclaim that is held back.
+    #[must_use]
+    pub fn is_quiet(&self, quiet: &Quiet<'_>) -> bool {
+        quiet.is_of(&self.pager.alarm)
+    }
+}

@@ -1,0 +1,77 @@
+//! The core of the protocol: from a page that clients map to a frame that is free, and what each step
+//! needs.
+//!
+//! Guarantee, in types: clients are told ([`batch`]), one flush revokes what processors cache, and only
+//! then is a page written out ([`write_out`]) or its frame free ([`vacate`]). And by what each is given:
+//! a [`Revoker`] cannot free a frame, nor can a [`Saver`](write_out::Saver); a
+//! [`Vacator`](vacate::Vacator) cannot take one, which a [`Mover`](free_frame::Mover) can. Every source of
+//! invalidation, reclaim and faults are made of these steps; nothing here decides which page goes, or
+//! waits for one to come.
+
+pub(in crate::host_mm) mod batch;
+mod copies;
+mod discard;
+mod duplicates;
+pub(in crate::host_mm) mod free_frame;
+mod recall;
+mod sharing;
+mod unexported;
+pub(in crate::host_mm) mod vacate;
+pub(in crate::host_mm) mod write_out;
+
+use std::ops::Deref;
+
+use crate::export_rmap::{FlushReason, Invalidation, LockedPage, NotifierList, Owner};
+use crate::host_mm::books::Books;
+use crate::host_mm::error::MmError;
+use crate::host_mm::inject::PausePoint;
+use crate::host_mm::violations::ViolationKind;
+
+/// Takes rights and mappings away from clients; pages stay where they are.
+pub struct Revoker {
+    books: Books,
+    pub(in crate::host_mm) notifiers: NotifierList,
+}
+
+impl Deref for Revoker {
+    type Target = Books;
+
+    fn deref(&self) -> &Books {
+        &self.books
+    }
+}
+
+impl Revoker {
+    pub(in crate::host_mm) fn new(books: Books) -> Self {
+        Self { books, notifiers: NotifierList::default() }
+    }
+
+    /// Takes the mappings of one guest page away from the clients that have them; others keep
+    /// theirs.
+    pub(in crate::host_mm) fn revoke_from(
+        &self,
+        page: &LockedPage<'_>,
+        owner: Owner,
+    ) -> Result<(), MmError> {
+        let kind = Invalidation::Replace(owner);
+        page.begin_invalidation();
+        self.pause(PausePoint::Counted);
+        if page.must_be_flushed() {
+            let harvest = self.notifiers.invalidate_page(page, kind);
+            self.check_harvest(page, harvest);
+            self.pause(PausePoint::Detached);
+            self.notifiers.revoke(&[page], FlushReason::Invalidated)?;
+        }
+        self.check_revoked(page, kind);
+        Ok(())
+    }
+
+    /// After the flush of an invalidation, the page lock held: nobody may have kept, or have got
+    /// back, what it ended. A fault that noted the sequence before starts over, and none can note it
+    /// meanwhile.
+    pub(in crate::host_mm) fn check_revoked(&self, page: &LockedPage<'_>, kind: Invalidation) {
+        if self.is_checking() && self.notifiers.still_allowed(page, kind) {
+            self.report(ViolationKind::NotRevoked, page.pfn(), page.owner());
+        }
+    }
+}

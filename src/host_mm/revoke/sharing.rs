@@ -1,0 +1,58 @@
+//! Pages become shared, and guest pages leave shared ones.
+
+use crate::export_rmap::{Invalidation, LockedPage};
+use crate::host_mm::error::MmError;
+use crate::host_mm::inject::PausePoint;
+use crate::host_mm::object::commons::{Left, SharedPage};
+use crate::host_mm::object::pages::{Entry, Place};
+use crate::host_mm::revoke::batch::Revoked;
+use crate::host_mm::revoke::vacate::Vacator;
+use crate::host_mm::revoke::write_out::Saver;
+
+impl Saver {
+    /// Makes a private page, which nobody can write, a shared one that its guest page alone names.
+    pub(in crate::host_mm) fn make_shared(
+        &self,
+        page: &Revoked<'_>,
+    ) -> Result<SharedPage, MmError> {
+        self.check_revoked(page.page(), Invalidation::Clean);
+        self.pause(PausePoint::Sharing);
+        page.log_written();
+        let shared = self.commons.take_in(page.page(), page.entry()?)?;
+        // The copy in swap carries the name that the page had.
+        self.forget_copy(page.page())?;
+        self.counters.shared.add(1);
+        Ok(shared)
+    }
+}
+
+impl Vacator {
+    /// Ends a guest page's use of a shared page: the guest page is zero from now on. Where clients
+    /// may map it, `page` is its frame, revoked from them and still locked.
+    pub(in crate::host_mm) fn leave_shared(
+        &self,
+        entry: &Entry,
+        shared: SharedPage,
+        page: Option<LockedPage<'_>>,
+    ) {
+        if self.commons.leave(entry, shared, Place::Absent) == Left::Empty {
+            self.discard_shared(shared, page.as_ref());
+        }
+    }
+
+    /// Forgets a shared page that nobody names; `page` is its frame where that is locked.
+    pub(in crate::host_mm) fn discard_shared(
+        &self,
+        shared: SharedPage,
+        page: Option<&LockedPage<'_>>,
+    ) {
+        match (self.commons.pages.entry(shared.gfn()), page) {
+            (Some(entry), Some(page)) => self.discard_locked(page, entry),
+            (Some(entry), None) => {
+                self.discard_page(entry, self.commons.pages.owner(shared.gfn()));
+            }
+            (None, _) => {}
+        }
+        self.commons.retire(shared);
+    }
+}

@@ -1,0 +1,150 @@
+//! Pages leave their frames, which are free then.
+
+use std::collections::VecDeque;
+use std::ops::Deref;
+
+use super::batch::Revoked;
+use super::free_frame::FreeFrame;
+use crate::addr::{Gfn, PAGE_SIZE, Pfn};
+use crate::export_rmap::{LockedPage, PageFlags};
+use crate::host_mm::error::MmError;
+use crate::host_mm::frames::free_list::FreeList;
+use crate::host_mm::frames::host_view::HostView;
+use crate::host_mm::inject::{PausePoint, Sabotage};
+use crate::host_mm::object::pages::Place;
+use crate::host_mm::revoke::write_out::Saver;
+
+/// A [`Saver`] that takes pages out of their frames, which are free then, and changes what is in them.
+pub struct Vacator {
+    saver: Saver,
+    pub(in crate::host_mm) view: HostView,
+    /// Nobody takes a frame from it but a [`Mover`](crate::host_mm::revoke::free_frame::Mover).
+    pub(super) free: FreeList,
+}
+
+impl Deref for Vacator {
+    type Target = Saver;
+
+    fn deref(&self) -> &Saver {
+        &self.saver
+    }
+}
+
+impl Vacator {
+    pub(in crate::host_mm) fn new(saver: Saver, view: HostView, free: FreeList) -> Self {
+        Self { saver, view, free }
+    }
+
+    /// Frames that may be in use at a time.
+    pub(in crate::host_mm) fn rationed_frames(&self) -> u32 {
+        self.free.rationed
+    }
+
+    /// Number of free frames; a hint.
+    pub(in crate::host_mm) fn free_frames(&self) -> u32 {
+        self.free.len()
+    }
+
+    /// How many fewer than the high watermark are free; a hint.
+    pub(in crate::host_mm) fn missing_frames(&self) -> u32 {
+        self.free.missing()
+    }
+
+    /// Gives back the memory of `count` frames from `first`, locked and about to lose their pages,
+    /// where frames are only rationed: every mapping of them ends with this.
+    pub(in crate::host_mm) fn give_memory_back(
+        &self,
+        first: Pfn,
+        count: u32,
+    ) -> Result<(), MmError> {
+        let gfn = Gfn::new(u64::from(first.as_u32()));
+        if !self.is_identity() || self.is_sabotaged(Sabotage::KeepMemory, gfn) {
+            return Ok(());
+        }
+        self.view.punch(first, count)
+    }
+
+    /// Makes a page whose frame has lost its memory what it is: zeros, whatever stands in swap.
+    pub(in crate::host_mm) fn settle_hole(&self, page: &LockedPage<'_>) -> Result<(), MmError> {
+        if !self.is_hole(page)? {
+            return Ok(());
+        }
+        self.free_copy(page);
+        page.set_flags(PageFlags::BY_WRITE);
+        self.view.write(page, 0, &[0; PAGE_SIZE])
+    }
+}
+
+impl<'a> Revoked<'a> {
+    /// Takes the frame from the page, which `place` has now.
+    pub(in crate::host_mm) fn vacate(
+        self,
+        of: &'a Vacator,
+        place: Place,
+    ) -> Result<FreeFrame<'a>, MmError> {
+        of.give_memory_back(self.page().pfn(), 1)?;
+        self.leave(of, place)
+    }
+
+    /// The page's memory is given back, if it had to be.
+    fn leave(self, of: &'a Vacator, place: Place) -> Result<FreeFrame<'a>, MmError> {
+        let entry = self.entry()?;
+        of.pause(PausePoint::Saved);
+        self.log_written();
+        let page = self.page();
+        entry.store(place, page);
+        page.clear_flags(PageFlags::IN_USE | PageFlags::BY_WRITE | PageFlags::FRESH);
+        page.set_slot(None);
+        of.check_not_exported(page);
+        Ok(FreeFrame::from_revoked(of, page.pfn()))
+    }
+}
+
+/// Takes the frames from pages, each of which has its place outside by now. The memory of neighbours
+/// is given back at once: each time, the host looks through all mappings and processors.
+pub(in crate::host_mm) fn vacate_all<'a>(
+    of: &'a Vacator,
+    pages: Vec<(Revoked<'a>, Place)>,
+) -> impl Iterator<Item = Result<FreeFrame<'a>, MmError>> {
+    let mut pages: VecDeque<_> = pages.into();
+    // Pages whose memory was given back together, and is gone.
+    let mut given_back = 0;
+    std::iter::from_fn(move || {
+        if given_back == 0 {
+            let run = neighbours(pages.iter().map(|(page, _)| page.page().pfn()));
+            let first = pages.front()?.0.page().pfn();
+            // If the host refuses them all at once, each is told by itself.
+            given_back = of.give_memory_back(first, run).map_or(0, |()| run);
+        }
+        let (page, place) = pages.pop_front()?;
+        if given_back == 0 {
+            return Some(page.vacate(of, place));
+        }
+        given_back -= 1;
+        Some(page.leave(of, place))
+    })
+}
+
+/// How many frames from the first on follow each other.
+fn neighbours(mut frames: impl Iterator<Item = Pfn>) -> u32 {
+    let Some(first) = frames.next() else { return 0 };
+    let follows = |(pfn, number): &(Pfn, u32)| pfn.as_u32() == *number;
+    let next = first.as_u32().saturating_add(1)..=u32::MAX;
+    let last = frames.zip(next).take_while(follows).last();
+    1 + last.map_or(0, |(pfn, _)| pfn.as_u32() - first.as_u32())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_neighbours_up_to_the_first_gap() {
+        let count = |frames: &[u32]| neighbours(frames.iter().copied().map(Pfn::new));
+        assert_eq!(count(&[]), 0);
+        assert_eq!(count(&[7]), 1);
+        assert_eq!(count(&[7, 8, 9, 11, 12]), 3);
+        assert_eq!(count(&[7, 6, 5]), 1);
+        assert_eq!(count(&[u32::MAX - 1, u32::MAX]), 2);
+    }
+}
