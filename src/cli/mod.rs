@@ -26,6 +26,7 @@ mod peer;
 mod report;
 mod run;
 mod stress;
+mod trace;
 mod values;
 mod violations;
 
@@ -38,6 +39,7 @@ use limits::HostLimits;
 use linux::Resolved;
 use machine::Kind;
 use paging::Paging;
+use trace::traced;
 
 use crate::sys::heap;
 use crate::sys::signal::ignore_file_size_signal;
@@ -80,9 +82,11 @@ fn complain(error: &clap::Error) -> u8 {
 fn execute(command: Command) -> u8 {
     let result = match command {
         Command::Boot(args) => boot_guest(&args),
-        Command::Stress(args) => config::stress(&args, &HostLimits::probe())
-            .map_err(anyhow::Error::from)
-            .and_then(|config| run_kind(Job::Stress(config))),
+        Command::Stress(args) => {
+            config::stress(&args, &HostLimits::probe()).map_err(anyhow::Error::from).and_then(
+                |config| traced(args.host.trace.as_deref(), || run_kind(Job::Stress(config))),
+            )
+        }
         Command::Peer(args) => peer::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
@@ -100,9 +104,13 @@ fn execute(command: Command) -> u8 {
 fn boot_guest(args: &BootArgs) -> anyhow::Result<u8> {
     let limits = HostLimits::probe();
     let kernel = args.kernel.as_deref().map(kernel_file::read_kernel).transpose()?;
+    let trace = args.host.trace.as_deref();
     match linux::resolve(args, kernel, &limits)? {
-        Resolved::Linux(config) => linux::run(*config),
-        Resolved::Other(kernel) => run_kind(Job::Boot(config::boot(args, kernel, &limits)?)),
+        Resolved::Linux(config) => traced(trace, || linux::run(*config)),
+        Resolved::Other(kernel) => {
+            let config = config::boot(args, kernel, &limits)?;
+            traced(trace, || run_kind(Job::Boot(config)))
+        }
     }
 }
 

@@ -54,15 +54,15 @@ pub(crate) fn run(mut config: LinuxConfig) -> anyhow::Result<u8> {
     let continued = ContinueNotice::install()?;
     // Disks before memory: what the user can mend is said first.
     let disks = Disks::open(&config.disks)?;
-    let mut mm = HostMemory::new(config.host.clone()).map_err(refused_memory)?;
-    let object = mm.create_object(mm_bytes(&config)).map_err(refused_memory)?;
+    let mut memory = HostMemory::new(config.host.clone()).map_err(refused_memory)?;
+    let object = memory.create_object(mm_bytes(&config)).map_err(refused_memory)?;
     let balloon = config.balloon.then(|| Arc::new(Balloon::new(object.clone())));
     let mut devices = disks.devices();
     devices.extend(balloon.clone().map(|it| it as Arc<dyn Device>));
     let screen = StdoutConsole::new();
     let images = std::mem::take(&mut config.images);
     let vm = make(&config, images, &object, devices, screen.clone())?;
-    mm.start_reclaim().map_err(refused_memory)?;
+    memory.start_reclaim().map_err(refused_memory)?;
     for warning in config.warnings.iter().chain(&disks.warnings()) {
         output::note(warning);
     }
@@ -75,12 +75,13 @@ pub(crate) fn run(mut config: LinuxConfig) -> anyhow::Result<u8> {
     let LinuxConfig { storm, storm_rate, seed, host, .. } = config;
     let objects = Arc::<Objects>::default();
     objects.add(vm.object());
-    let storms = Storms::start(&mm, &objects, &storm, storm_rate, seed)?;
+    let storms = Storms::start(&memory, &objects, &storm, storm_rate, seed)?;
     let input = vm.input();
     let console = Some(Console::open(move |keys| input.send(keys))?);
     let continues = continued.count();
     let budget = host.host_memory_bytes;
-    let guest = Booted { storms, vm, mm, balloon, disks, console, continued, continues, budget };
+    let guest =
+        Booted { storms, vm, memory, balloon, disks, console, continued, continues, budget };
     run::to_the_end(guest, &ending, &screen)
 }
 
@@ -89,7 +90,7 @@ struct Booted {
     // In the order in which they go.
     storms: Storms,
     vm: LinuxVm,
-    mm: HostMemory,
+    memory: HostMemory,
     balloon: Option<Arc<Balloon>>,
     disks: Disks,
     /// Until the terminal is given back.
@@ -148,7 +149,7 @@ impl Guest for Booted {
     }
 
     fn host_mm(&self) -> &Arc<HostMm> {
-        &self.mm
+        &self.memory
     }
 
     fn memory(&self) -> impl Iterator<Item = &Arc<MemoryObject>> {
