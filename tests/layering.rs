@@ -177,7 +177,6 @@ const VMM: House = House {
         &["contract"],
         &["shadow", "direct"],
         &["linux"],
-        &["any"],
     ],
 };
 
@@ -478,8 +477,8 @@ fn an_import_from_a_room_that_is_not_below_is_noticed() {
         ["contract"]
     );
     assert_eq!(
-        named("linux/vm.rs", "use super::super::{Outcome, any::AnyVm};"),
-        ["Outcome", "any"]
+        named("direct/vm.rs", "use super::super::{Outcome, linux::LinuxVm};"),
+        ["Outcome", "linux"]
     );
     assert_eq!(named("error/mod.rs", "pub(in crate::vmm) use super::run::outcome;"), ["run"]);
 

@@ -52,6 +52,9 @@ pub(crate) struct HostArgs {
     /// Size of swap; a sparse file [default: the memory of all guests, at least 1G]
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub(crate) swap_size: Option<Size>,
+    /// Write what happens to each page to this file, as JSON lines (see docs/tracing.md; large)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     /// How the guest's memory is mapped
     #[arg(long, value_name = "MODE", value_enum, default_value = "auto")]
     pub(crate) paging: PagingMode,

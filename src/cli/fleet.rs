@@ -18,8 +18,8 @@ use crate::iotlb::IotlbStats;
 use crate::shadow_mmu::ShadowStats;
 use crate::sync::{Mutex, lock};
 use crate::vmm::{
-    AnyVm, CloneFigures, DmaStats, FaultLatency, GuestCounters, Outcome, VcpuCounts, VmError,
-    VmObserver,
+    CloneFigures, Contract, ContractVm, DmaStats, FaultLatency, GuestCounters, Outcome,
+    PagingStats, Processor, VcpuCounts, VmError, VmObserver,
 };
 
 /// What a VM is meant to come to.
@@ -34,14 +34,16 @@ pub(crate) enum Fate {
 }
 
 /// One VM of a run.
-pub(crate) struct Member {
+pub(crate) struct Member<P: Processor> {
     /// 1 for the first, then in the order in which they were made.
     pub(crate) number: u32,
     /// The number of the one that it was cloned from.
     pub(crate) parent: Option<u32>,
-    pub(crate) vm: AnyVm,
+    pub(crate) vm: ContractVm<P>,
     pub(crate) fate: Fate,
-    /// How it ended, once it has.
+    /// Whether it has ended.
+    pub(crate) has_ended: bool,
+    /// How it ended, once it has, until somebody takes that.
     pub(crate) outcome: Option<Outcome>,
     /// The end of what a clone's guest printed.
     pub(crate) console: Tail,
@@ -61,12 +63,13 @@ pub(crate) struct Done {
 }
 
 impl Done {
-    fn add(&mut self, vm: &AnyVm) {
+    fn add<P: Contract>(&mut self, vm: &ContractVm<P>) {
+        let PagingStats { shadow, direct } = vm.paging_stats();
         self.guest.add(&vm.guest_counters());
         self.vcpus.add(&vm.counts());
         self.faults = self.faults.saturating_add(vm.faults());
-        self.shadow.add(&vm.shadow_stats());
-        self.direct.add(&vm.direct_stats());
+        self.shadow.add(&shadow);
+        self.direct.add(&direct);
         self.dma.add(&vm.dma_stats());
         self.iotlb.add(&vm.iotlb().stats());
     }
@@ -107,9 +110,9 @@ impl Objects {
 }
 
 /// See the module's documentation.
-pub(crate) struct Fleet {
+pub(crate) struct Fleet<P: Processor> {
     phases: Arc<Phases>,
-    pub(crate) members: Vec<Member>,
+    pub(crate) members: Vec<Member<P>>,
     objects: Arc<Objects>,
     made: u32,
     // Of those that are gone:
@@ -123,9 +126,9 @@ pub(crate) struct Fleet {
     lines: Vec<String>,
 }
 
-impl Fleet {
+impl<P: Contract> Fleet<P> {
     /// A fleet of one, which is told of its phases.
-    pub(crate) fn new(vm: AnyVm, phases: Arc<Phases>) -> Self {
+    pub(crate) fn new(vm: ContractVm<P>, phases: Arc<Phases>) -> Self {
         let objects = Arc::new(Objects::default());
         objects.add(vm.object());
         let first = Member {
@@ -133,6 +136,7 @@ impl Fleet {
             parent: None,
             vm,
             fate: Fate::Works,
+            has_ended: false,
             outcome: None,
             console: Tail::default(),
         };
@@ -182,7 +186,7 @@ impl Fleet {
     /// Adds a clone of a member, which runs already.
     ///
     /// # Errors
-    /// As [`AnyVm::clone_running`].
+    /// As [`ContractVm::clone_running`].
     pub(crate) fn clone_member(&mut self, index: usize) -> Result<(), VmError> {
         let Some(source) = self.members.get(index) else {
             return Err(VmError::NotRunning);
@@ -193,7 +197,8 @@ impl Fleet {
         self.objects.add(vm.object());
         self.made += 1;
         let (number, parent) = (self.made, Some(source.number));
-        let member = Member { number, parent, vm, fate: Fate::Works, outcome: None, console };
+        let fate = Fate::Works;
+        let member = Member { number, parent, vm, fate, has_ended: false, outcome: None, console };
         self.members.push(member);
         Ok(())
     }
@@ -201,8 +206,9 @@ impl Fleet {
     /// Looks which have ended, waiting for an end for at most `timeout`.
     pub(crate) fn poll(&mut self, timeout: Duration) {
         let mut left = timeout;
-        for member in self.members.iter_mut().filter(|member| member.outcome.is_none()) {
+        for member in self.members.iter_mut().filter(|member| !member.has_ended) {
             member.outcome = member.vm.wait(Some(left));
+            member.has_ended = member.outcome.is_some();
             // One is waited for; the others are looked at.
             left = Duration::ZERO;
         }
@@ -216,13 +222,18 @@ impl Fleet {
         }
     }
 
-    /// Kills all, and waits until they have ended; false if one has not in time, which is short after
-    /// a signal.
-    pub(crate) fn kill(&mut self, timeout: Duration) -> bool {
-        for member in self.members.iter_mut().filter(|member| member.outcome.is_none()) {
+    /// Kills all. Does not wait.
+    pub(crate) fn kill_all(&mut self) {
+        for member in self.members.iter_mut().filter(|member| !member.has_ended) {
             member.fate = Fate::Killed;
             member.vm.kill();
         }
+    }
+
+    /// Kills all, and waits until they have ended; false if one has not in time, which is short after
+    /// a signal.
+    pub(crate) fn kill(&mut self, timeout: Duration) -> bool {
+        self.kill_all();
         let all_ended = |tick| {
             self.poll(tick);
             self.have_all_ended().then_some(())
@@ -232,17 +243,16 @@ impl Fleet {
 
     /// Whether none is there that has not ended.
     pub(crate) fn have_all_ended(&self) -> bool {
-        self.members.iter().all(|member| member.outcome.is_some())
+        self.members.iter().all(|member| member.has_ended)
     }
 
     /// Compares reverse maps with what is mapped while the guests work, then takes the shadow pages of
     /// one of them back. Whatever was known of its mappings alone must be known elsewhere by then.
     ///
     /// # Errors
-    /// As [`AnyVm::recycle`].
+    /// As [`ContractVm::recycle`].
     pub(crate) fn check_and_recycle(&mut self, turn: usize) -> Result<(), VmError> {
-        let running: Vec<_> =
-            self.members.iter().filter(|member| member.outcome.is_none()).collect();
+        let running: Vec<_> = self.members.iter().filter(|member| !member.has_ended).collect();
         let differences: Vec<String> =
             running.iter().flat_map(|member| member.vm.check_running()).collect();
         if let Some(member) = running.get(turn % running.len().max(1)) {
@@ -328,7 +338,7 @@ impl Fleet {
     }
 }
 
-impl Member {
+impl<P: Contract> Member<P> {
     fn record(&self) -> Record {
         Record {
             number: self.number,
@@ -347,5 +357,33 @@ impl Member {
         }
         let lines = self.console.lines();
         lines.iter().map(|line| format!("VM {}: {line}", self.number)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vmm::fakes::{self, Op};
+
+    #[test]
+    fn one_that_has_ended_is_checked_though_its_outcome_was_taken() {
+        let vm = fakes::vm(vec![Some(vec![Op::Work, Op::Exit(3)])]);
+        let phases = Arc::new(Phases::new(vm.object().host_mm()));
+        let mut fleet = Fleet::new(vm, phases);
+        let unchecked =
+            |fleet: &Fleet<_>| fleet.violations().unchecked.into_iter().collect::<Vec<_>>();
+        assert_eq!(unchecked(&fleet), [EndCheck::ReverseMap], "it has not even begun");
+        fleet.start().unwrap();
+        let taken = loop {
+            fleet.poll(Duration::from_millis(1));
+            if let Some(outcome) = fleet.members[0].outcome.take() {
+                break outcome;
+            }
+        };
+        assert!(matches!(taken, Outcome::GuestExit(3)), "{taken:?}");
+        assert!(fleet.have_all_ended());
+        assert_eq!(unchecked(&fleet), []);
+        fleet.poll(Duration::ZERO);
+        assert!(fleet.have_all_ended(), "for good");
     }
 }

@@ -15,14 +15,56 @@ use crate::host_mm::{HostMemory, HostMm, MmError, MmStats};
 use crate::iotlb::IotlbStats;
 use crate::shadow_mmu::ShadowStats;
 use crate::sys::signal;
+use crate::vmm::direct::DirectProcessor;
 use crate::vmm::{
-    AnyVm, DirectVm, DmaStats, GuestCounters, VcpuCounts, Vm, VmConfig, VmError, VmObserver,
+    Contract, ContractVm, DirectVm, DmaStats, GuestCounters, Processor, Removal, ShadowProcessor,
+    VcpuCounts, Vm, VmConfig, VmError, VmObserver,
 };
 
+/// A kind of VM, by how one is made from a configuration.
+pub(crate) trait Kind: Contract {
+    /// Makes one, ready to start, that is configured as `vm` besides.
+    ///
+    /// # Errors
+    /// As its own `new`.
+    fn make(
+        config: &MachineConfig,
+        vm: &VmConfig,
+        mm: &Arc<HostMm>,
+        console: Box<dyn Write + Send>,
+    ) -> Result<ContractVm<Self>, VmError>;
+}
+
+impl Kind for ShadowProcessor {
+    fn make(
+        config: &MachineConfig,
+        vm: &VmConfig,
+        mm: &Arc<HostMm>,
+        console: Box<dyn Write + Send>,
+    ) -> Result<Vm, VmError> {
+        Vm::new_assuming(config.assume_host, vm, mm, console)
+    }
+}
+
+impl Kind for DirectProcessor {
+    fn make(
+        config: &MachineConfig,
+        vm: &VmConfig,
+        mm: &Arc<HostMm>,
+        console: Box<dyn Write + Send>,
+    ) -> Result<DirectVm, VmError> {
+        let removal = match config.paging {
+            Paging::Direct(removal) => removal,
+            Paging::Shadow => Removal::default(),
+        };
+        DirectVm::new(vm, removal, mm, console)
+    }
+}
+
 /// Host memory and the VMs over it: one, ready to start, to begin with.
-pub(crate) struct Machine {
+pub(crate) struct Machine<P: Processor> {
     pub(crate) mm: HostMemory,
-    pub(crate) fleet: Fleet,
+    pub(crate) fleet: Fleet<P>,
     phases: Arc<Phases>,
 }
 
@@ -39,7 +81,7 @@ pub(crate) struct Phases {
 }
 
 impl Phases {
-    fn new(mm: &Arc<HostMm>) -> Self {
+    pub(super) fn new(mm: &Arc<HostMm>) -> Self {
         let sabotaged = mm.config().sabotage.map(|_| mm.clone());
         if let Some(mm) = &sabotaged {
             mm.limit_sabotage(Gfn::new(0), 0);
@@ -68,7 +110,7 @@ impl VmObserver for Phases {
     }
 }
 
-impl Machine {
+impl<P: Contract> Machine<P> {
     /// Reserves host memory, opens swap, makes the VM and loads its kernel, which is then no longer
     /// part of `config`: it would take the host's memory a second time.
     ///
@@ -77,7 +119,10 @@ impl Machine {
     pub(crate) fn new(
         config: &mut MachineConfig,
         console: Box<dyn Write + Send>,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<Self>
+    where
+        P: Kind,
+    {
         let paging = config.paging;
         let from_mm = |error| from_mm(error, paging);
         let mut mm = HostMemory::new(config.host.clone()).map_err(from_mm)?;
@@ -85,14 +130,7 @@ impl Machine {
         let kernel = std::mem::take(&mut config.vm.kernel);
         let observer = Some(phases.clone() as Arc<dyn VmObserver>);
         let vm_config = VmConfig { kernel, observer, ..config.vm.clone() };
-        let vm = match paging {
-            Paging::Shadow => {
-                Vm::new_assuming(config.assume_host, &vm_config, &mm, console).map(AnyVm::Shadow)
-            }
-            Paging::Direct(removal) => {
-                DirectVm::new(&vm_config, removal, &mm, console).map(AnyVm::Direct)
-            }
-        };
+        let vm = P::make(config, &vm_config, &mm, console);
         let vm = vm.map_err(|error| from_vm(error, paging))?;
         mm.start_reclaim().map_err(from_mm)?;
         Ok(Self { mm, fleet: Fleet::new(vm, phases.clone()), phases })
@@ -112,7 +150,7 @@ impl Machine {
 
     /// Lets go of every VM, unless the end is to be quick; false if one has not ended.
     pub(crate) fn retire_all(&mut self) -> bool {
-        let has_ended = |member: &Member| member.outcome.is_some();
+        let has_ended = |member: &Member<P>| member.has_ended;
         while self.fleet.members.first().is_some_and(has_ended) && !signal::is_stop_asked() {
             self.fleet.retire(0, &self.mm);
         }

@@ -24,7 +24,9 @@ mod output;
 mod paging;
 mod peer;
 mod report;
+mod run;
 mod stress;
+mod trace;
 mod values;
 mod violations;
 
@@ -32,12 +34,17 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use args::{BootArgs, Command};
-use config::UsageError;
+use config::{MachineConfig, StressConfig, UsageError};
 use limits::HostLimits;
 use linux::Resolved;
+use machine::Kind;
+use paging::Paging;
+use trace::traced;
 
 use crate::sys::heap;
 use crate::sys::signal::ignore_file_size_signal;
+use crate::vmm::ShadowProcessor;
+use crate::vmm::direct::DirectProcessor;
 
 /// Exit code of a command line that cannot be run.
 const EXIT_USAGE: u8 = 2;
@@ -75,9 +82,11 @@ fn complain(error: &clap::Error) -> u8 {
 fn execute(command: Command) -> u8 {
     let result = match command {
         Command::Boot(args) => boot_guest(&args),
-        Command::Stress(args) => config::stress(&args, &HostLimits::probe())
-            .map_err(anyhow::Error::from)
-            .and_then(stress::run),
+        Command::Stress(args) => {
+            config::stress(&args, &HostLimits::probe()).map_err(anyhow::Error::from).and_then(
+                |config| traced(args.host.trace.as_deref(), || run_kind(Job::Stress(config))),
+            )
+        }
         Command::Peer(args) => peer::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
@@ -95,9 +104,37 @@ fn execute(command: Command) -> u8 {
 fn boot_guest(args: &BootArgs) -> anyhow::Result<u8> {
     let limits = HostLimits::probe();
     let kernel = args.kernel.as_deref().map(kernel_file::read_kernel).transpose()?;
+    let trace = args.host.trace.as_deref();
     match linux::resolve(args, kernel, &limits)? {
-        Resolved::Linux(config) => linux::run(*config),
-        Resolved::Other(kernel) => boot::run(config::boot(args, kernel, &limits)?),
+        Resolved::Linux(config) => traced(trace, || linux::run(*config)),
+        Resolved::Other(kernel) => {
+            let config = config::boot(args, kernel, &limits)?;
+            traced(trace, || run_kind(Job::Boot(config)))
+        }
+    }
+}
+
+/// A run of VMs for guests that keep to the guest ABI.
+enum Job {
+    Boot(MachineConfig),
+    Stress(StressConfig),
+}
+
+impl Job {
+    fn on<P: Kind>(self) -> anyhow::Result<u8> {
+        match self {
+            Self::Boot(config) => boot::run::<P>(config),
+            Self::Stress(config) => stress::run::<P>(config),
+        }
+    }
+}
+
+/// With VMs of the kind that is configured: all of a run are of one.
+fn run_kind(job: Job) -> anyhow::Result<u8> {
+    let (Job::Boot(machine) | Job::Stress(StressConfig { machine, .. })) = &job;
+    match machine.paging {
+        Paging::Shadow => job.on::<ShadowProcessor>(),
+        Paging::Direct(_) => job.on::<DirectProcessor>(),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::addr::Pfn;
 use crate::host_mm::swap::SwapError;
 use crate::host_mm::{HostMm, MmError};
 use crate::sys::signal;
-use crate::vmm::{ViolationReport, VmError};
+use crate::vmm::{Contract, ViolationReport, VmError};
 
 /// Which check found a violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -191,7 +191,7 @@ impl Violations {
 }
 
 /// Findings so far, of the checks that are always on; cheap enough to be asked many times a second.
-pub(crate) fn found_so_far(machine: &Machine) -> Option<(Check, u64)> {
+pub(crate) fn found_so_far(machine: &Machine<impl Contract>) -> Option<(Check, u64)> {
     let oracle = machine.fleet.oracle_violations();
     let host = machine.mm.violations().1;
     let differences = machine.fleet.differences();
@@ -206,7 +206,7 @@ pub(crate) fn found_so_far(machine: &Machine) -> Option<(Check, u64)> {
 
 /// Everything that the checks have found, after the VMs have ended. Of one that has not, in spite of
 /// everything, only what it has found by itself.
-pub(crate) fn collect(machine: &Machine, peak_resident_bytes: u64) -> Violations {
+pub(crate) fn collect(machine: &Machine<impl Contract>, peak_resident_bytes: u64) -> Violations {
     let mut all = machine.fleet.violations();
     all.append(of_host(&machine.mm, machine.fleet.have_all_ended(), peak_resident_bytes));
     all
@@ -231,7 +231,7 @@ pub(crate) fn of_host(mm: &HostMm, is_at_rest: bool, peak_resident_bytes: u64) -
 }
 
 /// What was found in one VM, with its number, if there are several; all of it if it has ended.
-pub(crate) fn of_vm(member: &Member, is_one_of_several: bool) -> Violations {
+pub(crate) fn of_vm(member: &Member<impl Contract>, is_one_of_several: bool) -> Violations {
     let vm = &member.vm;
     let named = |text: String| match is_one_of_several {
         true => format!("VM {}: {text}", member.number),
@@ -242,7 +242,7 @@ pub(crate) fn of_vm(member: &Member, is_one_of_several: bool) -> Violations {
     let texts = reports.iter().map(|report| named(describe(report)));
     found.add(Check::GuestOracle, texts, vm.violation_count());
     let differences = || vm.check_reverse_map().into_iter().map(named).collect();
-    let reverse_map = (EndCheck::ReverseMap, member.outcome.is_some());
+    let reverse_map = (EndCheck::ReverseMap, member.has_ended);
     found.look_at_rest(reverse_map, Check::ReverseMap, differences);
     found
 }
@@ -252,7 +252,7 @@ const CHUNK_FRAMES: u32 = 1 << 14;
 
 /// What is left of VMs when all are gone, though nothing should be. Leaves off
 /// when a [stop](signal::is_stop_asked) is asked for, and then knows of nothing.
-pub(crate) fn left_behind(machine: &Machine) -> Vec<String> {
+pub(crate) fn left_behind(machine: &Machine<impl Contract>) -> Vec<String> {
     let mm = &machine.mm;
     let _quiet = mm.quiet();
     let mut found = Vec::new();

@@ -5,13 +5,21 @@ use crate::addr::Gfn;
 use crate::direct_mmu::install::{Installed, Wanted};
 use crate::direct_mmu::shard::{Fault, Shard};
 use crate::direct_mmu::{DirectError, Mmu};
-use crate::export_rmap::LockedPage;
+use crate::export_rmap::{LockedPage, trace};
 use crate::host_mm::MmError;
 use crate::sys::uffd_window::InstallError;
 
 impl Mmu {
     /// One attempt at a fault whose page is locked.
     pub(super) fn attempt(&self, shard: &Shard, fault: Fault, page: LockedPage<'_>) -> Installed {
+        trace::point!(
+            "direct fault",
+            client = self.client.as_u16(),
+            pfn = page.pfn().index(),
+            gfn = fault.page,
+            write = fault.write,
+            protected = fault.protected,
+        );
         let wanted = Wanted::of(&page, fault.write);
         drop(page);
         self.dawdle(fault.page);

@@ -25,6 +25,18 @@ use crate::rmap::RmapEntry;
 use crate::sequence::SequenceToken;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock};
 
+/// What happens to a client's mapping of a frame. The location is the client's own.
+macro_rules! entry_point {
+    ($name:literal, $pfn:expr, $entry:expr) => {
+        $crate::trace::point!(
+            $name,
+            pfn = $pfn.index(),
+            client = $entry.client().as_u16(),
+            location = $entry.location()
+        )
+    };
+}
+
 /// A client's own lock (a shadow MMU's `mmu_lock`), in its place of the lock order: a page lock may be
 /// held when it is taken, another client's or an rmap entry's not. Debug builds check that.
 #[derive(Debug, Default)]
@@ -188,7 +200,12 @@ impl FrameTable {
     ) -> Option<Exported<'_>> {
         self.rmap_add(token.pfn(), entry);
         let exported = Exported { table: self, pfn: token.pfn(), entry };
-        (!self.must_retry(token)).then_some(exported)
+        if self.must_retry(token) {
+            entry_point!("retry", token.pfn(), entry);
+            return None;
+        }
+        entry_point!("install", token.pfn(), entry);
+        Some(exported)
     }
 
     /// Whether a mapping that has its entry may be given rights, or its place taken by one of another
@@ -217,6 +234,7 @@ impl FrameTable {
         }
         flush()?;
         for gone in gone {
+            entry_point!("give up", gone.pfn, gone.entry);
             self.rmap_remove(gone.pfn, gone.entry);
         }
         Ok(())
@@ -235,6 +253,7 @@ impl<'a> LockedPage<'a> {
     /// overtake it.
     pub fn export<T>(&self, _lock: &ClientGuard<'_, T>, entry: RmapEntry) -> Exported<'a> {
         self.table().rmap_add(self.pfn(), entry);
+        entry_point!("install", self.pfn(), entry);
         Exported { table: self.table(), pfn: self.pfn(), entry }
     }
 }

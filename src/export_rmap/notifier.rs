@@ -18,6 +18,7 @@ use crate::numbers::Numbers;
 use crate::page_lock::LockedPage;
 use crate::rmap::ClientId;
 use crate::sync::{Arc, AtomicU64, Condvar, Mutex, Ordering, Snapshot, lock};
+use crate::trace;
 
 /// What the host is about to do to a page, and so what its clients must give up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,18 @@ pub enum Invalidation {
     /// Somebody is about to write the page: clients that hold copies of it give them up. Mappings
     /// stay as they are; they are read-only while a copy is out.
     Recall,
+}
+
+impl Invalidation {
+    /// For tracepoints.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Unmap => "unmap",
+            Self::Clean => "clean",
+            Self::Replace(_) => "replace",
+            Self::Recall => "recall",
+        }
+    }
 }
 
 /// What an invalidation found in the mappings that it changed.
@@ -63,6 +76,17 @@ pub enum FlushReason {
     /// Copies were recalled ([`Invalidation::Recall`]): nobody may use them once `flush` returns.
     /// Mappings were not touched.
     Recalled,
+}
+
+impl FlushReason {
+    /// For tracepoints.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Invalidated => "invalidated",
+            Self::Aged => "aged",
+            Self::Recalled => "recalled",
+        }
+    }
 }
 
 /// A client could not revoke translations; the frames must not be used for anything else.
@@ -323,6 +347,14 @@ impl NotifierList {
     /// Call it after [`LockedPage::begin_invalidation`].
     pub fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
         let mut harvest = Harvest::default();
+        trace::point!(
+            "invalidate",
+            pfn = page.pfn().index(),
+            object = page.owner().object,
+            gfn = page.owner().gfn.as_u64(),
+            kind = kind.name(),
+            exported = page.frame().is_exported(),
+        );
         if page.frame().is_exported() {
             self.notify(|client| harvest = harvest.or(client.invalidate_page(page, kind)));
         }
@@ -377,6 +409,11 @@ impl NotifierList {
     /// The first client's error; the others are called all the same.
     pub fn flush(&self, frames: &[Pfn], reason: FlushReason) -> Result<(), RevokeError> {
         let mut result = Ok(());
+        if trace::is_on() {
+            for frame in frames {
+                trace::point!("flush", pfn = frame.index(), reason = reason.name());
+            }
+        }
         if !frames.is_empty() {
             self.notify(|client| {
                 let flushed = client.flush(frames, reason);

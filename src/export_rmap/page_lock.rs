@@ -166,6 +166,12 @@ impl<'a> LockedPage<'a> {
 
     /// Gives the frame to a page.
     pub fn set_owner(&self, owner: Owner) {
+        crate::trace::point!(
+            "own",
+            pfn = self.pfn.index(),
+            object = owner.object,
+            gfn = owner.gfn.as_u64()
+        );
         self.frame().set_owner(owner);
     }
 

@@ -11,7 +11,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::addr::{Gpa, Gva};
-use crate::export_rmap::{ClientGuard, LockedPage, SequenceToken};
+use crate::export_rmap::{ClientGuard, LockedPage, SequenceToken, trace};
 use crate::host_mm::{MmError, PausePoint, Sabotage};
 use crate::shadow_mmu::roots::{FlushCount, Root, SptePlace, State};
 use crate::shadow_mmu::spte::Pte;
@@ -121,6 +121,14 @@ impl Mmu {
                 }
                 Walk::Contended(_) => return Ok(FaultOutcome::Fixed),
             };
+            trace::point!(
+                "shadow fault",
+                client = self.client.as_u16(),
+                root = root.number(),
+                gva = gva.as_u64(),
+                gfn = translation.gfn.as_u64(),
+                access = access.name(),
+            );
             let Some(target) = self.target(&translation, access)? else {
                 let offset = gva.page_offset() as u64;
                 let gpa = Gpa::new(translation.gfn.base().as_u64() | offset);

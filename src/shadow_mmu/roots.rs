@@ -24,6 +24,13 @@ pub struct Root {
     epoch: u64,
 }
 
+impl Root {
+    /// For tracepoints: which of the shadow MMU's roots; others may have had the number before.
+    pub(super) const fn number(self) -> u32 {
+        self.number
+    }
+}
+
 /// What a guest's CR3 load came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadRoot {

@@ -27,6 +27,17 @@ pub enum Access {
     Execute,
 }
 
+impl Access {
+    /// For tracepoints.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Execute => "execute",
+        }
+    }
+}
+
 /// The control state that a walk depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PagingContext {

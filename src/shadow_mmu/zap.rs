@@ -27,7 +27,7 @@ use std::sync::atomic::Ordering;
 
 use crate::addr::{Gva, PAGE_SIZE_U64, Pfn};
 use crate::export_rmap::rmap::VISIT_BATCH;
-use crate::export_rmap::{ClientGuard, Gone, RevokeError};
+use crate::export_rmap::{ClientGuard, Gone, RevokeError, trace};
 use crate::host_mm::PausePoint;
 use crate::shadow_mmu::roots::{LEAF_SPAN, Root, RootTables, SptePlace, State, region_of};
 use crate::shadow_mmu::spte::Pte;
@@ -277,6 +277,7 @@ impl ShadowMmu {
     /// it: the caller keeps every vCPU out of `KVM_RUN` from before this call until it has deleted
     /// and added a memslot again, which makes KVM drop all it knows.
     pub fn recycle(&self) {
+        trace::point!("recycle", client = self.mmu.client.as_u16());
         self.mmu.forget_everything();
         self.mmu.counters.recycles.add(1);
     }

@@ -14,7 +14,6 @@
 //! - `shadow` and [`direct`]: machines with shadow paging, and with direct paging
 //! - [`linux`]: stock Linux kernels
 
-mod any;
 mod contract;
 pub mod cpu;
 pub mod direct;
@@ -24,23 +23,32 @@ pub mod linux;
 mod run;
 mod shadow;
 
-pub use any::AnyVm;
 pub use contract::boot;
+pub use contract::clone::CloneFigures;
 pub use contract::config::{MIN_MEMORY_BYTES, VmConfig};
 pub use contract::control_block::GuestCounters;
 pub(crate) use contract::control_block::window_bytes;
 pub use contract::devices::dma::DmaStats;
 pub use contract::observer::{MAX_KEPT_REPORTS, ViolationReport, VmObserver};
+pub use contract::vm::{Contract, ContractVm};
 pub use direct::{DirectVm, Removal};
 pub use error::{GuestError, StaleAccess, VmError};
 pub use kvm::device::{KVM_DEVICE, KvmError};
 pub use kvm::offer::KvmOffer;
 pub use kvm::pinned::MapError;
 pub use run::gate::Position;
+pub use run::machine::Machine;
 pub use run::outcome::Outcome;
+pub use run::processor::{Next, Processor, Space};
 pub use run::roster::VcpuState;
-pub use run::stats::{FaultLatency, Latencies, VcpuCounts};
-pub use shadow::CloneFigures;
-pub use shadow::Vm;
+pub use run::stats::{FaultLatency, Latencies, PagingStats, VcpuCounts};
 pub(crate) use shadow::shadow_table_bytes;
 pub use shadow::{HostKind, HostTraits};
+pub use shadow::{ShadowProcessor, Vm};
+
+/// VMs without KVM, for the tests of the layers above.
+#[cfg(test)]
+pub(crate) mod fakes {
+    pub(crate) use super::contract::vm::tests::vm;
+    pub(crate) use super::run::fakes::Op;
+}

@@ -1,13 +1,9 @@
 use clap::Parser;
 
 use super::*;
-use crate::addr::{Gpa, PAGE_SIZE, PAGE_SIZE_U64};
 use crate::cli::args::{Cli, Command};
-use crate::cli::inject::parse_injection;
 use crate::cli::kernel_file::read_kernel;
 use crate::cli::limits::HostLimits;
-use crate::cli::violations::Violation;
-use crate::host_mm::{HostMmConfig, InjectionPlan, MIN_HOST_MEMORY_BYTES, Placement};
 use crate::virtio::DiskMode;
 
 /// Resolves a command line with a file that looks like a bzImage, another beside it, and one of 1 GiB.
@@ -154,73 +150,4 @@ fn what_cannot_be_is_refused_with_a_sentence() {
     let disks = [&["--kernel", "KERNEL"][..], &["--disk", "x"].repeat(11)].concat();
     assert!(refused(&disks).contains("11 devices"));
     assert!(refused(&["--kernel", "KERNEL", "--disk", ",ro"]).contains("name a file"));
-}
-
-#[test]
-fn the_exit_code_says_how_it_ended() {
-    let clean = Violations::default();
-    let mut bad = Violations::default();
-    bad.add_one(Violation::of_run("something"));
-    assert_eq!(End::Outcome(Outcome::PoweredOff).exit_code(&clean), 0);
-    assert_eq!(End::Outcome(Outcome::Rebooted).exit_code(&clean), 0);
-    assert_eq!(End::Outcome(Outcome::PoweredOff).exit_code(&bad), 1);
-    assert_eq!(End::Typed.exit_code(&clean), 0);
-    assert_eq!(End::Typed.exit_code(&bad), 1);
-    assert_eq!(End::Signal(15).exit_code(&bad), 143);
-    assert_eq!(End::Stuck(None).exit_code(&clean), 1);
-    assert_eq!(End::Stuck(Some(2)).exit_code(&clean), 130);
-    let failed = Outcome::Failed(VmError::NotRunning);
-    assert_eq!(End::Outcome(failed).exit_code(&clean), 1);
-}
-
-/// Memory of a guest that fits into host memory as often as is said, all of it written, with a fault.
-fn written_memory(times: u64, item: &str) -> Arc<MemoryObject> {
-    let bytes = MIN_HOST_MEMORY_BYTES * times;
-    let config = HostMmConfig {
-        placement: Placement::Identity { guest_bytes: bytes },
-        inject: InjectionPlan { items: vec![parse_injection(item).unwrap()], seed: 1 },
-        ..HostMmConfig::new(MIN_HOST_MEMORY_BYTES)
-    };
-    let object = HostMm::new(config).unwrap().create_object(bytes).unwrap();
-    for number in 0..bytes / PAGE_SIZE_U64 {
-        let content = [number.to_le_bytes()[0] | 1; PAGE_SIZE];
-        object.write(Gpa::new(number * PAGE_SIZE_U64), &content).unwrap();
-    }
-    object
-}
-
-fn concluded(end: &End, object: &Arc<MemoryObject>) -> (Vec<String>, u8) {
-    let mut found = Violations::default();
-    let lines = conclude(end, object, &mut found);
-    (lines, end.exit_code(&found))
-}
-
-#[test]
-fn what_was_injected_is_told_and_where_the_pages_are() {
-    let object = written_memory(2, "short-write@3");
-    let (lines, code) = concluded(&End::Outcome(Outcome::PoweredOff), &object);
-    assert_eq!((lines.len(), code), (2, 0), "{lines:?}");
-    assert!(lines[0].starts_with("injected short-write@3: struck 1 of "), "{lines:?}");
-    assert!(lines[1].contains("pages at the end: ") && lines[1].ends_with(" 0 lost"), "{lines:?}");
-    assert!(!lines[1].contains(" 0 read back"), "{lines:?}");
-}
-
-#[test]
-fn what_never_struck_is_a_failure_if_the_guest_came_to_its_end() {
-    let object = written_memory(1, "swap-read=EIO@1000000");
-    for end in [Outcome::PoweredOff, Outcome::Rebooted].map(End::Outcome) {
-        let (lines, code) = concluded(&end, &object);
-        assert!(lines[0].contains("never struck"), "{lines:?}");
-        assert_eq!(code, 1);
-    }
-    assert_eq!(concluded(&End::Typed, &object).1, 0, "it had no time to");
-    assert_eq!(concluded(&End::Signal(15), &object).1, 143);
-    assert_eq!(concluded(&End::Stuck(None), &object), (Vec::new(), 1), "its pages may be in use");
-}
-
-#[test]
-fn nothing_is_told_where_nothing_was_injected() {
-    let mm = HostMm::new(HostMmConfig::new(MIN_HOST_MEMORY_BYTES)).unwrap();
-    let object = mm.create_object(MIN_HOST_MEMORY_BYTES).unwrap();
-    assert_eq!(concluded(&End::Outcome(Outcome::PoweredOff), &object), (Vec::new(), 0));
 }

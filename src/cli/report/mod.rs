@@ -18,7 +18,7 @@ use crate::host_mm::MmStats;
 use crate::iotlb::IotlbStats;
 use crate::shadow_mmu::ShadowStats;
 use crate::sys::signal;
-use crate::vmm::{DmaStats, FaultLatency, GuestCounters, Latencies, VcpuCounts};
+use crate::vmm::{Contract, DmaStats, FaultLatency, GuestCounters, Latencies, VcpuCounts};
 use vms::VmsReport;
 
 /// How a run came out.
@@ -171,7 +171,7 @@ impl Report {
     /// be quick.
     pub(crate) fn new(
         config: &StressConfig,
-        machine: &mut Machine,
+        machine: &mut Machine<impl Contract>,
         course: &Course,
         peers: Option<PeersReport>,
         console: &[String],
@@ -249,7 +249,7 @@ impl Report {
 }
 
 fn all_violations(
-    machine: &Machine,
+    machine: &Machine<impl Contract>,
     course: &Course,
     peers: Option<&PeersReport>,
     injected: Option<&Injected>,

@@ -20,7 +20,7 @@ use crate::cli::values::human_count;
 use crate::cli::violations::{self, Check, EndCheck, Violation};
 use crate::host_mm::InjectionPlan;
 use crate::sys::Patience;
-use crate::vmm::Outcome;
+use crate::vmm::{Contract, Outcome};
 
 /// Time for the last sweep that any guest gets ...
 const SWEEP_BASE: Duration = Duration::from_secs(60);
@@ -85,7 +85,7 @@ pub(super) enum PhaseEnd {
 /// # Errors
 /// If a thread cannot be started.
 pub(crate) fn run(
-    machine: &mut Machine,
+    machine: &mut Machine<impl Contract>,
     config: &StressConfig,
     ending: &Ending,
 ) -> anyhow::Result<Course> {
@@ -145,7 +145,7 @@ pub(crate) fn run(
 
 impl Course {
     /// Ends what still runs, for a signal.
-    fn interrupt(&mut self, machine: &mut Machine, signal: i32) {
+    fn interrupt(&mut self, machine: &mut Machine<impl Contract>, signal: i32) {
         self.signal = Some(signal);
         self.unchecked.push(EndCheck::LastSweep);
         if !machine.fleet.kill(KILL_TIMEOUT) {
@@ -154,7 +154,7 @@ impl Course {
     }
 
     /// Ends what still runs.
-    fn end_badly(&mut self, machine: &mut Machine, why: PhaseEnd) {
+    fn end_badly(&mut self, machine: &mut Machine<impl Contract>, why: PhaseEnd) {
         match why {
             PhaseEnd::Violation => self.cut_short = true,
             PhaseEnd::Bad(violation) => self.bad_end = Some(violation),
@@ -171,7 +171,12 @@ impl Course {
 }
 
 /// The last sweep.
-fn finish(watch: &mut Watch<'_>, machine: &mut Machine, storms: &Storms, course: &mut Course) {
+fn finish(
+    watch: &mut Watch<'_>,
+    machine: &mut Machine<impl Contract>,
+    storms: &Storms,
+    course: &mut Course,
+) {
     watch.ending.phase("the guest makes its last sweep");
     watch.status.sweeping = true;
     machine.fleet.request_stop();
@@ -224,7 +229,7 @@ fn sweep_bound(memory_bytes: u64) -> Duration {
     SWEEP_BASE.saturating_add(SWEEP_PER_PAGE.saturating_mul(pages))
 }
 
-fn kill(machine: &mut Machine) -> Result<(), String> {
+fn kill(machine: &mut Machine<impl Contract>) -> Result<(), String> {
     match machine.fleet.kill(KILL_TIMEOUT) {
         true => Ok(()),
         false => {
@@ -234,7 +239,11 @@ fn kill(machine: &mut Machine) -> Result<(), String> {
 }
 
 /// What is wrong with the end of a VM, by what it was meant to come to.
-fn wrong_end(member: &Member, is_one_of_several: bool, plan: &InjectionPlan) -> Option<PhaseEnd> {
+fn wrong_end(
+    member: &Member<impl Contract>,
+    is_one_of_several: bool,
+    plan: &InjectionPlan,
+) -> Option<PhaseEnd> {
     let named = |text: String| match is_one_of_several {
         true => format!("VM {}: {text}", member.number),
         false => text,
@@ -276,7 +285,7 @@ fn bad_outcome(outcome: &Outcome) -> Violation {
     }
 }
 
-fn wrong_end_of_any(machine: &Machine) -> Option<PhaseEnd> {
+fn wrong_end_of_any(machine: &Machine<impl Contract>) -> Option<PhaseEnd> {
     let is_one_of_several = machine.fleet.is_one_of_several();
     let plan = &machine.mm.config().inject;
     machine.fleet.members.iter().find_map(|member| wrong_end(member, is_one_of_several, plan))
@@ -309,12 +318,12 @@ impl<'a> Watch<'a> {
     }
 
     /// Waits for the end of a phase of so long. `tend` is called again and again while it lasts.
-    fn phase(
+    fn phase<P: Contract>(
         &mut self,
-        machine: &mut Machine,
+        machine: &mut Machine<P>,
         storms: &Storms,
         length: Duration,
-        mut tend: impl FnMut(&mut Machine) -> Result<(), PhaseEnd>,
+        mut tend: impl FnMut(&mut Machine<P>) -> Result<(), PhaseEnd>,
     ) -> PhaseEnd {
         let mut patience = Patience::at_work(length, Instant::now());
         loop {
@@ -342,7 +351,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn look(&mut self, machine: &Machine, storms: &Storms) {
+    fn look(&mut self, machine: &Machine<impl Contract>, storms: &Storms) {
         let found = violations::found_so_far(machine).or(storms.found().map(|check| (check, 1)));
         // The oracle's come first if there are any.
         let found = found.filter(|&(by, _)| !self.until_oracle || by == Check::GuestOracle);

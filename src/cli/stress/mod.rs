@@ -15,7 +15,7 @@ mod storm;
 
 use super::config::StressConfig;
 use super::ending::{self, Ending};
-use super::machine::Machine;
+use super::machine::{Kind, Machine};
 use super::output::{self, Tail, printable};
 use super::report::{self, Report, Verdict};
 use super::{EXIT_FAILURE, args, injected};
@@ -29,10 +29,10 @@ pub(crate) use storm::{StormCount, Storms};
 ///
 /// # Errors
 /// If the run cannot start, or its report cannot be written.
-pub(crate) fn run(mut config: StressConfig) -> anyhow::Result<u8> {
+pub(crate) fn run<P: Kind>(mut config: StressConfig) -> anyhow::Result<u8> {
     let ending = Ending::install()?;
     let tail = Tail::default();
-    let mut machine = Machine::new(&mut config.machine, Box::new(tail.clone()))?;
+    let mut machine = Machine::<P>::new(&mut config.machine, Box::new(tail.clone()))?;
     for warning in &config.machine.warnings {
         output::note(warning);
     }

@@ -11,6 +11,7 @@ use crate::cli::report::LatencyReport;
 use crate::cli::violations::{Check, EndCheck, Violations};
 use crate::host_mm::MmStats;
 use crate::peer::{PeerServer, PeerStats, ServeError, ServerConfig};
+use crate::vmm::Contract;
 
 /// The first guest's memory object among those that peers can have pages of.
 const GUEST: u32 = 0;
@@ -39,7 +40,7 @@ impl Peers {
     /// If the socket cannot be made.
     pub(super) fn start(
         config: Option<&PeersConfig>,
-        machine: &Machine,
+        machine: &Machine<impl Contract>,
     ) -> anyhow::Result<Option<Self>> {
         let Some(PeersConfig { socket, limit }) = config else {
             return Ok(None);

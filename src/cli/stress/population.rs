@@ -15,7 +15,7 @@ use crate::cli::hint;
 use crate::cli::machine::Machine;
 use crate::cli::violations::Violation;
 use crate::host_mm::InjectionPlan;
-use crate::vmm::VmError;
+use crate::vmm::{Contract, VmError};
 
 /// Time between two comparisons of reverse maps with what is mapped. After each, a VM's shadow pages are
 /// taken back: it faults anew on everything, which takes it a fraction of this.
@@ -73,7 +73,11 @@ impl Population {
     /// # Errors
     /// How the run ends, if a VM cannot be cloned for a reason that is neither a lack of swap nor
     /// injected.
-    pub(super) fn tend(&mut self, machine: &mut Machine, now: Instant) -> Result<(), PhaseEnd> {
+    pub(super) fn tend(
+        &mut self,
+        machine: &mut Machine<impl Contract>,
+        now: Instant,
+    ) -> Result<(), PhaseEnd> {
         self.let_go(machine);
         self.check(machine, now)?;
         match (self.due, self.churn) {
@@ -95,7 +99,11 @@ impl Population {
     }
 
     /// Compares reverse maps and takes shadow pages back, now and then.
-    fn check(&mut self, machine: &mut Machine, now: Instant) -> Result<(), PhaseEnd> {
+    fn check(
+        &mut self,
+        machine: &mut Machine<impl Contract>,
+        now: Instant,
+    ) -> Result<(), PhaseEnd> {
         let due = *self.check_due.get_or_insert(now + CHECK_INTERVAL);
         if now < due || !machine.fleet.is_working() {
             return Ok(());
@@ -107,21 +115,20 @@ impl Population {
     }
 
     /// Those that have ended, as they were to.
-    fn let_go(&self, machine: &mut Machine) {
+    fn let_go(&self, machine: &mut Machine<impl Contract>) {
         let mut index = 0;
         while let Some(member) = machine.fleet.members.get(index) {
-            match member.outcome {
-                Some(_) => machine.fleet.retire(index, &machine.mm),
-                None => index += 1,
+            match member.has_ended {
+                true => machine.fleet.retire(index, &machine.mm),
+                false => index += 1,
             }
         }
     }
 
-    fn change(&mut self, machine: &mut Machine) -> Result<(), PhaseEnd> {
-        let of_fate = |machine: &Machine, fate| -> Vec<usize> {
+    fn change<P: Contract>(&mut self, machine: &mut Machine<P>) -> Result<(), PhaseEnd> {
+        let of_fate = |machine: &Machine<P>, fate| -> Vec<usize> {
             let members = machine.fleet.members.iter().enumerate();
-            let chosen =
-                members.filter(|(_, member)| member.fate == fate && member.outcome.is_none());
+            let chosen = members.filter(|(_, member)| member.fate == fate && !member.has_ended);
             chosen.map(|(index, _)| index).collect()
         };
         let working = of_fate(machine, Fate::Works);
@@ -151,7 +158,11 @@ impl Population {
     }
 
     /// Clones a member; false if that was not to be had now.
-    fn clone_one(&mut self, machine: &mut Machine, source: usize) -> Result<bool, PhaseEnd> {
+    fn clone_one(
+        &mut self,
+        machine: &mut Machine<impl Contract>,
+        source: usize,
+    ) -> Result<bool, PhaseEnd> {
         match machine.fleet.clone_member(source) {
             Ok(()) => {
                 self.count.cloned += 1;

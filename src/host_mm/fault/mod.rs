@@ -9,7 +9,7 @@ mod shared;
 use std::ops::Deref;
 
 use crate::addr::{Gfn, PAGE_SIZE};
-use crate::export_rmap::{LockedPage, PageFlags};
+use crate::export_rmap::{LockedPage, PageFlags, trace};
 use crate::host_mm::error::MmError;
 use crate::host_mm::inject::PausePoint;
 use crate::host_mm::object::commons::SharedPage;
@@ -168,6 +168,13 @@ impl Pager {
             return Err(error);
         }
         frame.into_use();
+        trace::point!(
+            "bring in",
+            pfn = page.pfn().index(),
+            object = page.owner().object,
+            gfn = gfn.as_u64(),
+            from = if matches!(place, Place::Swap(_)) { "swap" } else { "zero" },
+        );
         Ok(Some(page))
     }
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::addr::SwapSlot;
-use crate::export_rmap::{FlushReason, Invalidation, LockedPage, PageFlags};
+use crate::export_rmap::{FlushReason, Invalidation, LockedPage, PageFlags, trace};
 use crate::host_mm::books::find::Candidate;
 use crate::host_mm::error::MmError;
 use crate::host_mm::inject::Sabotage;
@@ -43,7 +43,10 @@ fn release_all<'a>(of: &'a Vacator, revoked: Vec<Revoked<'a>>, reclaimed: &mut R
     let mut saved = Vec::with_capacity(revoked.len());
     for page in revoked {
         match save(of, &page) {
-            Ok(place) => saved.push((page, place)),
+            Ok(place) => {
+                told(&page, place);
+                saved.push((page, place));
+            }
             Err(error) => note_failed(of, error, reclaimed),
         }
     }
@@ -57,6 +60,19 @@ fn release_all<'a>(of: &'a Vacator, revoked: Vec<Revoked<'a>>, reclaimed: &mut R
             Err(error) => note_failed(of, error, reclaimed),
         }
     }
+}
+
+/// For whoever follows a page: it leaves its frame.
+fn told(page: &Revoked<'_>, place: Place) {
+    let page = page.page();
+    let owner = page.owner();
+    trace::point!(
+        "evict",
+        pfn = page.pfn().index(),
+        object = owner.object,
+        gfn = owner.gfn.as_u64(),
+        to = if matches!(place, Place::Swap(_)) { "swap" } else { "zero" },
+    );
 }
 
 fn note_failed(of: &Vacator, error: MmError, reclaimed: &mut Reclaimed) {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use crate::abi;
 use crate::addr::PAGE_SIZE_U64;
 use crate::vmm::error::VmError;
-use crate::vmm::kvm::device::KvmDevice;
 
 use super::observer::VmObserver;
 
@@ -46,8 +45,8 @@ pub(in crate::vmm) fn check_memory(bytes: u64) -> Result<(), VmError> {
 }
 
 /// Whether a VM on this host can have so many vCPUs.
-pub(in crate::vmm) fn check_vcpus(vcpus: usize, device: &KvmDevice) -> Result<(), VmError> {
-    let max = device.max_vcpus().min(abi::MAX_VCPUS);
+pub(in crate::vmm) fn check_vcpus(vcpus: usize, most_of_host: usize) -> Result<(), VmError> {
+    let max = most_of_host.min(abi::MAX_VCPUS);
     if (1..=max).contains(&vcpus) {
         return Ok(());
     }

@@ -109,6 +109,16 @@ impl ControlBlock {
         self.window.as_volatile_slice().load(offset, Ordering::Relaxed).unwrap_or(0)
     }
 
+    /// How many vCPUs it has a place for.
+    pub(super) fn vcpus(&self) -> usize {
+        self.vcpus
+    }
+
+    /// The window that it begins.
+    pub(super) fn window(&self) -> &MmapRegion {
+        &self.window
+    }
+
     /// Asks the guest to finish.
     pub(in crate::vmm) fn request_stop(&self) {
         self.store(offset_of!(Control, stop), 1u32);

@@ -4,7 +4,7 @@ use crate::abi;
 use crate::addr::Gfn;
 use crate::vmm::cpu::memory::is_usable;
 use crate::vmm::cpu::{GuestCpu, TaskRegister, gpr, rflags};
-use crate::vmm::run::bus::HypercallResult;
+use crate::vmm::run::bus::{HypercallResult, StartVcpu};
 use crate::vmm::run::outcome::Outcome;
 use crate::vmm::run::roster::StartRefused;
 
@@ -17,7 +17,7 @@ pub(in crate::vmm) fn hypercall(
     services: &Services,
     vcpu: usize,
     registers: &[u64; 16],
-    start: impl FnOnce(usize, u64, u64) -> Result<(), StartRefused>,
+    start: &StartVcpu<'_>,
 ) -> HypercallResult {
     let number = registers[gpr::RAX] & u64::from(u32::MAX);
     let [rdi, rsi, rcx, r8, r9] =
@@ -75,12 +75,7 @@ fn info(services: &Services, key: u64) -> u64 {
     }
 }
 
-fn start_vcpu(
-    index: u64,
-    rip: u64,
-    argument: u64,
-    start: impl FnOnce(usize, u64, u64) -> Result<(), StartRefused>,
-) -> u64 {
+fn start_vcpu(index: u64, rip: u64, argument: u64, start: &StartVcpu<'_>) -> u64 {
     // A vCPU cannot begin where it could never have jumped to.
     if !is_usable(rip, 1) {
         return abi::HC_ERROR;

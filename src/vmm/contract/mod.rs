@@ -5,9 +5,12 @@
 //! hypercall is answered, and what the guest says is a claim that moves nothing outside its own VM.
 
 pub mod boot;
+pub(super) mod bus;
+pub(super) mod clone;
 pub(super) mod config;
 pub(super) mod control_block;
 pub(super) mod devices;
 pub(super) mod hypercall;
 pub(super) mod observer;
 pub(super) mod services;
+pub(super) mod vm;

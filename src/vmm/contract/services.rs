@@ -1,19 +1,21 @@
 //! What the contract with the guest offers beside memory and processors, however its memory is paged:
 //! control block, ports, DMA device, hypercalls' books.
 
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::host_mm::MemoryObject;
 use crate::iotlb::Iotlb;
-use crate::sys::Patience;
 use crate::vmm::error::VmError;
 use crate::vmm::run::outcome::Outcome;
 use crate::vmm::run::threads::panic_message;
 
-use super::control_block::ControlBlock;
+use super::config::IOTLB_ENTRIES;
+use super::control_block::{ControlBlock, window_bytes};
 use super::devices::PortBus;
+use super::devices::dma::DmaDevice;
 use super::observer::{Reports, VmObserver};
 
 /// See the module's documentation.
@@ -42,6 +44,31 @@ pub(in crate::vmm) fn free_pages() -> TakeBack {
 }
 
 impl Services {
+    /// Those of a guest with this memory, behind whose ports there is `console`.
+    ///
+    /// # Errors
+    /// What host memory refused: the device's way to it.
+    pub(in crate::vmm) fn new(
+        object: Arc<MemoryObject>,
+        control: ControlBlock,
+        console: Box<dyn Write + Send>,
+        observer: Option<Arc<dyn VmObserver>>,
+        take_back: TakeBack,
+    ) -> Result<Arc<Self>, VmError> {
+        let iotlb = Arc::new(Iotlb::new(object.clone(), IOTLB_ENTRIES)?);
+        Ok(Arc::new(Self {
+            bus: PortBus::new(console, Arc::new(DmaDevice::new(iotlb.clone()))),
+            iotlb,
+            reports: Reports::default(),
+            observer,
+            take_back,
+            window_bytes: window_bytes(object.bytes()),
+            vcpus: control.vcpus(),
+            control,
+            object,
+        }))
+    }
+
     pub(in crate::vmm) fn observe(&self, tell: impl FnOnce(&dyn VmObserver)) {
         if let Some(observer) = &self.observer {
             tell(observer.as_ref());
@@ -49,7 +76,7 @@ impl Services {
     }
 
     /// Starts the DMA device's thread. A host that fails under it ends the VM as it does under a vCPU.
-    pub(in crate::vmm) fn start_device(
+    pub(super) fn start_device(
         self: &Arc<Self>,
         end: impl Fn(Outcome) + Send + 'static,
     ) -> Result<JoinHandle<()>, VmError> {
@@ -71,10 +98,5 @@ impl Services {
             self.bus.dma().over();
             VmError::DeviceThread { source }
         })
-    }
-
-    /// Waits until the device's thread is done; `false` when the patience runs out first.
-    pub(in crate::vmm) fn wait_for_device(&self, patience: &mut Option<Patience>) -> bool {
-        self.bus.dma().wait_until_over(patience)
     }
 }

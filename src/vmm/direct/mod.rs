@@ -7,15 +7,18 @@
 //! be had; and when that was waited for, or the value is dropped, none of its threads runs any more.
 //!
 //! A [`PlainMachine`] runs any guest: what its accesses reach that are not memory is the [`Bus`]'s
-//! matter. [`DirectVm`] is one with the services of the contract. Roster, gate and kicker are the same
-//! as with shadow paging.
+//! matter. [`DirectVm`] is one with the services of the contract. What runs it is the same as with
+//! shadow paging: here are its processors and what maps its memory.
 
 mod machine;
-mod vcpu;
+mod processor;
+mod space;
 mod vm;
 
-pub use machine::{Ender, PlainConfig, PlainMachine, Slot};
+pub use machine::{PlainConfig, PlainMachine, Slot};
+pub use processor::DirectProcessor;
 pub use vm::{DirectVm, Removal};
 
 pub use super::kvm::registers::Registers;
 pub use super::run::bus::{Action, Bus, HypercallResult, StartVcpu};
+pub use super::run::core::Ender;

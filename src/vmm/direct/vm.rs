@@ -6,36 +6,26 @@
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 use crate::abi;
 use crate::addr::{Gfn, Gpa};
 use crate::direct_mmu::{DirectConfig, DirectMmu};
-use crate::export_rmap::ClientId;
 use crate::host_mm::HostMm;
-use crate::iotlb::Iotlb;
-use crate::sys::Patience;
 use crate::vmm::contract::boot::{self, BootMap, Image};
-use crate::vmm::contract::config::{IOTLB_ENTRIES, VmConfig, check_memory};
+use crate::vmm::contract::bus::AbiBus;
+use crate::vmm::contract::config::{VmConfig, check_memory};
 use crate::vmm::contract::control_block::{ControlBlock, window_bytes};
-use crate::vmm::contract::devices::dma::DmaDevice;
-use crate::vmm::contract::devices::{PortAction, PortBus};
-use crate::vmm::contract::hypercall::hypercall;
-use crate::vmm::contract::observer::Reports;
+use crate::vmm::contract::observer::VmObserver;
 use crate::vmm::contract::services::{Services, TakeBack, free_pages};
-use crate::vmm::cpu::emulate::PortWidth;
+use crate::vmm::contract::vm::{Contract, ContractVm};
 use crate::vmm::cpu::{GuestCpu, gpr};
-use crate::vmm::error::{GuestError, VmError};
+use crate::vmm::error::VmError;
 use crate::vmm::kvm::device::{self, KvmDevice};
 use crate::vmm::kvm::pinned::map_shared;
-use crate::vmm::kvm::registers::Registers;
-use crate::vmm::kvm::registers::{load_gpr, store_gpr};
-use crate::vmm::run::bus::{Action, Bus, HypercallResult, StartVcpu};
-use crate::vmm::run::outcome::Outcome;
-use crate::vmm::run::stats::VcpuCounts;
+use crate::vmm::kvm::registers::{Registers, store_gpr};
 
-use super::{Ender, PlainConfig, PlainMachine, Slot};
+use super::processor::DirectProcessor;
+use super::{PlainConfig, PlainMachine, Slot};
 
 /// How the pages are taken that a guest gives back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,13 +40,7 @@ pub enum Removal {
 }
 
 /// See the module's documentation.
-pub struct DirectVm {
-    // In the order in which they go: no vCPU runs when the device does.
-    machine: PlainMachine,
-    device: Option<JoinHandle<()>>,
-    was_started: bool,
-    pub(in crate::vmm) services: Arc<Services>,
-}
+pub type DirectVm = ContractVm<DirectProcessor>;
 
 impl DirectVm {
     /// Makes a VM, loads its kernel, and leaves it ready to start. Its memory comes from `mm`, which
@@ -84,22 +68,12 @@ impl DirectVm {
         let object = mm.create_object(config.memory_bytes)?;
         boot::load(&object, &image, config.cmdline.as_bytes(), BootMap::FirstGib)?;
 
-        let iotlb = Arc::new(Iotlb::new(object.clone(), IOTLB_ENTRIES)?);
         let paging = Arc::new(OnceLock::new());
-        let services = Arc::new(Services {
-            object: object.clone(),
-            control: ControlBlock::new(window.clone(), config.vcpus, config.memory_bytes),
-            bus: PortBus::new(console, Arc::new(DmaDevice::new(iotlb.clone()))),
-            iotlb,
-            reports: Reports::default(),
-            observer: config.observer.clone(),
-            take_back: take_back(removal, paging.clone()),
-            window_bytes: window_bytes(config.memory_bytes),
-            vcpus: config.vcpus,
-        });
-        let mut boot = GuestCpu::at_boot(Gpa::new(abi::BOOT_PML4_GPA), features);
-        boot.rip = image.entry();
-        boot.gpr[gpr::RSI] = abi::BOOT_PARAMS_GPA;
+        let control = ControlBlock::new(window.clone(), config.vcpus, config.memory_bytes);
+        let take_back = take_back(removal, paging.clone());
+        let observer = config.observer.clone();
+        let services = Services::new(object.clone(), control, console, observer, take_back)?;
+        let boot = boot::first_cpu(&image, features);
         let mut vcpus = vec![None; config.vcpus];
         if let Some(first) = vcpus.first_mut() {
             *first = Some(at_cpl0(&boot));
@@ -110,84 +84,27 @@ impl DirectVm {
             pinned: vec![Slot { gpa: Gpa::new(abi::WINDOW_GPA), region: window }],
             vcpus,
             irqchip: false,
-            bus: Arc::new(AbiBus { services: services.clone() }),
+            bus: Arc::new(AbiBus::new(services.clone())),
         })?;
         // Set once: only here.
         let _ = paging.set(Arc::downgrade(machine.paging()));
-        Ok(Self { machine, device: None, was_started: false, services })
-    }
-
-    /// As [`Vm::start`](crate::vmm::Vm::start).
-    ///
-    /// # Errors
-    /// As there.
-    pub fn start(&mut self) -> Result<(), VmError> {
-        if !std::mem::replace(&mut self.was_started, true) {
-            let ender: Ender = self.machine.ender();
-            let started = self.services.start_device(move |outcome| ender.end(outcome));
-            self.device = Some(started.inspect_err(|_| self.machine.kill())?);
-        }
-        self.machine.start()
-    }
-
-    /// As [`Vm::wait`](crate::vmm::Vm::wait).
-    pub fn wait(&mut self, timeout: Option<Duration>) -> Option<Outcome> {
-        let mut patience = timeout.map(Patience::new);
-        if self.machine.is_over(&mut patience) && self.services.wait_for_device(&mut patience) {
-            self.join_device();
-            return self.machine.wait(timeout);
-        }
-        None
-    }
-
-    /// As [`Vm::kill`](crate::vmm::Vm::kill).
-    pub fn kill(&self) {
-        self.machine.kill();
+        Ok(Self::of(machine, services))
     }
 
     /// How its memory is paged.
     #[must_use]
     pub fn paging(&self) -> &DirectMmu {
-        self.machine.paging()
-    }
-
-    /// The numbers of its export clients.
-    #[must_use]
-    pub fn client_ids(&self) -> Vec<ClientId> {
-        vec![self.paging().client_id(), self.services.iotlb.client_id()]
-    }
-
-    /// What the VMM counted so far, by vCPU. Page faults are the kernel's: see [`Self::paging`].
-    #[must_use]
-    pub fn vcpu_counts(&self) -> Vec<VcpuCounts> {
-        self.machine.vcpu_counts()
-    }
-
-    /// Compares what the reverse map has of this VM with what the kernel maps; one sentence for each
-    /// difference. No vCPU may run any more.
-    #[must_use]
-    pub fn check_reverse_map(&self) -> Vec<String> {
-        let quiet = self.services.object.host_mm().quiet();
-        let mut differences = match self.paging().check_reverse_map(&quiet) {
-            Ok(differences) => differences,
-            Err(error) => vec![format!("I3: /proc/self/pagemap cannot be read: {error}")],
-        };
-        differences.extend(self.services.iotlb.check_reverse_map());
-        differences
-    }
-
-    fn join_device(&mut self) {
-        if let Some(device) = self.device.take() {
-            // A panic was already turned into the VM's outcome.
-            let _ = device.join();
-        }
+        self.machine().paging()
     }
 }
 
-impl Drop for DirectVm {
-    fn drop(&mut self) {
-        self.machine.kill();
-        self.join_device();
+impl Contract for DirectProcessor {
+    fn empty_clone(
+        _vm: &DirectVm,
+        _observer: Option<Arc<dyn VmObserver>>,
+        _console: Box<dyn Write + Send>,
+    ) -> Result<DirectVm, VmError> {
+        Err(VmError::CloneOfWindow)
     }
 }
 
@@ -217,60 +134,4 @@ fn at_cpl0(cpu: &GuestCpu) -> Registers {
     let sregs = &mut at.sregs;
     (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer);
     at
-}
-
-/// The state of a vCPU that `caller` starts, at CPL 0: its control registers and descriptor tables, and
-/// nothing else of it.
-fn started_by(caller: &Registers, rip: u64, argument: u64) -> Registers {
-    let mut started = Registers::long_mode();
-    (started.regs.rip, started.regs.rdi) = (rip, argument);
-    let (from, to) = (&caller.sregs, &mut started.sregs);
-    (to.cr0, to.cr3, to.cr4, to.efer) = (from.cr0, from.cr3, from.cr4, from.efer);
-    (to.gdt, to.idt) = (from.gdt, from.idt);
-    started
-}
-
-/// The contract's ports.
-struct AbiBus {
-    services: Arc<Services>,
-}
-
-impl Bus for AbiBus {
-    fn port_in(&self, _vcpu: usize, port: u16, data: &mut [u8]) -> Action {
-        if let Some(width) = PortWidth::from_bytes(data.len()) {
-            let value = self.services.bus.read(port, width).to_le_bytes();
-            data.copy_from_slice(&value[..data.len()]);
-        }
-        Action::Continue
-    }
-
-    fn port_out(&self, _vcpu: usize, port: u16, data: &[u8]) -> Action {
-        let Some(width) = PortWidth::from_bytes(data.len()) else {
-            return Action::Continue;
-        };
-        let mut value = [0; 4];
-        value[..data.len()].copy_from_slice(data);
-        match self.services.bus.write(port, width, u32::from_le_bytes(value)) {
-            PortAction::None => Action::Continue,
-            PortAction::Exit(code) => Action::End(Outcome::GuestExit(code)),
-            PortAction::Hypercall => Action::Hypercall,
-        }
-    }
-
-    fn mmio_read(&self, _vcpu: usize, gpa: Gpa, _data: &mut [u8]) -> Action {
-        Action::Refuse(GuestError::OutsideRam { gpa })
-    }
-
-    fn mmio_write(&self, _vcpu: usize, gpa: Gpa, _data: &[u8]) -> Action {
-        Action::Refuse(GuestError::OutsideRam { gpa })
-    }
-
-    fn hypercall(&self, vcpu: usize, caller: &Registers, start: &StartVcpu<'_>) -> HypercallResult {
-        let start = |index, rip, argument| start(index, started_by(caller, rip, argument));
-        hypercall(&self.services, vcpu, &load_gpr(&caller.regs), start)
-    }
-
-    fn over(&self) {
-        self.services.bus.dma().stop();
-    }
 }

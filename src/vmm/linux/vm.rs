@@ -134,11 +134,7 @@ impl LinuxVm {
     /// What the VMM counted so far, all vCPUs together.
     #[must_use]
     pub fn counts(&self) -> VcpuCounts {
-        let mut total = VcpuCounts::default();
-        for counts in self.machine.vcpu_counts() {
-            total.add(&counts);
-        }
-        total
+        self.machine.counts()
     }
 
     /// Why devices need a reset, or last needed one: a sentence for each.

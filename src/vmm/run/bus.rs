@@ -1,9 +1,16 @@
-//! What is on the other side of a plain machine's ports and of its addresses that are no memory.
+//! What is on the other side of a machine's ports and of its addresses that are no memory.
+//!
+//! Guarantee: whoever runs guest code, and however, knows of what the guest reaches beside its memory
+//! no more than this; and a device knows of vCPUs only their numbers and, in a hypercall, their
+//! registers by number.
+
+use std::thread::JoinHandle;
 
 use crate::addr::Gpa;
-use crate::vmm::error::GuestError;
-use crate::vmm::kvm::registers::Registers;
+use crate::sys::Patience;
+use crate::vmm::error::{GuestError, VmError};
 
+use super::core::Ender;
 use super::outcome::Outcome;
 use super::roster::StartRefused;
 
@@ -19,23 +26,38 @@ pub trait Bus: Send + Sync {
     /// A write, likewise.
     fn mmio_write(&self, vcpu: usize, gpa: Gpa, data: &[u8]) -> Action;
 
-    /// Carries out the request that the caller's registers hold, after [`Action::Hypercall`]. Others
-    /// are started by `start`.
+    /// Carries out the request that the caller's general registers hold, in the order in which
+    /// instructions encode them, after [`Action::Hypercall`]. Others are started by `start`.
     fn hypercall(
         &self,
         _vcpu: usize,
-        _caller: &Registers,
+        _registers: &[u64; 16],
         _start: &StartVcpu<'_>,
     ) -> HypercallResult {
         HypercallResult::Value(u64::MAX)
     }
 
+    /// The machine is about to start: so are the threads that work for it beside its vCPUs. It joins them.
+    ///
+    /// # Errors
+    /// A thread that cannot be started; the machine is then over.
+    fn start(&self, _ender: Ender) -> Result<Vec<JoinHandle<()>>, VmError> {
+        Ok(Vec::new())
+    }
+
     /// The machine is over: whoever waits in a device is to go on. Called once or more, by any thread.
     fn over(&self) {}
+
+    /// Waits until the threads of [`Self::start`] are done; false when the patience, if there is any limit
+    /// to it, runs out first. The machine is over.
+    fn wait_until_over(&self, _patience: &mut Option<Patience>) -> bool {
+        true
+    }
 }
 
-/// Starts another vCPU with these registers.
-pub type StartVcpu<'a> = dyn Fn(usize, Registers) -> Result<(), StartRefused> + 'a;
+/// Starts another vCPU: its index, where it begins, and the argument that it finds in RDI. What else it
+/// begins with is its caller's matter.
+pub type StartVcpu<'a> = dyn Fn(usize, u64, u64) -> Result<(), StartRefused> + 'a;
 
 /// What follows an access.
 #[derive(Debug)]

@@ -219,6 +219,11 @@ impl Gate {
         Paused::Done(work())
     }
 
+    /// Who kicks each vCPU, by index.
+    pub(super) fn kicks(&self) -> &[Arc<dyn Kick>] {
+        &self.kicks
+    }
+
     /// How often everybody was paused.
     pub(in crate::vmm) fn epoch(&self) -> u64 {
         lock(&self.state).epoch

@@ -3,53 +3,14 @@ use std::sync::{Barrier, mpsc};
 use std::time::Duration;
 
 use crate::sys::signal::pretended;
+use crate::vmm::run::fakes::{FakeKick, within_a_minute};
 
 use super::*;
-
-/// A vCPU without KVM: "guest mode" is waiting until kicked.
-#[derive(Default)]
-struct FakeKick {
-    kicked: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Kick for FakeKick {
-    fn kick(&self) {
-        *lock(&self.kicked) = true;
-        self.changed.notify_all();
-    }
-
-    fn rearm(&self) {
-        *lock(&self.kicked) = false;
-    }
-}
-
-impl FakeKick {
-    fn run_until_kicked(&self) {
-        let mut kicked = lock(&self.kicked);
-        while !*kicked {
-            kicked = self.changed.wait(kicked).unwrap();
-        }
-    }
-}
 
 fn gate(vcpus: usize) -> (Arc<Gate>, Vec<Arc<FakeKick>>) {
     let kicks: Vec<Arc<FakeKick>> = (0..vcpus).map(|_| Arc::default()).collect();
     let dynamic = kicks.iter().map(|kick| kick.clone() as Arc<dyn Kick>).collect();
     (Arc::new(Gate::new(dynamic)), kicks)
-}
-
-/// Fails the test, rather than hang it, if `body` deadlocks.
-fn within_a_minute(body: impl FnOnce() + Send + 'static) {
-    let (done, wait) = mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        body();
-        let _ = done.send(());
-    });
-    if wait.recv_timeout(Duration::from_secs(60)) == Err(mpsc::RecvTimeoutError::Timeout) {
-        panic!("deadlock");
-    }
-    thread.join().unwrap();
 }
 
 #[test]
@@ -201,7 +162,7 @@ fn who_waits_for_a_vcpu_that_does_not_come_gives_up_when_a_stop_is_asked_for() {
         let hour = BriefWait::of(Duration::from_secs(3600));
         assert_eq!(gate.pause_all(epoch, Some(hour), || ()), Paused::GivenUp);
         drop(stop);
-        assert!(*lock(&kicks[0].kicked), "it was asked to come");
+        assert!(kicks[0].is_kicked(), "it was asked to come");
         assert_as_before(gate, epoch);
     });
 }
@@ -249,7 +210,7 @@ fn a_hold_sends_everybody_away_until_it_ends() {
                     match gate.enter(0) {
                         Ok(_pass) => kick.run_until_kicked(),
                         Err(Refused::Held) => {
-                            assert!(*lock(&kick.kicked), "it cannot run, were it to try");
+                            assert!(kick.is_kicked(), "it cannot run, were it to try");
                             to_test.send(()).unwrap();
                             std::thread::yield_now();
                         }

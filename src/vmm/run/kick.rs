@@ -24,6 +24,10 @@ pub(in crate::vmm) trait Kick: Send + Sync {
     fn kick(&self);
     /// Called by the vCPU's own thread while it is out: the kicks so far are answered.
     fn rearm(&self);
+    /// The calling thread is the vCPU's from now on: it is the one to get out.
+    fn attach(&self) {}
+    /// The calling thread, which was the vCPU's, is about to end: it must not be touched any more.
+    fn detach(&self) {}
 }
 
 /// A second mapping of the first page of a vCPU's `kvm_run`, through which any thread may set
@@ -102,13 +106,6 @@ impl Kicker {
     pub(in crate::vmm) fn thread_id(&self) -> Option<libc::pid_t> {
         lock(&self.thread).map(KickTarget::thread_id)
     }
-
-    /// Makes the calling thread the one that gets the signal, for as long as the value lives.
-    pub(in crate::vmm) fn register(&self) -> Registration<'_> {
-        unblock_signal();
-        *lock(&self.thread) = Some(self.signal.this_thread());
-        Registration { kicker: self }
-    }
 }
 
 impl Kick for Kicker {
@@ -125,16 +122,14 @@ impl Kick for Kicker {
     fn rearm(&self) {
         self.page.immediate_exit().store(0, Ordering::Release);
     }
-}
 
-/// See [`Kicker::register`].
-pub(in crate::vmm) struct Registration<'a> {
-    kicker: &'a Kicker,
-}
+    fn attach(&self) {
+        unblock_signal();
+        *lock(&self.thread) = Some(self.signal.this_thread());
+    }
 
-impl Drop for Registration<'_> {
-    fn drop(&mut self) {
-        *lock(&self.kicker.thread) = None;
+    fn detach(&self) {
+        *lock(&self.thread) = None;
     }
 }
 

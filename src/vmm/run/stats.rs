@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::shadow_mmu::Access;
+use crate::direct_mmu::DirectStats;
+use crate::shadow_mmu::{Access, ShadowStats};
 
 crate::counters::counters! {
     /// What the VMM counted for one vCPU, or for all of a VM.
@@ -39,6 +40,15 @@ impl VcpuCounts {
     pub fn faults(&self) -> u64 {
         self.read_faults.saturating_add(self.write_faults).saturating_add(self.execute_faults)
     }
+}
+
+/// What was done to map a guest's memory: of the kind that it is, the others are zero.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PagingStats {
+    /// By shadow page tables.
+    pub shadow: ShadowStats,
+    /// By a window.
+    pub direct: DirectStats,
 }
 
 /// Longest latency that is told apart, in nanoseconds: one minute.

@@ -1,42 +1,43 @@
 //! How a VM is made from its parts, at its boot or as a clone.
 
+use std::any::Any;
 use std::io::Write;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
+use kvm_bindings::CpuId;
 use vm_memory::MmapRegion;
 
 use crate::abi;
 use crate::addr::{Gpa, PAGE_SIZE_U64};
 use crate::host_mm::{HostMm, MemoryObject};
-use crate::iotlb::Iotlb;
 use crate::shadow_mmu::{ShadowConfig, ShadowMmu, TableMemory};
 use crate::sync::Mutex;
 use crate::vmm::contract::boot::{self, BootMap, Image};
-use crate::vmm::contract::config::{IOTLB_ENTRIES, VmConfig, check_memory, check_vcpus};
+use crate::vmm::contract::bus::AbiBus;
+use crate::vmm::contract::config::{VmConfig, check_memory, check_vcpus};
 use crate::vmm::contract::control_block::{ControlBlock, window_bytes};
-use crate::vmm::contract::devices::PortBus;
-use crate::vmm::contract::devices::dma::DmaDevice;
-use crate::vmm::contract::observer::{Reports, VmObserver};
+use crate::vmm::contract::observer::VmObserver;
 use crate::vmm::contract::services::{self, Services};
-use crate::vmm::cpu::{GuestCpu, gpr};
+use crate::vmm::contract::vm::{Contract, ContractVm};
+use crate::vmm::cpu::GuestCpu;
 use crate::vmm::error::VmError;
 use crate::vmm::kvm::cpuid_offered::CpuidTable;
-use crate::vmm::kvm::device::{self, KvmDevice, KvmVm};
+use crate::vmm::kvm::device::{self, KvmDevice};
 use crate::vmm::kvm::features::Features;
 use crate::vmm::kvm::pinned::{MapError, map_pinned, map_shared};
-use crate::vmm::run::gate::Gate;
+use crate::vmm::run::core::Core;
+use crate::vmm::run::gate::Paused;
 use crate::vmm::run::kick::{Kick, Kicker};
-use crate::vmm::run::roster::Roster;
-use crate::vmm::run::stats::{FaultLatency, LiveCounts};
+use crate::vmm::run::machine::{Machine, Parts};
+use crate::vmm::run::stats::FaultLatency;
 
 use super::hw_regs;
 use super::machine_space::{FRAMES_SLOT, MachinePlan, TABLES_SLOT, WINDOW_SLOT};
 use super::monitor::{self, MonitorLayout, MonitorStack};
 use super::probe::{HostKind, HostTraits};
-use super::shared::Shared;
+use super::processor::{ShadowProcessor, StartRequest};
+use super::space::ShadowSpace;
 use super::tripwire;
-use super::vcpu::{StartRequest, Vcpu};
-use super::vm::Vm;
 
 /// Shadow pages that one vCPU needs to get past any single instruction, with room to spare.
 const MIN_SHADOW_PAGES_PER_VCPU: u32 = 32;
@@ -62,16 +63,8 @@ pub(super) struct Contents {
     pub(super) starts: Vec<Option<StartRequest>>,
 }
 
-/// What the parts of a VM are made from.
-struct Parts {
-    monitor: MonitorLayout,
-    cpuid: CpuidTable,
-    plan: MachinePlan,
-    tables: Arc<MmapRegion>,
-    shadow: Arc<ShadowMmu>,
-    iotlb: Arc<Iotlb>,
-    kvm: KvmVm,
-}
+/// A VM with shadow paging.
+pub type Vm = ContractVm<ShadowProcessor>;
 
 impl Vm {
     /// Makes a VM, loads its kernel, and leaves it ready to start. Its memory comes from `mm`;
@@ -104,7 +97,7 @@ impl Vm {
         check_memory(config.memory_bytes)?;
         let image = Image::parse(&config.kernel, config.memory_bytes)?;
         let device = KvmDevice::open()?;
-        check_vcpus(config.vcpus, &device)?;
+        check_vcpus(config.vcpus, device.max_vcpus())?;
         let features = device::features(&device.guest_cpuid()?)?;
 
         let object = mm.create_object(config.memory_bytes)?;
@@ -116,9 +109,7 @@ impl Vm {
             kind,
         };
         let window = map_shared("pinned window", window_bytes(shape.memory_bytes))?;
-        let mut boot = GuestCpu::at_boot(Gpa::new(abi::BOOT_PML4_GPA), features);
-        boot.rip = image.entry();
-        boot.gpr[gpr::RSI] = abi::BOOT_PARAMS_GPA;
+        let boot = boot::first_cpu(&image, features);
         let mut starts = vec![None; shape.vcpus];
         starts[0] = Some(StartRequest { cpu: boot, real: None });
         let contents = Contents {
@@ -140,44 +131,74 @@ impl Vm {
     ) -> Result<Self, VmError> {
         let cpuid = device.guest_cpuid()?;
         let features = device::features(&cpuid)?;
-        let table = CpuidTable::new(&cpuid);
-        let parts = build_parts(shape, device, features, table, &contents)?;
+        let (space, tables) = map_memory(shape, device, features, &cpuid, &contents)?;
+        let space = Arc::new(space);
         let mut fds = Vec::with_capacity(shape.vcpus);
         let mut kickers = Vec::with_capacity(shape.vcpus);
         for index in 0..shape.vcpus {
-            let mut fd = parts.kvm.create_vcpu(index, &cpuid)?;
-            hw_regs::prepare(&mut fd, &cpuid, &parts.monitor)?;
+            let mut fd = space.kvm.create_vcpu(index, &cpuid)?;
+            hw_regs::prepare(&mut fd, &cpuid, &space.monitor)?;
             kickers.push(Arc::new(Kicker::of(&fd)?));
             fds.push(fd);
         }
 
-        let Contents { object, window, control, console, observer, starts } = contents;
-        let tables = parts.tables.clone();
-        let shared = Arc::new(share(shape, parts, control, console, observer, &kickers));
-        let tripwire = tripwire::watch(object.host_mm(), &shared, &kickers)?;
+        let Contents { object, window: _, control, console, observer, starts } = contents;
+        let take_back = services::free_pages();
+        let services = Services::new(object, control, console, observer, take_back)?;
+        let kicks = kickers.iter().map(|kicker| kicker.clone() as Arc<dyn Kick>).collect();
+        let core = Core::new(kicks, Arc::new(AbiBus::new(services.clone())));
+        let mm = services.object.host_mm();
+        let watch = tripwire::watch(mm, &space.shadow, &kickers, core.ender())?;
         // What a vCPU is before its start does not matter.
         let idle = GuestCpu::at_boot(Gpa::new(abi::BOOT_PML4_GPA), features);
-        let vcpus = fds
-            .into_iter()
-            .enumerate()
-            .map(|(index, fd)| {
-                let stack = MonitorStack::new(&shared.monitor, tables.clone(), index);
-                Vcpu::new(index, fd, shared.clone(), stack, idle.clone())
-            })
-            .collect();
-        Ok(Self {
-            shared,
-            object,
-            shape,
-            window,
-            kickers,
-            vcpus,
+        let seated = fds.into_iter().enumerate();
+        let processors = seated.map(|(index, fd)| {
+            let stack = MonitorStack::new(&space.monitor, tables.clone(), index);
+            ShadowProcessor::new(fd, core.seat(index), space.clone(), stack, idle.clone())
+        });
+        let machine = Machine::of(Parts {
+            processors: processors.collect(),
             starts,
-            threads: Vec::new(),
-            birth: None,
-            device: None,
-            _tripwire: tripwire,
-        })
+            space: space.clone(),
+            core,
+            // The threads may have to be let go on by it.
+            keep: watch.map(|watch| Box::new(watch) as Box<dyn Any + Send + Sync>),
+        });
+        Ok(Self::of(machine, services))
+    }
+
+    /// The VM's shadow MMU, for its statistics and checks.
+    #[must_use]
+    pub fn shadow(&self) -> &Arc<ShadowMmu> {
+        &self.machine().space().shadow
+    }
+}
+
+impl Contract for ShadowProcessor {
+    fn empty_clone(
+        vm: &Vm,
+        observer: Option<Arc<dyn VmObserver>>,
+        console: Box<dyn Write + Send>,
+    ) -> Result<Vm, VmError> {
+        let shape = vm.machine().space().shape;
+        let device = KvmDevice::open()?;
+        let window = map_shared("pinned window", window_bytes(shape.memory_bytes))?;
+        let contents = Contents {
+            object: vm.object().host_mm().create_object(shape.memory_bytes)?,
+            control: ControlBlock::unfilled(window.clone(), shape.vcpus),
+            window,
+            console,
+            observer,
+            starts: Vec::new(),
+        };
+        Vm::assemble(shape, &device, contents)
+    }
+
+    fn recycle(vm: &Vm) -> Result<(), VmError> {
+        match vm.machine().pause_briefly(|| vm.machine().space().recycle()) {
+            Paused::Done(flushed) => Ok(flushed?),
+            Paused::AlreadyDone | Paused::Stopping | Paused::GivenUp => Ok(()),
+        }
     }
 }
 
@@ -220,14 +241,15 @@ fn shadow_pages(shape: Shape, frames: u32) -> Result<u32, VmError> {
     }
 }
 
-/// Maps the slots, writes the monitor, makes the shadow MMU and the KVM VM.
-fn build_parts(
+/// Maps the slots, writes the monitor, makes the shadow MMU and the KVM VM; and the memory of the monitor and
+/// of the tables.
+fn map_memory(
     shape: Shape,
     device: &KvmDevice,
     features: Features,
-    cpuid: CpuidTable,
+    cpuid: &CpuId,
     contents: &Contents,
-) -> Result<Parts, VmError> {
+) -> Result<(ShadowSpace, Arc<MmapRegion>), VmError> {
     let Contents { object, window, .. } = contents;
     let mm = object.host_mm();
     let shadow_pages = shadow_pages(shape, mm.frame_count())?;
@@ -260,46 +282,11 @@ fn build_parts(
     let table_memory = TableMemory::new(tables.clone(), monitor_bytes, shadow_pages)?;
     let shadow = Arc::new(ShadowMmu::new(shadow_config, object.clone(), table_memory, view)?);
     shadow.set_window(window.clone());
-    let iotlb = Arc::new(Iotlb::new(object.clone(), IOTLB_ENTRIES)?);
-
     let kvm = device.create_vm()?;
     kvm.add_region(TABLES_SLOT, plan.tables_slot_base, &tables)?;
     kvm.add_region(WINDOW_SLOT, plan.window_base, window)?;
     kvm.add_region(FRAMES_SLOT, plan.frames_base, &frames)?;
-    Ok(Parts { monitor, cpuid, plan, tables, shadow, iotlb, kvm })
-}
-
-fn share(
-    shape: Shape,
-    parts: Parts,
-    control: ControlBlock,
-    console: Box<dyn Write + Send>,
-    observer: Option<Arc<dyn VmObserver>>,
-    kickers: &[Arc<Kicker>],
-) -> Shared {
-    let Parts { monitor, cpuid, plan, tables: _, shadow, iotlb, kvm } = parts;
-    let services = Services {
-        object: shadow.object().clone(),
-        control,
-        bus: PortBus::new(console, Arc::new(DmaDevice::new(iotlb.clone()))),
-        iotlb,
-        reports: Reports::default(),
-        observer,
-        take_back: services::free_pages(),
-        window_bytes: plan.window_bytes,
-        vcpus: shape.vcpus,
-    };
-    let kicks = kickers.iter().map(|kicker| kicker.clone() as Arc<dyn Kick>).collect();
-    Shared {
-        kvm,
-        shadow,
-        monitor,
-        cpuid,
-        services: Arc::new(services),
-        gate: Gate::new(kicks),
-        roster: Roster::new(shape.vcpus),
-        counts: (0..shape.vcpus).map(|_| LiveCounts::default()).collect(),
-        latency: Mutex::new(FaultLatency::default()),
-        first_entry: OnceLock::new(),
-    }
+    let latency = Mutex::new(FaultLatency::default());
+    let cpuid = CpuidTable::new(cpuid);
+    Ok((ShadowSpace { kvm, shadow, monitor, cpuid, shape, latency }, tables))
 }

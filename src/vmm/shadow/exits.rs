@@ -12,8 +12,7 @@ use crate::abi;
 use crate::addr::Gva;
 use crate::host_mm::MmError;
 use crate::shadow_mmu::{Access, FaultOutcome, LoadRoot};
-use crate::vmm::contract::devices::PortAction;
-use crate::vmm::contract::hypercall::{hypercall, started_by};
+use crate::vmm::contract::hypercall::started_by;
 use crate::vmm::cpu::deliver::deliver;
 use crate::vmm::cpu::emulate::{
     Destination, Effect, Emulated, PortWidth, asked_behind, emulate, emulate_interrupt, low_u32,
@@ -25,11 +24,11 @@ use crate::vmm::error::{GuestError, VmError};
 use crate::vmm::kvm::device::io_error;
 use crate::vmm::kvm::exit_data;
 use crate::vmm::kvm::registers::{load_gpr, store_gpr};
-use crate::vmm::run::bus::HypercallResult;
-use crate::vmm::run::outcome::Outcome;
+use crate::vmm::run::bus::{Action, HypercallResult};
+use crate::vmm::run::processor::Next;
 
 use super::monitor::{ExceptionFrame, MONITOR_CS};
-use super::vcpu::{Next, StartRequest, Vcpu};
+use super::processor::{ShadowProcessor, StartRequest};
 
 /// Page-fault error code bits (Intel SDM Vol. 3, 5.7).
 const PF_WRITE: u64 = 1 << 1;
@@ -54,9 +53,9 @@ enum Exit {
     Other(String),
 }
 
-impl Vcpu {
+impl ShadowProcessor {
     /// Runs guest code up to the next exit, and handles that.
-    pub(super) fn step(&mut self) -> Result<Next, VmError> {
+    pub(super) fn run_to_exit(&mut self) -> Result<Next, VmError> {
         let exit = match self.fd.run() {
             Ok(VcpuExit::IoOut(port, &[byte])) => Exit::OutByte(port, byte),
             Ok(VcpuExit::IoOut(port, bytes)) => Exit::Out(port, bytes.to_vec()),
@@ -68,7 +67,7 @@ impl Vcpu {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Exit::Interrupted,
             Err(error) => Exit::Failed(io_error(error)),
         };
-        self.counts(|counts| counts.exits.add(1));
+        self.seat.count(|counts| counts.exits.add(1));
         match exit {
             Exit::OutByte(port, byte) => match u8::try_from(port) {
                 Ok(vector) if self.is_in_monitor() => self.exception(vector),
@@ -92,11 +91,11 @@ impl Vcpu {
         }
     }
 
-    /// Bytes of one element of the port exit at hand, and the width that this is.
-    fn port_element(&mut self) -> Result<(usize, PortWidth), VmError> {
+    /// Bytes of one element of the port exit at hand.
+    fn port_element(&mut self) -> Result<usize, VmError> {
         let bytes = exit_data::port_element(&mut self.fd);
         match PortWidth::from_bytes(bytes) {
-            Some(width) => Ok((bytes, width)),
+            Some(width) => Ok(width.bytes()),
             None => {
                 let exit = format!("port access of {bytes} bytes");
                 Err(self.guest_error(GuestError::UnexpectedExit { exit }))
@@ -109,56 +108,84 @@ impl Vcpu {
         let regs = self.fd.sync_regs_mut();
         let is_cpl0 = regs.sregs.cs.selector == MONITOR_CS;
         let rip = regs.regs.rip;
-        is_cpl0 && self.shared.monitor.holds_code(rip)
+        is_cpl0 && self.space.monitor.holds_code(rip)
     }
 
     // Port accesses that the I/O bitmap lets through.
 
     fn guest_out(&mut self, port: u16, bytes: &[u8]) -> Result<Next, VmError> {
-        self.counts(|counts| counts.port_exits.add(1));
+        self.seat.count(|counts| counts.port_exits.add(1));
         self.guard.reset();
-        let (element, width) = self.port_element()?;
+        let element = self.port_element()?;
         for chunk in bytes.chunks_exact(element) {
-            let mut value = [0; 4];
-            value[..element].copy_from_slice(chunk);
-            match self.shared.services.bus.write(port, width, u32::from_le_bytes(value)) {
-                PortAction::None => {}
-                PortAction::Exit(code) => return Ok(Next::End(Outcome::GuestExit(code))),
-                PortAction::Hypercall => {
-                    let registers = load_gpr(&self.fd.sync_regs_mut().regs);
-                    match self.hypercall(&registers) {
-                        HypercallResult::End(outcome) => return Ok(Next::End(outcome)),
-                        HypercallResult::Value(value) => {
-                            self.fd.sync_regs_mut().regs.rax = value;
-                            self.fd.set_sync_dirty_reg(SyncReg::Register);
-                        }
-                    }
-                }
+            let action = self.seat.bus().port_out(self.seat.index(), port, chunk);
+            match self.follow_real(action)? {
+                Next::Resume => {}
+                next => return Ok(next),
             }
         }
         Ok(Next::Resume)
     }
 
     fn guest_in(&mut self, port: u16, bytes: usize) -> Result<Next, VmError> {
-        self.counts(|counts| counts.port_exits.add(1));
+        self.seat.count(|counts| counts.port_exits.add(1));
         self.guard.reset();
-        let (element, width) = self.port_element()?;
-        let mut answer = Vec::with_capacity(bytes);
-        while answer.len() < bytes {
-            let value = self.shared.services.bus.read(port, width).to_le_bytes();
-            answer.extend_from_slice(&value[..element]);
+        let element = self.port_element()?;
+        let mut answer = vec![0; bytes];
+        for data in answer.chunks_exact_mut(element) {
+            let action = self.seat.bus().port_in(self.seat.index(), port, data);
+            match self.follow_real(action)? {
+                Next::Resume => {}
+                next => return Ok(next),
+            }
         }
         exit_data::answer_port_read(&mut self.fd, &answer);
         Ok(Next::Resume)
     }
 
-    fn hypercall(&self, registers: &[u64; 16]) -> HypercallResult {
-        self.counts(|counts| counts.hypercalls.add(1));
-        let start = |index, rip, argument| {
-            let cpu = started_by(&self.cpu, rip, argument);
-            self.shared.roster.start(index, StartRequest { cpu, real: None })
-        };
-        hypercall(&self.shared.services, self.index, registers, start)
+    /// Does what the bus says is to follow an access of the vCPU itself.
+    fn follow_real(&mut self, action: Action) -> Result<Next, VmError> {
+        let registers = load_gpr(&self.fd.sync_regs_mut().regs);
+        match self.follow(action, &registers)? {
+            None => {}
+            Some(HypercallResult::End(outcome)) => return Ok(Next::End(outcome)),
+            Some(HypercallResult::Value(value)) => {
+                self.fd.sync_regs_mut().regs.rax = value;
+                self.fd.set_sync_dirty_reg(SyncReg::Register);
+            }
+        }
+        Ok(Next::Resume)
+    }
+
+    /// The same after an access that was emulated.
+    fn follow_emulated(&mut self, action: Action) -> Result<Next, VmError> {
+        match self.follow(action, &self.cpu.gpr)? {
+            None => {}
+            Some(HypercallResult::End(outcome)) => return Ok(Next::End(outcome)),
+            Some(HypercallResult::Value(value)) => self.cpu.gpr[gpr::RAX] = value,
+        }
+        Ok(Next::Resume)
+    }
+
+    /// What follows an access, for a hypercall that `registers` hold, too; `None` for nothing.
+    fn follow(
+        &self,
+        action: Action,
+        registers: &[u64; 16],
+    ) -> Result<Option<HypercallResult>, VmError> {
+        match action {
+            Action::Continue => Ok(None),
+            Action::End(outcome) => Ok(Some(HypercallResult::End(outcome))),
+            Action::Refuse(source) => Err(self.guest_error(source)),
+            Action::Hypercall => {
+                self.seat.count(|counts| counts.hypercalls.add(1));
+                let start = |index, rip, argument| {
+                    let cpu = started_by(&self.cpu, rip, argument);
+                    self.seat.start(index, StartRequest { cpu, real: None })
+                };
+                Ok(Some(self.seat.bus().hypercall(self.seat.index(), registers, &start)))
+            }
+        }
     }
 
     // Exceptions.
@@ -196,7 +223,7 @@ impl Vcpu {
     /// #UD: an `int n` that this host refuses so, or the guest's own fault.
     fn undefined(&mut self, frame: &ExceptionFrame) -> Result<Next, VmError> {
         let before = self.load_guest(frame);
-        let next = match emulate_interrupt(&mut self.cpu, self.shared.shadow.as_ref()) {
+        let next = match emulate_interrupt(&mut self.cpu, self.space.shadow.as_ref()) {
             Some(done) => self.complete(done, &before)?,
             None => {
                 self.deliver(Exception::plain(vector::UD))?;
@@ -210,7 +237,7 @@ impl Vcpu {
     /// What only an instruction raises: `int3`, or `int n` where the host lets it through.
     fn asked(&mut self, frame: &ExceptionFrame, vector: u8) -> Result<Next, VmError> {
         let before = self.load_guest(frame);
-        let exception = asked_behind(&self.cpu, self.shared.shadow.as_ref(), vector);
+        let exception = asked_behind(&self.cpu, self.space.shadow.as_ref(), vector);
         self.deliver(exception)?;
         self.store_guest(&before)?;
         Ok(Next::Resume)
@@ -228,7 +255,7 @@ impl Vcpu {
     fn page_fault(&mut self, frame: &ExceptionFrame) -> Result<Next, VmError> {
         let begin = Instant::now();
         let gva = self.fd.sync_regs_mut().sregs.cr2;
-        if gva == self.shared.monitor.syscall_landing() && frame.rip == gva {
+        if gva == self.space.monitor.syscall_landing() && frame.rip == gva {
             return self.stray_syscall(frame);
         }
         if gva >= abi::GVA_LIMIT {
@@ -249,11 +276,11 @@ impl Vcpu {
         let Some((_, root)) = self.root else {
             return Ok(Next::Reenter);
         };
-        match self.shared.shadow.fault(&self.cpu.paging(), root, Gva::new(gva), access)? {
+        match self.space.shadow.fault(&self.cpu.paging(), root, Gva::new(gva), access)? {
             FaultOutcome::Fixed => {
                 self.recycles = 0;
                 self.latency.record(access, begin.elapsed());
-                self.counts(|counts| match access {
+                self.seat.count(|counts| match access {
                     Access::Read => counts.read_faults.add(1),
                     Access::Write => counts.write_faults.add(1),
                     Access::Execute => counts.execute_faults.add(1),
@@ -270,7 +297,7 @@ impl Vcpu {
             FaultOutcome::OutsideRam { gpa } => {
                 Err(self.guest_error(GuestError::OutsideRam { gpa }))
             }
-            FaultOutcome::NeedsRecycle => Ok(Next::Recycle),
+            FaultOutcome::NeedsRecycle => Ok(Next::Outside),
         }
     }
 
@@ -307,7 +334,7 @@ impl Vcpu {
     fn general_protection(&mut self, frame: &ExceptionFrame) -> Result<Next, VmError> {
         let before = self.load_guest(frame);
         let emulated =
-            emulate(&mut self.cpu, self.shared.shadow.as_ref(), low_u32(frame.error_code));
+            emulate(&mut self.cpu, self.space.shadow.as_ref(), low_u32(frame.error_code));
         let next = match emulated {
             Ok(done) => self.complete(done, &before)?,
             Err(stop) => {
@@ -321,7 +348,7 @@ impl Vcpu {
 
     /// Does what remains of an emulated instruction, in whose place the state was `before`.
     fn complete(&mut self, done: Emulated, before: &GuestCpu) -> Result<Next, VmError> {
-        self.counts(|counts| counts.emulated.add(1));
+        self.seat.count(|counts| counts.emulated.add(1));
         let next = match self.carry_out(done.effect)? {
             Ok(next) => next,
             Err(stop) => {
@@ -330,7 +357,7 @@ impl Vcpu {
                 return Ok(Next::Resume);
             }
         };
-        if done.single_step && matches!(next, Next::Resume | Next::Recycle) {
+        if done.single_step && matches!(next, Next::Resume | Next::Outside) {
             self.deliver(Exception::plain(vector::DB))?;
         }
         Ok(next)
@@ -345,9 +372,9 @@ impl Vcpu {
     }
 
     fn deliver(&mut self, exception: Exception) -> Result<(), VmError> {
-        match deliver(&mut self.cpu, self.shared.shadow.as_ref(), exception) {
+        match deliver(&mut self.cpu, self.space.shadow.as_ref(), exception) {
             Ok(delivered) => {
-                self.counts(|counts| {
+                self.seat.count(|counts| {
                     counts.injected.add(1);
                     if delivered == vector::PF {
                         counts.guest_page_faults.add(1);
@@ -370,44 +397,47 @@ impl Vcpu {
             Effect::LoadRoot => return self.load_root().map(Ok),
             Effect::FlushPage(gva) => {
                 if let Some((_, root)) = self.root {
-                    self.shared.shadow.invlpg(root, gva).map_err(MmError::from)?;
+                    self.space.shadow.invlpg(root, gva).map_err(MmError::from)?;
                 }
             }
             Effect::Halt => return Ok(Ok(Next::Park)),
             Effect::Cpuid { leaf, subleaf } => {
-                self.shared.cpuid.complete(&mut self.cpu, leaf, subleaf);
+                self.space.cpuid.complete(&mut self.cpu, leaf, subleaf);
             }
             Effect::Interrupt { vector, rip } => self.deliver(Exception::asked(vector, rip))?,
             Effect::PortRead { port, width, into } => {
-                let value = self.shared.services.bus.read(port, width);
+                let mut value = [0; 4];
+                let bytes = &mut value[..width.bytes()];
+                let action = self.seat.bus().port_in(self.seat.index(), port, bytes);
+                match self.follow_emulated(action)? {
+                    Next::Resume => {}
+                    next => return Ok(Ok(next)),
+                }
                 match into {
-                    Destination::Accumulator => self.cpu.complete_port_read(width, value),
+                    Destination::Accumulator => {
+                        self.cpu.complete_port_read(width, u32::from_le_bytes(value));
+                    }
                     Destination::Memory(gva) => {
-                        let bytes = &value.to_le_bytes()[..width.bytes()];
+                        let bytes = &value[..width.bytes()];
                         let paging = self.cpu.paging();
                         // It was checked; only another vCPU's change in between makes it fail.
-                        if let Err(error) = self.shared.shadow.write(&paging, gva, bytes) {
+                        if let Err(error) = self.space.shadow.write(&paging, gva, bytes) {
                             return Ok(Err(error.into()));
                         }
                     }
                 }
             }
             Effect::PortWrite { port, width, value } => {
-                match self.shared.services.bus.write(port, width, value) {
-                    PortAction::None => {}
-                    PortAction::Exit(code) => return Ok(Ok(Next::End(Outcome::GuestExit(code)))),
-                    PortAction::Hypercall => match self.hypercall(&self.cpu.gpr) {
-                        HypercallResult::End(outcome) => return Ok(Ok(Next::End(outcome))),
-                        HypercallResult::Value(value) => self.cpu.gpr[gpr::RAX] = value,
-                    },
-                }
+                let bytes = &value.to_le_bytes()[..width.bytes()];
+                let action = self.seat.bus().port_out(self.seat.index(), port, bytes);
+                return self.follow_emulated(action).map(Ok);
             }
         }
         Ok(Ok(Next::Resume))
     }
 
     fn load_root(&mut self) -> Result<Next, VmError> {
-        match self.shared.shadow.load_root(&self.cpu.paging()).map_err(MmError::from)? {
+        match self.space.shadow.load_root(&self.cpu.paging()).map_err(MmError::from)? {
             LoadRoot::Root(root) => {
                 if let Some((_, current)) = &mut self.root {
                     *current = root;
@@ -418,7 +448,7 @@ impl Vcpu {
             LoadRoot::NeedsRecycle => {
                 // The old root must not be taken for the new CR3's.
                 self.root = None;
-                Ok(Next::Recycle)
+                Ok(Next::Outside)
             }
         }
     }

@@ -4,26 +4,25 @@
 //! the shadow MMU has mapped and nothing else, and what a pause or an invalidation takes away is gone.
 //!
 //! The pieces, from the guest outwards: the `monitor` turns exceptions into exits, `exits` handles them
-//! on the thread of the `vcpu`, `progress` sees that a fault is not fixed for ever, `hw_regs` and
+//! on the thread of the `processor`, `progress` sees that a fault is not fixed for ever, `hw_regs` and
 //! `hw_state` are the real registers behind the guest's. `machine_space` says where things are for KVM,
-//! `assemble` makes a [`Vm`] of it all, also as a `clone` of one that runs. The `tripwire` judges touches
+//! the `space` is what all processors of a VM have in common,
+//! `assemble` makes a [`Vm`] of it all. The `tripwire` judges touches
 //! of freed frames, and `probe` finds out what kind of KVM this is.
 
 mod assemble;
-mod clone;
 mod exits;
 mod hw_regs;
 mod hw_state;
 mod machine_space;
 mod monitor;
 mod probe;
+mod processor;
 mod progress;
-mod shared;
+mod space;
 mod tripwire;
-mod vcpu;
-mod vm;
 
+pub use assemble::Vm;
 pub(crate) use assemble::shadow_table_bytes;
-pub use clone::CloneFigures;
 pub use probe::{HostKind, HostTraits};
-pub use vm::Vm;
+pub use processor::ShadowProcessor;

@@ -9,11 +9,11 @@ use std::sync::{Arc, Weak};
 use crate::addr::Pfn;
 use crate::export_rmap::{LockedPage, PageFlags};
 use crate::host_mm::{HostMm, TripReport, TripwireWatch};
+use crate::shadow_mmu::ShadowMmu;
 use crate::vmm::error::{StaleAccess, VmError};
+use crate::vmm::run::core::Ender;
 use crate::vmm::run::kick::Kicker;
 use crate::vmm::run::outcome::Outcome;
-
-use super::shared::Shared;
 
 /// Attempts at a page lock before a touch is let go unjudged.
 const LOCK_ATTEMPTS: u32 = 10_000;
@@ -21,23 +21,24 @@ const LOCK_ATTEMPTS: u32 = 10_000;
 /// Arms the guest view of a VM, if its host memory is paranoid.
 pub(super) fn watch(
     mm: &Arc<HostMm>,
-    shared: &Arc<Shared>,
+    shadow: &Arc<ShadowMmu>,
     kickers: &[Arc<Kicker>],
+    ender: Ender,
 ) -> Result<Option<TripwireWatch>, VmError> {
     if !mm.config().paranoid {
         return Ok(None);
     }
     // Weak: the watch must not keep alive what it watches.
-    let (weak_mm, weak_shared) = (Arc::downgrade(mm), Arc::downgrade(shared));
+    let (weak_mm, weak_shadow) = (Arc::downgrade(mm), Arc::downgrade(shadow));
     let kickers = kickers.to_vec();
     let on_trip = move |report: TripReport| {
-        if let (Some(mm), Some(shared)) = (Weak::upgrade(&weak_mm), Weak::upgrade(&weak_shared))
-            && let Some(stale) = judge(&mm, &shared, &kickers, report)
+        if let (Some(mm), Some(shadow)) = (Weak::upgrade(&weak_mm), Weak::upgrade(&weak_shadow))
+            && let Some(stale) = judge(&mm, &shadow, &kickers, report)
         {
-            shared.end(Outcome::Failed(VmError::Stale(stale)));
+            ender.end(Outcome::Failed(VmError::Stale(stale)));
         }
     };
-    Ok(Some(TripwireWatch::spawn(mm, shared.shadow.guest_view(), on_trip)?))
+    Ok(Some(TripwireWatch::spawn(mm, shadow.guest_view(), on_trip)?))
 }
 
 /// A violation, or `None`: KVM may look for a frame whose SPTE it read just before it was cleared,
@@ -45,7 +46,7 @@ pub(super) fn watch(
 /// page lock keeps the frame as it is while both are looked at.
 fn judge(
     mm: &HostMm,
-    shared: &Shared,
+    shadow: &ShadowMmu,
     kickers: &[Arc<Kicker>],
     report: TripReport,
 ) -> Option<StaleAccess> {
@@ -54,7 +55,7 @@ fn judge(
         return None;
     }
     // Page lock, then MMU lock: the order of every invalidation.
-    let gva = shared.shadow.find_mapping(report.pfn)?;
+    let gva = shadow.find_mapping(report.pfn)?;
     drop(page);
     Some(StaleAccess {
         pfn: report.pfn,

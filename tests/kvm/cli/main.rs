@@ -43,6 +43,7 @@ fn main() -> ExitCode {
         kvm_trial("output_that_cannot_be_written_is_told", output_that_cannot_be_written_is_told),
         kvm_trial("boot_removes_its_swap_file", boot_removes_its_swap_file),
         kvm_trial("stress_reports_a_clean_run", stress_reports_a_clean_run),
+        kvm_trial("a_trace_follows_a_page", a_trace_follows_a_page),
         kvm_trial("stress_ends_at_a_signal", stress_ends_at_a_signal),
         kvm_trial("stress_ends_at_the_first_violation", stress_ends_at_the_first_violation),
         kvm_trial("stress_names_a_corrupt_page", stress_names_a_corrupt_page),
@@ -259,6 +260,28 @@ fn stress_reports_a_clean_run() {
     let worked = report["worked_seconds"].as_f64().unwrap();
     assert!(tried > 0.0 && tried <= 20_000.0 * worked + 64.0, "{tried} pages in {worked} s");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "only the report");
+}
+
+/// A frame that was taken from a page had its flush in between, and then another page.
+fn a_trace_follows_a_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("trace.json");
+    let words = ["boot", "--memory", "16M", "--host-memory", "6M", "--paging", "shadow", "--trace"];
+    assert_ends(&[&words, &[file.to_str().unwrap()]], 0);
+    let text = fs::read_to_string(&file).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let evicted = lines.iter().find(|line| line["message"] == "evict" && line["object"] == 0);
+    let pfn = &evicted.expect("16M do not fit into 6M")["pfn"];
+    let life: Vec<&str> = lines
+        .iter()
+        .filter(|line| line["pfn"] == *pfn)
+        .map(|line| line["message"].as_str().unwrap())
+        .collect();
+    let mut rest = life.iter();
+    for step in ["own", "install", "invalidate", "flush", "evict", "own"] {
+        assert!(rest.any(|found| *found == step), "no {step} in its place: {life:?}");
+    }
+    assert!(lines.iter().any(|line| line["message"] == "shadow fault" && line["gva"].is_u64()));
 }
 
 fn stress_ends_at_a_signal() {

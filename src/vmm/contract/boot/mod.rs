@@ -11,6 +11,7 @@ mod page_tables;
 use crate::abi;
 use crate::addr::Gpa;
 use crate::host_mm::MemoryObject;
+use crate::vmm::cpu::{Features, GuestCpu, gpr};
 
 pub use crate::vmm::error::BootError;
 pub use elf::{Image, MAX_IMAGE_BYTES, Segment};
@@ -49,4 +50,12 @@ pub fn load(
         object.write(gpa, &table)?;
     }
     Ok(())
+}
+
+/// The first vCPU as it enters an image that was [loaded](load).
+pub(in crate::vmm) fn first_cpu(image: &Image<'_>, features: Features) -> GuestCpu {
+    let mut cpu = GuestCpu::at_boot(Gpa::new(abi::BOOT_PML4_GPA), features);
+    cpu.rip = image.entry();
+    cpu.gpr[gpr::RSI] = abi::BOOT_PARAMS_GPA;
+    cpu
 }

@@ -14,22 +14,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::abi;
 use crate::sync::{Mutex, lock};
 use crate::vmm::cpu::emulate::PortWidth;
+use crate::vmm::run::bus::Action;
+use crate::vmm::run::outcome::Outcome;
 
 use dma::DmaDevice;
 
 use serial::SerialPort;
 pub(in crate::vmm) use vm_superio::serial::SerialState;
-
-/// What a port write asks of the vCPU thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::vmm) enum PortAction {
-    /// Nothing more.
-    None,
-    /// End the VM with this exit code.
-    Exit(u8),
-    /// Carry out the hypercall that the registers hold.
-    Hypercall,
-}
 
 /// All ports of one VM; shared by its vCPUs.
 pub(in crate::vmm) struct PortBus {
@@ -91,17 +82,17 @@ impl PortBus {
     }
 
     /// Writes `value` to `port`.
-    pub(in crate::vmm) fn write(&self, port: u16, width: PortWidth, value: u32) -> PortAction {
+    pub(in crate::vmm) fn write(&self, port: u16, width: PortWidth, value: u32) -> Action {
         if port == abi::PORT_EXIT {
             let [code, ..] = value.to_le_bytes();
-            return PortAction::Exit(code << 1 | 1);
+            return Action::End(Outcome::GuestExit(code << 1 | 1));
         }
         if port == abi::PORT_HYPERCALL && width == PortWidth::Dword {
-            return PortAction::Hypercall;
+            return Action::Hypercall;
         }
         if port == abi::PORT_DMA && width == PortWidth::Dword {
             self.dma.ring(value);
-            return PortAction::None;
+            return Action::Continue;
         }
         for (offset, byte) in (0..).zip(value.to_le_bytes()).take(width.bytes()) {
             match serial_register(port.wrapping_add(offset)) {
@@ -111,7 +102,7 @@ impl PortBus {
                 }
             }
         }
-        PortAction::None
+        Action::Continue
     }
 }
 
@@ -160,12 +151,16 @@ pub(in crate::vmm) mod tests {
         PortBus::new(Box::new(console), dma)
     }
 
+    fn goes_on(action: Action) {
+        assert!(matches!(action, Action::Continue), "{action:?}");
+    }
+
     #[test]
     fn serial_output_reaches_the_console() {
         let kept = Kept::default();
         let bus = bus(kept.clone());
         for byte in b"hi\n" {
-            assert_eq!(bus.write(0x3f8, PortWidth::Byte, u32::from(*byte)), PortAction::None);
+            goes_on(bus.write(0x3f8, PortWidth::Byte, u32::from(*byte)));
         }
         assert_eq!(*lock(&kept.0), b"hi\n");
         assert_eq!(
@@ -180,7 +175,7 @@ pub(in crate::vmm) mod tests {
     fn a_broken_console_loses_bytes_and_nothing_else() {
         let bus = bus(Broken);
         for _ in 0..5 {
-            assert_eq!(bus.write(0x3f8, PortWidth::Byte, 0x41), PortAction::None);
+            goes_on(bus.write(0x3f8, PortWidth::Byte, 0x41));
         }
         assert_eq!(bus.lost_console_bytes(), 5);
     }
@@ -214,22 +209,28 @@ pub(in crate::vmm) mod tests {
     #[test]
     fn exit_and_hypercall_ports_ask_for_action() {
         let bus = bus(std::io::sink());
-        assert_eq!(bus.write(0xf4, PortWidth::Byte, 0x10), PortAction::Exit(0x21));
-        assert_eq!(bus.write(0xf4, PortWidth::Dword, 0xffff_ff80), PortAction::Exit(1));
-        assert_eq!(bus.write(0x600, PortWidth::Dword, 3), PortAction::Hypercall);
-        assert_eq!(bus.write(0x600, PortWidth::Byte, 3), PortAction::None);
+        assert!(matches!(
+            bus.write(0xf4, PortWidth::Byte, 0x10),
+            Action::End(Outcome::GuestExit(0x21))
+        ));
+        assert!(matches!(
+            bus.write(0xf4, PortWidth::Dword, 0xffff_ff80),
+            Action::End(Outcome::GuestExit(1))
+        ));
+        assert!(matches!(bus.write(0x600, PortWidth::Dword, 3), Action::Hypercall));
+        goes_on(bus.write(0x600, PortWidth::Byte, 3));
     }
 
     #[test]
     fn the_dma_doorbell_is_one_port_of_32_bits() {
         let bus = bus(std::io::sink());
-        assert_eq!(bus.write(0x610, PortWidth::Dword, 3), PortAction::None);
+        goes_on(bus.write(0x610, PortWidth::Dword, 3));
         assert_eq!(bus.read(0x610, PortWidth::Dword), 1);
-        assert_eq!(bus.write(0x610, PortWidth::Dword, u32::MAX), PortAction::None);
+        goes_on(bus.write(0x610, PortWidth::Dword, u32::MAX));
         assert_eq!(bus.read(0x610, PortWidth::Dword), 1, "outside RAM");
         assert_eq!(bus.dma().stats().ignored_doorbells, 1);
         assert_eq!(bus.unknown_accesses(), 0);
-        assert_eq!(bus.write(0x610, PortWidth::Byte, 3), PortAction::None);
+        goes_on(bus.write(0x610, PortWidth::Byte, 3));
         assert_eq!(bus.read(0x610, PortWidth::Word), 0xffff);
         assert_eq!(bus.unknown_accesses(), 3);
     }
@@ -240,7 +241,7 @@ pub(in crate::vmm) mod tests {
         assert_eq!(bus.read(0x80, PortWidth::Byte), 0xff);
         assert_eq!(bus.read(0x80, PortWidth::Word), 0xffff);
         assert_eq!(bus.read(0xffff, PortWidth::Dword), u32::MAX);
-        assert_eq!(bus.write(0x80, PortWidth::Dword, 0), PortAction::None);
+        goes_on(bus.write(0x80, PortWidth::Dword, 0));
         assert_eq!(bus.unknown_accesses(), 11);
     }
 }

@@ -11,6 +11,7 @@ use crate::sys::Patience;
 
 use super::outcome::Outcome;
 use census::Account;
+pub(in crate::vmm) use census::Census;
 
 /// Life of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,41 +1,28 @@
-//! A vCPU of a plain machine: its thread, its exits.
+//! A processor of a plain machine: its exits.
 //!
-//! Guarantee: every `KVM_RUN` is inside the gate, so a stop gets the thread out within one exit; and
-//! however the thread ends, by an error or a panic too, the machine ends and its waiters are told. A vCPU
-//! that a signal took out of the guest tells it so when it goes back (`KVM_KVMCLOCK_CTRL`).
-
-use std::sync::Arc;
+//! Guarantee: every exit resumes the guest by what the bus answers, or ends the machine with a sentence. A
+//! vCPU that a signal took out of the guest tells it so when it goes back (`KVM_KVMCLOCK_CTRL`).
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::addr::Gpa;
 use crate::vmm::error::{GuestError, VmError};
-use crate::vmm::kvm::device::io_error;
+use crate::vmm::kvm::device::{KvmError, io_error};
 use crate::vmm::kvm::exit_data;
-use crate::vmm::kvm::registers::Registers;
+use crate::vmm::kvm::registers::{Registers, load_gpr};
 use crate::vmm::run::bus::{Action, HypercallResult};
-use crate::vmm::run::kick::Kicker;
-use crate::vmm::run::outcome::Outcome;
-use crate::vmm::run::stats::LiveCounts;
-use crate::vmm::run::threads::outcome_of;
+use crate::vmm::run::core::Seat;
+use crate::vmm::run::processor::{Next, Processor};
 
-use super::machine::{Begin, Shared};
+use super::space::DirectSpace;
 
-/// What follows an exit.
-enum Next {
-    Resume,
-    /// The same, by way of the gate.
-    Reenter,
-    /// The guest halted this vCPU, and nothing but another start wakes it.
-    Park,
-    End(Outcome),
-}
-
-/// Why a vCPU left its loop.
-enum Left {
-    Stopped,
-    Parked,
-    Ended(Outcome),
+/// How a vCPU begins.
+#[derive(Clone)]
+pub enum Begin {
+    /// With these registers.
+    At(Box<Registers>),
+    /// In the kernel, waiting for the interrupts that start a processor.
+    ByInterrupt,
 }
 
 /// An exit that is handled with the vCPU's own registers or data.
@@ -51,81 +38,38 @@ enum Exit {
     Failed(std::io::Error),
 }
 
-/// A vCPU; owned by its thread once that runs.
-pub(super) struct Vcpu {
-    pub(super) index: usize,
-    pub(super) fd: VcpuFd,
-    pub(super) shared: Arc<Shared>,
+/// See the module's documentation.
+pub struct DirectProcessor {
+    fd: VcpuFd,
+    seat: Seat<Begin>,
     /// A signal has come since it was last in the guest, maybe one that stopped the process for long.
-    pub(super) was_interrupted: bool,
+    was_interrupted: bool,
 }
 
-impl Vcpu {
-    /// The thread's body.
-    pub(super) fn thread(mut self, kicker: &Kicker) {
-        let _registration = kicker.register();
-        let shared = Arc::clone(&self.shared);
-        let index = self.index;
-        if let Some(outcome) = outcome_of(index, || self.live()) {
-            shared.end(outcome);
-        }
-        drop(self);
-        shared.roster.exited(index);
-    }
+impl Processor for DirectProcessor {
+    type Start = Begin;
+    type Space = DirectSpace;
 
-    /// Runs until the machine is over; returns the outcome if this vCPU brought it about.
-    fn live(&mut self) -> Result<Option<Outcome>, VmError> {
-        let shared = Arc::clone(&self.shared);
-        while let Some(begin) = shared.roster.wait_for_start(self.index) {
-            if let Begin::At(registers) = begin {
-                registers.set(&self.fd)?;
-            }
-            match self.run()? {
-                Left::Stopped => break,
-                Left::Ended(outcome) => return Ok(Some(outcome)),
-                Left::Parked => {
-                    if shared.roster.park(self.index) {
-                        return Ok(Some(Outcome::Halted));
-                    }
-                }
-            }
+    fn begin(&mut self, start: Begin) -> Result<(), VmError> {
+        match start {
+            Begin::At(registers) => Ok(registers.set(&self.fd)?),
+            Begin::ByInterrupt => Ok(()),
         }
-        Ok(None)
-    }
-
-    fn run(&mut self) -> Result<Left, VmError> {
-        let shared = Arc::clone(&self.shared);
-        // Nobody holds this gate, so whoever is refused is to stop.
-        while let Ok(_pass) = shared.gate.enter(self.index) {
-            if std::mem::take(&mut self.was_interrupted) {
-                self.tell_of_pause();
-            }
-            let next = loop {
-                match self.step()? {
-                    Next::Resume => {}
-                    next => break next,
-                }
-            };
-            match next {
-                Next::Resume | Next::Reenter => {}
-                Next::Park => return Ok(Left::Parked),
-                Next::End(outcome) => return Ok(Left::Ended(outcome)),
-            }
-        }
-        Ok(Left::Stopped)
     }
 
     /// Tells the guest that its clock may have gone on without it, so that no watchdog of its own counts
     /// that time as its.
-    fn tell_of_pause(&self) {
-        // Refused (EINVAL) where the guest does not use KVM's clock.
-        let _ = self.fd.kvmclock_ctrl();
+    fn enter(&mut self, _epoch: u64) -> Result<Next, VmError> {
+        if std::mem::take(&mut self.was_interrupted) {
+            // Refused (EINVAL) where the guest does not use KVM's clock.
+            let _ = self.fd.kvmclock_ctrl();
+        }
+        Ok(Next::Resume)
     }
 
-    /// Runs guest code up to the next exit, and handles that.
     fn step(&mut self) -> Result<Next, VmError> {
         let exit = self.run_to_exit();
-        self.counts(|counts| counts.exits.add(1));
+        self.seat.count(|counts| counts.exits.add(1));
         let action = match exit {
             Exit::Out(port, bytes) => return self.port_out(port, &bytes),
             Exit::In(port, bytes) => self.port_in(port, bytes),
@@ -149,17 +93,23 @@ impl Vcpu {
         };
         self.follow(action)
     }
+}
+
+impl DirectProcessor {
+    pub(super) fn new(fd: VcpuFd, seat: Seat<Begin>) -> Self {
+        Self { fd, seat, was_interrupted: false }
+    }
 
     fn run_to_exit(&mut self) -> Exit {
-        let bus = &*self.shared.bus;
+        let (bus, index) = (self.seat.bus(), self.seat.index());
         match self.fd.run() {
             Ok(VcpuExit::IoOut(port, bytes)) => Exit::Out(port, bytes.to_vec()),
             Ok(VcpuExit::IoIn(port, bytes)) => Exit::In(port, bytes.len()),
             Ok(VcpuExit::MmioRead(gpa, data)) => {
-                Exit::Done(bus.mmio_read(self.index, Gpa::new(gpa), data))
+                Exit::Done(bus.mmio_read(index, Gpa::new(gpa), data))
             }
             Ok(VcpuExit::MmioWrite(gpa, data)) => {
-                Exit::Done(bus.mmio_write(self.index, Gpa::new(gpa), data))
+                Exit::Done(bus.mmio_write(index, Gpa::new(gpa), data))
             }
             Ok(VcpuExit::Intr) => Exit::Interrupted,
             Ok(VcpuExit::Hlt) => Exit::Halt,
@@ -190,10 +140,10 @@ impl Vcpu {
     }
 
     fn port_out(&mut self, port: u16, bytes: &[u8]) -> Result<Next, VmError> {
-        self.counts(|counts| counts.port_exits.add(1));
+        self.seat.count(|counts| counts.port_exits.add(1));
         let element = self.port_element();
         for data in bytes.chunks(element) {
-            let action = self.shared.bus.port_out(self.index, port, data);
+            let action = self.seat.bus().port_out(self.seat.index(), port, data);
             match self.follow(action)? {
                 Next::Resume => {}
                 next => return Ok(next),
@@ -203,11 +153,11 @@ impl Vcpu {
     }
 
     fn port_in(&mut self, port: u16, bytes: usize) -> Action {
-        self.counts(|counts| counts.port_exits.add(1));
+        self.seat.count(|counts| counts.port_exits.add(1));
         let element = self.port_element();
         let mut answer = vec![0; bytes];
         for data in answer.chunks_mut(element) {
-            match self.shared.bus.port_in(self.index, port, data) {
+            match self.seat.bus().port_in(self.seat.index(), port, data) {
                 Action::Continue => {}
                 other => return other,
             }
@@ -217,31 +167,37 @@ impl Vcpu {
     }
 
     fn hypercall(&mut self) -> Result<Next, VmError> {
-        self.counts(|counts| counts.hypercalls.add(1));
+        self.seat.count(|counts| counts.hypercalls.add(1));
         let caller = Registers::of(&self.fd)?;
-        let shared = Arc::clone(&self.shared);
-        let start = |index, registers| shared.roster.start(index, Begin::At(Box::new(registers)));
-        match shared.bus.hypercall(self.index, &caller, &start) {
+        let start = |index, rip, argument| {
+            let registers = started_by(&caller, rip, argument);
+            self.seat.start(index, Begin::At(Box::new(registers)))
+        };
+        let registers = load_gpr(&caller.regs);
+        match self.seat.bus().hypercall(self.seat.index(), &registers, &start) {
             HypercallResult::End(outcome) => Ok(Next::End(outcome)),
             HypercallResult::Value(value) => {
                 let regs = kvm_bindings::kvm_regs { rax: value, ..caller.regs };
-                self.fd
-                    .set_regs(&regs)
-                    .map_err(crate::vmm::kvm::device::KvmError::request("KVM_SET_REGS"))?;
+                self.fd.set_regs(&regs).map_err(KvmError::request("KVM_SET_REGS"))?;
                 Ok(Next::Resume)
             }
-        }
-    }
-
-    fn counts(&self, update: impl FnOnce(&LiveCounts)) {
-        if let Some(counts) = self.shared.counts.get(self.index) {
-            update(counts);
         }
     }
 
     fn guest_error(&self, source: GuestError) -> VmError {
         // A vCPU whose registers cannot be read is nowhere.
         let rip = self.fd.get_regs().map_or(0, |regs| regs.rip);
-        VmError::Guest { vcpu: self.index, rip, source }
+        VmError::Guest { vcpu: self.seat.index(), rip, source }
     }
+}
+
+/// The state of a vCPU that `caller` starts, at CPL 0: its control registers and descriptor tables, and
+/// nothing else of it.
+fn started_by(caller: &Registers, rip: u64, argument: u64) -> Registers {
+    let mut started = Registers::long_mode();
+    (started.regs.rip, started.regs.rdi) = (rip, argument);
+    let (from, to) = (&caller.sregs, &mut started.sregs);
+    (to.cr0, to.cr3, to.cr4, to.efer) = (from.cr0, from.cr3, from.cr4, from.efer);
+    (to.gdt, to.idt) = (from.gdt, from.idt);
+    started
 }
