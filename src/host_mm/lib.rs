@@ -5,7 +5,7 @@
 //! - a page's content is in exactly one place: nowhere (all zero), in a frame, or in a swap slot
 //!   with a checksum; an operation that fails leaves it where it was;
 //! - no frame changes hands before every client has given up its mappings of it *and* one flush
-//!   has revoked what processors still cache ([`revoke`]: the flush is what turns a detached page
+//!   has revoked what processors still cache (the flush is what turns a detached page
 //!   into one that may be written out and freed, in types);
 //! - never more frames are in use than were given (invariant I5).
 //!

@@ -216,7 +216,7 @@ impl<P: Processor> ContractVm<P> {
     }
 
     /// Compares what the reverse map has of this VM with what is mapped; one sentence for each
-    /// difference. No vCPU may run any more. With direct paging this ends background reclaim.
+    /// difference. No vCPU may run any more.
     #[must_use]
     pub fn check_reverse_map(&self) -> Vec<String> {
         let mut differences = self.machine.space().check_reverse_map();

@@ -32,6 +32,7 @@ impl Space for DirectSpace {
         PagingStats { direct: self.mmu.stats(), ..Default::default() }
     }
 
+    /// Background reclaim must not move what is compared.
     fn check_reverse_map(&self) -> Vec<String> {
         let quiet = self.object.host_mm().quiet();
         self.mmu

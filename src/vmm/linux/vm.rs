@@ -14,6 +14,7 @@ use crate::vmm::direct::{PlainConfig, PlainMachine};
 use crate::vmm::error::{GuestError, VmError};
 use crate::vmm::kvm::registers::Registers;
 use crate::vmm::run::outcome::Outcome;
+use crate::vmm::run::processor::Space;
 use crate::vmm::run::stats::VcpuCounts;
 use crate::vmm::shadow::HostTraits;
 
@@ -148,12 +149,8 @@ impl LinuxVm {
     /// devices end with this.
     #[must_use]
     pub fn check_reverse_map(&self) -> Vec<String> {
-        let quiet = self.host_mm().quiet();
         self.stop_devices();
-        let mut found = self
-            .paging()
-            .check_reverse_map(&quiet)
-            .unwrap_or_else(|error| vec![format!("cannot compare the window's mappings: {error}")]);
+        let mut found = self.machine.space().check_reverse_map();
         found.extend(self.board.devices().iter().flat_map(MmioTransport::check_reverse_map));
         found
     }
