@@ -119,7 +119,12 @@ impl HostView {
     }
 
     /// Copies bytes into a page. The caller sets `DIRTY`.
-    pub(crate) fn write(&self, page: &LockedPage<'_>, offset: usize, buf: &[u8]) -> Result<(), MmError> {
+    pub(crate) fn write(
+        &self,
+        page: &LockedPage<'_>,
+        offset: usize,
+        buf: &[u8],
+    ) -> Result<(), MmError> {
         let at = position(page, offset, buf.len())?;
         self.region.as_volatile_slice().write_slice(buf, at).map_err(|error| outside(page, &error))
     }

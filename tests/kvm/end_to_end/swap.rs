@@ -7,7 +7,7 @@ use std::process::Command;
 
 use libtest_mimic::Trial;
 
-use crate::process::{Finished, find_program, run};
+use crate::process::{Finished, Stream, find_program, run, start};
 use crate::trial::{Ignore, kvm_trial, kvm_trial_or_ignore};
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -110,15 +110,26 @@ impl Drop for SmallDisk {
     }
 }
 
+/// Somebody else takes what is left of the disk once the guest runs: before that, it would be refused.
 fn disk_full_in_mid_run() -> Result<(), Ignore> {
-    let disk = SmallDisk::mount("4m")?;
+    let disk = SmallDisk::mount("64m")?;
     let swap = disk.path("swap");
-    let finished = boot(&["--swap-file", plain(&swap), "--swap-size", "64M"]).with_code(1);
+    let on_it = ["--swap-file", plain(&swap), "--swap-size", "64M"];
+    let endless = ["--cmdline", "mode=stress"];
+    let mut running = start(&[&["boot"], &SMALL[..], &on_it, &endless].concat());
+    running.wait_for(Stream::Stdout, "Gnomon test guest");
+    let filler = disk.path("filler");
+    let mut others = fs::File::create(&filler).expect("it can be made");
+    let full = std::io::copy(&mut std::io::repeat(1), &mut others).expect_err("the disk is full");
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull, "{full}");
+    let finished = running.finish().with_code(1);
     let finished = finished.says(&["the guest was ended: ", "No space left on device"]);
     assert!(!finished.stdout.contains("FAIL"), "the guest saw no wrong data: {finished:#?}");
     assert!(!swap.exists(), "the swap file is gone");
-    // A smaller guest needs less than the disk has: full swap is not the same as a full disk.
-    let arguments = ["boot", "--memory", "16M", "--host-memory", "14M", "--swap-size", "64M"];
-    run(&[&arguments[..], &["--swap-file", plain(&swap)]].concat()).with_code(0);
+    drop(others);
+    fs::remove_file(&filler).expect("it is ours");
+    // What was given back is enough for the next.
+    let arguments = ["boot", "--memory", "16M", "--host-memory", "14M"];
+    run(&[&arguments[..], &on_it].concat()).with_code(0);
     Ok(())
 }
