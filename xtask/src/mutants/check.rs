@@ -100,7 +100,10 @@ impl Check {
         let room = self.what.split_once("::").and_then(|(room, rest)| {
             CRATES.iter().find(|(name, _)| *name == room).map(|(_, package)| (*package, rest))
         });
-        room.unwrap_or(("gnomon", &self.what))
+        // All models are of one crate.
+        let models = matches!(self.kind, Kind::Loom | Kind::Shuttle);
+        let others = if models { "gnomon-export-rmap" } else { "gnomon" };
+        room.unwrap_or((others, &self.what))
     }
 
     /// The package whose tests or models these are.
@@ -240,6 +243,10 @@ mod tests {
         let unit = check("unit shadow_mmu::tests::a");
         assert_eq!(unit.package(), "gnomon");
         assert_eq!(unit.arguments(1), ["shadow_mmu::tests::a", "--nocapture"]);
+
+        let loom = check("loom models::reuse");
+        assert_eq!(loom.package(), "gnomon-export-rmap");
+        assert_eq!(loom.arguments(1), ["models::reuse", "--nocapture"]);
 
         let src = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../src");
         let mut rooms: Vec<_> = std::fs::read_dir(src)
