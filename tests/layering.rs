@@ -161,16 +161,19 @@ fn an_upward_import_is_noticed() {
     assert!(upward("vmm", "use crate::{sync, host_mm::HostMm}; use crate::addr::Gpa;").is_empty());
 }
 
-/// A layer that has rooms: each a folder, or a file, beside `mod.rs`, which is their common face for the
+/// A layer that has rooms: each a folder, or a file, beside `mod.rs` or `lib.rs`, which is their common face for the
 /// layers above.
 struct House {
     layer: &'static str,
+    /// It is a crate of its own: `crate` is the layer.
+    is_crate: bool,
     /// Lowest first. A room imports from those below it only, and not from the other of its line.
     rooms: &'static [&'static [&'static str]],
 }
 
 const VMM: House = House {
     layer: "vmm",
+    is_crate: false,
     rooms: &[
         &["kvm"],
         &["error"],
@@ -183,6 +186,7 @@ const VMM: House = House {
 
 const HOST_MM: House = House {
     layer: "host_mm",
+    is_crate: true,
     rooms: &[
         &["inject", "stats", "violations"],
         &["swap"],
@@ -236,11 +240,11 @@ fn expand(text: &str, prefix: &[String], found: &mut Vec<Vec<String>>) {
     }
 }
 
-/// `path` as a path from the crate's root, seen from `module`.
-fn absolute(path: &[String], module: &[String]) -> Vec<String> {
+/// `path` as a path from the root of the sources, seen from `module`; `root` is where `crate` is.
+fn absolute(path: &[String], module: &[String], root: &[String]) -> Vec<String> {
     let ups = path.iter().take_while(|word| *word == "super").count();
     match path[0].as_str() {
-        "crate" => path[1..].to_vec(),
+        "crate" => [root, &path[1..]].concat(),
         _ => {
             let kept = module.len().saturating_sub(ups);
             [&module[..kept], &path[ups.max(usize::from(path[0] == "self"))..]].concat()
@@ -249,8 +253,14 @@ fn absolute(path: &[String], module: &[String]) -> Vec<String> {
 }
 
 /// The module of a file of `layer`, and every path from `crate`, `super` or `self` that its text has
-/// outside of comments, from the crate's root.
-fn paths_of(layer: &str, file: &str, source: &str) -> (Vec<String>, Vec<Vec<String>>) {
+/// outside of comments, from the root of the sources.
+fn paths_of(
+    layer: &str,
+    is_crate: bool,
+    file: &str,
+    source: &str,
+) -> (Vec<String>, Vec<Vec<String>>) {
+    let root = if is_crate { vec![layer.to_owned()] } else { Vec::new() };
     let stem = file.strip_suffix("/mod.rs").or(file.strip_suffix(".rs")).unwrap();
     // Tests beside a file are a module of it.
     let stem = stem.strip_suffix("_tests").map_or(stem.to_owned(), |of| format!("{of}/tests"));
@@ -282,7 +292,7 @@ fn paths_of(layer: &str, file: &str, source: &str) -> (Vec<String>, Vec<Vec<Stri
                     let text = [&line[at..], &lines[number + 1..].join("\n")].join("\n");
                     let mut paths = Vec::new();
                     expand(&text, &[], &mut paths);
-                    found.extend(paths.iter().map(|path| absolute(path, &module)));
+                    found.extend(paths.iter().map(|path| absolute(path, &module, &root)));
                 }
             }
         }
@@ -297,7 +307,7 @@ impl House {
 
     /// The rooms that `file` names. What is neither in a room nor one is the face's.
     fn rooms_named(&self, file: &str, source: &str) -> Vec<String> {
-        let (module, paths) = paths_of(self.layer, file, source);
+        let (module, paths) = paths_of(self.layer, self.is_crate, file, source);
         let inside = paths.into_iter().filter(|path| path.len() > 1 && path[0] == self.layer);
         let named = inside.map(|mut path| path.swap_remove(1));
         named.filter(|name| *name != module[1]).collect()
@@ -319,7 +329,9 @@ impl House {
             let file = path.strip_prefix(&folder).unwrap().to_str().unwrap().to_owned();
             (file, fs::read_to_string(path).unwrap())
         });
-        inside.filter(|(file, _)| !["mod", "tests"].contains(&room_of(file))).collect()
+        inside
+            .filter(|(file, _)| !["build", "lib", "mod", "tests"].contains(&room_of(file)))
+            .collect()
     }
 
     /// Calls in `file` of methods that stand in a room from which it may not import. Not if a function of
@@ -494,11 +506,11 @@ fn an_import_from_a_room_that_is_not_below_is_noticed() {
 #[test]
 fn an_import_from_a_room_of_host_memory_that_is_not_below_is_noticed() {
     let named = |file, source| HOST_MM.wrong_rooms(file, source);
-    assert_eq!(named("object/pages.rs", "use crate::host_mm::fault::Intent;"), ["fault"]);
+    assert_eq!(named("object/pages.rs", "use crate::fault::Intent;"), ["fault"]);
     assert_eq!(named("swap/mod.rs", "use super::frames::host_view;"), ["frames"]);
     assert_eq!(named("stats.rs", "use super::inject::When;"), ["inject"]);
-    assert_eq!(named("revoke/batch.rs", "use crate::host_mm::{HostMm, stats};"), ["HostMm"]);
-    assert!(named("sources/clean.rs", "use crate::host_mm::revoke::batch;").is_empty());
+    assert_eq!(named("revoke/batch.rs", "use crate::{HostMm, stats};"), ["HostMm"]);
+    assert!(named("sources/clean.rs", "use crate::revoke::batch;").is_empty());
 }
 
 /// Methods of one type in several rooms are called without an import.

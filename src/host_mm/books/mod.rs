@@ -32,7 +32,7 @@ use gnomon_export_rmap::{Frame, FrameTable, LockedPage, Owner};
 /// handed on as what has less, and never the other way:
 ///
 /// ```
-/// use gnomon::export_rmap::LockedPage;
+/// use gnomon_export_rmap::LockedPage;
 /// use gnomon_host_mm::{Books, Mover};
 ///
 /// fn reads(of: &Books, page: &LockedPage<'_>) {
@@ -45,7 +45,7 @@ use gnomon_export_rmap::{Frame, FrameTable, LockedPage, Owner};
 /// ```
 ///
 /// ```compile_fail
-/// use gnomon::export_rmap::LockedPage;
+/// use gnomon_export_rmap::LockedPage;
 /// use gnomon_host_mm::{Books, Mover};
 ///
 /// fn reads(of: &Books, page: &LockedPage<'_>) {
