@@ -8,12 +8,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::Result;
-use gnomon::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
-use gnomon::export_rmap::{
+use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
+use gnomon_export_rmap::{
     ClientId, ClientLock, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage,
     Membership, Retain, RevokeError, RmapEntry,
 };
-use gnomon::host_mm::{GuestView, HostMm, HostMmConfig, MemoryObject};
+use gnomon_host_mm::{GuestView, HostMm, HostMmConfig, MemoryObject};
 use vm_memory::{Bytes, VolatileMemory};
 
 /// What maps one page.
