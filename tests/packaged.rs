@@ -1,0 +1,80 @@
+//! What is packaged for a registry is enough for somebody else: a program outside of this workspace, with
+//! nothing of it but the packages, runs an export client.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What a client depends on, and what these depend on.
+const CRATES: [&str; 3] = ["gnomon-sys", "gnomon-export-rmap", "gnomon-host-mm"];
+
+/// Where the tests may keep files: what was built is not built again by the next run.
+const FOLDER: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/packaged");
+
+fn cargo(folder: &Path) -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    // As anybody would run it, and not as this test was run.
+    let inherited = std::env::vars_os().map(|(name, _)| name);
+    for name in
+        inherited.filter(|name| name.to_str().is_some_and(|name| name.starts_with("CARGO_")))
+    {
+        if !["CARGO_HOME", "CARGO_REGISTRIES_CRATES_IO_PROTOCOL"].iter().any(|kept| name == *kept) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo.current_dir(folder);
+    cargo
+}
+
+/// Runs a command that must succeed; its standard output.
+fn output(command: &mut Command) -> String {
+    let output = command.output().expect("it can be run");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {error}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Makes the packages, and unpacks them: the folder of each.
+fn packages(root: &Path, folder: &Path) -> Vec<PathBuf> {
+    let mut package = cargo(root);
+    package.args(["package", "--quiet", "--offline", "--no-verify", "--allow-dirty"]);
+    package.arg("--target-dir").arg(folder);
+    output(package.args(CRATES.iter().flat_map(|name| ["--package", name])));
+    let version = env!("CARGO_PKG_VERSION");
+    let unpack = |name: &&str| {
+        let name = format!("{name}-{version}");
+        let packed = folder.join("package").join(format!("{name}.crate"));
+        output(Command::new("tar").arg("-xzf").arg(packed).arg("-C").arg(folder));
+        folder.join(name)
+    };
+    CRATES.iter().map(unpack).collect()
+}
+
+#[test]
+fn a_program_outside_runs_an_export_client_of_the_packages() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = Path::new(FOLDER);
+    let outside = folder.join("outside");
+    fs::create_dir_all(outside.join("src")).unwrap();
+    let paths = packages(root, folder);
+    let path_of = |name: &&str| {
+        let at = CRATES.iter().position(|known| known == name).unwrap();
+        format!("{name} = {{ path = {:?} }}\n", paths[at])
+    };
+    // The packages name each other as a registry has them, which it does not yet.
+    let manifest = format!(
+        "[package]\nname = \"outside\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[workspace]\n\n\
+         [dependencies]\nanyhow = \"1\"\nvm-memory = \"0.18\"\n{}{}\n[patch.crates-io]\n{}",
+        path_of(&CRATES[1]),
+        path_of(&CRATES[2]),
+        CRATES.iter().map(|name| path_of(name)).collect::<String>()
+    );
+    fs::write(outside.join("Cargo.toml"), manifest).unwrap();
+    fs::copy(root.join("examples/tiny_client.rs"), outside.join("src/main.rs")).unwrap();
+    // The versions that are there.
+    fs::copy(root.join("Cargo.lock"), outside.join("Cargo.lock")).unwrap();
+    let mut run = cargo(&outside);
+    run.args(["run", "--quiet", "--offline"]).env("CARGO_PROFILE_DEV_DEBUG", "0");
+    let said = output(&mut run);
+    assert!(said.starts_with("8192 pages in 2048 frames, each right three times\n"), "{said}");
+}
