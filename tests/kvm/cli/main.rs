@@ -162,13 +162,19 @@ fn full_pipe() -> (OwnedFd, OwnedFd) {
     (reader, writer)
 }
 
-/// Whether a vCPU of the process waits for room in its output: `poll` (7), not `write` (1).
-fn a_vcpu_waits_to_print(id: u32) -> bool {
+/// Whether the process has a vCPU of which the system call in which it is (its number first) is as asked
+/// for.
+fn has_vcpu(id: u32, is_it: impl Fn(&str) -> bool) -> bool {
     let Ok(tasks) = fs::read_dir(format!("/proc/{id}/task")) else { return false };
     tasks.flatten().any(|task| {
         let told = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
-        told("comm").starts_with("vcpu") && told("syscall").starts_with("7 ")
+        told("comm").starts_with("vcpu") && is_it(&told("syscall"))
     })
+}
+
+/// Whether a vCPU of the process waits for room in its output: `poll` (7), not `write` (1).
+fn a_vcpu_waits_to_print(id: u32) -> bool {
+    has_vcpu(id, |call| call.starts_with("7 "))
 }
 
 fn boot_ends_though_nobody_reads() {
@@ -290,8 +296,7 @@ fn stress_ends_at_a_signal() {
     let child = piped(&[&STRESS, &["--duration", "1h", "--json", json.to_str().unwrap()]]);
     // The signal has its handler before the guest is made; until then it would just end the child.
     let pid = child.id();
-    let threads = format!("/proc/{pid}/task");
-    while fs::read_dir(&threads).map_or(0, Iterator::count) < 4 {
+    while !has_vcpu(pid, |_| true) {
         std::thread::sleep(Duration::from_millis(10));
     }
     kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGTERM).unwrap();
