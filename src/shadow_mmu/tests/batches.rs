@@ -198,7 +198,7 @@ fn large_page() -> (Arc<Machine>, Cpu) {
 }
 
 #[test]
-fn invlpg_finds_all_of_a_large_page_in_the_middle_of_anothers_flush() {
+fn invlpg_finds_all_of_a_large_page_in_the_middle_of_another_flush() {
     let (machine, cpu) = large_page();
     let root = cpu.root;
     let times = between_batches(&machine, move |machine, number| {

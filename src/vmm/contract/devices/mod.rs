@@ -181,7 +181,7 @@ pub(in crate::vmm) mod tests {
     }
 
     #[test]
-    fn a_port_in_anothers_state_prints_to_its_own_console() {
+    fn a_port_in_the_state_of_another_prints_to_its_own_console() {
         let source = bus(std::io::sink());
         // DLAB: the data register is the divisor's.
         source.write(0x3fb, PortWidth::Byte, 0x80);
