@@ -67,7 +67,7 @@ fn a_program_outside_runs_an_export_client_of_the_packages() {
          [dependencies]\nanyhow = \"1\"\nvm-memory = \"0.18\"\n{}{}\n[patch.crates-io]\n{}",
         path_of(&CRATES[1]),
         path_of(&CRATES[2]),
-        CRATES.iter().map(|name| path_of(name)).collect::<String>()
+        CRATES.iter().map(path_of).collect::<String>()
     );
     fs::write(outside.join("Cargo.toml"), manifest).unwrap();
     fs::copy(root.join("examples/tiny_client.rs"), outside.join("src/main.rs")).unwrap();
