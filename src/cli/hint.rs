@@ -49,7 +49,7 @@ mod tests {
     use crate::cli::inject::parse_injection;
     use crate::host_mm::MmError;
     use crate::host_mm::swap::{SwapError, SwapOp};
-    use crate::vmm::GuestError;
+    use crate::vmm::{GuestError, MapError};
 
     fn os(errno: i32) -> io::Error {
         io::Error::from_raw_os_error(errno)
@@ -60,6 +60,13 @@ mod tests {
         let error = MmError::Host { what: "a mapping", source: os(libc::EMFILE) };
         assert_eq!(errno_of(&VmError::Host(error)), Some(Errno::EMFILE));
         assert_eq!(errno_of(&os(libc::EIO)), Some(Errno::EIO));
+        for source in [os(libc::EMFILE), os(libc::ENOMEM)] {
+            let errno = source.raw_os_error().map(Errno::from_raw);
+            let mapped = MapError { what: "pinned window", bytes: 4096, source };
+            assert_eq!(errno_of(&VmError::from(mapped)), errno);
+        }
+        let copied = VmError::Copy { what: "pinned window", source: os(libc::ENOMEM) };
+        assert_eq!(errno_of(&copied), Some(Errno::ENOMEM));
         assert_eq!(errno_of(&VmError::NotInTime), None);
     }
 

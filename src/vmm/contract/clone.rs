@@ -85,14 +85,17 @@ fn copy_moment<P: Contract>(
     clone.machine_mut().begin_by(starts);
     source.services().bus.dma().wait_until_idle(&mut brief)?;
     source.object().copy_on_write_into(clone.object())?;
-    let uncopied = |what, reason| VmError::Copy { what, reason };
+    let uncopied = |what, source| VmError::Copy { what, source };
     copy_touched(source.services().control.window(), clone.services().control.window())
-        .map_err(|error| uncopied("pinned window", error.to_string()))?;
+        .map_err(|error| uncopied("pinned window", error))?;
     let serial = source.services().bus.serial_state();
     drop(census);
     let paused = begun.elapsed();
     let services = clone.services();
-    services.bus.set_serial_state(&serial).map_err(|why| uncopied("serial port", why))?;
+    services
+        .bus
+        .set_serial_state(&serial)
+        .map_err(|why| uncopied("serial port", std::io::Error::other(why)))?;
     let generation = NEXT_GENERATION.fetch_add(1, Ordering::Relaxed);
     services.control.begin_generation(generation);
     let shared_pages = clone.object().shared_pages();

@@ -100,12 +100,12 @@ pub enum VmError {
     #[error("a guest with direct paging cannot be cloned: run it with --paging shadow")]
     CloneOfWindow,
     /// A part of a VM could not be copied.
-    #[error("cannot copy the {what} of the VM: {reason}")]
+    #[error("cannot copy the {what} of the VM: {source}")]
     Copy {
         /// Which part.
         what: &'static str,
         /// The reason.
-        reason: String,
+        source: io::Error,
     },
     /// A thread could not be started.
     #[error(

@@ -2,16 +2,18 @@
 //!
 //! Guarantee: it costs nothing until it is touched, and it stays while anything holds it.
 
+use std::io;
 use std::sync::Arc;
 
 use vm_memory::MmapRegion;
+use vm_memory::mmap::MmapRegionError;
 
 use crate::sys::{memory, small_pages};
 
 /// Host memory for one of the pinned slots could not be mapped.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot map {bytes} bytes for the {what}: {reason}; choose less memory, or raise this process's limits (`gnomon doctor` tells them)"
+    "cannot map {bytes} bytes for the {what}: {source}; choose less memory, or raise this process's limits (`gnomon doctor` tells them)"
 )]
 pub struct MapError {
     /// Which slot.
@@ -19,7 +21,7 @@ pub struct MapError {
     /// Its size.
     pub bytes: u64,
     /// The operating system's reason.
-    pub reason: String,
+    pub source: io::Error,
 }
 
 /// Maps `bytes` of anonymous memory, which costs nothing until it is touched.
@@ -27,15 +29,21 @@ pub(in crate::vmm) fn map_pinned(
     what: &'static str,
     bytes: u64,
 ) -> Result<Arc<MmapRegion>, MapError> {
-    let refused = |reason: String| MapError { what, bytes, reason };
-    let size = usize::try_from(bytes).map_err(|error| refused(error.to_string()))?;
+    let refused = |source| MapError { what, bytes, source };
+    let size = usize::try_from(bytes).map_err(|error| refused(io::Error::other(error)))?;
     let region = MmapRegion::build(
         None,
         size,
         libc::PROT_READ | libc::PROT_WRITE,
         libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
     );
-    region.map(Arc::new).map_err(|error| refused(error.to_string()))
+    // The kernel's error as it is: whoever looks for a limit of the host finds it in the chain of causes.
+    region.map(Arc::new).map_err(|error| {
+        refused(match error {
+            MmapRegionError::Mmap(source) => source,
+            other => io::Error::other(other),
+        })
+    })
 }
 
 /// Maps `bytes` of a file that lives in memory only, shared: a part of the mapping can be zapped,
@@ -44,7 +52,6 @@ pub(in crate::vmm) fn map_shared(
     what: &'static str,
     bytes: u64,
 ) -> Result<Arc<MmapRegion>, MapError> {
-    let refused = |reason: String| MapError { what, bytes, reason };
     let map = || small_pages::map(memory::create_memfd("gnomon-window", bytes)?, bytes);
-    map().map(Arc::new).map_err(|error| refused(error.to_string()))
+    map().map(Arc::new).map_err(|source| MapError { what, bytes, source })
 }

@@ -270,7 +270,7 @@ fn map_memory(
         monitor::install(&monitor, &tables, plan.tables_slot_base).map_err(|error| MapError {
             what: "monitor",
             bytes: monitor.bytes(),
-            reason: error.to_string(),
+            source: std::io::Error::other(error.to_string()),
         })?;
     let shadow_config = ShadowConfig {
         machine: plan.layout(&monitor),

@@ -207,7 +207,7 @@ impl Probe {
         write_tables(&monitor, &tables).map_err(|error| MapError {
             what: "probe",
             bytes: tables.size() as u64,
-            reason: error.to_string(),
+            source: std::io::Error::other(error.to_string()),
         })?;
         let kvm = device.create_vm()?;
         kvm.add_region(TABLES_SLOT, TABLES_BASE, &tables)?;
