@@ -1,7 +1,7 @@
 //! Copies of a memory object that cost nothing until somebody writes: `fork`'s way.
 //!
 //! Each page in a frame is cleaned first (read-only everywhere, its dirty state harvested, one
-//! flush for a batch), and becomes a [shared page](crate::fault::shared). A fault that noted the
+//! flush for a batch), and becomes a shared page (`fault/shared.rs`). A fault that noted the
 //! page's sequence before finds that it must start over, and then that it may not write. A page in
 //! swap stays there: its slot belongs to the shared page from then on.
 
