@@ -1,6 +1,7 @@
 //! VMs of processors without KVM: the contract's services are theirs all the same.
 
 use crate::abi;
+#[cfg(feature = "export-notifier")]
 use crate::addr::Gpa;
 use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES};
 use crate::sync::lock;
@@ -108,6 +109,7 @@ fn a_hypercall_starts_another_vcpu_and_the_exit_port_ends_them() {
     });
 }
 
+#[cfg(feature = "export-notifier")]
 #[test]
 fn a_clone_goes_on_with_its_own_memory_and_the_source_with_its() {
     within_a_minute(|| {
