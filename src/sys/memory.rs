@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::{Whence, lseek};
+use vm_memory::mmap::MmapRegionError;
 use vm_memory::{MmapRegion, VolatileMemory};
 
 use crate::PAGE_SIZE;
@@ -25,6 +26,16 @@ use crate::recording;
 const RANGES_PER_CALL: usize = 512;
 /// 64-bit words of a page.
 pub const PAGE_WORDS: usize = PAGE_SIZE / size_of::<u64>();
+
+/// Why memory could not be mapped, with the kernel's error as it is: whoever looks for a limit of the
+/// host behind it asks for its errno, which is not among the causes of vm-memory's error.
+#[must_use]
+pub fn mapping_error(error: MmapRegionError) -> io::Error {
+    match error {
+        MmapRegionError::Mmap(source) => source,
+        other => io::Error::other(other),
+    }
+}
 
 /// Makes a file of `bytes` zero bytes that lives in memory only, takes none of it until it is
 /// written, and can neither shrink nor grow: no page of a mapping of it lies past the end (SIGBUS).

@@ -14,10 +14,11 @@ use std::fs::File;
 use std::io;
 
 use nix::errno::Errno;
-use vm_memory::mmap::MmapRegionError;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
-use crate::memory::{advise, allocated_bytes, check_range, create_memfd, punch_hole};
+use crate::memory::{
+    advise, allocated_bytes, check_range, create_memfd, mapping_error, punch_hole,
+};
 use crate::{PAGE_SIZE, PAGE_SIZE_U64};
 
 /// Size of the file that is tried: two huge pages of a page-table entry each.
@@ -30,11 +31,7 @@ const TRIED_BYTES: u64 = 4 << 20;
 /// The errno of `mmap` or `madvise`.
 pub fn map(file: File, bytes: u64) -> io::Result<MmapRegion> {
     let bytes = usize::try_from(bytes).map_err(|_| Errno::ENOMEM)?;
-    let region =
-        MmapRegion::from_file(FileOffset::new(file, 0), bytes).map_err(|error| match error {
-            MmapRegionError::Mmap(source) => source,
-            other => io::Error::other(other),
-        })?;
+    let region = MmapRegion::from_file(FileOffset::new(file, 0), bytes).map_err(mapping_error)?;
     match advise(&region, 0, region.size(), libc::MADV_NOHUGEPAGE) {
         // A kernel without huge pages.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}

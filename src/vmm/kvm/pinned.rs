@@ -6,7 +6,6 @@ use std::io;
 use std::sync::Arc;
 
 use vm_memory::MmapRegion;
-use vm_memory::mmap::MmapRegionError;
 
 use crate::sys::{memory, small_pages};
 
@@ -37,13 +36,7 @@ pub(in crate::vmm) fn map_pinned(
         libc::PROT_READ | libc::PROT_WRITE,
         libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
     );
-    // The kernel's error as it is: whoever looks for a limit of the host finds it in the chain of causes.
-    region.map(Arc::new).map_err(|error| {
-        refused(match error {
-            MmapRegionError::Mmap(source) => source,
-            other => io::Error::other(other),
-        })
-    })
+    region.map(Arc::new).map_err(|error| refused(memory::mapping_error(error)))
 }
 
 /// Maps `bytes` of a file that lives in memory only, shared: a part of the mapping can be zapped,
