@@ -4,8 +4,9 @@
 //! on standard error for each thing that is wrong, never with a panic; nothing is created or
 //! changed on the host before the whole command line has been accepted.
 //!
-//! Exit codes: 0 for success, 1 for a failure, violations found, a limit of the host met on the way, or output that could not be written (standard error included), 2 for a command line that cannot
-//! be run, 128 + N after signal N, and from `boot` whatever the guest says.
+//! Exit codes: 0 for success, 1 for a failure, violations found, a limit of the host met on the way, or
+//! output that could not be written (standard error included), 2 for a command line that cannot be run,
+//! 128 + N after signal N, and from `boot` whatever the guest says.
 
 mod args;
 mod boot;
