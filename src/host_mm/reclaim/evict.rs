@@ -107,7 +107,7 @@ fn save(of: &Vacator, page: &Revoked<'_>) -> Result<Place, MmError> {
 }
 
 /// The place of a page that is clean: its slot, or none for a page of zeros.
-fn drop_clean(of: &Vacator, page: &LockedPage<'_>) -> Result<Option<SwapSlot>, MmError> {
+pub(crate) fn drop_clean(of: &Vacator, page: &LockedPage<'_>) -> Result<Option<SwapSlot>, MmError> {
     let slot = page.slot();
     if of.config.check_evictions {
         let content = of.content(page)?;
@@ -129,48 +129,4 @@ fn drop_clean(of: &Vacator, page: &LockedPage<'_>) -> Result<Option<SwapSlot>, M
     };
     counter.add(1);
     Ok(slot)
-}
-
-#[cfg(all(test, feature = "export-notifier"))]
-mod tests {
-    use super::*;
-    use crate::frames::placement::Placement;
-    use crate::swap::MemorySwap;
-    use crate::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES};
-    use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE};
-
-    /// What the checks find of a clean page to which `happens` after it was settled.
-    fn found(happens: impl FnOnce(&Vacator, &LockedPage<'_>)) -> u64 {
-        let guest_bytes = MIN_HOST_MEMORY_BYTES;
-        let config = HostMmConfig {
-            check_evictions: true,
-            placement: Placement::Identity { guest_bytes },
-            ..HostMmConfig::new(MIN_HOST_MEMORY_BYTES)
-        };
-        let mm = HostMm::with_backend(config, Box::new(MemorySwap::new(16))).unwrap();
-        let object = mm.create_object(guest_bytes).unwrap();
-        let gfn = Gfn::new(1);
-        object.write(gfn.base(), &[7; PAGE_SIZE]).unwrap();
-        let pfn = object.try_lock_resident(gfn).map(|page| page.pfn()).unwrap();
-        assert_eq!(mm.clean_frames(&[pfn]).unwrap(), 1);
-        mm.expect_holes();
-        let page = object.try_lock_resident(gfn).unwrap();
-        let of: &Vacator = &mm.pager;
-        of.settle_hole(&page).unwrap();
-        happens(of, &page);
-        assert_eq!(drop_clean(of, &page).unwrap(), page.slot());
-        drop(page);
-        mm.violations().1
-    }
-
-    #[test]
-    fn a_clean_page_that_is_removed_after_it_was_settled_is_no_violation() {
-        assert_eq!(found(|_, _| ()), 0);
-        assert_eq!(found(|of, page| of.view.punch(page.pfn(), 1).unwrap()), 0);
-    }
-
-    #[test]
-    fn a_clean_page_that_was_written_unnoticed_is_a_violation() {
-        assert_eq!(found(|of, page| of.view.write(page, 0, &[8]).unwrap()), 1);
-    }
 }
