@@ -12,6 +12,7 @@ pub mod direct_mmu;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod iotlb;
+mod lab;
 pub mod peer;
 pub mod shadow_mmu;
 mod streams;

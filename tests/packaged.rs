@@ -1,5 +1,5 @@
 //! What is packaged for a registry is enough for somebody else: a program outside of this workspace, with
-//! nothing of it but the packages, runs an export client.
+//! nothing of it but the packages, runs an export client. And it has nothing of the laboratory in it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,6 +50,46 @@ fn packages(root: &Path, folder: &Path) -> Vec<PathBuf> {
     CRATES.iter().map(unpack).collect()
 }
 
+/// What the sources in a folder write between `start` and the next quotation mark, where it could be taken for
+/// nothing else: names of a program's own have no hyphens.
+fn written(folder: &Path, start: &str, found: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            written(&path, start, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let names = text.split(start).skip(1).filter_map(|rest| rest.split('"').next());
+            found.extend(names.filter(|name| name.contains('-')).map(str::to_owned));
+        }
+    }
+}
+
+/// Those of these names that are somewhere in a program.
+fn found_in<'a>(program: &Path, names: &'a [String]) -> Vec<&'a str> {
+    let program = fs::read(program).unwrap();
+    let is_there = |name: &&str| program.windows(name.len()).any(|part| part == name.as_bytes());
+    names.iter().map(String::as_str).filter(is_there).collect()
+}
+
+/// The names of all that can be broken on purpose, which the program that can do so has.
+fn has_nothing_of_the_laboratory(program: &Path, packages: &[PathBuf]) {
+    let names_after = |start: &str| {
+        let mut names = Vec::new();
+        packages.iter().for_each(|package| written(package, start, &mut names));
+        assert!(!names.is_empty(), "no {start}");
+        names
+    };
+    for start in ["Rule::new(\"", "Point::new(\"", "Fault::new(\"", "Fault::by_chance(\""] {
+        assert_eq!(found_in(program, &names_after(start)), [""; 0], "{}", program.display());
+    }
+    if cfg!(feature = "lab") {
+        let points = names_after("Point::new(\"");
+        let gnomon = Path::new(env!("CARGO_BIN_EXE_gnomon"));
+        assert_eq!(found_in(gnomon, &points), points, "names that are there are found");
+    }
+}
+
 #[test]
 fn a_program_outside_runs_an_export_client_of_the_packages() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -77,4 +117,5 @@ fn a_program_outside_runs_an_export_client_of_the_packages() {
     run.args(["run", "--quiet", "--offline"]).env("CARGO_PROFILE_DEV_DEBUG", "0");
     let said = output(&mut run);
     assert!(said.starts_with("8192 pages in 2048 frames, each right three times\n"), "{said}");
+    has_nothing_of_the_laboratory(&outside.join("target/debug/outside"), &paths[1..]);
 }

@@ -17,7 +17,14 @@ use super::values::{
     Size, parse_duration, parse_limit, parse_pages, parse_percent, parse_rate, parse_seed,
     parse_vcpus, parse_vms,
 };
-use crate::host_mm::{Injection, ReclaimPolicy, Sabotage};
+use crate::direct_mmu::hooks::{DROP_EVENT, SKIP_WRITE_PROTECT};
+use crate::export_rmap::client::{FORGET_RMAP, LATE_INSTALL};
+use crate::export_rmap::lab::Rule;
+use crate::host_mm::hooks::{
+    DROP_DIRTY, EARLY_REUSE, SKIP_CLONE_PROTECT, SKIP_FLUSH, SWAP_CORRUPT,
+};
+use crate::host_mm::{Injection, ReclaimPolicy};
+use crate::iotlb::hooks::SKIP_IOTLB_WAIT;
 use crate::vmm::HostKind;
 
 const EXIT_CODES: &str = "Exit codes: 0 success; 1 failure, violations found, or output that could not be written; 2 a command line that cannot be run; 128 + N ended by signal N. boot: the guest's own.";
@@ -295,7 +302,7 @@ impl From<HostKindName> for HostKind {
     }
 }
 
-/// [`Sabotage`] as it is written.
+/// The rules that can be broken, as they are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum SabotageName {
@@ -330,19 +337,19 @@ impl From<PolicyName> for ReclaimPolicy {
     }
 }
 
-impl From<SabotageName> for Sabotage {
+impl From<SabotageName> for Rule {
     fn from(name: SabotageName) -> Self {
         match name {
-            SabotageName::SkipFlush => Self::SkipFlush,
-            SabotageName::DropDirty => Self::DropDirty,
-            SabotageName::ForgetRmap => Self::ForgetRmap,
-            SabotageName::LateInstall => Self::LateInstall,
-            SabotageName::EarlyReuse => Self::EarlyReuse,
-            SabotageName::SkipCloneProtect => Self::SkipCloneProtect,
-            SabotageName::SkipIotlbWait => Self::SkipIotlbWait,
-            SabotageName::SwapCorrupt => Self::SwapCorrupt,
-            SabotageName::SkipWp => Self::SkipWriteProtect,
-            SabotageName::DropEvent => Self::DropEvent,
+            SabotageName::SkipFlush => SKIP_FLUSH,
+            SabotageName::DropDirty => DROP_DIRTY,
+            SabotageName::ForgetRmap => FORGET_RMAP,
+            SabotageName::LateInstall => LATE_INSTALL,
+            SabotageName::EarlyReuse => EARLY_REUSE,
+            SabotageName::SkipCloneProtect => SKIP_CLONE_PROTECT,
+            SabotageName::SkipIotlbWait => SKIP_IOTLB_WAIT,
+            SabotageName::SwapCorrupt => SWAP_CORRUPT,
+            SabotageName::SkipWp => SKIP_WRITE_PROTECT,
+            SabotageName::DropEvent => DROP_EVENT,
         }
     }
 }
@@ -507,6 +514,7 @@ mod tests {
             ]
         );
         for &name in SabotageName::value_variants() {
+            assert_eq!(name_of(name), Rule::from(name).name());
             assert!(!description_of(name).is_empty());
         }
     }

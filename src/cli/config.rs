@@ -19,9 +19,9 @@ use super::report::json;
 use super::values::{Size, size};
 use crate::abi;
 use crate::host_mm::{
-    HostMmConfig, InjectionPlan, MAX_HOST_MEMORY_BYTES, MIN_HOST_MEMORY_BYTES, ReclaimPolicy,
-    SwapConfig,
+    HostMmConfig, MAX_HOST_MEMORY_BYTES, MIN_HOST_MEMORY_BYTES, ReclaimPolicy, SwapConfig,
 };
+use crate::lab::inject::{concerns_peers, plan};
 use crate::peer::server::check_path;
 use crate::sys::names::folder_of;
 use crate::vmm::boot::TEST_GUEST;
@@ -218,7 +218,7 @@ fn peers(args: &StressArgs) -> Result<Option<PeersConfig>, UsageError> {
 
 /// Refuses faults of peers where there are none.
 pub(crate) fn refuse_peer_faults(host: &HostArgs, why: &str) -> Result<(), UsageError> {
-    match host.inject.iter().find(|item| item.fault.concerns_peers()) {
+    match host.inject.iter().find(|item| concerns_peers(item)) {
         Some(item) => refuse!("--inject {item}: {why}"),
         None => Ok(()),
     }
@@ -306,7 +306,7 @@ pub(crate) fn machine(
             swap,
             placement: paging.placement(memory_bytes),
             paranoid: host.paranoid,
-            inject: InjectionPlan { items: host.inject.clone(), seed },
+            inject: plan(host.inject.clone(), seed),
             ..HostMmConfig::new(sizes.host_memory.bytes())
         },
         paging,

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use super::*;
 use crate::cli::args::{Cli, Command};
 use crate::cli::kernel_file::read_kernel;
-use crate::host_mm::Sabotage;
+use crate::host_mm::hooks::DROP_DIRTY;
 use crate::vmm::boot::MAX_IMAGE_BYTES;
 
 fn limits() -> HostLimits {
@@ -153,7 +153,7 @@ fn stress_tells_the_guest_what_to_do() {
 #[test]
 fn sabotage_implies_fail_fast() {
     let config = try_stress(&["--sabotage", "drop-dirty", "--policy", "fifo"]).unwrap();
-    assert_eq!(config.machine.host.sabotage, Some(Sabotage::DropDirty));
+    assert_eq!(config.machine.host.sabotage, Some(DROP_DIRTY));
     assert_eq!(config.machine.host.policy, ReclaimPolicy::Fifo);
     assert!(config.fail_fast);
     assert!(try_stress(&["--fail-fast"]).unwrap().fail_fast);

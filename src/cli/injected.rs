@@ -11,8 +11,9 @@ use serde::Serialize;
 use super::values::human_count;
 use super::violations::{Check, EndCheck, Violations};
 use crate::host_mm::{
-    Audit, HostFault, HostMm, InjectionCount, InjectionPlan, MemoryObject, PauseCount, When,
+    Audit, HostMm, InjectionCount, InjectionPlan, MemoryObject, PauseCount, When,
 };
+use crate::lab::inject::concerns_peers;
 use crate::sys::signal;
 
 /// What is told before a run: a user should not take a fault for the host's own. The seed, only if
@@ -81,11 +82,11 @@ impl Injected {
         mm: &HostMm,
         memory: impl IntoIterator<Item = &'a Arc<MemoryObject>>,
     ) -> Option<Self> {
-        let counts = mm.injected();
+        let counts = mm.lab().injected();
         if counts.is_empty() {
             return None;
         }
-        mm.end_injection();
+        mm.lab().end_injection();
         let mut audit = Audit::default();
         if !signal::is_stop_asked() {
             let quiet = mm.quiet();
@@ -94,7 +95,7 @@ impl Injected {
             }
         }
         let audit = (!signal::is_stop_asked()).then_some(audit);
-        Some(Self::new(&counts, &mm.pauses(), audit.as_ref()))
+        Some(Self::new(&counts, &mm.lab().pauses(), audit.as_ref()))
     }
 
     /// Without an audit nobody has looked for all pages.
@@ -169,12 +170,11 @@ impl From<&InjectionCount> for Item {
             item: count.item.to_string(),
             calls: count.calls,
             struck: count.struck,
-            kind: count.item.fault.calls(),
-            advice: match count.item.fault {
-                HostFault::PeerHang | HostFault::PeerKill => {
-                    "let gnomon peer stay for longer, or have it hold more pages"
-                }
-                _ => "run longer with more memory than host memory",
+            kind: count.item.fault.kind.calls(),
+            advice: if concerns_peers(&count.item) {
+                "let gnomon peer stay for longer, or have it hold more pages"
+            } else {
+                "run longer with more memory than host memory"
             },
         }
     }
@@ -209,12 +209,13 @@ mod tests {
     use super::*;
     use crate::addr::{Gfn, SwapSlot};
     use crate::cli::violations::Violation;
+    use crate::host_mm::Injection;
+    use crate::host_mm::hooks::{COUNTED, EINTR, SHORT_WRITE, SLOT_FREED, SWAP_FULL};
     use crate::host_mm::swap::SwapError;
-    use crate::host_mm::{HostFault, Injection, PausePoint};
 
     fn injected(struck: u64, audit: &Audit) -> Injected {
         let when = When::Once(NonZeroU64::new(9).unwrap());
-        let item = Injection { fault: HostFault::ShortWrite, when };
+        let item = Injection { fault: SHORT_WRITE.plain(), when };
         Injected::new(&[InjectionCount { item, calls: 1234, struck }], &[], Some(audit))
     }
 
@@ -226,10 +227,15 @@ mod tests {
 
     #[test]
     fn the_announcement_has_the_seed_if_it_matters() {
-        let full = Injection { fault: HostFault::SwapFull, when: When::ALWAYS };
-        let rare = Injection { fault: HostFault::Eintr, when: When::Chance(0.5) };
-        let told =
-            |items: &[Injection]| announcement(&InjectionPlan { items: items.to_vec(), seed: 7 });
+        let full = Injection { fault: SWAP_FULL.plain(), when: When::ALWAYS };
+        let rare = Injection { fault: EINTR.plain(), when: When::Chance(0.5) };
+        let told = |items: &[Injection]| {
+            announcement(&InjectionPlan {
+                items: items.to_vec(),
+                seed: 7,
+                ..InjectionPlan::default()
+            })
+        };
         assert_eq!(told(&[]), None);
         assert_eq!(told(&[full]).unwrap(), "injected on purpose: swap-full@1+");
         let both = "injected on purpose: swap-full@1+, eintr=0.5, with seed 7";
@@ -250,7 +256,7 @@ mod tests {
     #[test]
     fn pauses_are_told_by_point() {
         let point = |point, passed, paused| PauseCount { point, passed, paused };
-        let points = [point(PausePoint::Counted, 2000, 31), point(PausePoint::SlotFreed, 0, 0)];
+        let points = [point(COUNTED, 2000, 31), point(SLOT_FREED, 0, 0)];
         let injected = Injected::new(&[], &points, Some(&Audit::default()));
         let lines = injected.lines();
         assert_eq!(lines[0], "pauses by point, of so many passings: counted 31 of 2,000");

@@ -84,7 +84,7 @@ impl Phases {
     pub(super) fn new(mm: &Arc<HostMm>) -> Self {
         let sabotaged = mm.config().sabotage.map(|_| mm.clone());
         if let Some(mm) = &sabotaged {
-            mm.limit_sabotage(Gfn::new(0), 0);
+            mm.lab().limit_sabotage(Gfn::new(0), 0);
         }
         Self { sabotaged, is_working: AtomicBool::new(false), on_watched: OnceLock::new() }
     }
@@ -99,7 +99,7 @@ impl Phases {
 impl VmObserver for Phases {
     fn phase(&self, phase: u64, first: Gfn, count: u64) {
         if let Some(mm) = &self.sabotaged {
-            mm.limit_sabotage(first, count);
+            mm.lab().limit_sabotage(first, count);
         }
         if let Some(on_watched) = self.on_watched.get() {
             on_watched(first, count);

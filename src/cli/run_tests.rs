@@ -172,7 +172,11 @@ fn written_memory(times: u64, item: &str) -> Arc<MemoryObject> {
     let bytes = MIN_HOST_MEMORY_BYTES * times;
     let config = HostMmConfig {
         placement: Placement::Identity { guest_bytes: bytes },
-        inject: InjectionPlan { items: vec![parse_injection(item).unwrap()], seed: 1 },
+        inject: InjectionPlan {
+            items: vec![parse_injection(item).unwrap()],
+            seed: 1,
+            ..InjectionPlan::default()
+        },
         ..HostMmConfig::new(MIN_HOST_MEMORY_BYTES)
     };
     let object = HostMm::new(config).unwrap().create_object(bytes).unwrap();

@@ -324,7 +324,7 @@ fn over_budget(peak_frames: u64, frames: u64, resident: u64, budget: u64) -> Vec
 mod tests {
     use super::*;
     use crate::addr::{Gpa, PAGE_SIZE};
-    use crate::host_mm::{HostMmConfig, MIN_HOST_MEMORY_BYTES, Placement, Sabotage, SwapConfig};
+    use crate::host_mm::{HostMmConfig, MIN_HOST_MEMORY_BYTES, Placement, SwapConfig};
 
     fn report(kind: u64) -> ViolationReport {
         ViolationReport { vcpu: 1, kind, gva: 0x40_0000, expected: 5, found: 4, page: 77 }
@@ -379,7 +379,9 @@ mod tests {
     #[test]
     fn frames_that_keep_their_memory_are_noticed() {
         const RATION: u64 = MIN_HOST_MEMORY_BYTES;
-        for (sabotage, is_noticed) in [(None, false), (Some(Sabotage::KeepMemory), true)] {
+        for (sabotage, is_noticed) in
+            [(None, false), (Some(crate::host_mm::hooks::KEEP_MEMORY), true)]
+        {
             let placement = Placement::Identity { guest_bytes: 2 * RATION };
             let swap = SwapConfig { path: None, dir: None, bytes: 2 * RATION };
             let config = HostMmConfig { placement, sabotage, swap, ..HostMmConfig::new(RATION) };

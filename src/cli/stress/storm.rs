@@ -20,8 +20,10 @@ use crate::cli::args::{Invalidate, name_of};
 use crate::cli::fleet::Objects;
 use crate::cli::hint;
 use crate::cli::violations::Check;
+use crate::export_rmap::lab::With;
+use crate::host_mm::hooks::{SWAP_READ, SWAP_WRITE};
 use crate::host_mm::swap::{SwapError, SwapOp};
-use crate::host_mm::{HostFault, HostMm, InjectionPlan, MmError};
+use crate::host_mm::{HostMm, InjectionPlan, MmError};
 use crate::sync::{Condvar, Mutex, lock};
 use crate::sys::threads::{self, NotStarted};
 
@@ -298,9 +300,9 @@ fn is_injected(error: &MmError, injected: &InjectionPlan) -> bool {
         return false;
     };
     let is_it = |errno| source.raw_os_error() == Some(errno as i32);
-    injected.items.iter().any(|item| match item.fault {
-        HostFault::SwapWrite(errno) => *op == SwapOp::Write && is_it(errno),
-        HostFault::SwapRead(errno) => *op == SwapOp::Read && is_it(errno),
+    injected.items.iter().any(|item| match (item.fault.kind, item.fault.with) {
+        (SWAP_WRITE, With::Errno(errno)) => *op == SwapOp::Write && is_it(errno),
+        (SWAP_READ, With::Errno(errno)) => *op == SwapOp::Read && is_it(errno),
         _ => false,
     })
 }
@@ -431,8 +433,8 @@ mod tests {
         let slot = crate::addr::SwapSlot::new(0).unwrap();
         let failed =
             |op, errno: Errno| MmError::Swap(SwapError::Io { op, slot, source: errno.into() });
-        let item = Injection { fault: HostFault::SwapWrite(Errno::EIO), when: When::ALWAYS };
-        let plan = InjectionPlan { items: vec![item], seed: 0 };
+        let item = Injection { fault: SWAP_WRITE.failing(Errno::EIO), when: When::ALWAYS };
+        let plan = InjectionPlan { items: vec![item], seed: 0, ..InjectionPlan::default() };
         assert!(is_injected(&failed(SwapOp::Write, Errno::EIO), &plan));
         assert!(!is_injected(&failed(SwapOp::Write, Errno::ENOMEM), &plan));
         assert!(!is_injected(&failed(SwapOp::Read, Errno::EIO), &plan));

@@ -1,10 +1,10 @@
 //! Export clients that take their time.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::{HostFault, Injector, Lab};
+use super::SLOW_NOTIFIER;
 use gnomon_export_rmap::addr::Pfn;
+use gnomon_export_rmap::lab::Lab;
 use gnomon_export_rmap::{
     ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, RevokeError,
 };
@@ -12,20 +12,15 @@ use gnomon_export_rmap::{
 /// A client that dawdles before it answers, with the page locks of the batch held as in any call.
 struct SlowNotifier {
     inner: Arc<dyn ExportNotifier>,
-    injector: Arc<Injector>,
+    lab: Lab,
 }
 
 impl SlowNotifier {
     fn dawdle(&self) {
-        let time = self.injector.strike(slowness);
-        if let Some(time) = time {
+        if let Some(time) = self.lab.slowness(SLOW_NOTIFIER) {
             std::thread::sleep(time);
         }
     }
-}
-
-fn slowness(fault: HostFault) -> Option<Duration> {
-    if let HostFault::SlowNotifier(time) = fault { Some(time) } else { None }
 }
 
 impl ExportNotifier for SlowNotifier {
@@ -49,14 +44,11 @@ impl ExportNotifier for SlowNotifier {
     }
 }
 
-impl Lab {
-    /// The client with whatever slowness is to be injected.
-    pub(crate) fn slowed(&self, client: Arc<dyn ExportNotifier>) -> Arc<dyn ExportNotifier> {
-        match &self.injector {
-            Some(injector) if injector.has(|fault| slowness(fault).is_some()) => {
-                Arc::new(SlowNotifier { inner: client, injector: injector.clone() })
-            }
-            _ => client,
-        }
+/// The client with whatever slowness is to be injected.
+pub(crate) fn slowed(lab: &Lab, client: Arc<dyn ExportNotifier>) -> Arc<dyn ExportNotifier> {
+    if lab.has(&[SLOW_NOTIFIER]) {
+        Arc::new(SlowNotifier { inner: client, lab: lab.clone() })
+    } else {
+        client
     }
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::{HostFault, Injector};
+use super::EINTR;
+use gnomon_export_rmap::lab::Lab;
 use gnomon_sys::signal::{KickSignal, KickTimer};
 
 /// When the first signal comes: in the middle of a call of a few microseconds.
@@ -18,18 +19,15 @@ const FIRST_SIGNAL: Duration = Duration::from_micros(1);
 /// Then so often.
 const SIGNALS: Duration = Duration::from_micros(100);
 
-impl Injector {
-    /// Makes the system call, interrupted if an item strikes. The call must be one that can be
-    /// repeated.
-    pub(crate) fn interrupted_or<T>(&self, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        if !self.strikes(HostFault::Eintr) {
-            return call();
-        }
-        let timer = KickSignal::install()
-            .and_then(|signal| KickTimer::start(signal, FIRST_SIGNAL, SIGNALS));
-        let result = call();
-        // Without a timer the call was not under fire, but it is interrupted all the same.
-        drop(timer);
-        result.and(Err(Errno::EINTR.into()))
+/// Makes the system call, interrupted if an item strikes. The call must be one that can be repeated.
+pub(crate) fn interrupted_or<T>(lab: &Lab, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    if !lab.strikes(EINTR) {
+        return call();
     }
+    let timer =
+        KickSignal::install().and_then(|signal| KickTimer::start(signal, FIRST_SIGNAL, SIGNALS));
+    let result = call();
+    // Without a timer the call was not under fire, but it is interrupted all the same.
+    drop(timer);
+    result.and(Err(Errno::EINTR.into()))
 }

@@ -1,5 +1,5 @@
 //! Entries of the reverse map by themselves, without the look at the invalidation count that belongs to
-//! them: what a client must not do, and laboratories and tests of what is above do on purpose.
+//! them: what a client must not do, and the tests of what is above do on purpose.
 
 use crate::addr::Pfn;
 use crate::{FrameTable, RmapEntry};

@@ -1,0 +1,3 @@
+//! The test laboratory.
+
+pub(crate) mod inject;
