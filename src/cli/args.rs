@@ -18,6 +18,7 @@ use super::values::{
     parse_vcpus, parse_vms,
 };
 use crate::host_mm::{Injection, ReclaimPolicy, Sabotage};
+use crate::lab::Invalidation;
 use crate::vmm::HostKind;
 
 const EXIT_CODES: &str = "Exit codes: 0 success; 1 failure, violations found, or output that could not be written; 2 a command line that cannot be run; 128 + N ended by signal N. boot: the guest's own.";
@@ -230,9 +231,8 @@ pub(crate) enum Workload {
     Hotscan,
 }
 
-/// A kind of invalidation that a storm thread forces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
+/// [`Invalidation`] as it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Invalidate {
     /// Evict pages to swap
     Reclaim,
@@ -254,6 +254,24 @@ pub(crate) enum Invalidate {
     Remove,
     /// Nothing but what memory pressure brings about
     None,
+}
+
+impl Invalidate {
+    /// What is to be forced, if anything is.
+    pub(crate) fn kind(self) -> Option<Invalidation> {
+        Some(match self {
+            Self::Reclaim => Invalidation::Reclaim,
+            Self::Clean => Invalidation::Clean,
+            Self::Migrate => Invalidation::Migrate,
+            Self::Merge => Invalidation::Merge,
+            Self::Cow => Invalidation::Cow,
+            Self::Zero => Invalidation::Zero,
+            Self::Remap => Invalidation::Remap,
+            Self::Free => Invalidation::Free,
+            Self::Remove => Invalidation::Remove,
+            Self::None => return None,
+        })
+    }
 }
 
 /// How a guest's memory is mapped.
@@ -485,6 +503,14 @@ mod tests {
         let args = stress(&["--workload", "hotscan,seq", "--invalidate=none"]);
         assert_eq!(args.workload, [Workload::Hotscan, Workload::Seq]);
         assert_eq!(args.invalidate, Some(vec![Invalidate::None]));
+    }
+
+    #[test]
+    fn kinds_of_invalidation_are_written_as_reports_have_them() {
+        for &kind in Invalidate::value_variants() {
+            let name = kind.kind().map_or("none", Invalidation::name);
+            assert_eq!(name_of(kind), name);
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use vm_memory::MmapRegion;
 use super::Finding;
 use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
 use crate::cli::limits;
-use crate::cli::values::human_bytes;
+use crate::lab::text::human_bytes;
 use crate::sys::memory::{ProcessMadvise, create_memfd, discard};
 use crate::sys::small_pages;
 use crate::sys::uffd::{Features, Tripwire, UffdError, uffd_features};

@@ -5,8 +5,8 @@ use super::host::SWAP_BYTES;
 use crate::cli::limits::{
     self, HostLimits, Limited, Needs, Shape, Shortage, SwapInMemory, shortages,
 };
-use crate::cli::values::{human_bytes, human_count};
 use crate::host_mm::MIN_HOST_MEMORY_BYTES;
+use crate::lab::text::{human_bytes, human_count};
 
 /// `gnomon boot` unless it is told otherwise.
 const BOOT: Shape = Shape {

@@ -8,8 +8,9 @@ use super::behind::{behind, threads_of_user};
 use super::groups::GroupLimit;
 use super::process::{Bounded, try_threads};
 use super::{HostLimits, Needs, SwapInMemory};
-use crate::cli::values::{human_bytes, human_count, size};
+use crate::cli::values::size;
 use crate::host_mm::MIN_HOST_MEMORY_BYTES;
+use crate::lab::text::{human_bytes, human_count};
 use crate::sys::small_pages::PageCost;
 
 /// What is limited.
