@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use super::args::{
     BootArgs, HostArgs, Invalidate, PolicyName, SabotageName, StressArgs, Workload, name_of,
 };
-use super::limits::{self, HostLimits, Needs, Shape, SwapInMemory};
+use super::limits::{self, Folder, HostLimits, Needs, Shape, SwapInMemory};
 use super::paging;
 use super::report::json;
 use super::values::{Size, size};
@@ -270,7 +270,8 @@ pub(crate) fn machine(
         refuse_shadow_options(host, &kernel)?;
     }
     let swap = swap(sizes.all_memory(), host)?;
-    let warnings = warnings(sizes, host, &swap, limits);
+    let folder = Folder::look_at(swap_folder(&swap));
+    let warnings = warnings(sizes, host, &swap, &folder, limits);
     let shape = Shape {
         memory_bytes,
         host_memory_bytes: sizes.host_memory.bytes(),
@@ -279,7 +280,7 @@ pub(crate) fn machine(
         is_direct: paging != Paging::Shadow,
     };
     let mut needs = Needs::of(shape, swap.bytes);
-    needs.swap_in_memory = SwapInMemory::at(&swap_folder(&swap), most_swapped(sizes, &swap));
+    needs.swap_in_memory = SwapInMemory::at(&folder, most_swapped(sizes, &swap));
     if let Cow::Owned(image) = &kernel {
         needs.add_image(image.len() as u64);
     }
@@ -377,7 +378,13 @@ fn swap(memory_bytes: u64, host: &HostArgs) -> Result<SwapConfig, UsageError> {
     Ok(swap)
 }
 
-fn warnings(sizes: &Sizes, host: &HostArgs, swap: &SwapConfig, limits: &HostLimits) -> Vec<String> {
+fn warnings(
+    sizes: &Sizes,
+    host: &HostArgs,
+    swap: &SwapConfig,
+    folder: &Folder,
+    limits: &HostLimits,
+) -> Vec<String> {
     let mut warnings = Vec::new();
     let needed = sizes.all_memory().saturating_sub(sizes.host_memory.bytes());
     if let Some(swap_size) = host.swap_size
@@ -400,23 +407,23 @@ fn warnings(sizes: &Sizes, host: &HostArgs, swap: &SwapConfig, limits: &HostLimi
             human_bytes(available)
         ));
     }
-    let folder = swap_folder(swap);
-    if needed > 0 && limits::is_in_memory(&folder) {
+    let shown = folder.path.display();
+    if needed > 0 && folder.is_in_memory {
         warnings.push(format!(
             "warning: {} is in memory (tmpfs), so swapping to it frees nothing, and a guest that uses all of its memory takes up to {} of the host's: put swap on a disk with --swap-file",
-            folder.display(),
-            human_bytes(limits::free_bytes(&folder).unwrap_or(needed).min(needed))
+            shown,
+            human_bytes(folder.free_bytes.unwrap_or(needed).min(needed))
         ));
     }
     let wanted = needed.min(swap.bytes);
     // In memory that is refused.
-    if let Some(free) = limits::free_bytes(&folder)
-        && !limits::is_in_memory(&folder)
+    if let Some(free) = folder.free_bytes
+        && !folder.is_in_memory
         && free < wanted
     {
         warnings.push(format!(
             "warning: {} has {} free, and swap may want {}: a guest that uses all of its memory will be ended; put swap elsewhere with --swap-file",
-            folder.display(),
+            shown,
             human_bytes(free),
             human_bytes(wanted)
         ));
