@@ -161,6 +161,8 @@ fn an_upward_import_is_noticed() {
     assert_eq!(upward("host_mm", "use crate::vmm::Vm;"), ["vmm"]);
     assert_eq!(upward("sys", "fn f() { crate::export_rmap::g() }"), ["export_rmap"]);
     assert_eq!(upward("addr", "use crate::{sync::{lock, Mutex}, cli::run};"), ["cli"]);
+    assert_eq!(upward("lab", "let code = crate::cli::output::note(text);"), ["cli"]);
+    assert_eq!(upward("vmm", "use crate::lab::Tail;"), ["lab"]);
     assert!(upward("vmm", "use crate::{sync, host_mm::HostMm}; use crate::addr::Gpa;").is_empty());
 }
 

@@ -1,6 +1,8 @@
-//! What is packaged for a registry is enough for somebody else: a program outside of this workspace, with
-//! nothing of it but the packages, runs an export client. And it has nothing of the laboratory in it.
+//! What is packaged for a registry is enough for somebody else, and no more than that: a program outside of
+//! this workspace, with nothing of it but the packages, runs an export client, and has nothing of the laboratory in
+//! it; and who takes the hypervisor as a library does not get the command line's crates with it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -87,6 +89,48 @@ fn has_nothing_of_the_laboratory(program: &Path, packages: &[PathBuf]) {
         let points = names_after("Point::new(\"");
         let gnomon = Path::new(env!("CARGO_BIN_EXE_gnomon"));
         assert_eq!(found_in(gnomon, &points), points, "names that are there are found");
+    }
+}
+
+/// Crates that a library has no use for: they read arguments, draw, or write reports and traces.
+const OF_THE_COMMAND_LINE: [&str; 10] = [
+    "anyhow",
+    "clap",
+    "comfy-table",
+    "flate2",
+    "indicatif",
+    "ruzstd",
+    "serde",
+    "serde_json",
+    "tracing",
+    "tracing-subscriber",
+];
+
+/// The crates that the hypervisor is built of with some features.
+fn crates_with(features: &[&str]) -> BTreeSet<String> {
+    let mut tree = cargo(Path::new(env!("CARGO_MANIFEST_DIR")));
+    tree.args(["tree", "--quiet", "--offline", "--locked", "--package", env!("CARGO_PKG_NAME")]);
+    tree.args(["--edges", "normal", "--prefix", "none", "--format", "{p}"]).args(features);
+    let listed = output(&mut tree);
+    listed.lines().filter_map(|line| Some(line.split(' ').next()?.to_owned())).collect()
+}
+
+#[test]
+fn whoever_takes_the_library_gets_nothing_of_the_command_line() {
+    let program = crates_with(&[]);
+    let bare = ["--no-default-features", "--features"];
+    for features in ["export-notifier", "lab"] {
+        let library = crates_with(&[&bare[..], &[features]].concat());
+        assert!(library.contains("gnomon-host-mm"), "{features}: {library:?}");
+        let surplus: Vec<_> =
+            OF_THE_COMMAND_LINE.into_iter().filter(|&name| library.contains(name)).collect();
+        assert!(surplus.is_empty(), "{features} takes {surplus:?}");
+    }
+    for name in OF_THE_COMMAND_LINE {
+        assert!(
+            program.contains(name),
+            "the program is not built with {name}: take it off the list"
+        );
     }
 }
 

@@ -3,8 +3,8 @@ use std::cell::Cell;
 use super::*;
 use crate::addr::{Gpa, PAGE_SIZE, PAGE_SIZE_U64};
 use crate::cli::inject::parse_injection;
-use crate::cli::violations::{Check, EndCheck, Violation};
 use crate::host_mm::{HostMmConfig, InjectionPlan, MIN_HOST_MEMORY_BYTES, Placement};
+use crate::lab::{Check, EndCheck, Violation};
 use crate::sys::signal::pretended;
 use crate::vmm::{KvmError, VmError};
 

@@ -45,12 +45,14 @@ const POINTS: &[Point] = &[
 ];
 
 /// What these items are to do, with pauses at any point.
-pub(crate) fn plan(items: Vec<Injection>, seed: u64) -> InjectionPlan {
+#[must_use]
+pub fn plan(items: Vec<Injection>, seed: u64) -> InjectionPlan {
     InjectionPlan { items, seed, points: POINTS }
 }
 
 /// Whether only a run that serves peers can meet this.
-pub(crate) fn concerns_peers(item: &Injection) -> bool {
+#[must_use]
+pub fn concerns_peers(item: &Injection) -> bool {
     [PEER_HANG, PEER_KILL].contains(&item.fault.kind)
 }
 

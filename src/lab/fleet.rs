@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::ending;
-use super::machine::Phases;
-use super::output::Tail;
+use super::setup::Phases;
+use super::tail::Tail;
 use super::violations::{self, Check, EndCheck, Violations};
+use super::watch::wait_for;
 use crate::direct_mmu::DirectStats;
 use crate::host_mm::{HostMm, MemoryObject};
 use crate::iotlb::IotlbStats;
@@ -24,7 +24,7 @@ use crate::vmm::{
 
 /// What a VM is meant to come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub enum Fate {
     /// It works until it is told otherwise.
     Works,
     /// It was asked to make its last checks and power off.
@@ -34,32 +34,34 @@ pub(crate) enum Fate {
 }
 
 /// One VM of a run.
-pub(crate) struct Member<P: Processor> {
+pub struct Member<P: Processor> {
     /// 1 for the first, then in the order in which they were made.
-    pub(crate) number: u32,
+    pub number: u32,
     /// The number of the one that it was cloned from.
-    pub(crate) parent: Option<u32>,
-    pub(crate) vm: ContractVm<P>,
-    pub(crate) fate: Fate,
+    pub parent: Option<u32>,
+    /// The VM itself.
+    pub vm: ContractVm<P>,
+    /// What it is meant to come to.
+    pub fate: Fate,
     /// Whether it has ended.
-    pub(crate) has_ended: bool,
+    pub has_ended: bool,
     /// How it ended, once it has, until somebody takes that.
-    pub(crate) outcome: Option<Outcome>,
+    pub outcome: Option<Outcome>,
     /// The end of what a clone's guest printed.
-    pub(crate) console: Tail,
+    pub console: Tail,
 }
 
 /// Sums over VMs.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Done {
-    pub(crate) guest: GuestCounters,
-    pub(crate) vcpus: VcpuCounts,
+pub(super) struct Done {
+    pub guest: GuestCounters,
+    pub vcpus: VcpuCounts,
     /// Page faults that were fixed.
-    pub(crate) faults: u64,
-    pub(crate) shadow: ShadowStats,
-    pub(crate) direct: DirectStats,
-    pub(crate) dma: DmaStats,
-    pub(crate) iotlb: IotlbStats,
+    pub faults: u64,
+    pub shadow: ShadowStats,
+    pub direct: DirectStats,
+    pub dma: DmaStats,
+    pub iotlb: IotlbStats,
 }
 
 impl Done {
@@ -77,30 +79,37 @@ impl Done {
 
 /// A VM that is gone, or about to be.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Record {
-    pub(crate) number: u32,
-    pub(crate) parent: Option<u32>,
-    pub(crate) fate: Fate,
-    pub(crate) guest: GuestCounters,
-    pub(crate) faults: u64,
-    pub(crate) clone: Option<CloneFigures>,
+pub struct Record {
+    /// As [`Member::number`].
+    pub number: u32,
+    /// As [`Member::parent`].
+    pub parent: Option<u32>,
+    /// What it was meant to come to.
+    pub fate: Fate,
+    /// What its guest says that it did.
+    pub guest: GuestCounters,
+    /// Page faults that were fixed.
+    pub faults: u64,
+    /// What it took to clone it; `None` of the first.
+    pub clone: Option<CloneFigures>,
 }
 
 /// The memory objects of the VMs that are there, for those who invalidate their pages.
 #[derive(Default)]
-pub(crate) struct Objects {
+pub struct Objects {
     live: Mutex<Vec<Arc<MemoryObject>>>,
     /// Pages of one VM that were merged with those of another.
-    pub(crate) merged_across: AtomicU64,
+    pub merged_across: AtomicU64,
 }
 
 impl Objects {
     /// Those that are there now.
-    pub(crate) fn live(&self) -> Vec<Arc<MemoryObject>> {
+    pub fn live(&self) -> Vec<Arc<MemoryObject>> {
         lock(&self.live).clone()
     }
 
-    pub(crate) fn add(&self, object: &Arc<MemoryObject>) {
+    /// Adds one that has come.
+    pub fn add(&self, object: &Arc<MemoryObject>) {
         lock(&self.live).push(object.clone());
     }
 
@@ -110,9 +119,10 @@ impl Objects {
 }
 
 /// See the module's documentation.
-pub(crate) struct Fleet<P: Processor> {
+pub struct Fleet<P: Processor> {
     phases: Arc<Phases>,
-    pub(crate) members: Vec<Member<P>>,
+    /// Those that are there.
+    pub members: Vec<Member<P>>,
     objects: Arc<Objects>,
     made: u32,
     // Of those that are gone:
@@ -128,7 +138,7 @@ pub(crate) struct Fleet<P: Processor> {
 
 impl<P: Contract> Fleet<P> {
     /// A fleet of one, which is told of its phases.
-    pub(crate) fn new(vm: ContractVm<P>, phases: Arc<Phases>) -> Self {
+    pub(super) fn new(vm: ContractVm<P>, phases: Arc<Phases>) -> Self {
         let objects = Arc::new(Objects::default());
         objects.add(vm.object());
         let first = Member {
@@ -156,22 +166,22 @@ impl<P: Contract> Fleet<P> {
     }
 
     /// The memory objects, as they come and go.
-    pub(crate) fn objects(&self) -> &Arc<Objects> {
+    pub fn objects(&self) -> &Arc<Objects> {
         &self.objects
     }
 
     /// The memory of each VM that there is.
-    pub(crate) fn memory(&self) -> impl Iterator<Item = &Arc<MemoryObject>> {
+    pub fn memory(&self) -> impl Iterator<Item = &Arc<MemoryObject>> {
         self.members.iter().map(|member| member.vm.object())
     }
 
     /// Whether there was ever more than one.
-    pub(crate) fn is_one_of_several(&self) -> bool {
+    pub fn is_one_of_several(&self) -> bool {
         self.made > 1
     }
 
     /// Whether the first guest has begun to work.
-    pub(crate) fn is_working(&self) -> bool {
+    pub fn is_working(&self) -> bool {
         self.phases.is_working()
     }
 
@@ -179,7 +189,7 @@ impl<P: Contract> Fleet<P> {
     ///
     /// # Errors
     /// If a thread cannot be started.
-    pub(crate) fn start(&mut self) -> Result<(), VmError> {
+    pub fn start(&mut self) -> Result<(), VmError> {
         self.members.iter_mut().try_for_each(|member| member.vm.start())
     }
 
@@ -187,7 +197,7 @@ impl<P: Contract> Fleet<P> {
     ///
     /// # Errors
     /// As [`ContractVm::clone_running`].
-    pub(crate) fn clone_member(&mut self, index: usize) -> Result<(), VmError> {
+    pub fn clone_member(&mut self, index: usize) -> Result<(), VmError> {
         let Some(source) = self.members.get(index) else {
             return Err(VmError::NotRunning);
         };
@@ -204,7 +214,7 @@ impl<P: Contract> Fleet<P> {
     }
 
     /// Looks which have ended, waiting for an end for at most `timeout`.
-    pub(crate) fn poll(&mut self, timeout: Duration) {
+    pub fn poll(&mut self, timeout: Duration) {
         let mut left = timeout;
         for member in self.members.iter_mut().filter(|member| !member.has_ended) {
             member.outcome = member.vm.wait(Some(left));
@@ -215,7 +225,7 @@ impl<P: Contract> Fleet<P> {
     }
 
     /// Asks all that work to finish.
-    pub(crate) fn request_stop(&mut self) {
+    pub fn request_stop(&mut self) {
         for member in self.members.iter_mut().filter(|member| member.fate == Fate::Works) {
             member.fate = Fate::Asked;
             member.vm.request_stop();
@@ -223,7 +233,7 @@ impl<P: Contract> Fleet<P> {
     }
 
     /// Kills all. Does not wait.
-    pub(crate) fn kill_all(&mut self) {
+    pub fn kill_all(&mut self) {
         for member in self.members.iter_mut().filter(|member| !member.has_ended) {
             member.fate = Fate::Killed;
             member.vm.kill();
@@ -232,17 +242,17 @@ impl<P: Contract> Fleet<P> {
 
     /// Kills all, and waits until they have ended; false if one has not in time, which is short after
     /// a signal.
-    pub(crate) fn kill(&mut self, timeout: Duration) -> bool {
+    pub fn kill(&mut self, timeout: Duration) -> bool {
         self.kill_all();
         let all_ended = |tick| {
             self.poll(tick);
             self.have_all_ended().then_some(())
         };
-        ending::wait_for(timeout, all_ended).is_some()
+        wait_for(timeout, all_ended).is_some()
     }
 
     /// Whether none is there that has not ended.
-    pub(crate) fn have_all_ended(&self) -> bool {
+    pub fn have_all_ended(&self) -> bool {
         self.members.iter().all(|member| member.has_ended)
     }
 
@@ -251,7 +261,7 @@ impl<P: Contract> Fleet<P> {
     ///
     /// # Errors
     /// As [`ContractVm::recycle`].
-    pub(crate) fn check_and_recycle(&mut self, turn: usize) -> Result<(), VmError> {
+    pub fn check_and_recycle(&mut self, turn: usize) -> Result<(), VmError> {
         let running: Vec<_> = self.members.iter().filter(|member| !member.has_ended).collect();
         let differences: Vec<String> =
             running.iter().flat_map(|member| member.vm.check_running()).collect();
@@ -264,12 +274,12 @@ impl<P: Contract> Fleet<P> {
     }
 
     /// What comparisons of reverse maps have found while guests worked.
-    pub(crate) fn differences(&self) -> u64 {
+    pub fn differences(&self) -> u64 {
         self.differences
     }
 
     /// Lets go of a member that has ended.
-    pub(crate) fn retire(&mut self, index: usize, mm: &HostMm) {
+    pub fn retire(&mut self, index: usize, mm: &HostMm) {
         let member = self.members.remove(index);
         self.done.add(&member.vm);
         self.latency.merge(&member.vm.fault_latency());
@@ -290,27 +300,27 @@ impl<P: Contract> Fleet<P> {
     }
 
     /// What all have done so far.
-    pub(crate) fn done(&self) -> Done {
+    pub(super) fn done(&self) -> Done {
         let mut done = self.done;
         self.members.iter().for_each(|member| done.add(&member.vm));
         done
     }
 
     /// Latencies of faults; complete once all have ended.
-    pub(crate) fn fault_latency(&self) -> FaultLatency {
+    pub fn fault_latency(&self) -> FaultLatency {
         let mut latency = self.latency.clone();
         self.members.iter().for_each(|member| latency.merge(&member.vm.fault_latency()));
         latency
     }
 
     /// Violations that guests have reported so far.
-    pub(crate) fn oracle_violations(&self) -> u64 {
+    pub fn oracle_violations(&self) -> u64 {
         let live = self.members.iter().map(|member| member.vm.violation_count());
         live.fold(self.oracle, u64::saturating_add)
     }
 
     /// Everything that the checks of each VM have found.
-    pub(crate) fn violations(&self) -> Violations {
+    pub fn violations(&self) -> Violations {
         let mut all = self.found.clone();
         for member in &self.members {
             all.append(violations::of_vm(member, self.is_one_of_several()));
@@ -319,7 +329,7 @@ impl<P: Contract> Fleet<P> {
     }
 
     /// All VMs that there ever were, in order.
-    pub(crate) fn records(&self) -> Vec<Record> {
+    pub fn records(&self) -> Vec<Record> {
         let live = self.members.iter().map(Member::record);
         let mut all: Vec<Record> = self.records.iter().copied().chain(live).collect();
         all.sort_by_key(|record| record.number);
@@ -327,13 +337,13 @@ impl<P: Contract> Fleet<P> {
     }
 
     /// The last lines of what the clones printed, with their numbers.
-    pub(crate) fn lines(&self) -> Vec<String> {
+    pub fn lines(&self) -> Vec<String> {
         let live = self.members.iter().flat_map(Member::lines);
         self.lines.iter().cloned().chain(live).collect()
     }
 
     /// Pages of one VM that were merged with those of another.
-    pub(crate) fn merged_across(&self) -> u64 {
+    pub fn merged_across(&self) -> u64 {
         self.objects.merged_across.load(Ordering::Relaxed)
     }
 }

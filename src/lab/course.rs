@@ -6,19 +6,16 @@
 
 use std::time::{Duration, Instant};
 
+use super::fleet::{Fate, Member};
+use super::judge::Judge;
+use super::plan::{Invalidation, Plan};
 use super::population::{Population, PopulationCount};
-use super::progress::{Progress, Status};
-use super::storm::{StormCount, Storms};
+use super::setup::{Setup, SetupError};
+use super::storms::{StormCount, Storms};
+use super::text::human_count;
+use super::violations::{self, Check, EndCheck, Violation};
+use super::watch::{Status, Watch};
 use crate::addr::PAGE_SIZE_U64;
-use crate::cli::args::Invalidate;
-use crate::cli::config::StressConfig;
-use crate::cli::ending::Ending;
-use crate::cli::fleet::{Fate, Member};
-use crate::cli::hint;
-use crate::cli::machine::Machine;
-use crate::cli::values::human_count;
-use crate::cli::violations::{self, Check, EndCheck, Violation};
-use crate::host_mm::InjectionPlan;
 use crate::sys::Patience;
 use crate::vmm::{Contract, Outcome};
 
@@ -30,38 +27,42 @@ const SWEEP_PER_PAGE: Duration = Duration::from_millis(1);
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// When the first violation was found, and by which check.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub(crate) struct Detection {
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Detection {
     /// Seconds since the start.
-    pub(crate) seconds: f64,
+    pub seconds: f64,
     /// The check.
-    pub(crate) by: Check,
+    pub by: Check,
 }
 
 /// How a run went.
 #[derive(Debug)]
-pub(crate) struct Course {
+pub struct Course {
     /// From the start to the end of the last vCPU.
-    pub(crate) elapsed: Duration,
+    pub elapsed: Duration,
     /// The part of it before the guest was asked to finish.
-    pub(crate) worked: Duration,
+    pub worked: Duration,
     /// What is wrong with the end; `None` for a clean one.
-    pub(crate) bad_end: Option<Violation>,
+    pub bad_end: Option<Violation>,
     /// What the host had no more of, for which the run could not go on.
-    pub(crate) host_limit: Option<String>,
+    pub host_limit: Option<String>,
     /// Whether the run was cut short because of a violation.
-    pub(crate) cut_short: bool,
+    pub cut_short: bool,
     /// The signal that cut it short.
-    pub(crate) signal: Option<i32>,
+    pub signal: Option<i32>,
     /// What was left out for it.
-    pub(crate) unchecked: Vec<EndCheck>,
-    pub(crate) detection: Option<Detection>,
+    pub unchecked: Vec<EndCheck>,
+    /// The first violation, if there was one.
+    pub detection: Option<Detection>,
     /// Most bytes that frames were seen to take up.
-    pub(crate) peak_resident_bytes: u64,
-    pub(crate) storms: Vec<StormCount>,
+    pub peak_resident_bytes: u64,
+    /// What the storms have done.
+    pub storms: Vec<StormCount>,
     /// Those who look on.
-    pub(crate) observers: Vec<StormCount>,
-    pub(crate) population: PopulationCount,
+    pub observers: Vec<StormCount>,
+    /// How the number of VMs was kept up.
+    pub population: PopulationCount,
 }
 
 /// Why a phase is over.
@@ -84,29 +85,28 @@ pub(super) enum PhaseEnd {
 ///
 /// # Errors
 /// If a thread cannot be started.
-pub(crate) fn run(
-    machine: &mut Machine<impl Contract>,
-    config: &StressConfig,
-    ending: &Ending,
-) -> anyhow::Result<Course> {
-    machine.fleet.start()?;
-    ending.phase("running the guest");
-    let mut watch = Watch::new(config, ending);
-    let mut population = Population::new(config);
-    let kinds = &config.invalidations;
-    let objects = machine.fleet.objects();
-    let mut storms = Storms::start(&machine.mm, objects, kinds, config.rate, config.seed)?;
-    let removes = kinds.contains(&Invalidate::Remove);
-    storms.observe(objects, removes, config.seed)?;
-    let phase_end = watch.phase(machine, &storms, config.duration, |machine| {
-        population.tend(machine, Instant::now())
-    });
+pub fn run(
+    setup: &mut Setup<impl Contract>,
+    plan: &Plan,
+    watch: &dyn Watch,
+) -> Result<Course, SetupError> {
+    setup.fleet.start()?;
+    watch.phase("running the guest");
+    let judge = Judge::new(plan.setup.host.inject.clone(), watch.advice());
+    let mut lookout = Lookout::new(plan, judge.clone(), watch);
+    let mut population = Population::new(plan, judge.clone());
+    let objects = setup.fleet.objects();
+    let mut storms = Storms::start(judge, &setup.mm, objects, &plan.storm)?;
+    let removes = plan.storm.kinds.contains(&Invalidation::Remove);
+    storms.observe(objects, removes, plan.storm.seed)?;
+    let phase_end = lookout
+        .phase(setup, &storms, plan.duration, |setup| population.tend(setup, Instant::now()));
     if let PhaseEnd::Signal(_) = phase_end {
         // Before the storms are waited for: who has to go on longest begins to stop first.
-        machine.fleet.kill(Duration::ZERO);
+        setup.fleet.kill(Duration::ZERO);
     }
     storms.stop();
-    let worked = watch.begun.elapsed();
+    let worked = lookout.begun.elapsed();
 
     let mut course = Course {
         elapsed: worked,
@@ -123,21 +123,20 @@ pub(crate) fn run(
         population: population.count,
     };
     match phase_end {
-        PhaseEnd::Signal(signal) => course.interrupt(machine, signal),
+        PhaseEnd::Signal(signal) => course.interrupt(setup, signal),
         PhaseEnd::Deadline => {
-            finish(&mut watch, machine, &storms, &mut course);
+            finish(&mut lookout, setup, &storms, &mut course);
             let is_whole = course.bad_end.is_none() && !course.cut_short && course.signal.is_none();
             if is_whole && course.host_limit.is_none() && !population.was_complete() {
-                course.bad_end = Some(too_few(config, &population));
+                course.bad_end = Some(too_few(plan, &population));
             }
         }
-        other => course.end_badly(machine, other),
+        other => course.end_badly(setup, other),
     }
-    course.elapsed = watch.begun.elapsed();
-    watch.look(machine, &storms);
-    watch.progress.end();
-    course.detection = watch.detection;
-    course.peak_resident_bytes = watch.peak_resident_bytes;
+    course.elapsed = lookout.begun.elapsed();
+    lookout.look(setup, &storms);
+    course.detection = lookout.detection;
+    course.peak_resident_bytes = lookout.peak_resident_bytes;
     course.storms = storms.counts();
     course.observers = storms.observed();
     Ok(course)
@@ -145,16 +144,16 @@ pub(crate) fn run(
 
 impl Course {
     /// Ends what still runs, for a signal.
-    fn interrupt(&mut self, machine: &mut Machine<impl Contract>, signal: i32) {
+    fn interrupt(&mut self, setup: &mut Setup<impl Contract>, signal: i32) {
         self.signal = Some(signal);
         self.unchecked.push(EndCheck::LastSweep);
-        if !machine.fleet.kill(KILL_TIMEOUT) {
+        if !setup.fleet.kill(KILL_TIMEOUT) {
             self.unchecked.push(EndCheck::Ends);
         }
     }
 
     /// Ends what still runs.
-    fn end_badly(&mut self, machine: &mut Machine<impl Contract>, why: PhaseEnd) {
+    fn end_badly(&mut self, setup: &mut Setup<impl Contract>, why: PhaseEnd) {
         match why {
             PhaseEnd::Violation => self.cut_short = true,
             PhaseEnd::Bad(violation) => self.bad_end = Some(violation),
@@ -164,7 +163,7 @@ impl Course {
             }
             PhaseEnd::Ended | PhaseEnd::Deadline | PhaseEnd::Signal(_) => {}
         }
-        if let Err(also) = kill(machine) {
+        if let Err(also) = kill(setup) {
             self.bad_end.get_or_insert_with(|| Violation::of_run(also));
         }
     }
@@ -172,33 +171,33 @@ impl Course {
 
 /// The last sweep.
 fn finish(
-    watch: &mut Watch<'_>,
-    machine: &mut Machine<impl Contract>,
+    lookout: &mut Lookout<'_>,
+    setup: &mut Setup<impl Contract>,
     storms: &Storms,
     course: &mut Course,
 ) {
-    watch.ending.phase("the guest makes its last sweep");
-    watch.status.sweeping = true;
-    machine.fleet.request_stop();
-    let bytes = machine.fleet.members.iter().map(|member| member.vm.object().bytes()).sum();
+    lookout.watch.phase("the guest makes its last sweep");
+    lookout.status.sweeping = true;
+    setup.fleet.request_stop();
+    let bytes = setup.fleet.members.iter().map(|member| member.vm.object().bytes()).sum();
     let bound = sweep_bound(bytes);
-    match watch.phase(machine, storms, bound, |_| Ok(())) {
+    match lookout.phase(setup, storms, bound, |_| Ok(())) {
         PhaseEnd::Ended => {}
-        PhaseEnd::Signal(signal) => course.interrupt(machine, signal),
+        PhaseEnd::Signal(signal) => course.interrupt(setup, signal),
         PhaseEnd::Deadline => {
-            let failed = machine.figures().host.failed_evictions;
+            let failed = setup.figures().host.failed_evictions;
             let mut said = unfinished(bound, failed);
-            if let Err(also) = kill(machine) {
+            if let Err(also) = kill(setup) {
                 said = format!("{said}; {also}");
             }
             course.bad_end = Some(Violation::of_run(said));
         }
-        other => course.end_badly(machine, other),
+        other => course.end_badly(setup, other),
     }
 }
 
 /// The run was over before there were as many VMs as it was to have.
-fn too_few(config: &StressConfig, population: &Population) -> Violation {
+fn too_few(plan: &Plan, population: &Population) -> Violation {
     let made = 1 + population.count.cloned;
     let why = match population.count.failed {
         0 => "the first VM had hardly begun to work; choose a longer --duration".to_owned(),
@@ -207,7 +206,7 @@ fn too_few(config: &StressConfig, population: &Population) -> Violation {
             human_count(failed)
         ),
     };
-    Violation::of_run(format!("only {made} of --vms {} were there: {why}", config.vms))
+    Violation::of_run(format!("only {made} of --vms {} were there: {why}", plan.vms))
 }
 
 /// A guest that hardly gets any frames is slow, and why is what its user can change.
@@ -229,8 +228,8 @@ fn sweep_bound(memory_bytes: u64) -> Duration {
     SWEEP_BASE.saturating_add(SWEEP_PER_PAGE.saturating_mul(pages))
 }
 
-fn kill(machine: &mut Machine<impl Contract>) -> Result<(), String> {
-    match machine.fleet.kill(KILL_TIMEOUT) {
+fn kill(setup: &mut Setup<impl Contract>) -> Result<(), String> {
+    match setup.fleet.kill(KILL_TIMEOUT) {
         true => Ok(()),
         false => {
             Err(format!("a vCPU did not stop within {} s of being killed", KILL_TIMEOUT.as_secs()))
@@ -242,14 +241,14 @@ fn kill(machine: &mut Machine<impl Contract>) -> Result<(), String> {
 fn wrong_end(
     member: &Member<impl Contract>,
     is_one_of_several: bool,
-    plan: &InjectionPlan,
+    judge: &Judge,
 ) -> Option<PhaseEnd> {
     let named = |text: String| match is_one_of_several {
         true => format!("VM {}: {text}", member.number),
         false => text,
     };
     if let Some(Outcome::Failed(error)) = &member.outcome
-        && let Some(sentence) = hint::host_limit(error, plan)
+        && let Some(sentence) = judge.host_limit(error)
     {
         return Some(PhaseEnd::HostLimit(named(sentence)));
     }
@@ -273,7 +272,7 @@ fn early_end(outcome: &Outcome) -> Violation {
 fn bad_outcome(outcome: &Outcome) -> Violation {
     match outcome {
         Outcome::PoweredOff => Violation::of_run("the guest powered off"),
-        Outcome::Rebooted => Violation::of_run("the guest reset its machine"),
+        Outcome::Rebooted => Violation::of_run("the guest reset its setup"),
         Outcome::GuestExit(code) => {
             Violation::of_run(format!("the guest gave up with exit code {code}"))
         }
@@ -285,32 +284,31 @@ fn bad_outcome(outcome: &Outcome) -> Violation {
     }
 }
 
-fn wrong_end_of_any(machine: &Machine<impl Contract>) -> Option<PhaseEnd> {
-    let is_one_of_several = machine.fleet.is_one_of_several();
-    let plan = &machine.mm.config().inject;
-    machine.fleet.members.iter().find_map(|member| wrong_end(member, is_one_of_several, plan))
+fn wrong_end_of_any(setup: &Setup<impl Contract>, judge: &Judge) -> Option<PhaseEnd> {
+    let is_one_of_several = setup.fleet.is_one_of_several();
+    setup.fleet.members.iter().find_map(|member| wrong_end(member, is_one_of_several, judge))
 }
 
 /// Looks at a run again and again.
-struct Watch<'a> {
-    ending: &'a Ending,
+struct Lookout<'a> {
+    watch: &'a dyn Watch,
+    judge: Judge,
     begun: Instant,
     fail_fast: bool,
     until_oracle: bool,
-    progress: Progress,
     status: Status,
     detection: Option<Detection>,
     peak_resident_bytes: u64,
 }
 
-impl<'a> Watch<'a> {
-    fn new(config: &StressConfig, ending: &'a Ending) -> Self {
+impl<'a> Lookout<'a> {
+    fn new(plan: &Plan, judge: Judge, watch: &'a dyn Watch) -> Self {
         Self {
-            ending,
+            watch,
+            judge,
             begun: Instant::now(),
-            fail_fast: config.fail_fast,
-            until_oracle: config.until_oracle,
-            progress: Progress::new(config.duration),
+            fail_fast: plan.fail_fast,
+            until_oracle: plan.until_oracle,
             status: Status::default(),
             detection: None,
             peak_resident_bytes: 0,
@@ -320,51 +318,52 @@ impl<'a> Watch<'a> {
     /// Waits for the end of a phase of so long. `tend` is called again and again while it lasts.
     fn phase<P: Contract>(
         &mut self,
-        machine: &mut Machine<P>,
+        setup: &mut Setup<P>,
         storms: &Storms,
         length: Duration,
-        mut tend: impl FnMut(&mut Machine<P>) -> Result<(), PhaseEnd>,
+        mut tend: impl FnMut(&mut Setup<P>) -> Result<(), PhaseEnd>,
     ) -> PhaseEnd {
         let mut patience = Patience::at_work(length, Instant::now());
         loop {
             let slice = patience.slice();
-            machine.fleet.poll(slice.unwrap_or_default());
-            self.look(machine, storms);
-            if let Some(wrong) = wrong_end_of_any(machine) {
+            setup.fleet.poll(slice.unwrap_or_default());
+            self.look(setup, storms);
+            if let Some(wrong) = wrong_end_of_any(setup, &self.judge) {
                 return wrong;
             }
-            if machine.fleet.have_all_ended() {
+            if setup.fleet.have_all_ended() {
                 return PhaseEnd::Ended;
             }
             if self.fail_fast && self.detection.is_some() {
                 return PhaseEnd::Violation;
             }
-            if let Some(signal) = self.ending.signal() {
+            if let Some(signal) = self.watch.signal() {
                 return PhaseEnd::Signal(signal);
             }
             if slice.is_none() {
                 return PhaseEnd::Deadline;
             }
-            if let Err(end) = tend(machine) {
+            if let Err(end) = tend(setup) {
                 return end;
             }
         }
     }
 
-    fn look(&mut self, machine: &Machine<impl Contract>, storms: &Storms) {
-        let found = violations::found_so_far(machine).or(storms.found().map(|check| (check, 1)));
+    fn look(&mut self, setup: &Setup<impl Contract>, storms: &Storms) {
+        let found = violations::found_so_far(setup).or(storms.found().map(|check| (check, 1)));
         // The oracle's come first if there are any.
         let found = found.filter(|&(by, _)| !self.until_oracle || by == Check::GuestOracle);
         if let (Some((by, _)), None) = (found, self.detection) {
             let seconds = self.begun.elapsed().as_secs_f64();
             self.detection = Some(Detection { seconds, by });
-            self.ending.note_failure();
+            self.watch.note_failure();
         }
         // What the kernel does not tell is not a peak.
-        let resident = machine.mm.resident_bytes().unwrap_or(0);
+        let resident = setup.mm.resident_bytes().unwrap_or(0);
         self.peak_resident_bytes = self.peak_resident_bytes.max(resident);
-        let figures = machine.figures();
+        let figures = setup.figures();
         self.status = Status {
+            elapsed: self.begun.elapsed(),
             sweeping: self.status.sweeping,
             verified: figures.guest.verified,
             faults: figures.faults,
@@ -372,7 +371,7 @@ impl<'a> Watch<'a> {
             resident_bytes: resident,
             violations: found.map_or(0, |(_, count)| count),
         };
-        self.progress.show(&self.status);
+        self.watch.status(&self.status);
     }
 }
 

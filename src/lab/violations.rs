@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::fleet::Member;
-use super::machine::Machine;
-use super::values::human_bytes;
+use super::setup::Setup;
+use super::text::human_bytes;
 use crate::abi;
 use crate::addr::Pfn;
 use crate::host_mm::swap::SwapError;
@@ -17,9 +17,9 @@ use crate::sys::signal;
 use crate::vmm::{Contract, ViolationReport, VmError};
 
 /// Which check found a violation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Check {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+pub enum Check {
     /// The test guest, which knows what each of its pages has to hold.
     GuestOracle,
     /// Host memory management, at each eviction.
@@ -60,9 +60,9 @@ impl fmt::Display for Check {
 }
 
 /// What is looked at only at the end of a run, and so not when that is cut short.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum EndCheck {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+pub enum EndCheck {
     /// The guest's, of all its memory.
     LastSweep,
     /// That every VM comes to its end.
@@ -94,29 +94,30 @@ impl fmt::Display for EndCheck {
 }
 
 /// The sentence about a run that was cut short, and what was therefore not checked.
-pub(crate) fn cut_short(signal: i32, unchecked: &BTreeSet<EndCheck>) -> Option<String> {
+pub fn cut_short(signal: i32, unchecked: &BTreeSet<EndCheck>) -> Option<String> {
     let names: Vec<String> = unchecked.iter().map(ToString::to_string).collect();
     (!names.is_empty())
         .then(|| format!("cut short by signal {signal}; not checked: {}", names.join(", ")))
 }
 
 /// One finding.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub(crate) struct Violation {
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Violation {
     /// The check that found it.
-    pub(crate) by: Check,
+    pub by: Check,
     /// What is wrong, and where.
-    pub(crate) text: String,
+    pub text: String,
 }
 
 impl Violation {
     /// A run that did not end as it should.
-    pub(crate) fn of_run(text: impl Into<String>) -> Self {
+    pub fn of_run(text: impl Into<String>) -> Self {
         Self { by: Check::Run, text: text.into() }
     }
 
     /// A VM that failed: some checks end it themselves.
-    pub(crate) fn of_failure(error: &VmError) -> Self {
+    pub fn of_failure(error: &VmError) -> Self {
         let by = match error {
             VmError::Stale(_) => Check::Tripwire,
             VmError::Host(MmError::Swap(SwapError::Checksum { .. })) => Check::SwapChecksum,
@@ -131,20 +132,21 @@ impl Violation {
 const MAX_KEPT: usize = 1024;
 
 /// All findings of a run.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub(crate) struct Violations {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Violations {
     /// How many there were.
-    pub(crate) total: u64,
+    pub total: u64,
     /// The first ones of each check.
-    pub(crate) first: Vec<Violation>,
+    pub first: Vec<Violation>,
     /// What was not looked at, or not to the end.
-    #[serde(skip)]
-    pub(crate) unchecked: BTreeSet<EndCheck>,
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub unchecked: BTreeSet<EndCheck>,
 }
 
 impl Violations {
     /// Adds findings of one check, of which `total` may be more than `texts`.
-    pub(crate) fn add(&mut self, by: Check, texts: impl IntoIterator<Item = String>, total: u64) {
+    pub fn add(&mut self, by: Check, texts: impl IntoIterator<Item = String>, total: u64) {
         let before = self.first.len();
         self.first.extend(texts.into_iter().map(|text| Violation { by, text }));
         let added = self.first.len() - before;
@@ -152,7 +154,7 @@ impl Violations {
     }
 
     /// Adds all of other findings; those kept in full are bounded.
-    pub(crate) fn append(&mut self, other: Self) {
+    pub fn append(&mut self, other: Self) {
         let room = MAX_KEPT.saturating_sub(self.first.len());
         self.first.extend(other.first.into_iter().take(room));
         self.total = self.total.saturating_add(other.total);
@@ -161,7 +163,7 @@ impl Violations {
 
     /// Looks, unless the end is to be quick, and adds what there is: a sentence for each difference. A
     /// look that was under way when a signal came has not seen everything.
-    pub(crate) fn look(&mut self, check: EndCheck, by: Check, look: impl FnOnce() -> Vec<String>) {
+    pub fn look(&mut self, check: EndCheck, by: Check, look: impl FnOnce() -> Vec<String>) {
         if !signal::is_stop_asked() {
             self.add(by, look(), 0);
         }
@@ -171,7 +173,7 @@ impl Violations {
     }
 
     /// As [`look`](Self::look), if what is to be compared is at rest.
-    pub(crate) fn look_at_rest(
+    pub fn look_at_rest(
         &mut self,
         (check, is_at_rest): (EndCheck, bool),
         by: Check,
@@ -184,17 +186,17 @@ impl Violations {
     }
 
     /// Adds one finding.
-    pub(crate) fn add_one(&mut self, violation: Violation) {
+    pub fn add_one(&mut self, violation: Violation) {
         self.first.push(violation);
         self.total = self.total.saturating_add(1);
     }
 }
 
 /// Findings so far, of the checks that are always on; cheap enough to be asked many times a second.
-pub(crate) fn found_so_far(machine: &Machine<impl Contract>) -> Option<(Check, u64)> {
-    let oracle = machine.fleet.oracle_violations();
-    let host = machine.mm.violations().1;
-    let differences = machine.fleet.differences();
+pub(super) fn found_so_far(setup: &Setup<impl Contract>) -> Option<(Check, u64)> {
+    let oracle = setup.fleet.oracle_violations();
+    let host = setup.mm.violations().1;
+    let differences = setup.fleet.differences();
     let first = match (oracle, host, differences) {
         (0, 0, 0) => return None,
         (0, 0, _) => Check::ReverseMap,
@@ -206,15 +208,15 @@ pub(crate) fn found_so_far(machine: &Machine<impl Contract>) -> Option<(Check, u
 
 /// Everything that the checks have found, after the VMs have ended. Of one that has not, in spite of
 /// everything, only what it has found by itself.
-pub(crate) fn collect(machine: &Machine<impl Contract>, peak_resident_bytes: u64) -> Violations {
-    let mut all = machine.fleet.violations();
-    all.append(of_host(&machine.mm, machine.fleet.have_all_ended(), peak_resident_bytes));
+pub fn collect(setup: &Setup<impl Contract>, peak_resident_bytes: u64) -> Violations {
+    let mut all = setup.fleet.violations();
+    all.append(of_host(&setup.mm, setup.fleet.have_all_ended(), peak_resident_bytes));
     all
 }
 
 /// What the checks of host memory have found. Whoever still runs (`is_at_rest` is false) is between a
 /// page and its count.
-pub(crate) fn of_host(mm: &HostMm, is_at_rest: bool, peak_resident_bytes: u64) -> Violations {
+pub fn of_host(mm: &HostMm, is_at_rest: bool, peak_resident_bytes: u64) -> Violations {
     let mut all = Violations::default();
     let (host, total) = mm.violations();
     all.add(Check::HostMemory, host.iter().map(ToString::to_string), total);
@@ -231,7 +233,7 @@ pub(crate) fn of_host(mm: &HostMm, is_at_rest: bool, peak_resident_bytes: u64) -
 }
 
 /// What was found in one VM, with its number, if there are several; all of it if it has ended.
-pub(crate) fn of_vm(member: &Member<impl Contract>, is_one_of_several: bool) -> Violations {
+pub(super) fn of_vm(member: &Member<impl Contract>, is_one_of_several: bool) -> Violations {
     let vm = &member.vm;
     let named = |text: String| match is_one_of_several {
         true => format!("VM {}: {text}", member.number),
@@ -252,8 +254,8 @@ const CHUNK_FRAMES: u32 = 1 << 14;
 
 /// What is left of VMs when all are gone, though nothing should be. Leaves off
 /// when a [stop](signal::is_stop_asked) is asked for, and then knows of nothing.
-pub(crate) fn left_behind(machine: &Machine<impl Contract>) -> Vec<String> {
-    let mm = &machine.mm;
+pub fn left_behind(setup: &Setup<impl Contract>) -> Vec<String> {
+    let mm = &setup.mm;
     let _quiet = mm.quiet();
     let mut found = Vec::new();
     for first in (0..mm.frame_count()).step_by(CHUNK_FRAMES as usize) {

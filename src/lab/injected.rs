@@ -6,19 +6,17 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
-
-use super::values::human_count;
+use super::inject::concerns_peers;
+use super::text::human_count;
 use super::violations::{Check, EndCheck, Violations};
 use crate::host_mm::{
     Audit, HostMm, InjectionCount, InjectionPlan, MemoryObject, PauseCount, When,
 };
-use crate::lab::inject::concerns_peers;
 use crate::sys::signal;
 
 /// What is told before a run: a user should not take a fault for the host's own. The seed, only if
 /// anything hangs on it.
-pub(crate) fn announcement(plan: &InjectionPlan) -> Option<String> {
+pub fn announcement(plan: &InjectionPlan) -> Option<String> {
     if plan.items.is_empty() {
         return None;
     }
@@ -29,56 +27,67 @@ pub(crate) fn announcement(plan: &InjectionPlan) -> Option<String> {
 }
 
 /// The part of a report that is about injected faults.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct Injected {
-    pub(crate) items: Vec<Item>,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Injected {
+    /// What came of each item.
+    pub items: Vec<Item>,
     /// How often each point of the protocol was passed and paused at, with an item `pause`.
-    pub(crate) pauses: Vec<Pause>,
+    pub pauses: Vec<Pause>,
     /// Where the guest's pages were at the end, once nothing was injected any more; `None` if nobody
     /// looked for all of them, since the end was to be quick.
-    pub(crate) pages: Option<Pages>,
-    #[serde(skip)]
+    pub pages: Option<Pages>,
+    #[cfg_attr(feature = "serde", serde(skip))]
     /// The first of the lost, a sentence each.
-    pub(crate) lost: Vec<String>,
+    pub lost: Vec<String>,
 }
 
 /// One item.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Item {
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Item {
     /// As on the command line.
-    pub(crate) item: String,
+    pub item: String,
     /// Calls that it could have struck.
-    pub(crate) calls: u64,
+    pub calls: u64,
     /// Those that it did.
-    pub(crate) struck: u64,
-    #[serde(skip)]
-    pub(crate) kind: &'static str,
-    #[serde(skip)]
-    pub(crate) advice: &'static str,
+    pub struck: u64,
+    #[cfg_attr(feature = "serde", serde(skip))]
+    /// What it strikes, in the plural.
+    pub kind: &'static str,
+    #[cfg_attr(feature = "serde", serde(skip))]
+    /// How it comes to strike at all.
+    pub advice: &'static str,
 }
 
 /// A point of the protocol.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Pause {
-    pub(crate) point: &'static str,
-    pub(crate) passed: u64,
-    pub(crate) paused: u64,
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Pause {
+    /// Its name.
+    pub point: &'static str,
+    /// How often it was passed.
+    pub passed: u64,
+    /// At how many of these there was a pause.
+    pub paused: u64,
 }
 
 /// The guest's pages by where they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct Pages {
-    pub(crate) in_frames: u64,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Pages {
+    /// In a frame.
+    pub in_frames: u64,
     /// Read back from swap, with the right checksum.
-    pub(crate) in_swap: u64,
+    pub in_swap: u64,
     /// In swap, and not to be had.
-    pub(crate) lost: u64,
+    pub lost: u64,
 }
 
 impl Injected {
     /// Ends the injection and looks for the guests' pages, which are in `memory`; `None` if nothing
     /// was injected. Neither vCPU, device nor storm may run any more.
-    pub(crate) fn conclude<'a>(
+    pub fn conclude<'a>(
         mm: &HostMm,
         memory: impl IntoIterator<Item = &'a Arc<MemoryObject>>,
     ) -> Option<Self> {
@@ -117,7 +126,7 @@ impl Injected {
 
     /// Adds what is wrong. `ended_early` says that a signal, the user or a failure
     /// ended the run.
-    pub(crate) fn add_violations(&self, all: &mut Violations, ended_early: bool) {
+    pub fn add_violations(&self, all: &mut Violations, ended_early: bool) {
         let lost = self.pages.map_or(0, |pages| pages.lost);
         all.add(Check::SwapChecksum, self.lost.iter().cloned(), lost);
         if self.pages.is_none() {
@@ -131,7 +140,7 @@ impl Injected {
     }
 
     /// A line for each item, and one for the pages.
-    pub(crate) fn lines(&self) -> Vec<String> {
+    pub fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = self.items.iter().map(Item::line).collect();
         let told = self.pauses.iter().filter(|pause| pause.passed > 0).map(Pause::told);
         let told: Vec<String> = told.collect();
@@ -208,10 +217,10 @@ mod tests {
 
     use super::*;
     use crate::addr::{Gfn, SwapSlot};
-    use crate::cli::violations::Violation;
     use crate::host_mm::Injection;
     use crate::host_mm::hooks::{COUNTED, EINTR, SHORT_WRITE, SLOT_FREED, SWAP_FULL};
     use crate::host_mm::swap::SwapError;
+    use crate::lab::Violation;
 
     fn injected(struck: u64, audit: &Audit) -> Injected {
         let when = When::Once(NonZeroU64::new(9).unwrap());

@@ -10,9 +10,9 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::storm::{Source, Trouble};
+use super::fleet::Objects;
+use super::storms::{Source, Trouble};
 use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64};
-use crate::cli::fleet::Objects;
 use crate::host_mm::{DirtyLog, MemoryObject, MmError};
 use crate::sync::{Mutex, lock};
 

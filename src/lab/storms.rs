@@ -13,17 +13,16 @@ use std::time::{Duration, Instant};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+use super::fleet::Objects;
+use super::judge::Judge;
 use super::observe;
+use super::plan::StormPlan;
+use super::setup::SetupError;
 use super::sources::source;
+use super::violations::Check;
 use crate::addr::Pfn;
-use crate::cli::args::{Invalidate, name_of};
-use crate::cli::fleet::Objects;
-use crate::cli::hint;
-use crate::cli::violations::Check;
-use crate::export_rmap::lab::With;
-use crate::host_mm::hooks::{SWAP_READ, SWAP_WRITE};
-use crate::host_mm::swap::{SwapError, SwapOp};
-use crate::host_mm::{HostMm, InjectionPlan, MmError};
+use crate::host_mm::swap::SwapError;
+use crate::host_mm::{HostMm, MmError};
 use crate::sync::{Condvar, Mutex, lock};
 use crate::sys::threads::{self, NotStarted};
 
@@ -49,18 +48,18 @@ pub(super) enum Trouble {
 
 impl Trouble {
     /// What it has to say of the host, if that is what it is about.
-    fn host_limit(&self, injected: &InjectionPlan) -> Option<String> {
+    fn host_limit(&self, judge: &Judge) -> Option<String> {
         match self {
-            Self::Host(error) if !is_expected(error, injected) => hint::host_limit(error, injected),
+            Self::Host(error) if !judge.is_expected(error) => judge.host_limit(error),
             _ => None,
         }
     }
 
     /// What has found it, unless a run has to live with it.
-    fn check(&self, injected: &InjectionPlan) -> Option<Check> {
+    fn check(&self, judge: &Judge) -> Option<Check> {
         match self {
             Self::Wrong(_) => Some(Check::Observer),
-            Self::Host(error) if is_expected(error, injected) => None,
+            Self::Host(error) if judge.is_expected(error) => None,
             Self::Host(MmError::Swap(SwapError::Checksum { .. })) => Some(Check::SwapChecksum),
             Self::Host(_) => Some(Check::Run),
         }
@@ -74,22 +73,23 @@ impl From<MmError> for Trouble {
 }
 
 /// What a storm of one kind has done.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub(crate) struct StormCount {
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct StormCount {
     /// Kind of invalidation.
-    pub(crate) kind: String,
+    pub kind: String,
     /// Frames chosen; many hold no page, or somebody has them locked.
-    pub(crate) tried: u64,
+    pub tried: u64,
     /// Pages invalidated.
-    pub(crate) done: u64,
+    pub done: u64,
     /// Batches that ended with an error.
-    pub(crate) failed_batches: u64,
+    pub failed_batches: u64,
     /// The first error that is neither a lack of swap nor injected: something is broken.
-    pub(crate) broken: Option<String>,
+    pub broken: Option<String>,
     /// The first thing that was found not to be as it must.
-    pub(crate) wrong: Option<String>,
+    pub wrong: Option<String>,
     /// The first limit of the host that it came up against.
-    pub(crate) limited: Option<String>,
+    pub limited: Option<String>,
 }
 
 #[derive(Default)]
@@ -125,43 +125,41 @@ struct Stop {
 }
 
 /// The storms of a run; dropping them stops them.
-pub(crate) struct Storms {
+pub struct Storms {
     stop: Arc<Stop>,
     live: Vec<(String, Arc<Live>)>,
     /// Those who look on.
     observers: Vec<(String, Arc<Live>)>,
     threads: Vec<(Arc<Live>, JoinHandle<()>)>,
-    injected: InjectionPlan,
+    judge: Judge,
 }
 
 impl Storms {
-    /// Starts a storm of each kind, with `rate` pages a second each.
+    /// Starts a storm of each kind.
     ///
     /// # Errors
     /// If the host has no thread left, or there is no memory object for copies.
-    pub(crate) fn start(
+    pub fn start(
+        judge: Judge,
         mm: &Arc<HostMm>,
         objects: &Arc<Objects>,
-        kinds: &[Invalidate],
-        rate: u32,
-        seed: u64,
-    ) -> anyhow::Result<Self> {
-        let injected = mm.config().inject.clone();
-        let mut storms = Self::none(injected);
-        for &kind in kinds {
+        plan: &StormPlan,
+    ) -> Result<Self, SetupError> {
+        let mut storms = Self::none(judge);
+        for &kind in &plan.kinds {
             if let Some(work) = source(kind, mm, objects)? {
                 // Each kind has its own sequence, which does not depend on what else runs.
-                let random = StdRng::seed_from_u64(seed ^ ((kind as u64 + 1) << 32));
-                let live = storms.spawn(&name_of(kind), work, random, mm.frame_count(), rate)?;
-                storms.live.push((name_of(kind), live));
+                let random = StdRng::seed_from_u64(plan.seed ^ ((kind as u64 + 1) << 32));
+                let live = storms.spawn(kind.name(), work, random, mm.frame_count(), plan.rate)?;
+                storms.live.push((kind.name().to_owned(), live));
             }
         }
         Ok(storms)
     }
 
-    fn none(injected: InjectionPlan) -> Self {
+    fn none(judge: Judge) -> Self {
         let (stop, threads) = (Arc::default(), Vec::new());
-        Self { stop, live: Vec::new(), observers: Vec::new(), threads, injected }
+        Self { stop, live: Vec::new(), observers: Vec::new(), threads, judge }
     }
 
     /// Has somebody look on: compare the dirty log with what is written. `removes` says that parts of
@@ -169,7 +167,7 @@ impl Storms {
     ///
     /// # Errors
     /// If the host has no thread left.
-    pub(crate) fn observe(
+    pub fn observe(
         &mut self,
         objects: &Arc<Objects>,
         removes: bool,
@@ -195,31 +193,31 @@ impl Storms {
     ) -> Result<Arc<Live>, NotStarted> {
         let live = Arc::new(Live::default());
         let (stop, counts) = (self.stop.clone(), live.clone());
-        let injected = self.injected.clone();
-        let body = move || storm(&stop, &counts, &injected, &*work, random, frames, rate);
+        let judge = self.judge.clone();
+        let body = move || storm(&stop, &counts, &judge, &*work, random, frames, rate);
         let thread = threads::start(format!("storm-{name}"), "a storm of invalidations", body)?;
         self.threads.push((live.clone(), thread));
         Ok(live)
     }
 
     /// What they have done so far.
-    pub(crate) fn counts(&self) -> Vec<StormCount> {
+    pub fn counts(&self) -> Vec<StormCount> {
         self.live.iter().map(|(kind, live)| live.count(kind)).collect()
     }
 
     /// What those who look on have done so far: turns taken, pages found written.
-    pub(crate) fn observed(&self) -> Vec<StormCount> {
+    pub fn observed(&self) -> Vec<StormCount> {
         self.observers.iter().map(|(name, live)| live.count(name)).collect()
     }
 
     /// What one of them has come upon first, if anything: that something is not as it must be, or an
     /// error that is neither a lack of swap nor injected.
-    pub(crate) fn found(&self) -> Option<Check> {
+    pub fn found(&self) -> Option<Check> {
         self.live.iter().chain(&self.observers).find_map(|(_, live)| *lock(&live.by))
     }
 
     /// Ends them, as [`threads::join`] does.
-    pub(crate) fn stop(&mut self) {
+    pub fn stop(&mut self) {
         *lock(&self.stop.stopped) = true;
         self.stop.changed.notify_all();
         for (live, thread) in self.threads.drain(..) {
@@ -240,7 +238,7 @@ impl Drop for Storms {
 fn storm(
     stop: &Stop,
     live: &Live,
-    injected: &InjectionPlan,
+    judge: &Judge,
     work: &Source,
     mut random: StdRng,
     frames: u32,
@@ -259,16 +257,16 @@ fn storm(
             }
             Err(error) => {
                 live.failed_batches.fetch_add(1, Ordering::Relaxed);
-                if let Some(limit) = error.host_limit(injected) {
+                if let Some(limit) = error.host_limit(judge) {
                     lock(&live.limited).get_or_insert(limit);
                     continue;
                 }
-                if let Some(check) = error.check(injected) {
+                if let Some(check) = error.check(judge) {
                     lock(&live.by).get_or_insert(check);
                 }
                 match error {
                     Trouble::Wrong(what) => _ = lock(&live.wrong).get_or_insert(what),
-                    Trouble::Host(error) if is_expected(&error, injected) => {}
+                    Trouble::Host(error) if judge.is_expected(&error) => {}
                     Trouble::Host(error) => {
                         lock(&live.broken).get_or_insert_with(|| error.to_string());
                     }
@@ -281,30 +279,6 @@ fn storm(
 fn index(value: u32) -> usize {
     // Lossless: only 64-bit targets are supported.
     value as usize
-}
-
-/// Whether an error is one that a run has to live with: nothing is wrong.
-pub(super) fn is_expected(error: &MmError, injected: &InjectionPlan) -> bool {
-    is_lack_of_swap(error) || is_injected(error, injected)
-}
-
-/// Whether swap was just too small for what was asked: the page stayed, nothing is wrong.
-fn is_lack_of_swap(error: &MmError) -> bool {
-    matches!(error, MmError::Swap(SwapError::Full { .. } | SwapError::NoSpace { .. }))
-}
-
-/// Whether swap failed as it was told to: the page stayed where it was, and that is what was asked
-/// for.
-fn is_injected(error: &MmError, injected: &InjectionPlan) -> bool {
-    let MmError::Swap(SwapError::Io { op, source, .. }) = error else {
-        return false;
-    };
-    let is_it = |errno| source.raw_os_error() == Some(errno as i32);
-    injected.items.iter().any(|item| match (item.fault.kind, item.fault.with) {
-        (SWAP_WRITE, With::Errno(errno)) => *op == SwapOp::Write && is_it(errno),
-        (SWAP_READ, With::Errno(errno)) => *op == SwapOp::Read && is_it(errno),
-        _ => false,
-    })
 }
 
 impl Stop {
@@ -350,10 +324,8 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use nix::errno::Errno;
-
     use super::*;
-    use crate::host_mm::{Injection, When};
+    use crate::host_mm::InjectionPlan;
 
     #[test]
     fn batches_keep_the_pace_and_lost_time_is_not_made_up_in_a_burst() {
@@ -368,8 +340,8 @@ mod tests {
         assert_eq!(pace.next(ms(500)), ms(510));
     }
 
-    fn storms(injected: InjectionPlan) -> Storms {
-        Storms::none(injected)
+    fn storms() -> Storms {
+        Storms::none(Judge::new(InjectionPlan::default(), |_| String::new()))
     }
 
     /// Runs `work` as a reclaim storm over `frames` frames until `until` says so.
@@ -379,7 +351,7 @@ mod tests {
         rate: u32,
         until: impl Fn(&StormCount) -> bool,
     ) -> StormCount {
-        let mut storms = storms(InjectionPlan::default());
+        let mut storms = storms();
         let live = storms.spawn("reclaim", work, StdRng::seed_from_u64(1), frames, rate).unwrap();
         storms.live.push(("reclaim".to_owned(), live));
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -429,22 +401,8 @@ mod tests {
     }
 
     #[test]
-    fn only_the_failure_that_was_injected_is_expected() {
-        let slot = crate::addr::SwapSlot::new(0).unwrap();
-        let failed =
-            |op, errno: Errno| MmError::Swap(SwapError::Io { op, slot, source: errno.into() });
-        let item = Injection { fault: SWAP_WRITE.failing(Errno::EIO), when: When::ALWAYS };
-        let plan = InjectionPlan { items: vec![item], seed: 0, ..InjectionPlan::default() };
-        assert!(is_injected(&failed(SwapOp::Write, Errno::EIO), &plan));
-        assert!(!is_injected(&failed(SwapOp::Write, Errno::ENOMEM), &plan));
-        assert!(!is_injected(&failed(SwapOp::Read, Errno::EIO), &plan));
-        assert!(!is_injected(&MmError::TooManyObjects, &plan));
-        assert!(!is_injected(&failed(SwapOp::Write, Errno::EIO), &InjectionPlan::default()));
-    }
-
-    #[test]
     fn a_stop_does_not_wait_for_the_next_batch() {
-        let mut storms = storms(InjectionPlan::default());
+        let mut storms = storms();
         // One batch in 32 seconds: the second one would come long after the test.
         let work = Box::new(|chosen: &[Pfn], _: &mut StdRng| Ok(chosen.len()));
         let live = storms.spawn("clean", work, StdRng::seed_from_u64(1), 64, 1).unwrap();

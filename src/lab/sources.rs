@@ -9,11 +9,11 @@ use std::sync::atomic::Ordering;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
+use super::fleet::Objects;
 use super::observe::Snapshot;
-use super::storm::{Source, Trouble};
+use super::plan::Invalidation;
+use super::storms::{Source, Trouble};
 use crate::addr::{Gfn, Gpa, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
-use crate::cli::args::Invalidate;
-use crate::cli::fleet::Objects;
 use crate::host_mm::{HostMm, MAX_REMAP_PAGES, MemoryObject, Merged, MmError};
 use crate::sync::{Mutex, lock};
 
@@ -29,31 +29,31 @@ const REMAPPED: usize = 8;
 /// # Errors
 /// If there is no memory object left for copies.
 pub(super) fn source(
-    kind: Invalidate,
+    kind: Invalidation,
     mm: &Arc<HostMm>,
     objects: &Arc<Objects>,
 ) -> Result<Option<Box<Source>>, MmError> {
     let spare = || mm.create_object(SPARE_PAGES * PAGE_SIZE_U64);
     let (mm, objects) = (mm.clone(), objects.clone());
     Ok(Some(match kind {
-        Invalidate::Reclaim => Box::new(move |frames, _| Ok(mm.evict_frames(frames)?)),
-        Invalidate::Clean => Box::new(move |frames, _| Ok(mm.clean_frames(frames)?)),
-        Invalidate::Migrate => Box::new(move |frames, _| Ok(mm.migrate_frames(frames)?)),
-        Invalidate::Cow => cow(objects),
-        Invalidate::Merge => {
+        Invalidation::Reclaim => Box::new(move |frames, _| Ok(mm.evict_frames(frames)?)),
+        Invalidation::Clean => Box::new(move |frames, _| Ok(mm.clean_frames(frames)?)),
+        Invalidation::Migrate => Box::new(move |frames, _| Ok(mm.migrate_frames(frames)?)),
+        Invalidation::Cow => cow(objects),
+        Invalidation::Merge => {
             let spare = spare()?;
             merge(objects, spare)
         }
-        Invalidate::Remap => {
+        Invalidation::Remap => {
             let spare = spare()?;
             remap(objects, spare)
         }
-        Invalidate::Zero => {
+        Invalidation::Zero => {
             let spare = spare()?;
             zero(mm, spare)?
         }
         // The guest's part: it gives pages back of its own accord.
-        Invalidate::Free | Invalidate::Remove | Invalidate::None => return Ok(None),
+        Invalidation::Free | Invalidation::Remove => return Ok(None),
     }))
 }
 
@@ -273,7 +273,7 @@ mod tests {
         }
         let mut random = StdRng::seed_from_u64(1);
         let frames: Vec<Pfn> = (0..mm.frame_count()).map(Pfn::new).collect();
-        use Invalidate::{Clean, Cow, Merge, Migrate, Reclaim, Remap, Zero};
+        use Invalidation::{Clean, Cow, Merge, Migrate, Reclaim, Remap, Zero};
         for kind in [Merge, Cow, Remap, Zero, Migrate, Clean, Reclaim, Merge] {
             let work = source(kind, &mm, &objects).unwrap().unwrap();
             let mut done = 0;

@@ -8,13 +8,11 @@
 use std::time::{Duration, Instant};
 
 use super::course::PhaseEnd;
-use super::storm::is_expected;
-use crate::cli::config::StressConfig;
-use crate::cli::fleet::Fate;
-use crate::cli::hint;
-use crate::cli::machine::Machine;
-use crate::cli::violations::Violation;
-use crate::host_mm::InjectionPlan;
+use super::fleet::Fate;
+use super::judge::Judge;
+use super::plan::Plan;
+use super::setup::Setup;
+use super::violations::Violation;
 use crate::vmm::{Contract, VmError};
 
 /// Time between two comparisons of reverse maps with what is mapped. After each, a VM's shadow pages are
@@ -22,17 +20,18 @@ use crate::vmm::{Contract, VmError};
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What came of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub(crate) struct PopulationCount {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct PopulationCount {
     /// Clones made.
-    pub(crate) cloned: u64,
+    pub cloned: u64,
     /// Clones that failed for want of swap, as injected, or since what was to be cloned waited for a disk
     /// or a peer.
-    pub(crate) failed: u64,
+    pub failed: u64,
     /// VMs killed in the middle of their work.
-    pub(crate) killed: u64,
+    pub killed: u64,
     /// VMs asked to finish in the middle of the run.
-    pub(crate) asked: u64,
+    pub asked: u64,
 }
 
 /// See the module's documentation.
@@ -42,7 +41,7 @@ pub(super) struct Population {
     /// When the next change is due; `None` while there are too few.
     due: Option<Instant>,
     turn: usize,
-    injected: InjectionPlan,
+    judge: Judge,
     /// When reverse maps are compared, and shadow pages taken back, the next time.
     check_due: Option<Instant>,
     checks: usize,
@@ -50,13 +49,13 @@ pub(super) struct Population {
 }
 
 impl Population {
-    pub(super) fn new(config: &StressConfig) -> Self {
+    pub(super) fn new(plan: &Plan, judge: Judge) -> Self {
         Self {
-            wanted: config.vms,
-            churn: config.churn,
+            wanted: plan.vms,
+            churn: plan.churn,
             due: None,
             turn: 0,
-            injected: config.machine.host.inject.clone(),
+            judge,
             check_due: None,
             checks: 0,
             count: PopulationCount::default(),
@@ -75,15 +74,15 @@ impl Population {
     /// injected.
     pub(super) fn tend(
         &mut self,
-        machine: &mut Machine<impl Contract>,
+        setup: &mut Setup<impl Contract>,
         now: Instant,
     ) -> Result<(), PhaseEnd> {
-        self.let_go(machine);
-        self.check(machine, now)?;
+        self.let_go(setup);
+        self.check(setup, now)?;
         match (self.due, self.churn) {
-            (None, _) if self.wanted > 1 && machine.fleet.is_working() => {
-                while machine.fleet.members.len() < self.wanted {
-                    if !self.clone_one(machine, 0)? {
+            (None, _) if self.wanted > 1 && setup.fleet.is_working() => {
+                while setup.fleet.members.len() < self.wanted {
+                    if !self.clone_one(setup, 0)? {
                         return Ok(());
                     }
                 }
@@ -92,57 +91,53 @@ impl Population {
             }
             (Some(due), Some(interval)) if now >= due => {
                 self.due = Some(now + interval);
-                self.change(machine)
+                self.change(setup)
             }
             _ => Ok(()),
         }
     }
 
     /// Compares reverse maps and takes shadow pages back, now and then.
-    fn check(
-        &mut self,
-        machine: &mut Machine<impl Contract>,
-        now: Instant,
-    ) -> Result<(), PhaseEnd> {
+    fn check(&mut self, setup: &mut Setup<impl Contract>, now: Instant) -> Result<(), PhaseEnd> {
         let due = *self.check_due.get_or_insert(now + CHECK_INTERVAL);
-        if now < due || !machine.fleet.is_working() {
+        if now < due || !setup.fleet.is_working() {
             return Ok(());
         }
         self.check_due = Some(now + CHECK_INTERVAL);
         self.checks += 1;
-        let checked = machine.fleet.check_and_recycle(self.checks);
+        let checked = setup.fleet.check_and_recycle(self.checks);
         checked.map_err(|error| self.end(&error, Violation::of_failure(&error)))
     }
 
     /// Those that have ended, as they were to.
-    fn let_go(&self, machine: &mut Machine<impl Contract>) {
+    fn let_go(&self, setup: &mut Setup<impl Contract>) {
         let mut index = 0;
-        while let Some(member) = machine.fleet.members.get(index) {
+        while let Some(member) = setup.fleet.members.get(index) {
             match member.has_ended {
-                true => machine.fleet.retire(index, &machine.mm),
+                true => setup.fleet.retire(index, &setup.mm),
                 false => index += 1,
             }
         }
     }
 
-    fn change<P: Contract>(&mut self, machine: &mut Machine<P>) -> Result<(), PhaseEnd> {
-        let of_fate = |machine: &Machine<P>, fate| -> Vec<usize> {
-            let members = machine.fleet.members.iter().enumerate();
+    fn change<P: Contract>(&mut self, setup: &mut Setup<P>) -> Result<(), PhaseEnd> {
+        let of_fate = |setup: &Setup<P>, fate| -> Vec<usize> {
+            let members = setup.fleet.members.iter().enumerate();
             let chosen = members.filter(|(_, member)| member.fate == fate && !member.has_ended);
             chosen.map(|(index, _)| index).collect()
         };
-        let working = of_fate(machine, Fate::Works);
+        let working = of_fate(setup, Fate::Works);
         self.turn += 1;
         let nth = |turn: usize| working.get(turn % working.len().max(1)).copied();
         // Two different ones, if there are two; members stay in their places here.
         let (Some(leaving), Some(source)) = (nth(self.turn), nth(self.turn + 1)) else {
             return Ok(());
         };
-        let somebody_was_asked = !of_fate(machine, Fate::Asked).is_empty();
-        if !self.clone_one(machine, source)? {
+        let somebody_was_asked = !of_fate(setup, Fate::Asked).is_empty();
+        if !self.clone_one(setup, source)? {
             return Ok(());
         }
-        let Some(member) = machine.fleet.members.get_mut(leaving) else {
+        let Some(member) = setup.fleet.members.get_mut(leaving) else {
             return Ok(());
         };
         if self.turn.is_multiple_of(2) && !somebody_was_asked {
@@ -160,15 +155,15 @@ impl Population {
     /// Clones a member; false if that was not to be had now.
     fn clone_one(
         &mut self,
-        machine: &mut Machine<impl Contract>,
+        setup: &mut Setup<impl Contract>,
         source: usize,
     ) -> Result<bool, PhaseEnd> {
-        match machine.fleet.clone_member(source) {
+        match setup.fleet.clone_member(source) {
             Ok(()) => {
                 self.count.cloned += 1;
                 Ok(true)
             }
-            Err(VmError::Host(error)) if is_expected(&error, &self.injected) => {
+            Err(VmError::Host(error)) if self.judge.is_expected(&error) => {
                 self.count.failed += 1;
                 Ok(false)
             }
@@ -188,7 +183,6 @@ impl Population {
 
     /// What ends the run: a limit of the host, if that is what the error is, or else the violation.
     fn end(&self, error: &VmError, violation: Violation) -> PhaseEnd {
-        hint::host_limit(error, &self.injected)
-            .map_or(PhaseEnd::Bad(violation), PhaseEnd::HostLimit)
+        self.judge.host_limit(error).map_or(PhaseEnd::Bad(violation), PhaseEnd::HostLimit)
     }
 }
