@@ -5,13 +5,16 @@ compile_error!(
     "gnomon needs 64-bit Linux on x86-64: it drives /dev/kvm and builds x86-64 page tables"
 );
 
+#[cfg(feature = "cli")]
 pub mod cli;
-mod compressed;
+pub mod compressed;
 pub mod direct_mmu;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod iotlb;
+#[cfg(feature = "lab")]
+pub mod lab;
 pub mod peer;
 pub mod shadow_mmu;
 mod streams;

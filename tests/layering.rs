@@ -14,6 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["iotlb"],
     &["virtio"],
     &["vmm"],
+    &["lab"],
     &["cli"],
     &["fuzzing"],
 ];
@@ -142,7 +143,9 @@ fn no_file_imports_from_a_layer_above_its_own() {
         }
         assert!(rank(layer).is_some(), "{} belongs to no layer", inside.display());
         let source = fs::read_to_string(file).unwrap();
-        let wrong = upward(layer, &source);
+        // In a crate of its own `crate` is the layer itself, and Cargo says what else there is.
+        let is_crate = src.join(layer).join("Cargo.toml").exists();
+        let wrong = if is_crate { Vec::new() } else { upward(layer, &source) };
         assert!(wrong.is_empty(), "{} imports {wrong:?} from above {layer}", inside.display());
         *checked.entry(layer.to_owned()).or_insert(0) += 1;
     }
@@ -158,6 +161,8 @@ fn an_upward_import_is_noticed() {
     assert_eq!(upward("host_mm", "use crate::vmm::Vm;"), ["vmm"]);
     assert_eq!(upward("sys", "fn f() { crate::export_rmap::g() }"), ["export_rmap"]);
     assert_eq!(upward("addr", "use crate::{sync::{lock, Mutex}, cli::run};"), ["cli"]);
+    assert_eq!(upward("lab", "let code = crate::cli::output::note(text);"), ["cli"]);
+    assert_eq!(upward("vmm", "use crate::lab::Tail;"), ["lab"]);
     assert!(upward("vmm", "use crate::{sync, host_mm::HostMm}; use crate::addr::Gpa;").is_empty());
 }
 
@@ -188,7 +193,7 @@ const HOST_MM: House = House {
     layer: "host_mm",
     is_crate: true,
     rooms: &[
-        &["inject", "stats", "violations"],
+        &["hooks", "stats", "violations"],
         &["swap"],
         &["error"],
         &["frames"],
@@ -508,7 +513,7 @@ fn an_import_from_a_room_of_host_memory_that_is_not_below_is_noticed() {
     let named = |file, source| HOST_MM.wrong_rooms(file, source);
     assert_eq!(named("object/pages.rs", "use crate::fault::Intent;"), ["fault"]);
     assert_eq!(named("swap/mod.rs", "use super::frames::host_view;"), ["frames"]);
-    assert_eq!(named("stats.rs", "use super::inject::When;"), ["inject"]);
+    assert_eq!(named("stats.rs", "use super::hooks::EINTR;"), ["hooks"]);
     assert_eq!(named("revoke/batch.rs", "use crate::{HostMm, stats};"), ["HostMm"]);
     assert!(named("sources/clean.rs", "use crate::revoke::batch;").is_empty());
 }

@@ -7,76 +7,77 @@ use std::time::Duration;
 
 use super::config::MachineConfig;
 use super::ending::Ending;
-use super::injected;
-use super::machine::{Figures, Kind, Machine};
 use super::output::{self, StdoutConsole};
+use super::refusal::from_setup;
 use super::run::{self, Guest};
-use super::values::{human_bytes, human_count};
-use super::violations::{self, Violations};
 use crate::addr::PAGE_SIZE_U64;
 use crate::direct_mmu::DirectStats;
 use crate::host_mm::{HostMm, MemoryObject, MmStats};
+use crate::lab::text::{human_bytes, human_count};
+use crate::lab::{self, Figures, Kind, Setup, Violations};
 use crate::vmm::{Contract, Outcome};
 
 /// Boots the guest, waits for its end and returns the exit code.
 ///
 /// # Errors
 /// If the guest cannot be started.
-pub(crate) fn run<P: Kind>(mut config: MachineConfig) -> anyhow::Result<u8> {
+pub(crate) fn run<P: Kind>(config: MachineConfig) -> anyhow::Result<u8> {
     let ending = Ending::install()?;
     let console = StdoutConsole::new();
-    let machine = Machine::<P>::new(&mut config, Box::new(console.clone()))?;
-    for warning in &config.warnings {
+    let MachineConfig { setup: mut plan, notes } = config;
+    let setup = Setup::<P>::new(&mut plan, Box::new(console.clone()))
+        .map_err(|error| from_setup(error, plan.paging))?;
+    for warning in &notes.warnings {
         output::note(warning);
     }
-    if let Some(line) = injected::announcement(&config.host.inject) {
+    if let Some(line) = lab::announcement(&plan.host.inject) {
         output::note(line);
     }
-    let budget = config.host.host_memory_bytes;
-    run::to_the_end(Booted { machine, budget }, &ending, &console)
+    let budget = plan.host.host_memory_bytes;
+    run::to_the_end(Booted { setup, budget }, &ending, &console)
 }
 
 /// A guest that keeps to the guest ABI, alone on its host memory.
 struct Booted<P: Contract> {
-    machine: Machine<P>,
+    setup: Setup<P>,
     /// Bytes of host memory.
     budget: u64,
 }
 
 impl<P: Contract> Guest for Booted<P> {
     fn start(&mut self) -> anyhow::Result<()> {
-        Ok(self.machine.fleet.start()?)
+        Ok(self.setup.fleet.start()?)
     }
 
     fn wait(&mut self, timeout: Duration) -> Option<Outcome> {
-        self.machine.fleet.poll(timeout);
-        self.machine.fleet.members.first_mut().and_then(|member| member.outcome.take())
+        self.setup.fleet.poll(timeout);
+        self.setup.fleet.members.first_mut().and_then(|member| member.outcome.take())
     }
 
     fn kill(&mut self) {
-        self.machine.fleet.kill_all();
+        self.setup.fleet.kill_all();
     }
 
     /// Each member of the fleet knows whether it has ended.
     fn check(&self, _is_at_rest: bool) -> Violations {
-        let resident = self.machine.mm.resident_bytes().unwrap_or(0);
-        violations::collect(&self.machine, resident)
+        let resident = self.setup.mm.resident_bytes().unwrap_or(0);
+        lab::collect(&self.setup, resident)
     }
 
     fn host_mm(&self) -> &Arc<HostMm> {
-        &self.machine.mm
+        &self.setup.mm
     }
 
     fn memory(&self) -> impl Iterator<Item = &Arc<MemoryObject>> {
-        self.machine.fleet.memory()
+        self.setup.fleet.memory()
     }
 
     fn figures(&self) -> Vec<String> {
-        figures(&self.machine.figures(), self.budget).into()
+        figures(&self.setup.figures(), self.budget).into()
     }
 
     fn lost_console_bytes(&self) -> u64 {
-        self.machine.fleet.members.iter().map(|member| member.vm.lost_console_bytes()).sum()
+        self.setup.fleet.members.iter().map(|member| member.vm.lost_console_bytes()).sum()
     }
 }
 

@@ -6,22 +6,24 @@
 
 use std::borrow::Cow;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::ValueEnum;
 
 use super::args::{
     BootArgs, HostArgs, Invalidate, PolicyName, SabotageName, StressArgs, Workload, name_of,
 };
-use super::limits::{self, HostLimits, Needs, Shape, SwapInMemory};
-use super::paging::{self, Paging};
+use super::limits::{self, Folder, HostLimits, Needs, Shape, SwapInMemory};
+use super::paging;
 use super::report::json;
 use super::values::{Size, size};
 use crate::abi;
 use crate::host_mm::{
-    HostMmConfig, InjectionPlan, MAX_HOST_MEMORY_BYTES, MIN_HOST_MEMORY_BYTES, ReclaimPolicy,
-    SwapConfig,
+    HostMmConfig, MAX_HOST_MEMORY_BYTES, MIN_HOST_MEMORY_BYTES, ReclaimPolicy, SwapConfig,
 };
+use crate::lab::inject::{concerns_peers, plan};
+use crate::lab::text::human_bytes;
+use crate::lab::{Invalidation, Paging, PeersPlan, Plan, SetupPlan, StormPlan};
 use crate::peer::server::check_path;
 use crate::sys::names::folder_of;
 use crate::vmm::boot::TEST_GUEST;
@@ -52,11 +54,13 @@ pub(crate) use refuse;
 /// What every guest is run with.
 #[derive(Clone)]
 pub(crate) struct MachineConfig {
-    pub(crate) vm: VmConfig,
-    pub(crate) host: HostMmConfig,
-    pub(crate) paging: Paging,
-    /// What kind of KVM to take this host's for; `None` to probe it.
-    pub(crate) assume_host: Option<HostKind>,
+    pub(crate) setup: SetupPlan,
+    pub(crate) notes: Notes,
+}
+
+/// What is known of a run beside how it is to be.
+#[derive(Clone)]
+pub(crate) struct Notes {
     /// What it takes of the host.
     pub(crate) needs: Needs,
     /// What is allowed, but may not be what was meant; a sentence each.
@@ -66,34 +70,14 @@ pub(crate) struct MachineConfig {
 /// `gnomon stress`, ready to run.
 #[derive(Clone)]
 pub(crate) struct StressConfig {
-    pub(crate) machine: MachineConfig,
-    /// How many there are to be once the first has begun to work.
-    pub(crate) vms: usize,
-    /// How often one of them is ended and another one cloned.
-    pub(crate) churn: Option<Duration>,
-    pub(crate) duration: Duration,
+    pub(crate) plan: Plan,
+    pub(crate) notes: Notes,
     pub(crate) workloads: Vec<Workload>,
     /// Percentage of page accesses by DMA.
     pub(crate) dma: u8,
-    /// Without [`Invalidate::None`]; may be empty.
-    pub(crate) invalidations: Vec<Invalidate>,
-    /// Pages a second of each kind.
-    pub(crate) rate: u32,
-    pub(crate) seed: u64,
     pub(crate) json: Option<PathBuf>,
     pub(crate) sabotage: Option<SabotageName>,
-    pub(crate) fail_fast: bool,
-    /// What the guest's oracle finds counts alone.
-    pub(crate) until_oracle: bool,
     pub(crate) policy: PolicyName,
-    pub(crate) peers: Option<PeersConfig>,
-}
-
-/// Where other processes get pages of the guest.
-#[derive(Clone, Debug)]
-pub(crate) struct PeersConfig {
-    pub(crate) socket: PathBuf,
-    pub(crate) limit: Duration,
 }
 
 /// Resolves `gnomon boot` of this kernel, or of the test guest.
@@ -113,7 +97,7 @@ pub(crate) fn boot(
         Sizes { memory: args.memory, host_memory: args.host_memory, vcpus: args.vcpus, vms: 1 };
     let seed = args.seed.unwrap_or_else(new_seed);
     let machine = machine(&sizes, &args.host, limits, kernel, cmdline.to_owned(), seed)?;
-    check_needs(&machine.needs, limits)?;
+    check_needs(&machine.notes.needs, limits)?;
     Ok(machine)
 }
 
@@ -129,15 +113,19 @@ pub(crate) fn check_needs(needs: &Needs, limits: &HostLimits) -> Result<(), Usag
 const GUEST_FREES: &str = " free=2";
 
 /// Kinds of invalidation that want pages given back.
-const GIVEN_BACK: [Invalidate; 3] = [Invalidate::Free, Invalidate::Zero, Invalidate::Remove];
+const GIVEN_BACK: [Invalidation; 3] =
+    [Invalidation::Free, Invalidation::Zero, Invalidation::Remove];
 
 /// Resolves `gnomon stress`.
 pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressConfig, UsageError> {
     let workloads = without_repeats(&args.workload);
-    let paging = Paging::resolve(args.host.paging, TEST_GUEST, args.memory.bytes());
+    let paging = paging::resolve(args.host.paging, TEST_GUEST, args.memory.bytes());
     let invalidations = match &args.invalidate {
-        Some(list) => invalidations("--invalidate", Invalidate::value_variants(), list)?,
-        None => paging.default_invalidations(),
+        Some(list) => {
+            let all = Invalidate::value_variants().iter().filter_map(|kind| kind.kind());
+            invalidations("--invalidate", &all.collect::<Vec<_>>(), list)?
+        }
+        None => paging::default_invalidations(paging),
     };
     paging::check(paging, args, &invalidations)?;
     let seed = args.seed.unwrap_or_else(new_seed);
@@ -159,36 +147,39 @@ pub(crate) fn stress(args: &StressArgs, limits: &HostLimits) -> Result<StressCon
     };
     let mut machine =
         machine(&sizes, &args.host, limits, Cow::Borrowed(TEST_GUEST), cmdline, seed)?;
-    machine.needs.add_threads(invalidations.len() as u64);
+    machine.notes.needs.add_threads(invalidations.len() as u64);
     if args.export_socket.is_some() {
-        machine.needs.add_peers();
+        machine.notes.needs.add_peers();
     }
-    check_needs(&machine.needs, limits)?;
-    machine.host.policy = ReclaimPolicy::from(args.policy);
-    machine.host.sabotage = args.sabotage.map(Into::into);
-    machine.host.check_evictions = true;
-    if let Paging::Direct(removal) = &mut machine.paging {
+    check_needs(&machine.notes.needs, limits)?;
+    machine.setup.host.policy = ReclaimPolicy::from(args.policy);
+    machine.setup.host.sabotage = args.sabotage.map(Into::into);
+    machine.setup.host.check_evictions = true;
+    if let Paging::Direct(removal) = &mut machine.setup.paging {
         *removal = paging::removal(&invalidations);
     }
     if let Some(path) = &args.json {
         json::check_writable(path).map_err(|error| UsageError(error.to_string()))?;
     }
-    Ok(StressConfig {
-        machine,
+    let MachineConfig { setup, notes } = machine;
+    let plan = Plan {
+        setup,
         vms: args.vms,
         churn: args.churn,
         duration: args.duration,
-        workloads,
-        dma: args.dma,
-        invalidations,
-        rate: args.rate,
-        seed,
-        json: args.json.clone(),
-        sabotage: args.sabotage,
+        storm: StormPlan { kinds: invalidations, rate: args.rate, seed },
         fail_fast: args.fail_fast || args.sabotage.is_some(),
         until_oracle: args.until_oracle,
-        policy: args.policy,
         peers: peers(args)?,
+    };
+    Ok(StressConfig {
+        plan,
+        notes,
+        workloads,
+        dma: args.dma,
+        json: args.json.clone(),
+        sabotage: args.sabotage,
+        policy: args.policy,
     })
 }
 
@@ -204,7 +195,7 @@ fn check_churn(args: &StressArgs) -> Result<(), UsageError> {
     Ok(())
 }
 
-fn peers(args: &StressArgs) -> Result<Option<PeersConfig>, UsageError> {
+fn peers(args: &StressArgs) -> Result<Option<PeersPlan>, UsageError> {
     let Some(socket) = args.export_socket.clone() else {
         refuse_peer_faults(&args.host, "without --export-socket there are no peers: give it, too")?;
         return Ok(None);
@@ -213,12 +204,12 @@ fn peers(args: &StressArgs) -> Result<Option<PeersConfig>, UsageError> {
         refuse!("--export-socket needs a gnomon that was built with export-notifier");
     }
     check_path(&socket).map_err(|error| UsageError(format!("--export-socket {error}")))?;
-    Ok(Some(PeersConfig { socket, limit: args.peer_limit }))
+    Ok(Some(PeersPlan { socket, limit: args.peer_limit }))
 }
 
 /// Refuses faults of peers where there are none.
 pub(crate) fn refuse_peer_faults(host: &HostArgs, why: &str) -> Result<(), UsageError> {
-    match host.inject.iter().find(|item| item.fault.concerns_peers()) {
+    match host.inject.iter().find(|item| concerns_peers(item)) {
         Some(item) => refuse!("--inject {item}: {why}"),
         None => Ok(()),
     }
@@ -274,12 +265,13 @@ pub(crate) fn machine(
         check_test_guest(sizes)?;
     }
     let memory_bytes = sizes.memory.bytes();
-    let paging = Paging::resolve(host.paging, &kernel, memory_bytes);
+    let paging = paging::resolve(host.paging, &kernel, memory_bytes);
     if paging != Paging::Shadow {
         refuse_shadow_options(host, &kernel)?;
     }
     let swap = swap(sizes.all_memory(), host)?;
-    let warnings = warnings(sizes, host, &swap, limits);
+    let folder = Folder::look_at(swap_folder(&swap));
+    let warnings = warnings(sizes, host, &swap, &folder, limits);
     let shape = Shape {
         memory_bytes,
         host_memory_bytes: sizes.host_memory.bytes(),
@@ -288,30 +280,29 @@ pub(crate) fn machine(
         is_direct: paging != Paging::Shadow,
     };
     let mut needs = Needs::of(shape, swap.bytes);
-    needs.swap_in_memory = SwapInMemory::at(&swap_folder(&swap), most_swapped(sizes, &swap));
+    needs.swap_in_memory = SwapInMemory::at(&folder, most_swapped(sizes, &swap));
     if let Cow::Owned(image) = &kernel {
         needs.add_image(image.len() as u64);
     }
+    let vm = VmConfig {
+        memory_bytes,
+        vcpus: sizes.vcpus,
+        kernel,
+        cmdline,
+        shadow_pages: None,
+        observer: None,
+    };
+    let host_mm = HostMmConfig {
+        swap,
+        placement: paging.placement(memory_bytes),
+        paranoid: host.paranoid,
+        inject: plan(host.inject.clone(), seed),
+        ..HostMmConfig::new(sizes.host_memory.bytes())
+    };
+    let assume_host = host.assume_host.map(HostKind::from);
     Ok(MachineConfig {
-        needs,
-        vm: VmConfig {
-            memory_bytes,
-            vcpus: sizes.vcpus,
-            kernel,
-            cmdline,
-            shadow_pages: None,
-            observer: None,
-        },
-        host: HostMmConfig {
-            swap,
-            placement: paging.placement(memory_bytes),
-            paranoid: host.paranoid,
-            inject: InjectionPlan { items: host.inject.clone(), seed },
-            ..HostMmConfig::new(sizes.host_memory.bytes())
-        },
-        paging,
-        assume_host: host.assume_host.map(HostKind::from),
-        warnings,
+        setup: SetupPlan { vm, host: host_mm, paging, assume_host },
+        notes: Notes { needs, warnings },
     })
 }
 
@@ -387,7 +378,13 @@ fn swap(memory_bytes: u64, host: &HostArgs) -> Result<SwapConfig, UsageError> {
     Ok(swap)
 }
 
-fn warnings(sizes: &Sizes, host: &HostArgs, swap: &SwapConfig, limits: &HostLimits) -> Vec<String> {
+fn warnings(
+    sizes: &Sizes,
+    host: &HostArgs,
+    swap: &SwapConfig,
+    folder: &Folder,
+    limits: &HostLimits,
+) -> Vec<String> {
     let mut warnings = Vec::new();
     let needed = sizes.all_memory().saturating_sub(sizes.host_memory.bytes());
     if let Some(swap_size) = host.swap_size
@@ -407,28 +404,28 @@ fn warnings(sizes: &Sizes, host: &HostArgs, swap: &SwapConfig, limits: &HostLimi
         warnings.push(format!(
             "warning: --host-memory {} is more than the {} that this host has available without its own swap",
             sizes.host_memory,
-            super::values::human_bytes(available)
+            human_bytes(available)
         ));
     }
-    let folder = swap_folder(swap);
-    if needed > 0 && limits::is_in_memory(&folder) {
+    let shown = folder.path.display();
+    if needed > 0 && folder.is_in_memory {
         warnings.push(format!(
             "warning: {} is in memory (tmpfs), so swapping to it frees nothing, and a guest that uses all of its memory takes up to {} of the host's: put swap on a disk with --swap-file",
-            folder.display(),
-            super::values::human_bytes(limits::free_bytes(&folder).unwrap_or(needed).min(needed))
+            shown,
+            human_bytes(folder.free_bytes.unwrap_or(needed).min(needed))
         ));
     }
     let wanted = needed.min(swap.bytes);
     // In memory that is refused.
-    if let Some(free) = limits::free_bytes(&folder)
-        && !limits::is_in_memory(&folder)
+    if let Some(free) = folder.free_bytes
+        && !folder.is_in_memory
         && free < wanted
     {
         warnings.push(format!(
             "warning: {} has {} free, and swap may want {}: a guest that uses all of its memory will be ended; put swap elsewhere with --swap-file",
-            folder.display(),
-            super::values::human_bytes(free),
-            super::values::human_bytes(wanted)
+            shown,
+            human_bytes(free),
+            human_bytes(wanted)
         ));
     }
     warnings
@@ -471,26 +468,22 @@ fn without_repeats<T: Copy + PartialEq>(list: &[T]) -> Vec<T> {
 /// The kinds of invalidation that `option`, which takes the kinds `of`, was given; empty if it is none.
 pub(crate) fn invalidations(
     option: &str,
-    of: &[Invalidate],
+    of: &[Invalidation],
     list: &[Invalidate],
-) -> Result<Vec<Invalidate>, UsageError> {
+) -> Result<Vec<Invalidation>, UsageError> {
     let kinds = without_repeats(list);
-    if !kinds.contains(&Invalidate::None) {
-        return Ok(kinds);
-    }
-    if kinds.len() > 1 {
+    if kinds.len() > 1 && kinds.contains(&Invalidate::None) {
         refuse!(
             "{option} none stands alone: leave out either none or the others of {}",
             names_of(of)
         );
     }
-    Ok(Vec::new())
+    Ok(kinds.into_iter().filter_map(Invalidate::kind).collect())
 }
 
-/// Kinds of invalidation as they are written, but for none.
-pub(crate) fn names_of(kinds: &[Invalidate]) -> String {
-    let kinds = kinds.iter().filter(|&&kind| kind != Invalidate::None);
-    kinds.map(|&kind| name_of(kind)).collect::<Vec<_>>().join(", ")
+/// Kinds of invalidation as they are written.
+pub(crate) fn names_of(kinds: &[Invalidation]) -> String {
+    kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ")
 }
 
 /// A seed that differs from run to run, short enough to type.

@@ -1,13 +1,14 @@
 //! Every refusal of the second stage, by what its sentence says.
 
-use clap::Parser;
-
 use std::fs::{self, File};
+use std::time::Duration;
+
+use clap::Parser;
 
 use super::*;
 use crate::cli::args::{Cli, Command};
 use crate::cli::kernel_file::read_kernel;
-use crate::host_mm::Sabotage;
+use crate::host_mm::hooks::DROP_DIRTY;
 use crate::vmm::boot::MAX_IMAGE_BYTES;
 
 fn limits() -> HostLimits {
@@ -50,32 +51,32 @@ fn assert_says(sentence: &str, parts: &[&str]) {
 #[test]
 fn boot_without_options_runs_the_test_guest() {
     let config = try_boot(&[]).unwrap();
-    assert_eq!(config.vm.memory_bytes, 256 << 20);
-    assert_eq!(config.host.host_memory_bytes, 64 << 20);
-    assert_eq!(config.vm.vcpus, 1);
-    assert_eq!(config.vm.cmdline, "mode=boot");
-    assert_eq!(config.host.swap.bytes, 1 << 30);
-    assert!(!config.host.paranoid && config.host.sabotage.is_none());
-    assert!(config.vm.kernel.starts_with(b"\x7fELF"));
+    assert_eq!(config.setup.vm.memory_bytes, 256 << 20);
+    assert_eq!(config.setup.host.host_memory_bytes, 64 << 20);
+    assert_eq!(config.setup.vm.vcpus, 1);
+    assert_eq!(config.setup.vm.cmdline, "mode=boot");
+    assert_eq!(config.setup.host.swap.bytes, 1 << 30);
+    assert!(!config.setup.host.paranoid && config.setup.host.sabotage.is_none());
+    assert!(config.setup.vm.kernel.starts_with(b"\x7fELF"));
 }
 
 #[test]
 fn swap_grows_with_the_guest_unless_its_size_is_given() {
-    assert_eq!(try_boot(&["--memory", "64G"]).unwrap().host.swap.bytes, 64 << 30);
+    assert_eq!(try_boot(&["--memory", "64G"]).unwrap().setup.host.swap.bytes, 64 << 30);
     let given = try_boot(&["--memory", "1G", "--swap-size", "64M"]).unwrap();
-    assert_eq!(given.host.swap.bytes, 64 << 20);
+    assert_eq!(given.setup.host.swap.bytes, 64 << 20);
     assert_says(
-        &given.warnings.join("|"),
+        &given.notes.warnings.join("|"),
         &["--memory 1G", "--host-memory 64M", "--swap-size 64M"],
     );
     let enough = try_boot(&["--memory", "128M", "--swap-size", "64M"]).unwrap();
-    assert!(!enough.warnings.join("|").contains("--swap-size"));
+    assert!(!enough.notes.warnings.join("|").contains("--swap-size"));
 }
 
 #[test]
 fn more_host_memory_than_there_is_brings_a_warning() {
     let config = try_boot(&["--host-memory", "2T"]).unwrap();
-    assert_says(&config.warnings.join("|"), &["--host-memory 2T", "1 TiB"]);
+    assert_says(&config.notes.warnings.join("|"), &["--host-memory 2T", "1 TiB"]);
 }
 
 #[test]
@@ -104,7 +105,7 @@ fn a_swap_file_must_be_new_and_have_a_directory() {
     assert_says(&refusal(&["--swap-file", nowhere]), &[nowhere, "not a directory"]);
     let fresh = folder.path().join("fresh");
     let config = try_boot(&["--swap-file", fresh.to_str().unwrap()]).unwrap();
-    assert_eq!(config.host.swap.path.as_deref(), Some(fresh.as_path()));
+    assert_eq!(config.setup.host.swap.path.as_deref(), Some(fresh.as_path()));
     assert!(!fresh.exists(), "validation makes nothing");
 }
 
@@ -122,8 +123,8 @@ fn kernels_that_cannot_be_read_are_refused() {
     let small = path("small");
     fs::write(&small, b"kernel").unwrap();
     let config = try_boot(&["--kernel", &small]).unwrap();
-    assert_eq!(config.vm.kernel.as_ref(), b"kernel");
-    assert_eq!(config.vm.cmdline, "", "another kernel gets no words of the test guest's");
+    assert_eq!(config.setup.vm.kernel.as_ref(), b"kernel");
+    assert_eq!(config.setup.vm.cmdline, "", "another kernel gets no words of the test guest's");
 }
 
 #[test]
@@ -133,35 +134,35 @@ fn command_lines_must_fit() {
     let long = "x".repeat(4096);
     assert_says(&refusal(&["--cmdline", &long]), &["4096 bytes", "4095"]);
     assert_says(&refusal(&["--cmdline", "a\0b"]), &["NUL at byte 1"]);
-    assert_eq!(try_boot(&["--cmdline", "--x=1"]).unwrap().vm.cmdline, "--x=1");
+    assert_eq!(try_boot(&["--cmdline", "--x=1"]).unwrap().setup.vm.cmdline, "--x=1");
 }
 
 #[test]
 fn stress_tells_the_guest_what_to_do() {
     let words = ["--workload", "zipf,seq,zipf", "--seed", "7"];
     let config = try_stress(&words).unwrap();
-    assert_eq!(config.machine.vm.cmdline, "mode=stress workload=zipf,seq seed=7 dma=5");
-    assert_eq!(config.machine.vm.memory_bytes, 512 << 20);
-    assert!(config.machine.host.check_evictions);
-    assert_eq!(config.machine.host.policy, ReclaimPolicy::Clock);
-    assert_eq!(config.invalidations, [Invalidate::Reclaim, Invalidate::Clean]);
-    assert!(!config.fail_fast);
+    assert_eq!(config.plan.setup.vm.cmdline, "mode=stress workload=zipf,seq seed=7 dma=5");
+    assert_eq!(config.plan.setup.vm.memory_bytes, 512 << 20);
+    assert!(config.plan.setup.host.check_evictions);
+    assert_eq!(config.plan.setup.host.policy, ReclaimPolicy::Clock);
+    assert_eq!(config.plan.storm.kinds, [Invalidation::Reclaim, Invalidation::Clean]);
+    assert!(!config.plan.fail_fast);
     let config = try_stress(&["--workload", "seq", "--seed", "7", "--dma", "0"]).unwrap();
-    assert_eq!(config.machine.vm.cmdline, "mode=stress workload=seq seed=7");
+    assert_eq!(config.plan.setup.vm.cmdline, "mode=stress workload=seq seed=7");
 }
 
 #[test]
 fn sabotage_implies_fail_fast() {
     let config = try_stress(&["--sabotage", "drop-dirty", "--policy", "fifo"]).unwrap();
-    assert_eq!(config.machine.host.sabotage, Some(Sabotage::DropDirty));
-    assert_eq!(config.machine.host.policy, ReclaimPolicy::Fifo);
-    assert!(config.fail_fast);
-    assert!(try_stress(&["--fail-fast"]).unwrap().fail_fast);
+    assert_eq!(config.plan.setup.host.sabotage, Some(DROP_DIRTY));
+    assert_eq!(config.plan.setup.host.policy, ReclaimPolicy::Fifo);
+    assert!(config.plan.fail_fast);
+    assert!(try_stress(&["--fail-fast"]).unwrap().plan.fail_fast);
 }
 
 #[test]
 fn none_is_no_invalidation_among_others() {
-    assert!(try_stress(&["--invalidate", "none"]).unwrap().invalidations.is_empty());
+    assert!(try_stress(&["--invalidate", "none"]).unwrap().plan.storm.kinds.is_empty());
     let refused = try_stress(&["--invalidate", "none,clean"]).map(|_| ()).unwrap_err();
     assert_says(&refused, &["--invalidate none", "reclaim, clean"]);
 }
@@ -175,15 +176,15 @@ fn a_report_that_cannot_be_written_is_refused_before_the_run() {
 #[test]
 fn several_vms_have_swap_for_all_of_them() {
     let one = try_stress(&["--memory", "4G"]).unwrap();
-    assert_eq!((one.vms, one.churn, one.machine.host.swap.bytes), (1, None, 4 << 30));
+    assert_eq!((one.plan.vms, one.plan.churn, one.plan.setup.host.swap.bytes), (1, None, 4 << 30));
     let three = try_stress(&["--memory", "4G", "--vms", "3"]).unwrap();
-    assert_eq!((three.vms, three.machine.host.swap.bytes), (3, 12 << 30));
+    assert_eq!((three.plan.vms, three.plan.setup.host.swap.bytes), (3, 12 << 30));
     // One that is asked to finish is there in addition.
     let churned = try_stress(&["--memory", "4G", "--vms", "3", "--churn", "2s"]).unwrap();
-    assert_eq!(churned.churn, Some(Duration::from_secs(2)));
-    assert_eq!(churned.machine.host.swap.bytes, 16 << 30);
+    assert_eq!(churned.plan.churn, Some(Duration::from_secs(2)));
+    assert_eq!(churned.plan.setup.host.swap.bytes, 16 << 30);
     let little = try_stress(&["--memory", "1G", "--vms", "2", "--swap-size", "64M"]).unwrap();
-    assert_says(&little.machine.warnings.join("|"), &["--memory 1G for each of up to 2 VMs"]);
+    assert_says(&little.notes.warnings.join("|"), &["--memory 1G for each of up to 2 VMs"]);
 }
 
 #[test]
@@ -202,7 +203,7 @@ fn a_socket_for_peers_must_be_free_and_faults_of_peers_need_one() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let refusal = |words: &[&str]| try_stress(words).map(drop).unwrap_err();
     let free = try_stress(&["--export-socket", &path("free"), "--peer-limit", "50"]).unwrap();
-    assert_eq!(free.peers.unwrap().limit, Duration::from_millis(50));
+    assert_eq!(free.plan.peers.unwrap().limit, Duration::from_millis(50));
     assert!(!folder.path().join("free").exists(), "nothing is made before the run");
     std::fs::write(path("file"), "").unwrap();
     assert_says(&refusal(&["--export-socket", &path("file")]), &["not a socket", "another place"]);
@@ -221,22 +222,26 @@ fn stress_refusal(words: &[&str]) -> String {
 
 #[test]
 fn direct_paging_ties_frames_to_pages_and_has_its_own_default_sources() {
-    use Invalidate::{Clean, Free, Reclaim, Remove};
+    use Invalidation::{Clean, Free, Reclaim, Remove};
     let direct = try_stress(&["--paging", "direct", "--memory", "96M"]).unwrap();
-    assert_eq!(direct.machine.paging, Paging::Direct(crate::vmm::Removal::Both));
+    assert_eq!(direct.plan.setup.paging, Paging::Direct(crate::vmm::Removal::Both));
     assert_eq!(
-        direct.machine.host.placement,
+        direct.plan.setup.host.placement,
         crate::host_mm::Placement::Identity { guest_bytes: 96 << 20 }
     );
-    assert_eq!(direct.invalidations, [Reclaim, Clean, Free, Remove]);
-    assert!(direct.machine.vm.cmdline.contains(" free=2"), "{}", direct.machine.vm.cmdline);
+    assert_eq!(direct.plan.storm.kinds, [Reclaim, Clean, Free, Remove]);
+    assert!(direct.plan.setup.vm.cmdline.contains(" free=2"), "{}", direct.plan.setup.vm.cmdline);
     let removed = try_stress(&["--paging", "direct", "--invalidate", "remove"]).unwrap();
-    assert_eq!(removed.machine.paging, Paging::Direct(crate::vmm::Removal::Window));
+    assert_eq!(removed.plan.setup.paging, Paging::Direct(crate::vmm::Removal::Window));
     for words in [&[][..], &["--paging", "auto"], &["--paging", "shadow"]] {
         let shadow = try_stress(words).unwrap();
-        assert_eq!(shadow.machine.paging, Paging::Shadow, "the test guest keeps to its contract");
-        assert_eq!(shadow.machine.host.placement, crate::host_mm::Placement::Anywhere);
-        assert_eq!(shadow.invalidations, [Reclaim, Clean]);
+        assert_eq!(
+            shadow.plan.setup.paging,
+            Paging::Shadow,
+            "the test guest keeps to its contract"
+        );
+        assert_eq!(shadow.plan.setup.host.placement, crate::host_mm::Placement::Anywhere);
+        assert_eq!(shadow.plan.storm.kinds, [Reclaim, Clean]);
     }
 }
 

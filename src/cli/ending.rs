@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use super::{EXIT_FAILURE, exit_code_of_signal, output};
 use crate::sync::{Mutex, lock};
-use crate::sys::Patience;
 use crate::sys::names;
 use crate::sys::signal::{self, StopNotice};
 use crate::sys::threads;
@@ -98,41 +97,9 @@ pub(crate) fn let_go<T>(what: T) {
     }
 }
 
-/// Looks again and again, waiting a moment each time, until there is something or the time is over: after
-/// `limit`, in which this process ran, or when patience ends after a signal.
-pub(crate) fn wait_for<T>(
-    limit: Duration,
-    mut look: impl FnMut(Duration) -> Option<T>,
-) -> Option<T> {
-    let mut patience = Patience::new(limit);
-    loop {
-        let slice = patience.slice();
-        let found = look(slice.unwrap_or_default());
-        if found.is_some() || signal::is_patience_over() || slice.is_none() {
-            return found;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn patience_ends_with_the_limit_or_after_a_signal() {
-        assert_eq!(wait_for(Duration::ZERO, Some), Some(Duration::ZERO), "one look there is");
-        let mut looks = 0;
-        let mut never = |_| -> Option<()> {
-            looks += 1;
-            None
-        };
-        assert_eq!(wait_for(Duration::ZERO, &mut never), None);
-        {
-            let _stop = signal::pretended::Stop::after(3);
-            assert_eq!(wait_for(Duration::from_secs(3600), &mut never), None);
-        }
-        assert_eq!(looks, 1 + 4);
-    }
 
     #[test]
     fn large_things_are_not_taken_apart_at_a_quick_end() {

@@ -8,7 +8,13 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use crate::host_mm::{HostFault, Injection, When};
+use crate::export_rmap::lab::PAUSE;
+use crate::host_mm::hooks::{
+    EINTR, FRAME_ENOMEM, SHORT_WRITE, SLOW_NOTIFIER, SWAP_FULL, SWAP_READ, SWAP_WRITE,
+};
+use crate::host_mm::{Injection, When};
+use crate::iotlb::hooks::SLOW_DEVICE;
+use crate::peer::hooks::{PEER_HANG, PEER_KILL};
 
 /// Every item, as it is written.
 macro_rules! items {
@@ -93,38 +99,38 @@ pub(crate) fn parse_injection(text: &str) -> Result<Injection, InjectError> {
     };
     let (fault, when) = match name {
         "swap-write" => {
-            (HostFault::SwapWrite(errno("swap-write", value)?), calls("swap-write", when)?)
+            (SWAP_WRITE.failing(errno("swap-write", value)?), calls("swap-write", when)?)
         }
-        "swap-read" => (HostFault::SwapRead(errno("swap-read", value)?), calls("swap-read", when)?),
+        "swap-read" => (SWAP_READ.failing(errno("swap-read", value)?), calls("swap-read", when)?),
         "swap-full" => {
             no_value("swap-full", value)?;
-            (HostFault::SwapFull, full_from(when)?)
+            (SWAP_FULL.plain(), full_from(when)?)
         }
         "short-write" => {
             no_value("short-write", value)?;
-            (HostFault::ShortWrite, calls("short-write", when)?)
+            (SHORT_WRITE.plain(), calls("short-write", when)?)
         }
         "slow-notifier" => {
             let (time, when) = slowness("slow-notifier", value, when)?;
-            (HostFault::SlowNotifier(time), when)
+            (SLOW_NOTIFIER.lasting(time), when)
         }
         "slow-device" => {
             let (time, when) = slowness("slow-device", value, when)?;
-            (HostFault::SlowDevice(time), when)
+            (SLOW_DEVICE.lasting(time), when)
         }
-        "frame-enomem" => (HostFault::FrameEnomem, only_chance("frame-enomem", value, when)?),
+        "frame-enomem" => (FRAME_ENOMEM.plain(), only_chance("frame-enomem", value, when)?),
         "eintr" if value.is_none() && when.is_none() => {
-            (HostFault::Eintr, When::Chance(DEFAULT_EINTR))
+            (EINTR.plain(), When::Chance(DEFAULT_EINTR))
         }
-        "eintr" => (HostFault::Eintr, only_chance("eintr", value, when)?),
+        "eintr" => (EINTR.plain(), only_chance("eintr", value, when)?),
         "pause" if value.is_none() && when.is_none() => {
-            (HostFault::Pause, When::Chance(DEFAULT_PAUSE))
+            (PAUSE.plain(), When::Chance(DEFAULT_PAUSE))
         }
-        "pause" => (HostFault::Pause, only_chance("pause", value, when)?),
+        "pause" => (PAUSE.plain(), only_chance("pause", value, when)?),
         "peer-hang" => {
             no_value("peer-hang", value)?;
             (
-                HostFault::PeerHang,
+                PEER_HANG.plain(),
                 peer_from(name, when)?.map_or(When::ALWAYS, |first| {
                     // One that hangs does not recover.
                     When::Every { first, step: NonZeroU64::MIN }
@@ -133,7 +139,7 @@ pub(crate) fn parse_injection(text: &str) -> Result<Injection, InjectError> {
         }
         "peer-kill" => {
             no_value("peer-kill", value)?;
-            (HostFault::PeerKill, When::Once(peer_from(name, when)?.unwrap_or(NonZeroU64::MIN)))
+            (PEER_KILL.plain(), When::Once(peer_from(name, when)?.unwrap_or(NonZeroU64::MIN)))
         }
         _ => return Err(InjectError::Unknown),
     };

@@ -13,23 +13,20 @@ mod boot;
 mod config;
 mod doctor;
 mod ending;
-mod fleet;
 mod hint;
 mod inject;
-mod injected;
 mod kernel_file;
 mod limits;
 mod linux;
-mod machine;
 mod output;
 mod paging;
 mod peer;
+mod refusal;
 mod report;
 mod run;
 mod stress;
 mod trace;
 mod values;
-mod violations;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -38,10 +35,9 @@ use args::{BootArgs, Command};
 use config::{MachineConfig, StressConfig, UsageError};
 use limits::HostLimits;
 use linux::Resolved;
-use machine::Kind;
-use paging::Paging;
 use trace::traced;
 
+use crate::lab::{Kind, Paging};
 use crate::sys::heap;
 use crate::sys::signal::ignore_file_size_signal;
 use crate::vmm::ShadowProcessor;
@@ -132,8 +128,11 @@ impl Job {
 
 /// With VMs of the kind that is configured: all of a run are of one.
 fn run_kind(job: Job) -> anyhow::Result<u8> {
-    let (Job::Boot(machine) | Job::Stress(StressConfig { machine, .. })) = &job;
-    match machine.paging {
+    let setup = match &job {
+        Job::Boot(config) => &config.setup,
+        Job::Stress(config) => &config.plan.setup,
+    };
+    match setup.paging {
         Paging::Shadow => job.on::<ShadowProcessor>(),
         Paging::Direct(_) => job.on::<DirectProcessor>(),
     }

@@ -9,8 +9,8 @@ use comfy_table::Table;
 use super::args::PeerArgs;
 use super::config::new_seed;
 use super::ending::Ending;
-use super::values::human_count;
 use super::{EXIT_FAILURE, exit_code_of_signal, output, report};
+use crate::lab::text::human_count;
 use crate::peer::client::{Client, ClientConfig, ClientReport, Findings};
 use crate::peer::protocol::Closing;
 

@@ -9,12 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ending::{self, Ending, TICK};
-use super::injected::Injected;
 use super::output::{self, StdoutConsole, printable};
-use super::values::human_count;
-use super::violations::{self, Violations};
 use super::{EXIT_FAILURE, exit_code_of_signal};
 use crate::host_mm::{HostMm, MemoryObject};
+use crate::lab::text::human_count;
+use crate::lab::{Injected, Violations, cut_short, wait_for};
 use crate::vmm::Outcome;
 
 /// Time for vCPU threads to end after a kill.
@@ -126,7 +125,7 @@ fn wait(guest: &mut impl Guest, signal: impl Fn() -> Option<i32>, give_up: impl 
         };
         give_up();
         guest.kill();
-        return match ending::wait_for(KILL_TIMEOUT, |tick| guest.wait(tick)) {
+        return match wait_for(KILL_TIMEOUT, |tick| guest.wait(tick)) {
             Some(Outcome::Killed) => asked,
             // It was faster.
             Some(outcome) => End::Outcome(outcome),
@@ -212,8 +211,8 @@ pub(super) fn conclude<'a>(
 }
 
 fn complaints(found: &Violations, lost_console_bytes: u64, signal: Option<i32>) -> Vec<String> {
-    let cut_short = signal.and_then(|signal| violations::cut_short(signal, &found.unchecked));
-    let mut lines: Vec<String> = cut_short.into_iter().collect();
+    let sentence = signal.and_then(|signal| cut_short(signal, &found.unchecked));
+    let mut lines: Vec<String> = sentence.into_iter().collect();
     if lost_console_bytes > 0 {
         lines.push(format!(
             "{} bytes of the guest's console could not be written to standard output",

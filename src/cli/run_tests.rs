@@ -3,8 +3,8 @@ use std::cell::Cell;
 use super::*;
 use crate::addr::{Gpa, PAGE_SIZE, PAGE_SIZE_U64};
 use crate::cli::inject::parse_injection;
-use crate::cli::violations::{Check, EndCheck, Violation};
 use crate::host_mm::{HostMmConfig, InjectionPlan, MIN_HOST_MEMORY_BYTES, Placement};
+use crate::lab::{Check, EndCheck, Violation};
 use crate::sys::signal::pretended;
 use crate::vmm::{KvmError, VmError};
 
@@ -172,7 +172,11 @@ fn written_memory(times: u64, item: &str) -> Arc<MemoryObject> {
     let bytes = MIN_HOST_MEMORY_BYTES * times;
     let config = HostMmConfig {
         placement: Placement::Identity { guest_bytes: bytes },
-        inject: InjectionPlan { items: vec![parse_injection(item).unwrap()], seed: 1 },
+        inject: InjectionPlan {
+            items: vec![parse_injection(item).unwrap()],
+            seed: 1,
+            ..InjectionPlan::default()
+        },
         ..HostMmConfig::new(MIN_HOST_MEMORY_BYTES)
     };
     let object = HostMm::new(config).unwrap().create_object(bytes).unwrap();

@@ -3,14 +3,15 @@
 use std::ops::Range;
 
 use crate::addr::{Gfn, Pfn};
+use crate::direct_mmu::hooks::SKIP_WRITE_PROTECT;
 use crate::direct_mmu::shard::{LockedShard, Shard};
 use crate::direct_mmu::table::State;
 use crate::direct_mmu::zap::runs;
 use crate::direct_mmu::{Mmu, offset_of};
+use crate::export_rmap::client::{FLUSHING, TOLD};
 use crate::export_rmap::{
     ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Retain, RevokeError,
 };
-use crate::host_mm::{PausePoint, Sabotage};
 use crate::sys::uffd_window::InstallError;
 
 impl Mmu {
@@ -48,12 +49,12 @@ impl Mmu {
         pages.sort_unstable();
         pages.retain(|&page| {
             self.table.get(page).contains(State::PROTECT_DUE)
-                && !self.mm.is_sabotaged(Sabotage::SkipWriteProtect, Gfn::new(page))
+                && !self.mm.lab().breaks(SKIP_WRITE_PROTECT, || Gfn::new(page))
         });
         for shard in &self.shards {
             let own = pages.iter().copied().filter(|page| shard.pages.contains(page));
             for run in runs(own) {
-                self.mm.pause(PausePoint::Flushing);
+                self.mm.lab().pause(FLUSHING);
                 self.protect(shard, &run)?;
                 self.counters.write_protected.add(run.end - run.start);
                 for page in run {
@@ -87,7 +88,7 @@ impl ExportNotifier for Mmu {
             self.counters.invalidated.add(1);
         }
         drop(noted);
-        self.mm.pause(PausePoint::Told);
+        self.mm.lab().pause(TOLD);
         Harvest { dirty: old.contains(State::WRITABLE), accessed: old.contains(State::ACCESSED) }
     }
 

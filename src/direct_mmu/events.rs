@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use crate::addr::{Gfn, PAGE_SIZE};
+use crate::direct_mmu::hooks::DROP_EVENT;
 use crate::direct_mmu::shard::{Fault, Job, Noted, Shard};
 use crate::direct_mmu::{DirectError, Mmu};
-use crate::host_mm::Sabotage;
 use crate::sys::uffd::UffdError;
 use crate::sys::uffd_window::WindowEvent;
 
@@ -35,7 +35,7 @@ impl Mmu {
     }
 
     fn note_removed(&self, shard: &Shard, noted: &mut Noted, pages: Range<u64>) {
-        if self.mm.is_sabotaged(Sabotage::DropEvent, Gfn::new(pages.start)) {
+        if self.mm.lab().breaks(DROP_EVENT, || Gfn::new(pages.start)) {
             return;
         }
         for removed in noted.note_removed(pages) {

@@ -10,8 +10,8 @@ use crate::addr::{Gfn, PAGE_SIZE, Pfn};
 use crate::direct_mmu::shard::{Deferral, Fault, LockedShard, Shard};
 use crate::direct_mmu::table::State;
 use crate::direct_mmu::{Mmu, offset_of};
+use crate::export_rmap::client::{FAULT_CHECKED, FAULT_NOTED, LATE_INSTALL};
 use crate::export_rmap::{Exported, Gone, LockedPage, PageFlags, RmapEntry, SequenceToken};
-use crate::host_mm::{PausePoint, Sabotage};
 use crate::sys::uffd_window::InstallError;
 
 /// What a fault wants installed.
@@ -153,22 +153,15 @@ impl Mmu {
         wanted: &Wanted,
     ) -> Result<Option<Exported<'_>>, Overtaken> {
         let (table, token, gfn) = (self.mm.frame_table(), wanted.token, Gfn::new(wanted.page));
-        let mut exported = None;
-        let is_current = if self.table.get(wanted.page).contains(State::MAPPED) {
-            table.is_current(locked, token)
+        let exported = if self.table.get(wanted.page).contains(State::MAPPED) {
+            table.is_current(locked, token).then_some(None)
         } else {
-            exported = table.export(locked, token, self.entry(wanted.page));
-            exported.is_some()
+            table.export(locked, token, self.entry(wanted.page)).map(Some)
         };
-        if !is_current {
-            if !self.mm.is_sabotaged(Sabotage::LateInstall, gfn) {
-                return Err(Overtaken);
-            }
-            crate::export_rmap::lab::add_entry(table, token.pfn(), self.entry(wanted.page));
-        }
-        self.mm.pause(PausePoint::FaultChecked);
+        let exported = exported.ok_or(Overtaken)?;
+        self.mm.lab().pause(FAULT_CHECKED);
         self.mm.check_mapping(&self.object, gfn, token.pfn(), wanted.writable);
-        Ok(exported.filter(|_| !self.mm.is_sabotaged(Sabotage::ForgetRmap, gfn)))
+        Ok(exported)
     }
 
     /// The entry of a page in its frame's reverse map.
@@ -248,7 +241,7 @@ impl Mmu {
     /// Test and sabotage: lets something overtake a fault that has looked at its page.
     pub(super) fn dawdle(&self, page: u64) {
         let gfn = Gfn::new(page);
-        self.mm.pause_for(PausePoint::FaultNoted, Sabotage::LateInstall, gfn);
+        self.mm.lab().pause_for(FAULT_NOTED, LATE_INSTALL, || gfn);
         #[cfg(test)]
         {
             let overtaking = crate::sync::lock(&self.overtaking).take();

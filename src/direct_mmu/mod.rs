@@ -56,6 +56,8 @@ mod check;
 mod client;
 mod error;
 mod events;
+#[doc(hidden)]
+pub mod hooks;
 mod install;
 mod reader;
 mod resolve;

@@ -19,11 +19,33 @@ use std::time::Duration;
 
 use crate::addr::Pfn;
 use crate::frame_table::FrameTable;
+use crate::lab::{OfPage, Point, Rule};
 use crate::lock_rank::{self, Held, Rank};
 use crate::page_lock::LockedPage;
 use crate::rmap::RmapEntry;
 use crate::sequence::SequenceToken;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock};
+
+/// Rule: a mapping that stands has its entry in the reverse map.
+#[doc(hidden)]
+pub const FORGET_RMAP: Rule = Rule::new("forget-rmap");
+/// Rule: a fault installs no mapping that an invalidation overlapped. (A client where that is broken
+/// dawdles, so that one often does, and maps for reading only, since the frame may be another page's.)
+#[doc(hidden)]
+pub const LATE_INSTALL: Rule = Rule::new("late-install");
+
+/// A fault has noted its page's sequence, and holds no lock.
+#[doc(hidden)]
+pub const FAULT_NOTED: Point = Point::new("fault-noted");
+/// A fault has made sure that nothing overtook it; its entry is about to be set.
+#[doc(hidden)]
+pub const FAULT_CHECKED: Point = Point::new("fault-checked");
+/// A client has changed its mappings of a page, and let go of its lock.
+#[doc(hidden)]
+pub const TOLD: Point = Point::new("told");
+/// A client's flush is about to begin, or go on with its next part.
+#[doc(hidden)]
+pub const FLUSHING: Point = Point::new("flushing");
 
 /// What happens to a client's mapping of a frame. The location is the client's own.
 macro_rules! entry_point {
@@ -168,6 +190,7 @@ pub struct Exported<'t> {
     table: &'t FrameTable,
     pfn: Pfn,
     entry: RmapEntry,
+    of: OfPage,
 }
 
 impl Exported<'_> {
@@ -179,6 +202,13 @@ impl Exported<'_> {
 
     /// The mapping stands.
     pub fn keep(self) {
+        if !self.table.lab().breaks_for(FORGET_RMAP, self.of) {
+            self.stand();
+        }
+    }
+
+    /// As [`keep`](Self::keep), whatever is broken.
+    pub(crate) fn stand(self) {
         std::mem::forget(self);
     }
 }
@@ -210,18 +240,36 @@ impl FrameTable {
     /// here sees the entry, and its call waits for that lock.
     pub fn export<T>(
         &self,
+        lock: &ClientGuard<'_, T>,
+        token: SequenceToken,
+        entry: RmapEntry,
+    ) -> Option<Exported<'_>> {
+        let exported = self.export_in_time(lock, token, entry);
+        if exported.is_none() && self.lab().breaks_for(LATE_INSTALL, token.of()) {
+            return Some(self.add(token, entry));
+        }
+        exported
+    }
+
+    /// As [`export`](Self::export), whatever is broken.
+    pub(crate) fn export_in_time<T>(
+        &self,
         _lock: &ClientGuard<'_, T>,
         token: SequenceToken,
         entry: RmapEntry,
     ) -> Option<Exported<'_>> {
-        self.rmap_add(token.pfn(), entry);
-        let exported = Exported { table: self, pfn: token.pfn(), entry };
+        let exported = self.add(token, entry);
         if self.must_retry(token) {
             entry_point!("retry", token.pfn(), entry);
             return None;
         }
         entry_point!("install", token.pfn(), entry);
         Some(exported)
+    }
+
+    fn add(&self, token: SequenceToken, entry: RmapEntry) -> Exported<'_> {
+        self.rmap_add(token.pfn(), entry);
+        Exported { table: self, pfn: token.pfn(), entry, of: token.of() }
     }
 
     /// Whether a mapping that has its entry may be given rights, or its place taken by one of another
@@ -270,7 +318,7 @@ impl<'a> LockedPage<'a> {
     pub fn export<T>(&self, _lock: &ClientGuard<'_, T>, entry: RmapEntry) -> Exported<'a> {
         self.table().rmap_add(self.pfn(), entry);
         entry_point!("install", self.pfn(), entry);
-        Exported { table: self.table(), pfn: self.pfn(), entry }
+        Exported { table: self.table(), pfn: self.pfn(), entry, of: OfPage::of(self) }
     }
 }
 

@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 
 use crate::addr::{Gfn, Pfn, SwapSlot};
 use crate::flags::PageFlags;
+use crate::lab::Lab;
 use crate::page_lock::WaitQueues;
 use crate::rmap::RmapMemory;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, zeroed};
@@ -150,6 +151,7 @@ pub struct FrameTable {
     frames: Box<[Frame]>,
     pub(super) wait_queues: WaitQueues,
     pub(super) rmap_memory: RmapMemory,
+    lab: Lab,
 }
 
 // Not its frames: each page lock names its table, and there may be a million of them.
@@ -163,11 +165,27 @@ impl FrameTable {
     /// A table of `frames` free frames.
     #[must_use]
     pub fn new(frames: u32) -> Self {
+        Self::with_lab(frames, Lab::default())
+    }
+
+    /// The same, in whose frames something is broken on purpose.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_lab(frames: u32, lab: Lab) -> Self {
         Self {
             frames: zeroed(frames as usize),
             wait_queues: WaitQueues::new(),
             rmap_memory: RmapMemory::default(),
+            lab,
         }
+    }
+
+    /// What is broken on purpose in these frames.
+    #[doc(hidden)]
+    #[inline]
+    #[must_use]
+    pub fn lab(&self) -> &Lab {
+        &self.lab
     }
 
     /// Number of frames.

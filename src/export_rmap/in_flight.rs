@@ -200,11 +200,11 @@ impl Slots {
                 table.give_up_uncached(&state, &[gone]);
                 state.stats.replaced += 1;
             }
-            let Some(exported) = table.export(&state, token, entry) else {
+            let Some(exported) = table.export_in_time(&state, token, entry) else {
                 state.stats.retries += 1;
                 return None;
             };
-            exported.keep();
+            exported.stand();
             state.slots[index] =
                 Slot { life: Life::Live, gfn, pfn: token.pfn(), writable, ..Slot::FREE };
             state.stats.installs += 1;

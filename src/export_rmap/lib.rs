@@ -100,13 +100,15 @@
 extern crate self as gnomon_export_rmap;
 
 pub mod addr;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod bare_entries;
 mod check;
 pub mod client;
 pub mod counters;
 pub mod flags;
 pub mod frame_table;
 pub mod in_flight;
-#[cfg(feature = "lab")]
 #[doc(hidden)]
 pub mod lab;
 pub mod lock_rank;

@@ -20,6 +20,7 @@
 use crate::addr::Pfn;
 use crate::flags::PageFlags;
 use crate::frame_table::FrameTable;
+use crate::lab::OfPage;
 use crate::page_lock::LockedPage;
 use crate::sync::Ordering;
 
@@ -34,6 +35,7 @@ const _: () = assert!(PageFlags::all().bits() < COUNT_ONE, "a flag has a bit of 
 pub struct SequenceToken {
     pfn: Pfn,
     count: u32,
+    of: OfPage,
 }
 
 impl SequenceToken {
@@ -42,6 +44,10 @@ impl SequenceToken {
     pub const fn pfn(self) -> Pfn {
         self.pfn
     }
+
+    pub(crate) const fn of(self) -> OfPage {
+        self.of
+    }
 }
 
 impl LockedPage<'_> {
@@ -49,7 +55,7 @@ impl LockedPage<'_> {
     #[must_use]
     pub fn sequence(&self) -> SequenceToken {
         let flags = self.frame().flags.load(Ordering::Relaxed);
-        SequenceToken { pfn: self.pfn(), count: flags >> COUNT_SHIFT }
+        SequenceToken { pfn: self.pfn(), count: flags >> COUNT_SHIFT, of: OfPage::of(self) }
     }
 
     /// Begins an invalidation, which ends when the page is unlocked. Only after this may

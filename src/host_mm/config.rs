@@ -1,8 +1,10 @@
 //! What a host memory may be asked to be.
 
 use crate::frames::placement::Placement;
-use crate::inject::{InjectionPlan, Sabotage};
 use crate::swap::SwapConfig;
+use gnomon_export_rmap::lab::Lab;
+#[cfg(feature = "lab")]
+use gnomon_export_rmap::lab::{InjectionPlan, Rule};
 
 /// How much memory to ration, and how.
 #[derive(Clone, Debug)]
@@ -25,8 +27,10 @@ pub struct HostMmConfig {
     /// Let pages that were only ever read share a page of zeros.
     pub share_zero: bool,
     /// Break one rule on purpose.
-    pub sabotage: Option<Sabotage>,
+    #[cfg(feature = "lab")]
+    pub sabotage: Option<Rule>,
     /// What the host is to do wrong.
+    #[cfg(feature = "lab")]
     pub inject: InjectionPlan,
 }
 
@@ -42,9 +46,19 @@ impl HostMmConfig {
             paranoid: false,
             check_evictions: false,
             share_zero: true,
+            #[cfg(feature = "lab")]
             sabotage: None,
+            #[cfg(feature = "lab")]
             inject: InjectionPlan::default(),
         }
+    }
+
+    /// What is to be broken on purpose.
+    pub(crate) fn lab(&self) -> Lab {
+        #[cfg(feature = "lab")]
+        return Lab::new(self.sabotage, &self.inject);
+        #[cfg(not(feature = "lab"))]
+        Lab::default()
     }
 }
 

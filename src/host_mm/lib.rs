@@ -58,7 +58,8 @@ mod config;
 mod error;
 mod fault;
 mod frames;
-mod inject;
+#[doc(hidden)]
+pub mod hooks;
 mod memory;
 mod object;
 mod reclaim;
@@ -80,9 +81,10 @@ pub use frames::free_list::{MAX_HOST_MEMORY_BYTES, MIN_HOST_MEMORY_BYTES};
 pub use frames::guest_view::GuestView;
 pub use frames::guest_view::page_runs;
 pub use frames::placement::Placement;
-pub use inject::{
-    HostFault, Injection, InjectionCount, InjectionPlan, PauseCount, PausePoint, PeerFault,
-    Sabotage, When,
+#[cfg(feature = "lab")]
+#[doc(hidden)]
+pub use gnomon_export_rmap::lab::{
+    HostFault, Injection, InjectionCount, InjectionPlan, PauseCount, When,
 };
 pub use memory::HostMm;
 pub use memory::object::MemoryObject;

@@ -6,11 +6,13 @@ use std::sync::atomic::Ordering;
 use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 
 use crate::addr::{Gfn, Gpa, PAGE_SIZE, Pfn};
+use crate::export_rmap::client::TOLD;
 use crate::export_rmap::{
     ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Membership,
     RevokeError,
 };
-use crate::host_mm::{GuestView, HostMm, MemoryObject, MmError, PausePoint, Sabotage};
+use crate::host_mm::{GuestView, HostMm, MemoryObject, MmError};
+use crate::iotlb::hooks::{DEVICE_ACCESS, DEVICE_NOTED, SKIP_IOTLB_WAIT, SLOW_DEVICE};
 use crate::sys::signal;
 
 use crate::export_rmap::in_flight::IotlbStats;
@@ -229,7 +231,7 @@ impl Unit {
             };
             let (token, writable) = (page.sequence(), !page.is_read_only());
             drop(page);
-            self.mm.pause(PausePoint::DeviceNoted);
+            self.mm.lab().pause(DEVICE_NOTED);
             let table = self.mm.frame_table();
             if let Some(in_flight) = self.slots.install(table, gfn, token, writable, access) {
                 return Ok(in_flight);
@@ -243,7 +245,7 @@ impl Unit {
     fn wait_for_few(&self, frames: &[Pfn]) {
         let (skipped, spared): (Vec<_>, Vec<_>) = frames.iter().partition(|pfn| {
             let owner = self.mm.last_owner(**pfn);
-            owner.is_some_and(|owner| self.mm.is_sabotaged(Sabotage::SkipIotlbWait, owner.gfn))
+            owner.is_some_and(|owner| self.mm.lab().breaks(SKIP_IOTLB_WAIT, || owner.gfn))
         });
         self.slots.wait_for_stale(&spared);
         self.slots.wait_for_strays(&skipped);
@@ -251,17 +253,17 @@ impl Unit {
 
     /// Widens the window in which an access is in flight: harmless while flushes wait for it.
     fn dawdle(&self, gfn: Gfn) {
-        if let Some(time) = self.mm.device_slowness() {
+        if let Some(time) = self.mm.lab().slowness(SLOW_DEVICE) {
             std::thread::sleep(time);
         }
-        self.mm.pause_for(PausePoint::DeviceAccess, Sabotage::SkipIotlbWait, gfn);
+        self.mm.lab().pause_for(DEVICE_ACCESS, SKIP_IOTLB_WAIT, || gfn);
     }
 }
 
 impl ExportNotifier for Unit {
     fn invalidate_page(&self, page: &LockedPage<'_>, kind: Invalidation) -> Harvest {
         let harvest = self.slots.invalidate(page, kind);
-        self.mm.pause(PausePoint::Told);
+        self.mm.lab().pause(TOLD);
         harvest
     }
 
@@ -279,7 +281,7 @@ impl ExportNotifier for Unit {
         if matches!(reason, FlushReason::Aged | FlushReason::Recalled) {
             return Ok(());
         }
-        if self.mm.config().sabotage == Some(Sabotage::SkipIotlbWait) {
+        if self.mm.lab().is_broken(SKIP_IOTLB_WAIT) {
             self.wait_for_few(frames);
         } else {
             self.slots.wait_for_stale(frames);

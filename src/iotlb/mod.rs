@@ -14,6 +14,8 @@
 //! are bounded, and pin nothing: reclaim takes the pages behind them like any other.
 
 mod guest_memory;
+#[doc(hidden)]
+pub mod hooks;
 mod memory;
 
 pub use crate::export_rmap::in_flight::{DeviceAccess, IotlbStats};

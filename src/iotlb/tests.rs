@@ -8,15 +8,15 @@ use vm_memory::Bytes;
 
 use super::{DeviceAccess, Iotlb};
 use crate::addr::{Gfn, Gpa, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
-use crate::host_mm::{
-    HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, MmError, Sabotage,
-};
+use crate::export_rmap::lab::{DAWDLE, Rule};
+use crate::host_mm::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, MmError};
+use crate::iotlb::hooks::SKIP_IOTLB_WAIT;
 
 const ENTRIES: usize = 8;
 /// For what is a matter of luck: it comes soon, but on a busy machine not at once.
 const GIVE_UP: Duration = Duration::from_secs(60);
 
-fn host(sabotage: Option<Sabotage>) -> Arc<HostMm> {
+fn host(sabotage: Option<Rule>) -> Arc<HostMm> {
     let config = HostMmConfig::new(MIN_HOST_MEMORY_BYTES);
     HostMm::new(HostMmConfig { check_evictions: true, sabotage, ..config }).unwrap()
 }
@@ -182,7 +182,7 @@ fn a_dropped_iotlb_maps_nothing_and_its_writes_stay() {
 /// frames are evicted and cleaned again and again, until so many rounds were `enough`, or
 /// [`GIVE_UP`]. Returns the number of pages found wrong, up to the first round with one, and how
 /// often a flush slept.
-fn storm(sabotage: Option<Sabotage>, enough: impl Fn(u64, &Iotlb) -> bool + Sync) -> (u64, u64) {
+fn storm(sabotage: Option<Rule>, enough: impl Fn(u64, &Iotlb) -> bool + Sync) -> (u64, u64) {
     const PAGES: u64 = 16;
     let mm = host(sabotage);
     let object = object(&mm, 2 * PAGES);
@@ -232,7 +232,7 @@ fn storm(sabotage: Option<Sabotage>, enough: impl Fn(u64, &Iotlb) -> bool + Sync
 fn devices_lose_nothing_in_a_storm() {
     assert_eq!(storm(None, |rounds, _| rounds == 200).0, 0);
     let was_waited_for = |rounds, iotlb: &Iotlb| rounds >= 4 && iotlb.stats().waits > 0;
-    let (wrong, waits) = storm(Some(Sabotage::Dawdle), was_waited_for);
+    let (wrong, waits) = storm(Some(DAWDLE), was_waited_for);
     assert_eq!(wrong, 0);
     assert!(waits > 0, "accesses that dawdle were waited for");
 }
@@ -240,5 +240,5 @@ fn devices_lose_nothing_in_a_storm() {
 /// The check that can fail: without the wait, content is lost, and that is noticed.
 #[test]
 fn sabotage_skip_iotlb_wait_loses_content() {
-    assert!(storm(Some(Sabotage::SkipIotlbWait), |_, _| false).0 > 0);
+    assert!(storm(Some(SKIP_IOTLB_WAIT), |_, _| false).0 > 0);
 }

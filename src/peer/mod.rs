@@ -15,6 +15,8 @@
 
 pub mod book;
 pub mod client;
+#[doc(hidden)]
+pub mod hooks;
 mod lent;
 pub mod protocol;
 pub mod server;

@@ -26,8 +26,9 @@ use crate::export_rmap::{
     ClientGuard, ClientId, ClientLock, ExportNotifier, FlushReason, Gone, Harvest, Invalidation,
     LockedPage, Owner, Retain, RevokeError, RmapEntry,
 };
-use crate::host_mm::{HostMm, MemoryObject, PeerFault, Sabotage};
+use crate::host_mm::{HostMm, MemoryObject};
 use crate::peer::book::{Book, Event, Fault, Holding, Job};
+use crate::peer::hooks::{PEER_HANG, PEER_KILL, SKIP_PUNCH};
 use crate::peer::lent::LentFile;
 use crate::peer::protocol::{Closing, Reply};
 use crate::peer::tally::Tally;
@@ -307,7 +308,7 @@ impl Session {
     }
 
     fn take(&self, slots: &[u32]) -> std::io::Result<()> {
-        if self.common.mm.is_sabotaged(Sabotage::SkipPunch, Gfn::new(0)) {
+        if self.common.mm.lab().breaks(SKIP_PUNCH, || Gfn::new(0)) {
             return Ok(());
         }
         self.lent.take(slots)
@@ -439,11 +440,11 @@ impl ExportNotifier for Session {
         {
             if is_new {
                 self.common.tally.announced();
-                match self.common.mm.peer_fault() {
-                    Some(PeerFault::Kill) => {
+                match self.common.mm.lab().strikes_one_of(&[PEER_HANG, PEER_KILL]) {
+                    Some(fault) if fault == PEER_KILL => {
                         self.cut_off(&mut locked, Closing::Injected, None);
                     }
-                    Some(PeerFault::Hang) => locked.is_deaf = true,
+                    Some(_) => locked.is_deaf = true,
                     None => {}
                 }
                 if locked.end.is_none() {

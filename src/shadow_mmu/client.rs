@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::addr::Pfn;
+use crate::export_rmap::client::{FLUSHING, TOLD};
 use crate::export_rmap::{
     ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Retain, RevokeError,
 };
-use crate::host_mm::PausePoint;
 use crate::shadow_mmu::Mmu;
 use crate::shadow_mmu::roots::SptePlace;
 use crate::shadow_mmu::spte::Pte;
@@ -75,7 +75,7 @@ impl ExportNotifier for Mmu {
             });
             if keep { Retain::Keep } else { Retain::Drop }
         });
-        self.mm.pause(PausePoint::Told);
+        self.mm.lab().pause(TOLD);
         let Counters { write_protected, invalidated, .. } = &self.counters;
         let counter = if keep { write_protected } else { invalidated };
         counter.add(visited);
@@ -113,7 +113,7 @@ impl ExportNotifier for Mmu {
             FlushReason::Aged => self.counters.aged_zaps.add(frames.len() as u64),
             FlushReason::Invalidated => {}
         }
-        self.mm.pause(PausePoint::Flushing);
+        self.mm.lab().pause(FLUSHING);
         self.guest_view.revoke(frames)?;
         if reason == FlushReason::Invalidated {
             let unflushed = &mut self.lock().unflushed;

@@ -11,8 +11,10 @@
 use std::sync::atomic::Ordering;
 
 use crate::addr::{Gpa, Gva};
+use crate::export_rmap::client::{FAULT_CHECKED, FAULT_NOTED, LATE_INSTALL};
 use crate::export_rmap::{ClientGuard, LockedPage, SequenceToken, trace};
-use crate::host_mm::{MmError, PausePoint, Sabotage};
+use crate::host_mm::MmError;
+use crate::shadow_mmu::hooks::UPGRADE_CHECKED;
 use crate::shadow_mmu::roots::{FlushCount, Root, SptePlace, State};
 use crate::shadow_mmu::spte::Pte;
 use crate::shadow_mmu::walk::{Access, PagingContext, Translation, Walk};
@@ -135,8 +137,7 @@ impl Mmu {
                 return Ok(FaultOutcome::OutsideRam { gpa });
             };
             // Widens the time between reading a page and installing it: harmless with the retry.
-            let (point, rule) = (PausePoint::FaultNoted, Sabotage::LateInstall);
-            self.mm.pause_for(point, rule, translation.gfn);
+            self.mm.lab().pause_for(FAULT_NOTED, LATE_INSTALL, || translation.gfn);
             let install = Install { root, gva, access, translation: &translation, target, flushes };
             match self.install(&install)? {
                 Installed::Done => {
@@ -228,21 +229,18 @@ impl Mmu {
             let (table, entry) = (self.mm.frame_table(), self.rmap_entry(place));
             exported = table.export(locked, token, entry);
             if exported.is_none() {
-                if !self.mm.is_sabotaged(Sabotage::LateInstall, install.translation.gfn) {
-                    return Installed::Retry;
-                }
-                crate::export_rmap::lab::add_entry(table, token.pfn(), entry);
+                return Installed::Retry;
+            }
+            if self.mm.lab().is_broken(LATE_INSTALL) && !table.is_current(locked, token) {
                 // The frame may be one of a page that no oracle watches by now.
                 new.remove(Pte::WRITABLE);
             }
         }
-        self.mm.pause(PausePoint::FaultChecked);
+        self.mm.lab().pause(FAULT_CHECKED);
         self.check_install(locked, new, install);
         // Release: what hardware finds through the entry was written before.
         self.tables.entry(place.page, place.index).store(new.bits(), Ordering::Release);
-        if let Some(exported) = exported
-            && !self.mm.is_sabotaged(Sabotage::ForgetRmap, install.translation.gfn)
-        {
+        if let Some(exported) = exported {
             exported.keep();
         }
         self.counters.installs.add(1);
@@ -264,7 +262,7 @@ impl Mmu {
         {
             return Installed::Retry;
         }
-        self.mm.pause(PausePoint::UpgradeChecked);
+        self.mm.lab().pause(UPGRADE_CHECKED);
         self.check_install(locked, new, install);
         let entry = self.tables.entry(place.page, place.index);
         let gained = new & !Pte::NO_EXECUTE;

@@ -10,9 +10,10 @@ use std::sync::atomic::Ordering;
 
 use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE_U64};
 use crate::export_rmap::LockedPage;
-use crate::host_mm::{MmError, PausePoint};
+use crate::host_mm::MmError;
 use crate::shadow_mmu::Mmu;
 use crate::shadow_mmu::fault::{Install, Installed, Target};
+use crate::shadow_mmu::hooks::AROUND_NOTED;
 use crate::shadow_mmu::spte::Pte;
 use crate::shadow_mmu::tables::ENTRIES;
 use crate::shadow_mmu::walk::{Access, PagingContext, Translation};
@@ -39,7 +40,7 @@ impl Mmu {
         if neighbours.is_empty() {
             return Ok(());
         }
-        self.mm.pause(PausePoint::AroundNoted);
+        self.mm.lab().pause(AROUND_NOTED);
         let mut state = self.lock();
         if state.flush_count(fault.root) != Some(fault.flushes) {
             return Ok(());

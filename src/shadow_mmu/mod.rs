@@ -24,6 +24,8 @@ mod client;
 mod config;
 mod fault;
 mod fault_around;
+#[doc(hidden)]
+pub mod hooks;
 mod roots;
 mod spte;
 mod stats;

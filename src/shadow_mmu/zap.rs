@@ -28,7 +28,7 @@ use std::sync::atomic::Ordering;
 use crate::addr::{Gva, PAGE_SIZE_U64, Pfn};
 use crate::export_rmap::rmap::VISIT_BATCH;
 use crate::export_rmap::{ClientGuard, Gone, RevokeError, trace};
-use crate::host_mm::PausePoint;
+use crate::shadow_mmu::hooks::{ZAP_FLUSHED, ZAPPED};
 use crate::shadow_mmu::roots::{LEAF_SPAN, Root, RootTables, SptePlace, State, region_of};
 use crate::shadow_mmu::spte::Pte;
 use crate::shadow_mmu::{Mmu, ShadowMmu};
@@ -168,9 +168,9 @@ impl Mmu {
         let gone: Vec<Gone> =
             zapped.iter().filter_map(|&(place, old)| self.gone(place, old)).collect();
         let flushed = self.mm.frame_table().give_up(state, &gone, || {
-            self.mm.pause(PausePoint::Zapped);
+            self.mm.lab().pause(ZAPPED);
             self.revoke(zapped.iter().map(|&(_, old)| old), &state.unflushed)?;
-            self.mm.pause(PausePoint::ZapFlushed);
+            self.mm.lab().pause(ZAP_FLUSHED);
             self.check_zapped(zapped.iter().map(|&(_, old)| old));
             Ok(())
         });

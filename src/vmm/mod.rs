@@ -27,7 +27,7 @@ pub use contract::boot;
 pub use contract::clone::CloneFigures;
 pub use contract::config::{MIN_MEMORY_BYTES, VmConfig};
 pub use contract::control_block::GuestCounters;
-pub(crate) use contract::control_block::window_bytes;
+pub use contract::control_block::window_bytes;
 pub use contract::devices::dma::DmaStats;
 pub use contract::observer::{MAX_KEPT_REPORTS, ViolationReport, VmObserver};
 pub use contract::vm::{Contract, ContractVm};
@@ -42,12 +42,10 @@ pub use run::outcome::Outcome;
 pub use run::processor::{Next, Processor, Space};
 pub use run::roster::VcpuState;
 pub use run::stats::{FaultLatency, Latencies, PagingStats, VcpuCounts};
-pub(crate) use shadow::shadow_table_bytes;
-pub use shadow::{HostKind, HostTraits};
-pub use shadow::{ShadowProcessor, Vm};
+pub use shadow::{HostKind, HostTraits, ShadowProcessor, Vm, shadow_table_bytes};
 
 /// VMs without KVM, for the tests of the layers above.
-#[cfg(test)]
+#[cfg(all(test, feature = "lab"))]
 pub(crate) mod fakes {
     pub(crate) use super::contract::vm::tests::vm;
     pub(crate) use super::run::fakes::Op;

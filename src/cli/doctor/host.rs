@@ -8,8 +8,8 @@ use vm_memory::MmapRegion;
 
 use super::Finding;
 use crate::addr::{PAGE_SIZE, PAGE_SIZE_U64};
-use crate::cli::limits;
-use crate::cli::values::human_bytes;
+use crate::cli::limits::Folder;
+use crate::lab::text::human_bytes;
 use crate::sys::memory::{ProcessMadvise, create_memfd, discard};
 use crate::sys::small_pages;
 use crate::sys::uffd::{Features, Tripwire, UffdError, uffd_features};
@@ -20,16 +20,15 @@ pub(super) const SWAP_BYTES: u64 = 1 << 30;
 /// The first kernel with all that is needed.
 const LEAST_KERNEL: (u32, u32) = (4, 17);
 
-pub(super) fn examine() -> Vec<Finding> {
+pub(super) fn examine(temporary: &Folder) -> Vec<Finding> {
     let release = nix::sys::utsname::uname().ok();
     let release = release.as_ref().and_then(|name| name.release().to_str());
-    let temporary = std::env::temp_dir();
     vec![
         kernel(release.unwrap_or_default()),
         memfd(memfd_works()),
         vectored_flush(ProcessMadvise::probe().is_supported()),
         fault_handling(uffd_features(), &arm_tripwire()),
-        swap_directory(&temporary, probe_directory(&temporary)),
+        swap_directory(temporary, write_to(&temporary.path)),
     ]
 }
 
@@ -136,40 +135,32 @@ fn fault_handling(features: Result<Features, UffdError>, armed: &Result<(), Uffd
     }
 }
 
-/// What was found out about a directory for swap.
-struct Directory {
-    free_bytes: u64,
-    in_memory: bool,
-}
-
-fn probe_directory(dir: &Path) -> io::Result<Directory> {
+/// Makes a file there.
+fn write_to(dir: &Path) -> io::Result<()> {
     // Unnamed: gone with the value.
-    tempfile::tempfile_in(dir)?;
-    Ok(Directory {
-        free_bytes: limits::free_bytes(dir).unwrap_or(u64::MAX),
-        in_memory: limits::is_in_memory(dir),
-    })
+    tempfile::tempfile_in(dir).map(drop)
 }
 
-fn swap_directory(dir: &Path, probed: io::Result<Directory>) -> Finding {
+fn swap_directory(folder: &Folder, written: io::Result<()>) -> Finding {
     let what = "swap directory";
-    let shown = dir.display();
+    let shown = folder.path.display();
     let elsewhere = "set TMPDIR, or name another place with --swap-file";
-    match probed {
+    match written {
         // Swap is always opened, whether or not it is then needed.
         Err(error) => {
             Finding::missing(what, format!("{shown} cannot be written to: {error}; {elsewhere}"))
         }
-        Ok(found) => {
-            let room = human_bytes(found.free_bytes);
-            if found.in_memory {
+        Ok(()) => {
+            let free_bytes = folder.free_bytes.unwrap_or(u64::MAX);
+            let room = human_bytes(free_bytes);
+            if folder.is_in_memory {
                 Finding::limited(
                     what,
                     format!(
                         "{shown} is in memory (tmpfs), {room} free: swapping there frees nothing; {elsewhere}"
                     ),
                 )
-            } else if found.free_bytes < SWAP_BYTES {
+            } else if free_bytes < SWAP_BYTES {
                 Finding::limited(
                     what,
                     format!("{shown} has only {room} free: free some, or {elsewhere}"),
@@ -227,27 +218,33 @@ mod tests {
 
     #[test]
     fn a_swap_directory_needs_room_on_a_disk() {
-        let dir = Path::new("/some/where");
-        let found = |free_bytes, in_memory| Ok(Directory { free_bytes, in_memory });
-        assert_finding(&swap_directory(dir, found(2 << 30, false)), Status::Ok, "/some/where");
-        assert_finding(&swap_directory(dir, found(1 << 20, false)), Status::Limited, "only 1 MiB");
-        assert_finding(&swap_directory(dir, found(2 << 30, true)), Status::Limited, "tmpfs");
-        let refused = Err(io::Error::from(Errno::EROFS));
-        assert_finding(&swap_directory(dir, refused), Status::Missing, "TMPDIR");
+        let folder = |bytes, is_in_memory| Folder {
+            path: "/some/where".into(),
+            is_in_memory,
+            free_bytes: Some(bytes),
+        };
+        let found = |bytes, is_in_memory| swap_directory(&folder(bytes, is_in_memory), Ok(()));
+        assert_finding(&found(2 << 30, false), Status::Ok, "/some/where");
+        assert_finding(&found(1 << 20, false), Status::Limited, "only 1 MiB");
+        assert_finding(&found(2 << 30, true), Status::Limited, "tmpfs");
+        let refused = swap_directory(&folder(2 << 30, false), Err(Errno::EROFS.into()));
+        assert_finding(&refused, Status::Missing, "TMPDIR");
     }
 
     #[test]
     fn probing_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
-        let found = probe_directory(dir.path()).unwrap();
-        assert!(found.free_bytes > 0);
+        write_to(dir.path()).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
-        assert!(probe_directory(&dir.path().join("no")).is_err());
+        assert!(write_to(&dir.path().join("no")).is_err());
     }
 
     #[test]
     fn this_host_gets_a_line_for_everything() {
-        let findings = examine();
+        let dir = tempfile::tempdir().unwrap();
+        let temporary = Folder::look_at(dir.path().to_owned());
+        assert!(temporary.free_bytes.is_none_or(|bytes| bytes > 0));
+        let findings = examine(&temporary);
         assert_eq!(findings.len(), 5);
         assert!(findings.iter().all(|finding| !finding.detail.is_empty()), "{findings:?}");
     }

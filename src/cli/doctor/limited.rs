@@ -3,10 +3,10 @@
 use super::Finding;
 use super::host::SWAP_BYTES;
 use crate::cli::limits::{
-    self, HostLimits, Limited, Needs, Shape, Shortage, SwapInMemory, shortages,
+    Folder, HostLimits, Limited, Needs, Shape, Shortage, SwapInMemory, shortages,
 };
-use crate::cli::values::{human_bytes, human_count};
 use crate::host_mm::MIN_HOST_MEMORY_BYTES;
+use crate::lab::text::{human_bytes, human_count};
 
 /// `gnomon boot` unless it is told otherwise.
 const BOOT: Shape = Shape {
@@ -20,11 +20,10 @@ const BOOT: Shape = Shape {
 const LEAST: Shape =
     Shape { memory_bytes: 16 << 20, host_memory_bytes: MIN_HOST_MEMORY_BYTES, ..BOOT };
 /// What the host limits: no more than a sentence each, the one that boot would refuse with.
-pub(super) fn examine(limits: &HostLimits) -> Vec<Finding> {
-    // Where boot puts swap unless it is told otherwise.
+pub(super) fn examine(limits: &HostLimits, temporary: &Folder) -> Vec<Finding> {
     let of = |shape: Shape, swap_bytes| {
         let mut needs = Needs::of(shape, swap_bytes);
-        needs.swap_in_memory = SwapInMemory::at(&std::env::temp_dir(), shape.memory_bytes);
+        needs.swap_in_memory = SwapInMemory::at(temporary, shape.memory_bytes);
         shortages(&needs, limits)
     };
     let boot = of(BOOT, SWAP_BYTES);
@@ -36,7 +35,7 @@ pub(super) fn examine(limits: &HostLimits) -> Vec<Finding> {
         (Limited::Commit, "overcommit", overcommit(limits)),
         (Limited::AddressSpace, "address space", address_space(limits)),
         (Limited::FileSize, "file size", file_size(limits)),
-        (Limited::Swap, "swap in memory", swap()),
+        (Limited::Swap, "swap in memory", swap(temporary)),
         (
             Limited::Descriptors,
             "open files",
@@ -58,11 +57,11 @@ pub(super) fn examine(limits: &HostLimits) -> Vec<Finding> {
     what.into_iter().map(finding).collect()
 }
 
-fn swap() -> String {
-    let folder = std::env::temp_dir();
-    match limits::is_in_memory(&folder) {
-        true => format!("{} is, and has room for it", folder.display()),
-        false => format!("{} is not (tmpfs)", folder.display()),
+fn swap(temporary: &Folder) -> String {
+    let shown = temporary.path.display();
+    match temporary.is_in_memory {
+        true => format!("{shown} is, and has room for it"),
+        false => format!("{shown} is not (tmpfs)"),
     }
 }
 
@@ -130,9 +129,27 @@ mod tests {
     use crate::cli::limits::{Bounded, GroupLimit};
     use crate::sys::small_pages::PageCost;
 
+    /// A place for swap with room for any.
+    fn on_disk() -> Folder {
+        Folder { path: "/tmp".into(), is_in_memory: false, free_bytes: None }
+    }
+
+    #[test]
+    fn swap_that_fits_into_memory_or_not_is_told() {
+        let swap = |free_bytes| {
+            let folder = Folder { is_in_memory: true, free_bytes, ..on_disk() };
+            let findings = examine(&HostLimits::default(), &folder);
+            let found = findings.into_iter().find(|finding| finding.what == "swap in memory");
+            found.unwrap().status
+        };
+        assert_eq!((swap(None), swap(Some(1 << 20))), (Status::Ok, Status::Missing));
+        let between = swap(Some(BOOT.memory_bytes - 1));
+        assert_eq!(between, Status::Limited, "less memory is enough");
+    }
+
     #[track_caller]
     fn assert_line(limits: &HostLimits, what: &str, status: Status, part: &str) {
-        let findings = examine(limits);
+        let findings = examine(limits, &on_disk());
         let finding = findings.iter().find(|finding| finding.what == what).unwrap();
         assert_eq!(finding.status, status, "{finding}");
         assert!(finding.detail.contains(part), "no {part:?} in: {finding}");
@@ -140,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_host_without_limits_gets_a_line_for_everything() {
-        let findings = examine(&HostLimits::default());
+        let findings = examine(&HostLimits::default(), &on_disk());
         assert_eq!(findings.len(), 10);
         assert!(findings.iter().all(|one| one.status == Status::Ok && !one.detail.is_empty()));
         assert_line(&HostLimits::probe(), "huge pages", Status::Ok, "takes a page");

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::EXIT_FAILURE;
 use super::args::DoctorArgs;
-use super::limits::HostLimits;
+use super::limits::{Folder, HostLimits};
 use super::output;
 
 /// How much of something there is.
@@ -97,8 +97,10 @@ impl Diagnosis {
 /// If the diagnosis cannot be turned into JSON.
 pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<u8> {
     let mut findings = kvm::examine();
-    findings.extend(host::examine());
-    findings.extend(limited::examine(&HostLimits::probe()));
+    // Where boot puts swap unless it is told otherwise.
+    let temporary = Folder::look_at(std::env::temp_dir());
+    findings.extend(host::examine(&temporary));
+    findings.extend(limited::examine(&HostLimits::probe(), &temporary));
     let diagnosis = Diagnosis::new(findings);
     if args.json {
         output::print(serde_json::to_string_pretty(&diagnosis)?);

@@ -10,7 +10,7 @@ use nix::unistd::getuid;
 
 use super::HostLimits;
 use super::process::{Bounded, STACK_BYTES};
-use crate::cli::values::{human_bytes, human_count};
+use crate::lab::text::{human_bytes, human_count};
 
 /// Addresses that a thread takes beside its stack: its signal stack, what is rounded up.
 const BESIDE_STACK_BYTES: u64 = 256 << 10;

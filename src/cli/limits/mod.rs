@@ -5,21 +5,19 @@
 //! first of them; `doctor` shows all that `boot` would meet.
 
 mod behind;
+mod folder;
 mod groups;
 mod needs;
 mod process;
 mod rules;
 
 use std::fs;
-use std::path::Path;
-
-use nix::sys::statfs::{TMPFS_MAGIC, statfs};
-use nix::sys::statvfs::statvfs;
 
 use crate::sys::small_pages::PageCost;
 use process::kib;
 
 pub(crate) use behind::behind;
+pub(crate) use folder::Folder;
 #[cfg(test)]
 pub(crate) use groups::GroupLimit;
 pub(crate) use groups::Groups;
@@ -69,18 +67,6 @@ impl HostLimits {
     }
 }
 
-/// Whether files in that directory live in memory.
-pub(crate) fn is_in_memory(dir: &Path) -> bool {
-    statfs(dir).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC)
-}
-
-/// Bytes that can be written to new files in that directory; `None` where the file system has no
-/// bound of its own.
-pub(crate) fn free_bytes(dir: &Path) -> Option<u64> {
-    let found = statvfs(dir).ok().filter(|found| found.blocks() > 0)?;
-    Some(found.blocks_available().saturating_mul(found.fragment_size()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,6 +74,5 @@ mod tests {
     #[test]
     fn this_host_says_what_it_has() {
         assert!(HostLimits::probe().available_bytes.is_some_and(|bytes| bytes > 0));
-        assert!(!is_in_memory(Path::new("/proc")), "procfs is not tmpfs");
     }
 }

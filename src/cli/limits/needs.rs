@@ -5,10 +5,10 @@
 //! frames is an estimate from above; figures that it was compared with are in
 //! docs/host-requirements.md.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use super::folder::Folder;
 use super::process::STACK_BYTES;
-use super::{free_bytes, is_in_memory};
 use crate::addr::PAGE_SIZE_U64;
 use crate::peer::server::{DEFAULT_SLOTS, MAX_PEERS};
 use crate::vmm::{shadow_table_bytes, window_bytes};
@@ -61,21 +61,15 @@ pub(crate) struct Needs {
 /// process's control group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SwapInMemory {
-    pub(crate) folder: PathBuf,
+    pub(crate) folder: Folder,
     /// Most that swap takes there.
     pub(crate) bytes: u64,
-    /// What the file system has room for, if it has a bound.
-    pub(crate) free_bytes: Option<u64>,
 }
 
 impl SwapInMemory {
     /// For swap of so many bytes in `folder`; `None` where that is no memory, or nothing is wanted.
-    pub(crate) fn at(folder: &Path, bytes: u64) -> Option<Self> {
-        (bytes > 0 && is_in_memory(folder)).then(|| Self {
-            folder: folder.to_owned(),
-            bytes,
-            free_bytes: free_bytes(folder),
-        })
+    pub(crate) fn at(folder: &Folder, bytes: u64) -> Option<Self> {
+        (bytes > 0 && folder.is_in_memory).then(|| Self { folder: folder.clone(), bytes })
     }
 }
 

@@ -8,8 +8,9 @@ use super::behind::{behind, threads_of_user};
 use super::groups::GroupLimit;
 use super::process::{Bounded, try_threads};
 use super::{HostLimits, Needs, SwapInMemory};
-use crate::cli::values::{human_bytes, human_count, size};
+use crate::cli::values::size;
 use crate::host_mm::MIN_HOST_MEMORY_BYTES;
+use crate::lab::text::{human_bytes, human_count};
 use crate::sys::small_pages::PageCost;
 
 /// What is limited.
@@ -89,10 +90,10 @@ fn file_size(needs: &Needs, most: u64) -> Option<String> {
 }
 
 fn swap_room(swap: &SwapInMemory) -> Option<String> {
-    let free = swap.free_bytes.filter(|&free| free < swap.bytes)?;
+    let free = swap.folder.free_bytes.filter(|&free| free < swap.bytes)?;
     Some(format!(
         "{} is in memory (tmpfs) and has {} free, but swap takes up to {} there: put swap on a disk with --swap-file, make that file system larger, or give less --memory, more --host-memory or less --swap-size",
-        swap.folder.display(),
+        swap.folder.path.display(),
         human_bytes(free),
         human_bytes(swap.bytes)
     ))
@@ -116,7 +117,7 @@ impl fmt::Display for Wanted<'_> {
                 f,
                 ", and {} for swap, since {} is in memory (tmpfs)",
                 human_bytes(swap.bytes),
-                swap.folder.display()
+                swap.folder.path.display()
             ),
             None => Ok(()),
         }

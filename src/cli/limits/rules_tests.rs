@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::cli::limits::{ProcessLimits, Shape};
+use crate::cli::limits::{Folder, ProcessLimits, Shape};
 
 const SHAPE: Shape = Shape {
     memory_bytes: 256 << 20,
@@ -75,9 +75,9 @@ fn the_tightest_control_group_is_named_with_what_would_fit() {
 }
 
 fn needs_with_swap_in_memory(free_bytes: u64) -> Needs {
-    let (folder, bytes) = ("/shm".into(), 224 << 20);
+    let folder = Folder { path: "/shm".into(), is_in_memory: true, free_bytes: Some(free_bytes) };
     let mut needs = needs();
-    needs.swap_in_memory = Some(SwapInMemory { folder, bytes, free_bytes: Some(free_bytes) });
+    needs.swap_in_memory = SwapInMemory::at(&folder, 224 << 20);
     needs
 }
 

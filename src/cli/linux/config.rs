@@ -3,18 +3,19 @@
 use std::path::Path;
 
 use super::disks::DiskArg;
-use crate::cli::args::{BootArgs, Invalidate, PagingMode, name_of};
+use crate::cli::args::{BootArgs, PagingMode};
 use crate::cli::config::{self, Sizes, UsageError, refuse};
 use crate::cli::kernel_file;
 use crate::cli::limits::HostLimits;
 use crate::cli::values::size;
 use crate::host_mm::HostMmConfig;
+use crate::lab::{Invalidation, StormPlan};
 use crate::virtio::DiskMode;
 use crate::vmm::linux::KernelKind;
 use crate::vmm::linux::layout::{MAX_MEMORY_BYTES, MAX_VIRTIO_DEVICES};
 
 /// What can be done to pages that keep their frames.
-const STORMS: [Invalidate; 2] = [Invalidate::Reclaim, Invalidate::Clean];
+const STORMS: [Invalidation; 2] = [Invalidation::Reclaim, Invalidation::Clean];
 /// Pages a second of each kind of storm, unless it is said.
 const DEFAULT_STORM_RATE: u32 = 20_000;
 
@@ -32,10 +33,8 @@ pub(crate) struct LinuxConfig {
     pub(super) vcpus: usize,
     pub(super) disks: Vec<DiskArg>,
     pub(super) balloon: bool,
-    /// Kinds of invalidation that are forced on its pages, and how many pages a second of each.
-    pub(super) storm: Vec<Invalidate>,
-    pub(super) storm_rate: u32,
-    pub(super) seed: u64,
+    /// What is forced on its pages.
+    pub(super) storm: StormPlan,
     pub(super) host: HostMmConfig,
     pub(super) warnings: Vec<String>,
 }
@@ -92,32 +91,34 @@ fn linux(args: &BootArgs, kernel: Vec<u8>, limits: &HostLimits) -> Result<LinuxC
     // With the kernel it knows that paging is direct.
     let mut machine = config::machine(&sizes, &args.host, limits, kernel.into(), cmdline, seed)?;
     // The console has two, storms one each.
-    machine.needs.add_threads(2 + storm.len() as u64);
-    machine.needs.add_devices(devices as u64);
+    machine.notes.needs.add_threads(2 + storm.len() as u64);
+    machine.notes.needs.add_devices(devices as u64);
     for disk in args.disk.iter().filter(|disk| disk.mode == DiskMode::ReadWrite) {
         // Devices have no such limit.
-        file_bytes(&disk.path).inspect(|&bytes| machine.needs.add_disk(&disk.path, bytes));
+        file_bytes(&disk.path).inspect(|&bytes| machine.notes.needs.add_disk(&disk.path, bytes));
     }
     let initrd = args.initrd.as_deref();
     // One that is larger than the guest has its own sentence, and is not read either.
     let fits = |bytes: &u64| *bytes <= args.memory.bytes();
-    machine.needs.add_image(initrd.and_then(file_bytes).filter(fits).unwrap_or(0));
-    config::check_needs(&machine.needs, limits)?;
+    machine.notes.needs.add_image(initrd.and_then(file_bytes).filter(fits).unwrap_or(0));
+    config::check_needs(&machine.notes.needs, limits)?;
     let read = |path| kernel_file::read_file("--initrd", path, args.memory.bytes(), initrd_advice);
     Ok(LinuxConfig {
         images: Images {
-            kernel: machine.vm.kernel.into_owned(),
+            kernel: machine.setup.vm.kernel.into_owned(),
             initrd: initrd.map(read).transpose()?,
         },
-        cmdline: machine.vm.cmdline,
-        vcpus: machine.vm.vcpus,
+        cmdline: machine.setup.vm.cmdline,
+        vcpus: machine.setup.vm.vcpus,
         disks: args.disk.clone(),
         balloon: args.balloon,
-        host: HostMmConfig { check_evictions: !storm.is_empty(), ..machine.host },
-        storm,
-        storm_rate: args.storm_rate.unwrap_or(DEFAULT_STORM_RATE),
-        seed,
-        warnings: machine.warnings,
+        host: HostMmConfig { check_evictions: !storm.is_empty(), ..machine.setup.host },
+        storm: StormPlan {
+            kinds: storm,
+            rate: args.storm_rate.unwrap_or(DEFAULT_STORM_RATE),
+            seed,
+        },
+        warnings: machine.notes.warnings,
     })
 }
 
@@ -128,12 +129,12 @@ fn file_bytes(path: &Path) -> Option<u64> {
 }
 
 /// The kinds of `--storm`.
-fn storm(args: &BootArgs) -> Result<Vec<Invalidate>, UsageError> {
+fn storm(args: &BootArgs) -> Result<Vec<Invalidation>, UsageError> {
     let kinds = config::invalidations("--storm", &STORMS, &args.storm)?;
     if let Some(&other) = kinds.iter().find(|kind| !STORMS.contains(kind)) {
         refuse!(
             "--storm {}: the pages of a Linux guest keep their frames; choose of {}",
-            name_of(other),
+            other.name(),
             config::names_of(&STORMS)
         );
     }

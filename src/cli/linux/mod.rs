@@ -16,17 +16,14 @@ use std::time::Duration;
 use super::boot::{frames_line, swap_line, window_line};
 use super::config::{UsageError, names_of};
 use super::ending::Ending;
-use super::fleet::Objects;
-use super::injected;
-use super::machine::{from_mm, from_vm};
+use super::hint;
 use super::output::{self, StdoutConsole, printable};
-use super::paging::Paging;
+use super::refusal::{from_mm, from_vm};
 use super::run::{self, Guest};
-use super::stress::Storms;
-use super::values::human_count;
-use super::violations::{self, Check, EndCheck, Violations};
 use crate::direct_mmu::DirectConfig;
 use crate::host_mm::{HostMemory, HostMm, MemoryObject, MmError};
+use crate::lab::text::human_count;
+use crate::lab::{self, Check, EndCheck, Judge, Objects, Paging, StormPlan, Storms, Violations};
 use crate::sys::job_control::ContinueNotice;
 use crate::virtio::{Balloon, Device};
 use crate::vmm::linux::{LinuxError, LinuxImage, LinuxVm};
@@ -66,16 +63,17 @@ pub(crate) fn run(mut config: LinuxConfig) -> anyhow::Result<u8> {
     for warning in config.warnings.iter().chain(&disks.warnings()) {
         output::note(warning);
     }
-    if let Some(line) = injected::announcement(&config.host.inject) {
+    if let Some(line) = lab::announcement(&config.host.inject) {
         output::note(line);
     }
     if let Some(line) = storm_announcement(&config) {
         output::note(line);
     }
-    let LinuxConfig { storm, storm_rate, seed, host, .. } = config;
+    let LinuxConfig { storm, host, .. } = config;
     let objects = Arc::<Objects>::default();
     objects.add(vm.object());
-    let storms = Storms::start(&memory, &objects, &storm, storm_rate, seed)?;
+    let judge = Judge::new(host.inject.clone(), hint::of);
+    let storms = Storms::start(judge, &memory, &objects, &storm)?;
     let input = vm.input();
     let console = Some(Console::open(move |keys| input.send(keys))?);
     let continues = continued.count();
@@ -140,7 +138,7 @@ impl Guest for Booted {
     fn check(&self, is_at_rest: bool) -> Violations {
         let mm = self.host_mm();
         let resident = mm.resident_bytes().unwrap_or(0);
-        let mut found = violations::of_host(mm, is_at_rest, resident);
+        let mut found = lab::of_host(mm, is_at_rest, resident);
         let reverse_map = (EndCheck::ReverseMap, is_at_rest);
         found.look_at_rest(reverse_map, Check::ReverseMap, || self.vm.check_reverse_map());
         let broken = self.storms.counts().into_iter().filter_map(|count| count.broken);
@@ -193,11 +191,11 @@ impl Guest for Booted {
 
 /// What is told before a run with a storm.
 fn storm_announcement(config: &LinuxConfig) -> Option<String> {
-    let LinuxConfig { storm, storm_rate, seed, .. } = config;
-    let kinds = names_of(storm);
-    let rate = human_count(u64::from(*storm_rate));
-    (!storm.is_empty()).then(|| {
-        format!("storm on purpose: {kinds}, {rate} pages a second of each, with seed {seed}")
+    let StormPlan { kinds, rate, seed } = &config.storm;
+    let names = names_of(kinds);
+    let rate = human_count(u64::from(*rate));
+    (!kinds.is_empty()).then(|| {
+        format!("storm on purpose: {names}, {rate} pages a second of each, with seed {seed}")
     })
 }
 

@@ -73,11 +73,12 @@ fn a_bzimage_is_booted_with_all_that_belongs_to_it() {
     assert_eq!((config.cmdline.as_str(), config.vcpus), ("quiet", 2));
     let disks: Vec<_> = config.disks.iter().map(|d| (d.path.to_str().unwrap(), d.mode)).collect();
     assert_eq!(disks, [("a,b", DiskMode::ReadOnly), ("c", DiskMode::ReadWrite)]);
-    assert_eq!(config.storm.len(), 2);
+    assert_eq!(config.storm.kinds.len(), 2);
     assert!(config.host.check_evictions);
-    assert_eq!(config.storm_rate, 20_000);
+    assert_eq!(config.storm.rate, 20_000);
     let told = storm_announcement(&config).unwrap();
-    let seed = format!("reclaim, clean, 20,000 pages a second of each, with seed {}", config.seed);
+    let seed =
+        format!("reclaim, clean, 20,000 pages a second of each, with seed {}", config.storm.seed);
     assert!(told.ends_with(&seed), "{told}");
     assert_eq!(mm_bytes(&config), 512 << 20);
 }

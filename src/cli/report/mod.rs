@@ -7,15 +7,17 @@ pub(crate) mod vms;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::args::{Invalidate, PolicyName, SabotageName, Workload};
+use super::args::{PolicyName, SabotageName, Workload};
 use super::config::StressConfig;
-use super::injected::Injected;
-use super::machine::Machine;
-use super::stress::{Course, Detection, PeersReport, StormCount};
-use super::violations::{self, Check, EndCheck, Violation, Violations};
+use super::paging;
 use crate::direct_mmu::DirectStats;
 use crate::host_mm::MmStats;
 use crate::iotlb::IotlbStats;
+use crate::lab::{
+    self, Check, Course, Detection, EndCheck, Injected, Invalidation, PeersCount, Setup, SetupPlan,
+    StormCount, Violation, Violations,
+};
+use crate::peer::PeerStats;
 use crate::shadow_mmu::ShadowStats;
 use crate::sys::signal;
 use crate::vmm::{Contract, DmaStats, FaultLatency, GuestCounters, Latencies, VcpuCounts};
@@ -95,7 +97,7 @@ pub(crate) struct ConfigReport {
     pub(crate) workloads: Vec<Workload>,
     /// Percentage of page accesses by DMA.
     pub(crate) dma: u8,
-    pub(crate) invalidations: Vec<Invalidate>,
+    pub(crate) invalidations: Vec<Invalidation>,
     pub(crate) rate_per_second: u32,
     pub(crate) seed: u64,
     pub(crate) policy: PolicyName,
@@ -156,6 +158,27 @@ pub(crate) struct LatencyReport {
     pub(crate) max_ns: u64,
 }
 
+/// What peers did.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct PeersReport {
+    #[serde(flatten)]
+    pub(crate) stats: PeerStats,
+    /// Pages whose copies were recalled because somebody wrote.
+    pub(crate) recalls: u64,
+    /// From an invalidation to the end of its copies.
+    pub(crate) latency: Option<LatencyReport>,
+    /// What is left of peers that are gone.
+    #[serde(skip)]
+    pub(crate) found: Violations,
+}
+
+impl From<PeersCount> for PeersReport {
+    fn from(count: PeersCount) -> Self {
+        let PeersCount { stats, recalls, latency, found } = count;
+        Self { stats, recalls, latency: latency.as_ref().map(LatencyReport::new), found }
+    }
+}
+
 /// Memory against its budget.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct MemoryReport {
@@ -171,25 +194,25 @@ impl Report {
     /// be quick.
     pub(crate) fn new(
         config: &StressConfig,
-        machine: &mut Machine<impl Contract>,
+        setup: &mut Setup<impl Contract>,
         course: &Course,
         peers: Option<PeersReport>,
         console: &[String],
     ) -> Self {
-        let figures = machine.figures();
-        let injected = Injected::conclude(&machine.mm, machine.fleet.memory());
+        let figures = setup.figures();
+        let injected = Injected::conclude(&setup.mm, setup.fleet.memory());
         // They are kept until here because their pages were looked for.
-        let has_ended = machine.retire_all();
-        let mut violations = all_violations(machine, course, peers.as_ref(), injected.as_ref());
+        let has_ended = setup.retire_all();
+        let mut violations = all_violations(setup, course, peers.as_ref(), injected.as_ref());
         // Pauses let nothing fail.
-        let may_fail = config.machine.host.inject.may_fail();
+        let may_fail = config.plan.setup.host.inject.may_fail();
         let is_sound = config.sabotage.is_none() && !may_fail;
         if is_sound && (has_ended || signal::is_stop_asked()) {
-            let left = || violations::left_behind(machine);
+            let left = || lab::left_behind(setup);
             violations.look(EndCheck::Leftovers, Check::ReverseMap, left);
         }
         violations.unchecked.extend(&course.unchecked);
-        let fleet = &machine.fleet;
+        let fleet = &setup.fleet;
         let console = console.iter().cloned().chain(fleet.lines()).collect();
         let late = violations
             .first
@@ -215,7 +238,7 @@ impl Report {
             iotlb: figures.iotlb,
             fault_latency: LatencyReports::new(&fleet.fault_latency()),
             memory: MemoryReport {
-                budget_bytes: config.machine.host.host_memory_bytes,
+                budget_bytes: config.plan.setup.host.host_memory_bytes,
                 peak_frame_bytes: figures.peak_frame_bytes(),
                 peak_resident_bytes: course.peak_resident_bytes,
             },
@@ -249,12 +272,12 @@ impl Report {
 }
 
 fn all_violations(
-    machine: &Machine<impl Contract>,
+    setup: &Setup<impl Contract>,
     course: &Course,
     peers: Option<&PeersReport>,
     injected: Option<&Injected>,
 ) -> Violations {
-    let mut all = violations::collect(machine, course.peak_resident_bytes);
+    let mut all = lab::collect(setup, course.peak_resident_bytes);
     if let Some(bad_end) = &course.bad_end {
         all.add_one(bad_end.clone());
     }
@@ -294,26 +317,27 @@ fn verdict(violations: &Violations, course: &Course) -> Verdict {
 
 impl ConfigReport {
     fn new(config: &StressConfig) -> Self {
-        let StressConfig { machine, .. } = config;
+        let StressConfig { plan, .. } = config;
+        let SetupPlan { vm, host, .. } = &plan.setup;
         Self {
-            paging: machine.paging.name(),
-            memory_bytes: machine.vm.memory_bytes,
-            host_memory_bytes: machine.host.host_memory_bytes,
-            swap_bytes: machine.host.swap.bytes,
-            vcpus: machine.vm.vcpus,
-            vms: config.vms,
-            churn_seconds: config.churn.map(|churn| churn.as_secs_f64()),
-            duration_seconds: config.duration.as_secs_f64(),
+            paging: paging::name(plan.setup.paging),
+            memory_bytes: vm.memory_bytes,
+            host_memory_bytes: host.host_memory_bytes,
+            swap_bytes: host.swap.bytes,
+            vcpus: vm.vcpus,
+            vms: plan.vms,
+            churn_seconds: plan.churn.map(|churn| churn.as_secs_f64()),
+            duration_seconds: plan.duration.as_secs_f64(),
             workloads: config.workloads.clone(),
             dma: config.dma,
-            invalidations: config.invalidations.clone(),
-            rate_per_second: config.rate,
-            seed: config.seed,
+            invalidations: plan.storm.kinds.clone(),
+            rate_per_second: plan.storm.rate,
+            seed: plan.storm.seed,
             policy: config.policy,
-            paranoid: machine.host.paranoid,
-            fail_fast: config.fail_fast,
+            paranoid: host.paranoid,
+            fail_fast: plan.fail_fast,
             sabotage: config.sabotage,
-            inject: machine.host.inject.items.iter().map(ToString::to_string).collect(),
+            inject: host.inject.items.iter().map(ToString::to_string).collect(),
         }
     }
 }

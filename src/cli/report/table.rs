@@ -2,12 +2,12 @@
 
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 
-use super::{LatencyReport, Report, Verdict};
+use super::{LatencyReport, PeersReport, Report, Verdict};
 use crate::cli::args::name_of;
 use crate::cli::output::printable;
-use crate::cli::stress::{PeersReport, PopulationCount};
-use crate::cli::values::{human_bytes, human_count, human_nanos, size};
-use crate::cli::violations;
+use crate::cli::values::size;
+use crate::lab::text::{human_bytes, human_count, human_nanos};
+use crate::lab::{self, PopulationCount};
 use crate::peer::PeerStats;
 
 /// One line below the header, nothing else.
@@ -267,7 +267,7 @@ fn violations(report: &Report) -> Option<String> {
 }
 
 fn cut_short(report: &Report) -> Option<String> {
-    violations::cut_short(report.signal?, &report.violations.unchecked)
+    lab::cut_short(report.signal?, &report.violations.unchecked)
 }
 
 fn verdict(report: &Report) -> String {

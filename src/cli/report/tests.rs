@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::cli::fleet::{Fate, Record};
-use crate::cli::injected::{Item, Pages};
-use crate::cli::stress::PopulationCount;
-use crate::cli::violations::{Check, Violation};
+use crate::lab::{Fate, Item, Pages, PopulationCount, Record};
 
 /// A run that passed.
 pub(crate) fn report() -> Report {
@@ -26,7 +23,7 @@ pub(crate) fn report() -> Report {
             duration_seconds: 30.0,
             workloads: vec![Workload::Seq, Workload::Zipf],
             dma: 2,
-            invalidations: vec![Invalidate::Reclaim],
+            invalidations: vec![Invalidation::Reclaim],
             rate_per_second: 20_000,
             seed: 42,
             policy: PolicyName::Clock,

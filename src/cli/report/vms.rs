@@ -5,8 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::GuestReport;
-use crate::cli::fleet::{Fate, Record};
-use crate::cli::stress::PopulationCount;
+use crate::lab::{Fate, PopulationCount, Record};
 
 /// All VMs of a run.
 #[derive(Clone, Debug, Default, Serialize)]

@@ -11,7 +11,8 @@ use rand::{RngExt, SeedableRng};
 use super::rig::{FRAMES, Rig, memory, page};
 use crate::addr::{Gfn, PAGE_SIZE, Pfn};
 use crate::direct_mmu::DirectConfig;
-use crate::host_mm::{HostMmConfig, Sabotage};
+use crate::direct_mmu::hooks::SKIP_WRITE_PROTECT;
+use crate::host_mm::HostMmConfig;
 use crate::sync::lock;
 use crate::sys::memory;
 
@@ -178,7 +179,7 @@ fn removals_of_the_window_beside_all_that_lose_nothing() {
     ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
 )]
 fn sabotage_skip_write_protect_is_noticed() {
-    let sabotage = Some(Sabotage::SkipWriteProtect);
+    let sabotage = Some(SKIP_WRITE_PROTECT);
     let config = HostMmConfig { sabotage, ..memory(FRAMES) };
     let rig = Rig::new(config, DirectConfig::default());
     let seen = Seen::default();

@@ -8,9 +8,9 @@ use vm_memory::{ReadVolatile, VolatileMemory, WriteVolatile};
 use super::rig::{FRAMES, Rig, memory, page, pfn};
 use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64};
 use crate::direct_mmu::DirectConfig;
+use crate::host_mm::hooks::EINTR;
 use crate::host_mm::{
-    HostFault, HostMm, HostMmConfig, Injection, InjectionPlan, MmError, Placement, ReclaimPolicy,
-    When,
+    HostMm, HostMmConfig, Injection, InjectionPlan, MmError, Placement, ReclaimPolicy, When,
 };
 use crate::sys::uffd::Features;
 
@@ -63,8 +63,8 @@ fn memory_four_times_as_large_as_the_ration_keeps_its_content() {
     ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
 )]
 fn interrupted_calls_remove_nothing() {
-    let eintr = Injection { fault: HostFault::Eintr, when: When::Chance(0.5) };
-    let inject = InjectionPlan { items: vec![eintr], seed: 1 };
+    let eintr = Injection { fault: EINTR.plain(), when: When::Chance(0.5) };
+    let inject = InjectionPlan { items: vec![eintr], seed: 1, ..InjectionPlan::default() };
     let config = HostMmConfig { inject, ..memory(4 * FRAMES) };
     let rig = content_is_kept(config, DirectConfig::default());
     let stats = rig.mmu.stats();

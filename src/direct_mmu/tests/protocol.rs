@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 use super::rig::{FRAMES, Page, Rig, eventually, memory, page, pfn};
 use crate::addr::{Gfn, PAGE_SIZE, SwapSlot};
 use crate::direct_mmu::DirectConfig;
+use crate::direct_mmu::hooks::SKIP_WRITE_PROTECT;
+use crate::export_rmap::client::{FORGET_RMAP, LATE_INSTALL};
+use crate::export_rmap::lab::Rule;
+use crate::host_mm::HostMmConfig;
 use crate::host_mm::swap::SwapBackend;
-use crate::host_mm::{HostMmConfig, Sabotage};
 use crate::sync::lock;
 
 /// Swap in a map. A gate keeps a write from returning.
@@ -54,7 +57,7 @@ impl SwapBackend for GatedSwap {
     }
 }
 
-fn gated(sabotage: Option<Sabotage>) -> (Rig, Arc<Gate>) {
+fn gated(sabotage: Option<Rule>) -> (Rig, Arc<Gate>) {
     let gate: Arc<Gate> = Arc::default();
     let swap = GatedSwap { pages: Mutex::default(), gate: gate.clone() };
     let config = HostMmConfig { sabotage, ..memory(FRAMES) };
@@ -194,7 +197,7 @@ fn what_the_window_has_written_outlives_it() {
     ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
 )]
 fn sabotage_late_install_loses_the_write_and_is_found() {
-    let (rig, gate) = gated(Some(Sabotage::LateInstall));
+    let (rig, gate) = gated(Some(LATE_INSTALL));
     assert!(!write_overtaken_by_an_eviction(&rig, &gate));
     assert!(rig.mm.violations().1 > 0, "I4");
 }
@@ -205,7 +208,7 @@ fn sabotage_late_install_loses_the_write_and_is_found() {
     ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
 )]
 fn sabotage_skip_write_protect_loses_a_write_that_comes_during_the_write_out() {
-    let (rig, gate) = gated(Some(Sabotage::SkipWriteProtect));
+    let (rig, gate) = gated(Some(SKIP_WRITE_PROTECT));
     rig.write(5, &page(1));
     thread::scope(|scope| {
         let evicter = evict_half(scope, &rig, &gate);
@@ -224,7 +227,7 @@ fn sabotage_skip_write_protect_loses_a_write_that_comes_during_the_write_out() {
     ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
 )]
 fn sabotage_forget_rmap_leaves_a_mapping_that_the_check_reports() {
-    let config = HostMmConfig { sabotage: Some(Sabotage::ForgetRmap), ..memory(FRAMES) };
+    let config = HostMmConfig { sabotage: Some(FORGET_RMAP), ..memory(FRAMES) };
     let rig = Rig::new(config, DirectConfig::default());
     rig.write(5, &page(1));
     let found = rig.mmu.check_reverse_map(&rig.mm.quiet()).unwrap();

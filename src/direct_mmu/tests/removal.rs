@@ -7,10 +7,11 @@ use std::thread;
 use super::rig::{FRAMES, Rig, eventually, memory, page, pfn};
 use crate::addr::{Gfn, PAGE_SIZE};
 use crate::direct_mmu::DirectConfig;
+use crate::direct_mmu::hooks::DROP_EVENT;
 use crate::direct_mmu::shard::{Deferral, Noted};
 use crate::direct_mmu::table::State;
 use crate::export_rmap::Invalidation;
-use crate::host_mm::{HostMmConfig, Sabotage};
+use crate::host_mm::HostMmConfig;
 use crate::sync::lock;
 use crate::sys::foreign;
 use crate::sys::memory;
@@ -83,7 +84,7 @@ fn a_fault_on_a_page_whose_removal_is_not_done_waits_for_it() {
     ignore = "no userfaultfd for kernel-mode faults here: see `gnomon doctor`"
 )]
 fn sabotage_drop_event_brings_removed_pages_back() {
-    let config = HostMmConfig { sabotage: Some(Sabotage::DropEvent), ..memory(FRAMES) };
+    let config = HostMmConfig { sabotage: Some(DROP_EVENT), ..memory(FRAMES) };
     let rig = Rig::new(config, DirectConfig::default());
     remove_four(&rig);
     assert!(rig.read(21) == page(21), "what was in swap is back");

@@ -6,7 +6,6 @@
 
 pub(crate) mod find;
 mod holes;
-mod lab;
 mod rules;
 
 use std::sync::Arc;
@@ -15,12 +14,12 @@ use std::sync::atomic::AtomicBool;
 use crate::config::HostMmConfig;
 use crate::error::MmError;
 use crate::frames::host_view::{HostView, PageBuf};
-use crate::inject::Lab;
 use crate::object::commons::Commons;
 use crate::object::pages::ObjectPages;
 use crate::stats::Counters;
 use crate::violations::Violations;
 use gnomon_export_rmap::addr::Pfn;
+use gnomon_export_rmap::lab::Lab;
 use gnomon_export_rmap::sync::Snapshot;
 use gnomon_export_rmap::{Frame, FrameTable, LockedPage, Owner};
 
@@ -61,7 +60,6 @@ pub struct Books {
     pub(crate) commons: Commons,
     pub(crate) counters: Counters,
     pub(crate) violations: Violations,
-    pub(crate) lab: Lab,
     /// See [`Books::expect_holes`].
     holes_expected: AtomicBool,
 }
@@ -78,15 +76,19 @@ impl Books {
         let commons = Commons::new();
         Self {
             config,
-            table: FrameTable::new(frames),
+            table: FrameTable::with_lab(frames, lab),
             view,
             objects: Snapshot::new(vec![commons.pages.clone()]),
             commons,
             counters: Counters::default(),
             violations: Violations::default(),
-            lab,
             holes_expected: AtomicBool::new(false),
         }
+    }
+
+    /// What is broken on purpose.
+    pub(crate) fn lab(&self) -> &Lab {
+        self.table.lab()
     }
 
     /// What is in a page.

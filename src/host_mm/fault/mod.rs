@@ -9,7 +9,7 @@ mod shared;
 use std::ops::Deref;
 
 use crate::error::MmError;
-use crate::inject::PausePoint;
+use crate::hooks::FILLING;
 use crate::object::commons::SharedPage;
 use crate::object::pages::{Entry, ObjectPages, Place};
 use crate::reclaim::Reclaimer;
@@ -156,7 +156,7 @@ impl Pager {
             page.clear_flags(PageFlags::IN_USE);
             return Ok(None);
         }
-        self.pause(PausePoint::Filling);
+        self.lab().pause(FILLING);
         if let Err(error) = self.fill(object, gfn, place, &page) {
             if self.give_memory_back(page.pfn(), 1).is_err() {
                 // It is taken up for good, and so is its unit of the ration.

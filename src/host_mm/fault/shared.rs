@@ -19,7 +19,7 @@
 use super::Intent;
 use crate::error::MmError;
 use crate::fault::Pager;
-use crate::inject::{PausePoint, Sabotage};
+use crate::hooks::{COPIED, SET_FIRST};
 use crate::object::commons::{Left, SharedPage};
 use crate::object::pages::{Entry, ObjectPages, Place};
 use crate::revoke::free_frame::FreeFrame;
@@ -61,7 +61,7 @@ impl Pager {
             return Ok(Some(old));
         }
         let new = frame.prepare(owner);
-        if self.is_sabotaged(Sabotage::SetFirst, gfn) {
+        if self.lab().breaks(SET_FIRST, || gfn) {
             self.set_first(&old, new, frame, entry, shared)?;
             return Ok(None);
         }
@@ -71,7 +71,7 @@ impl Pager {
             return Err(error);
         }
         new.set_flags(PageFlags::DIRTY);
-        self.pause(PausePoint::Copied);
+        self.lab().pause(COPIED);
         let left = self.commons.leave(entry, shared, Place::Frame(new.pfn()));
         debug_assert_ne!(left, Left::NotHere, "the page lock of the old frame is ours");
         frame.into_use();

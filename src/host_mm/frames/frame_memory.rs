@@ -11,6 +11,7 @@ use super::guest_view::GuestView;
 use super::host_view::HostView;
 use crate::error::MmError;
 use gnomon_export_rmap::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
+use gnomon_export_rmap::lab::Lab;
 
 /// What a frame holds that no page was in, byte by byte: as a page-table entry it is present, with
 /// bits set that are reserved.
@@ -32,7 +33,7 @@ impl FrameMemory {
     /// If the host refuses it.
     pub fn new(frames: u32) -> Result<Self, MmError> {
         let view = HostView::new(u64::from(frames) * PAGE_SIZE_U64, false)?;
-        let guest_view = GuestView::new(&view, None)?;
+        let guest_view = GuestView::new(&view, Lab::default())?;
         let memory = Self { view, guest_view };
         for raw in 0..frames {
             memory.poison(Pfn::new(raw))?;

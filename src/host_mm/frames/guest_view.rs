@@ -12,9 +12,10 @@ use vm_memory::MmapRegion;
 
 use super::host_view::{self, HostView};
 use crate::error::MmError;
-use crate::inject::Injector;
+use crate::hooks::interrupted_or;
 use gnomon_export_rmap::RevokeError;
 use gnomon_export_rmap::addr::{PAGE_SIZE, Pfn};
+use gnomon_export_rmap::lab::Lab;
 use gnomon_sys::memory::{self, ProcessMadvise};
 
 /// A mapping of all frames, to be given to KVM as a memslot.
@@ -22,15 +23,15 @@ use gnomon_sys::memory::{self, ProcessMadvise};
 pub struct GuestView {
     region: Arc<MmapRegion>,
     process_madvise: Arc<ProcessMadvise>,
-    injector: Option<Arc<Injector>>,
+    lab: Lab,
 }
 
 impl GuestView {
-    pub(crate) fn new(view: &HostView, injector: Option<Arc<Injector>>) -> Result<Self, MmError> {
+    pub(crate) fn new(view: &HostView, lab: Lab) -> Result<Self, MmError> {
         Ok(Self {
             region: Arc::new(host_view::map(view.memfd(), view.bytes())?),
             process_madvise: Arc::new(ProcessMadvise::probe()),
-            injector,
+            lab,
         })
     }
 
@@ -48,11 +49,7 @@ impl GuestView {
     pub fn revoke(&self, frames: &[Pfn]) -> Result<(), RevokeError> {
         let runs = page_runs(frames.iter().map(|pfn| pfn.index()));
         let revoked = loop {
-            let revoked = match &self.injector {
-                None => self.discard(&runs),
-                Some(injector) => injector.interrupted_or(|| self.discard(&runs)),
-            };
-            match revoked {
+            match interrupted_or(&self.lab, || self.discard(&runs)) {
                 // A signal says nothing about the frames, and what is dropped twice is dropped.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => break other,

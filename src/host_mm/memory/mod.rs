@@ -4,7 +4,7 @@
 //! hands on no more of it than it takes ([`Books`]).
 
 mod checks;
-mod lab;
+mod clients;
 pub(crate) mod object;
 pub(crate) mod owner;
 
@@ -21,7 +21,6 @@ use crate::frames::free_list::FreeList;
 use crate::frames::guest_view::GuestView;
 use crate::frames::host_view::HostView;
 use crate::frames::placement::Placement;
-use crate::inject::{Injector, Lab, Sabotage};
 use crate::object::commons::COMMONS;
 use crate::reclaim::{BackgroundReclaim, Reclaimer};
 use crate::revoke::Revoker;
@@ -32,6 +31,7 @@ use crate::stats::MmStats;
 use crate::swap::SwapSpace;
 use crate::violations::MmViolation;
 use gnomon_export_rmap::addr::{PAGE_SIZE_U64, Pfn};
+use gnomon_export_rmap::lab::Lab;
 use gnomon_export_rmap::{FrameTable, NotifierList, Numbers};
 
 /// The frames of one process and everything that decides which page is in which.
@@ -53,11 +53,10 @@ impl HostMm {
     /// # Errors
     /// [`MmError::BadHostMemory`] for a size that cannot be; otherwise what the host refused.
     pub fn new(config: HostMmConfig) -> Result<Arc<Self>, MmError> {
-        let corrupt = config.sabotage == Some(Sabotage::SwapCorrupt);
-        let injector = Injector::new(&config.inject);
-        let swap = SwapSpace::open(&config.swap, corrupt, injector.as_ref())?;
+        let lab = config.lab();
+        let swap = SwapSpace::open(&config.swap, &lab)?;
         let (frames, view) = Self::frames_of(&config)?;
-        Self::assemble(frames, config, view, swap, injector)
+        Self::assemble(frames, config, view, swap, lab)
     }
 
     /// As [`new`](Self::new), on swap of another kind: tests bring back ends that fail.
@@ -66,10 +65,10 @@ impl HostMm {
         config: HostMmConfig,
         backend: Box<dyn crate::swap::SwapBackend>,
     ) -> Result<Arc<Self>, MmError> {
-        let injector = Injector::new(&config.inject);
-        let swap = SwapSpace::new(backend, injector.as_ref());
+        let lab = config.lab();
+        let swap = SwapSpace::new(backend, &lab);
         let (frames, view) = Self::frames_of(&config)?;
-        Self::assemble(frames, config, view, swap, injector)
+        Self::assemble(frames, config, view, swap, lab)
     }
 
     /// As [`new`](Self::new), on memory for the frames that is there already and that no other
@@ -77,11 +76,11 @@ impl HostMm {
     #[cfg(all(feature = "testing", feature = "export-notifier"))]
     pub fn on_memory(config: HostMmConfig, memory: &FrameMemory) -> Result<Arc<Self>, MmError> {
         let config = HostMmConfig { host_memory_bytes: memory.view.bytes(), ..config };
-        let injector = Injector::new(&config.inject);
+        let lab = config.lab();
         let slots = config.swap.slots().map_err(crate::swap::SwapError::Open)?;
-        let swap = SwapSpace::new(Box::new(crate::swap::MemorySwap::new(slots)), injector.as_ref());
+        let swap = SwapSpace::new(Box::new(crate::swap::MemorySwap::new(slots)), &lab);
         let frames = u32::try_from(memory.view.bytes() / PAGE_SIZE_U64).unwrap_or(u32::MAX);
-        Self::assemble(frames, config, memory.view.clone(), swap, injector)
+        Self::assemble(frames, config, memory.view.clone(), swap, lab)
     }
 
     fn frames_of(config: &HostMmConfig) -> Result<(u32, HostView), MmError> {
@@ -94,12 +93,11 @@ impl HostMm {
         config: HostMmConfig,
         view: HostView,
         swap: SwapSpace,
-        injector: Option<Arc<Injector>>,
+        lab: Lab,
     ) -> Result<Arc<Self>, MmError> {
         // The ration; identity placement has a frame for each page beside it.
         let rationed = u32::try_from(config.host_memory_bytes / PAGE_SIZE_U64).unwrap_or(u32::MAX);
         let free = FreeList::new(rationed, config.placement);
-        let lab = Lab::new(config.sabotage, injector);
         let saver = Saver::new(Revoker::new(Books::new(frames, config, view.clone(), lab)), swap);
         let mover = Mover::new(Vacator::new(saver, view, free));
         Ok(Arc::new(Self {
@@ -131,7 +129,7 @@ impl HostMm {
     /// # Errors
     /// If the host refuses the mapping.
     pub fn map_guest_view(&self) -> Result<GuestView, MmError> {
-        GuestView::new(&self.pager.view, self.pager.lab.injector().cloned())
+        GuestView::new(&self.pager.view, self.lab().clone())
     }
 
     /// What has happened so far.

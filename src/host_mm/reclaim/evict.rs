@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::books::find::Candidate;
 use crate::error::MmError;
-use crate::inject::Sabotage;
+use crate::hooks::EARLY_REUSE;
 use crate::object::pages::Place;
 use crate::reclaim::Reclaimed;
 use crate::revoke::batch::{DetachedBatch, Revoked};
@@ -22,11 +22,11 @@ pub(super) fn evict(of: &Vacator, candidates: Vec<Candidate<'_>>) -> Reclaimed {
     if candidates.is_empty() {
         return reclaimed;
     }
-    let (candidates, early): (Vec<_>, Vec<_>) =
-        candidates.into_iter().partition(|page| !of.is_sabotaged(Sabotage::EarlyReuse, page.gfn));
-    if !early.is_empty() {
-        reclaimed.add(evict_with_early_reuse(of, early));
-    }
+    let candidates = if of.lab().is_broken(EARLY_REUSE) {
+        evict_with_early_reuse(of, candidates, &mut reclaimed)
+    } else {
+        candidates
+    };
     let detached = DetachedBatch::detach(of, candidates, Invalidation::Unmap);
     let revoked = match detached.revoke() {
         Ok(revoked) => revoked,
@@ -81,16 +81,24 @@ fn note_failed(of: &Vacator, error: MmError, reclaimed: &mut Reclaimed) {
     reclaimed.error = Some(error);
 }
 
-/// Sabotage: what `revoke` exists to forbid. The frames go to new pages, then they are flushed.
-fn evict_with_early_reuse<'a>(of: &'a Vacator, candidates: Vec<Candidate<'a>>) -> Reclaimed {
-    let detached = DetachedBatch::detach(of, candidates, Invalidation::Unmap);
-    let mut reclaimed = Reclaimed::default();
-    let (frames, unflushed) = detached.unflushed();
-    release_all(of, unflushed, &mut reclaimed);
+/// Sabotage: what `revoke` exists to forbid. The frames go to new pages, then they are flushed. Returns
+/// the pages for which the rule holds.
+fn evict_with_early_reuse<'a>(
+    of: &'a Vacator,
+    candidates: Vec<Candidate<'a>>,
+    reclaimed: &mut Reclaimed,
+) -> Vec<Candidate<'a>> {
+    let is_early = |page: &Candidate<'_>| of.lab().breaks(EARLY_REUSE, || page.gfn);
+    let (early, others): (Vec<_>, Vec<_>) = candidates.into_iter().partition(is_early);
+    if early.is_empty() {
+        return others;
+    }
+    let (frames, unflushed) = DetachedBatch::detach(of, early, Invalidation::Unmap).unflushed();
+    release_all(of, unflushed, reclaimed);
     // Long enough for a vCPU to come along on most hosts; a real bug would only be rarer.
     std::thread::sleep(Duration::from_millis(2));
     let _ = of.notifiers.flush(&frames, FlushReason::Invalidated);
-    reclaimed
+    others
 }
 
 /// Where the page will be out of its frame: in swap, where it is written if its copy there is

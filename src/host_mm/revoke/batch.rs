@@ -11,7 +11,7 @@
 use crate::books::Books;
 use crate::books::find::Candidate;
 use crate::error::MmError;
-use crate::inject::{PausePoint, Sabotage};
+use crate::hooks::{COUNTED, DETACHED, DROP_DIRTY, FLUSHED, SKIP_FLUSH};
 use crate::object::pages::{Entry, ObjectPages, Place};
 use crate::revoke::Revoker;
 use gnomon_export_rmap::addr::{Gfn, Pfn};
@@ -98,7 +98,7 @@ impl<'a> DetachedBatch<'a> {
             .into_iter()
             .filter_map(|candidate| {
                 candidate.page.begin_invalidation();
-                of.pause(PausePoint::Counted);
+                of.lab().pause(COUNTED);
                 // Without the notifier nobody can be told, and exported pages stay. Looked at after
                 // the count went up, as the notifier list does: a fault that is not seen backs out.
                 if cfg!(not(feature = "export-notifier")) && candidate.page.frame().is_exported() {
@@ -120,12 +120,12 @@ impl<'a> DetachedBatch<'a> {
         let pages: Vec<&LockedPage<'_>> = self
             .pages
             .iter()
-            .filter(|page| !self.of.is_sabotaged(Sabotage::SkipFlush, page.0.gfn))
+            .filter(|page| !self.of.lab().breaks(SKIP_FLUSH, || page.0.gfn))
             .map(|page| &page.0.page)
             .collect();
-        self.of.pause(PausePoint::Detached);
+        self.of.lab().pause(DETACHED);
         self.of.notifiers.revoke(&pages, FlushReason::Invalidated)?;
-        self.of.pause(PausePoint::Flushed);
+        self.of.lab().pause(FLUSHED);
         if self.kind == Invalidation::Unmap {
             // Copies are gone as mappings are. Not before the flush: if that fails, they may not be.
             self.pages.iter().for_each(|page| page.0.page.clear_flags(PageFlags::LENT));
@@ -208,7 +208,7 @@ pub(crate) fn in_batches<'a>(
 impl Revoker {
     fn note_harvest(&self, page: &LockedPage<'_>, harvest: Harvest) {
         self.check_harvest(page, harvest);
-        if harvest.dirty && !self.is_sabotaged(Sabotage::DropDirty, page.owner().gfn) {
+        if harvest.dirty && !self.lab().breaks(DROP_DIRTY, || page.owner().gfn) {
             page.set_flags(PageFlags::BY_WRITE);
         }
     }

@@ -1,6 +1,6 @@
 //! Pages that are forgotten for good.
 
-use crate::inject::PausePoint;
+use crate::hooks::COUNTED;
 use crate::object::pages::{Entry, Place};
 use crate::revoke::free_frame::FreeFrame;
 use crate::revoke::vacate::Vacator;
@@ -37,7 +37,7 @@ impl Vacator {
     /// As [`discard_page`](Self::discard_page), for a page whose frame is locked.
     pub(crate) fn discard_locked(&self, page: &LockedPage<'_>, entry: &Entry) {
         page.begin_invalidation();
-        self.pause(PausePoint::Counted);
+        self.lab().pause(COUNTED);
         let revoked = self.revoke_for_good(page) && self.give_memory_back(page.pfn(), 1).is_ok();
         entry.store(Place::Absent, page);
         self.free_copy(page);

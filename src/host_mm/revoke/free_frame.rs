@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::frames::alarm::Alarm;
-use crate::inject::HostFault;
+use crate::hooks::FRAME_ENOMEM;
 use crate::revoke::vacate::Vacator;
 use crate::violations::{MmViolation, ViolationKind};
 use gnomon_export_rmap::addr::{Gfn, Pfn};
@@ -110,7 +110,7 @@ impl Mover {
     /// Takes a frame from the free list, waking background reclaim below the low watermark.
     /// `page` is who it is for, where that is known.
     pub fn take_free_frame(&self, page: Option<Gfn>) -> Option<FreeFrame<'_>> {
-        if self.lab.strikes(HostFault::FrameEnomem) {
+        if self.lab().strikes(FRAME_ENOMEM) {
             return None;
         }
         let pfn = self.free.pop(page)?;

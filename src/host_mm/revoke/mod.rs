@@ -23,7 +23,7 @@ use std::ops::Deref;
 
 use crate::books::Books;
 use crate::error::MmError;
-use crate::inject::PausePoint;
+use crate::hooks::{COUNTED, DETACHED};
 use crate::violations::ViolationKind;
 use gnomon_export_rmap::{FlushReason, Invalidation, LockedPage, NotifierList, Owner};
 
@@ -51,11 +51,11 @@ impl Revoker {
     pub(crate) fn revoke_from(&self, page: &LockedPage<'_>, owner: Owner) -> Result<(), MmError> {
         let kind = Invalidation::Replace(owner);
         page.begin_invalidation();
-        self.pause(PausePoint::Counted);
+        self.lab().pause(COUNTED);
         if page.must_be_flushed() {
             let harvest = self.notifiers.invalidate_page(page, kind);
             self.check_harvest(page, harvest);
-            self.pause(PausePoint::Detached);
+            self.lab().pause(DETACHED);
             self.notifiers.revoke(&[page], FlushReason::Invalidated)?;
         }
         self.check_revoked(page, kind);

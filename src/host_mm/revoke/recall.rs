@@ -1,7 +1,7 @@
 //! A page that is lent is about to be written: its copies are called back first.
 
 use crate::error::MmError;
-use crate::inject::{PausePoint, Sabotage};
+use crate::hooks::{COUNTED, RECALLED, SKIP_RECALL};
 use crate::revoke::Revoker;
 use gnomon_export_rmap::{FlushReason, Invalidation, LockedPage, PageFlags};
 
@@ -16,13 +16,13 @@ impl Revoker {
             return Ok(());
         }
         page.begin_invalidation();
-        self.pause(PausePoint::Counted);
-        if !self.is_sabotaged(Sabotage::SkipRecall, page.owner().gfn) {
+        self.lab().pause(COUNTED);
+        if !self.lab().breaks(SKIP_RECALL, || page.owner().gfn) {
             self.notifiers.invalidate_page(page, Invalidation::Recall);
             // Even if nobody was told: an earlier flush may have failed.
             self.notifiers.revoke(&[page], FlushReason::Recalled)?;
         }
-        self.pause(PausePoint::Recalled);
+        self.lab().pause(RECALLED);
         page.clear_flags(PageFlags::LENT);
         self.counters.recalls.add(1);
         Ok(())

@@ -1,7 +1,7 @@
 //! Pages become shared, and guest pages leave shared ones.
 
 use crate::error::MmError;
-use crate::inject::PausePoint;
+use crate::hooks::SHARING;
 use crate::object::commons::{Left, SharedPage};
 use crate::object::pages::{Entry, Place};
 use crate::revoke::batch::Revoked;
@@ -13,7 +13,7 @@ impl Saver {
     /// Makes a private page, which nobody can write, a shared one that its guest page alone names.
     pub(crate) fn make_shared(&self, page: &Revoked<'_>) -> Result<SharedPage, MmError> {
         self.check_revoked(page.page(), Invalidation::Clean);
-        self.pause(PausePoint::Sharing);
+        self.lab().pause(SHARING);
         page.log_written();
         let shared = self.commons.take_in(page.page(), page.entry()?)?;
         // The copy in swap carries the name that the page had.

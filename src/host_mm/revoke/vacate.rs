@@ -8,7 +8,7 @@ use super::free_frame::FreeFrame;
 use crate::error::MmError;
 use crate::frames::free_list::FreeList;
 use crate::frames::host_view::HostView;
-use crate::inject::{PausePoint, Sabotage};
+use crate::hooks::{KEEP_MEMORY, SAVED};
 use crate::object::pages::Place;
 use crate::revoke::write_out::Saver;
 use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE, Pfn};
@@ -54,7 +54,7 @@ impl Vacator {
     /// where frames are only rationed: every mapping of them ends with this.
     pub(crate) fn give_memory_back(&self, first: Pfn, count: u32) -> Result<(), MmError> {
         let gfn = Gfn::new(u64::from(first.as_u32()));
-        if !self.is_identity() || self.is_sabotaged(Sabotage::KeepMemory, gfn) {
+        if !self.is_identity() || self.lab().breaks(KEEP_MEMORY, || gfn) {
             return Ok(());
         }
         self.view.punch(first, count)
@@ -81,7 +81,7 @@ impl<'a> Revoked<'a> {
     /// The page's memory is given back, if it had to be.
     fn leave(self, of: &'a Vacator, place: Place) -> Result<FreeFrame<'a>, MmError> {
         let entry = self.entry()?;
-        of.pause(PausePoint::Saved);
+        of.lab().pause(SAVED);
         self.log_written();
         let page = self.page();
         entry.store(place, page);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::books::find::Candidate;
 use crate::error::{MmError, require_notifier};
 use crate::fault::Pager;
-use crate::inject::Sabotage;
+use crate::hooks::SKIP_CLONE_PROTECT;
 use crate::memory::object::MemoryObject;
 use crate::object::pages::{Entry, ObjectPages, Place};
 use crate::revoke::batch::{DetachedBatch, Revoked, add_to_batch};
@@ -160,10 +160,12 @@ fn share_batch<'a>(
     to: &ObjectPages,
     batch: &mut Vec<Candidate<'a>>,
 ) -> Result<(), MmError> {
-    let (batch, untold): (Vec<_>, Vec<_>) = std::mem::take(batch)
-        .into_iter()
-        .partition(|page| !of.is_sabotaged(Sabotage::SkipCloneProtect, page.gfn));
-    share_revoked(of, to, DetachedBatch::untold(untold))?;
+    let mut batch = std::mem::take(batch);
+    if of.lab().is_broken(SKIP_CLONE_PROTECT) {
+        let is_untold = |page: &mut Candidate<'_>| of.lab().breaks(SKIP_CLONE_PROTECT, || page.gfn);
+        let untold = batch.extract_if(.., is_untold).collect();
+        share_revoked(of, to, DetachedBatch::untold(untold))?;
+    }
     share_revoked(of, to, DetachedBatch::detach(of, batch, Invalidation::Clean).revoke()?)
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::books::find::Candidate;
 use crate::error::{MmError, require_notifier};
-use crate::inject::PausePoint;
+use crate::hooks::HARVESTED;
 use crate::memory::object::MemoryObject;
 use crate::object::dirty_bits::DirtyBits;
 use crate::object::pages::{ObjectPages, Place};
@@ -78,7 +78,7 @@ fn take(of: &Revoker, object: &ObjectPages, first: Gfn, count: u64) -> Result<Ve
         harvest_page(of, object, gfn, &mut batch)?;
     }
     harvest_batch(of, &mut batch)?;
-    of.pause(PausePoint::Harvested);
+    of.lab().pause(HARVESTED);
     let Some(bits) = object.dirty.get() else {
         return Ok(Vec::new());
     };

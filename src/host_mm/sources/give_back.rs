@@ -4,7 +4,7 @@
 use crate::books::find::Candidate;
 use crate::error::{MmError, require_notifier};
 use crate::fault::Pager;
-use crate::inject::PausePoint;
+use crate::hooks::FREEING;
 use crate::memory::object::MemoryObject;
 use crate::object::pages::{ObjectPages, Place};
 use crate::revoke::batch::{DetachedBatch, add_to_batch};
@@ -51,7 +51,7 @@ fn free_page<'a>(
             Place::Swap(slot) => {
                 // Before the page is seen to be zero: it is written by then.
                 object.note_written(gfn);
-                of.pause(PausePoint::Freeing);
+                of.lab().pause(FREEING);
                 if entry.replace_frameless(place, Place::Absent) {
                     // And again: the log may have taken that, and the page been read and dropped
                     // clean again, before it became zero.
@@ -68,7 +68,7 @@ fn free_page<'a>(
                 let Some(page) = of.fault_in_shared(entry, shared)? else { continue };
                 of.revoke_from(&page, object.owner(gfn))?;
                 object.note_written(gfn);
-                of.pause(PausePoint::Freeing);
+                of.lab().pause(FREEING);
                 of.leave_shared(entry, shared, Some(page));
                 *freed += 1;
                 return Ok(());

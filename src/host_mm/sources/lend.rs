@@ -14,7 +14,7 @@ use crate::books::find::Candidate;
 use crate::error::{MmError, require_notifier};
 use crate::fault::{Intent, Pager};
 use crate::frames::host_view::PageBuf;
-use crate::inject::PausePoint;
+use crate::hooks::LENDING;
 use crate::memory::object::MemoryObject;
 use crate::object::pages::{Entry, ObjectPages, Place};
 use crate::revoke::Revoker;
@@ -134,7 +134,7 @@ fn lend_locked(
 ) -> Result<(), MmError> {
     of.check_revoked(page, Invalidation::Clean);
     page.set_flags(PageFlags::LENT);
-    of.pause(PausePoint::Lending);
+    of.lab().pause(LENDING);
     let content = of.content(page)?;
     borrow(gfn, page, &content);
     of.counters.lent.add(1);

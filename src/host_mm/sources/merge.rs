@@ -7,7 +7,7 @@
 
 use crate::books::find::Candidate;
 use crate::error::{MmError, require_notifier};
-use crate::inject::PausePoint;
+use crate::hooks::COMPARED;
 use crate::memory::HostMm;
 use crate::object::commons::SharedPage;
 use crate::object::pages::Place;
@@ -62,7 +62,7 @@ fn merge(of: &Vacator, one: Pfn, two: Pfn) -> Result<Merged, MmError> {
     if of.content(kept.page())? != of.content(other.page())? {
         return Ok(Merged::No);
     }
-    of.pause(PausePoint::Compared);
+    of.lab().pause(COMPARED);
     let owner = kept.page().owner();
     let shared = if owner.is_shared() { SharedPage::of(owner) } else { of.make_shared(&kept)? };
     join_shared(of, other, shared)

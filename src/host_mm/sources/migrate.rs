@@ -2,7 +2,7 @@
 //! for a batch, then the content is copied and the page's entry set: clear and notify before set.
 
 use crate::error::{MmError, require_notifier};
-use crate::inject::PausePoint;
+use crate::hooks::MOVED;
 use crate::memory::HostMm;
 use crate::object::pages::Place;
 use crate::revoke::batch::{DetachedBatch, Revoked, in_batches};
@@ -70,7 +70,7 @@ fn move_page<'a>(
         of.note_duplicate(&new);
     }
     old.set_slot(None);
-    of.pause(PausePoint::Moved);
+    of.lab().pause(MOVED);
     let vacated = revoked.vacate(of, Place::Frame(new.pfn()));
     if vacated.is_ok() {
         frame.into_use();

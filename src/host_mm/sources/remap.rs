@@ -6,7 +6,7 @@
 use crate::books::find::Candidate;
 use crate::error::{MmError, require_notifier};
 use crate::fault::Intent;
-use crate::inject::PausePoint;
+use crate::hooks::EXCHANGING;
 use crate::memory::object::MemoryObject;
 use crate::object::pages::{Entry, Place};
 use crate::revoke::batch::DetachedBatch;
@@ -113,7 +113,7 @@ impl MemoryObject {
                 a.set_owner(owner_b);
                 b.set_owner(owner_a);
                 one.entry.store(Place::Frame(b.pfn()), a);
-                of.pause(PausePoint::Exchanging);
+                of.lab().pause(EXCHANGING);
                 two.entry.store(Place::Frame(a.pfn()), b);
                 // Copies in swap carry the names that the pages had.
                 of.forget_copy(a)?;

@@ -50,6 +50,7 @@ impl FileSwap {
     }
 }
 
+#[cfg(feature = "lab")]
 impl<F> FileSwap<F> {
     /// The same with something in front of the file.
     pub(crate) fn through<G>(self, wrap: impl FnOnce(F) -> G) -> FileSwap<G> {

@@ -2,35 +2,44 @@
 //! calls do.
 
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 
-use nix::errno::Errno;
-
-use super::SwapBackend;
-use crate::inject::{HostFault, Injector};
+use super::{CorruptingBackend, FileSwap, SwapBackend};
+use crate::hooks::{SHORT_WRITE, SWAP_CORRUPT, SWAP_READ, SWAP_WRITE, interrupted_or};
 use gnomon_export_rmap::addr::{PAGE_SIZE, SwapSlot};
+use gnomon_export_rmap::lab::Lab;
+
+/// Sabotage corrupts one written page in so many.
+const CORRUPT_EVERY: NonZeroU64 = NonZeroU64::new(16).unwrap();
+
+/// Swap in this file, whose system calls go wrong as the items say. With its rule broken, one byte of
+/// every sixteenth page written is changed on the way, which reads must catch.
+pub(super) fn on_file(file: FileSwap, lab: &Lab) -> Box<dyn SwapBackend> {
+    let file = file.through(|file| InjectingFile::new(file, lab.clone()));
+    if lab.is_broken(SWAP_CORRUPT) {
+        Box::new(CorruptingBackend::new(file, CORRUPT_EVERY))
+    } else {
+        Box::new(file)
+    }
+}
+
+/// The back end, with reads and writes that fail, if an item says so.
+pub(super) fn around(inner: Box<dyn SwapBackend>, lab: &Lab) -> Box<dyn SwapBackend> {
+    if lab.has(&[SWAP_READ, SWAP_WRITE]) {
+        Box::new(InjectingBackend { inner, lab: lab.clone() })
+    } else {
+        inner
+    }
+}
 
 /// A back end whose reads and writes fail as the items say.
-pub(super) struct InjectingBackend {
+struct InjectingBackend {
     inner: Box<dyn SwapBackend>,
-    injector: Arc<Injector>,
+    lab: Lab,
 }
 
 impl InjectingBackend {
-    /// The back end itself, if no item concerns it.
-    pub(super) fn around(
-        inner: Box<dyn SwapBackend>,
-        injector: &Arc<Injector>,
-    ) -> Box<dyn SwapBackend> {
-        let is_concerned =
-            |fault| matches!(fault, HostFault::SwapRead(_) | HostFault::SwapWrite(_));
-        if !injector.has(is_concerned) {
-            return inner;
-        }
-        Box::new(Self { inner, injector: injector.clone() })
-    }
-
     /// Leaves the first half of the first page written, as a disk might.
     fn tear(&self, first: SwapSlot, pages: &[u8]) -> io::Result<()> {
         let mut torn = [0; PAGE_SIZE];
@@ -41,24 +50,16 @@ impl InjectingBackend {
     }
 }
 
-fn read_fault(fault: HostFault) -> Option<Errno> {
-    if let HostFault::SwapRead(errno) = fault { Some(errno) } else { None }
-}
-
-fn write_fault(fault: HostFault) -> Option<Errno> {
-    if let HostFault::SwapWrite(errno) = fault { Some(errno) } else { None }
-}
-
 impl SwapBackend for InjectingBackend {
     fn read(&self, slot: SwapSlot, page: &mut [u8; PAGE_SIZE]) -> io::Result<()> {
-        match self.injector.strike(read_fault) {
+        match self.lab.errno(SWAP_READ) {
             Some(errno) => Err(errno.into()),
             None => self.inner.read(slot, page),
         }
     }
 
     fn write(&self, first: SwapSlot, pages: &[u8]) -> io::Result<()> {
-        match self.injector.strike(write_fault) {
+        match self.lab.errno(SWAP_WRITE) {
             Some(errno) => {
                 self.tear(first, pages)?;
                 Err(errno.into())
@@ -80,28 +81,28 @@ impl SwapBackend for InjectingBackend {
 #[derive(Debug)]
 pub(crate) struct InjectingFile<F> {
     inner: F,
-    injector: Arc<Injector>,
+    lab: Lab,
 }
 
 impl<F> InjectingFile<F> {
-    pub(crate) fn new(inner: F, injector: Arc<Injector>) -> Self {
-        Self { inner, injector }
+    pub(crate) fn new(inner: F, lab: Lab) -> Self {
+        Self { inner, lab }
     }
 }
 
 /// One system call each; the loops around them are std's, the same as for a file without faults.
 impl<F: FileExt> FileExt for InjectingFile<F> {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.injector.interrupted_or(|| self.inner.read_at(buf, offset))
+        interrupted_or(&self.lab, || self.inner.read_at(buf, offset))
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<usize> {
-        let part = if self.injector.strikes(HostFault::ShortWrite) {
+        let part = if self.lab.strikes(SHORT_WRITE) {
             // Not whole pages, not whole sectors; never nothing, which would mean the end.
             &buf[..(buf.len() / 3).max(1).min(buf.len())]
         } else {
             buf
         };
-        self.injector.interrupted_or(|| self.inner.write_at(part, offset))
+        interrupted_or(&self.lab, || self.inner.write_at(part, offset))
     }
 }

@@ -17,37 +17,37 @@
 mod backend;
 mod checksum;
 mod error;
+#[cfg(feature = "lab")]
 mod faulty;
 mod file;
+#[cfg(feature = "lab")]
 mod injecting;
 #[cfg(feature = "testing")]
 mod memory;
 mod slots;
 
 use std::io;
-use std::num::NonZeroU64;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::inject::{HostFault, Injector, PausePoint};
+use crate::hooks::{SLOT_FREED, SLOT_TAKEN, SWAP_FULL};
 use gnomon_export_rmap::addr::{PAGE_SIZE, PAGE_SIZE_U64};
+use gnomon_export_rmap::lab::Lab;
 use gnomon_export_rmap::sync::{Mutex, lock};
 
 pub use backend::{Slot, SwapBackend};
 pub use error::{SwapError, SwapOp, SwapOpenError};
+#[cfg(feature = "lab")]
 pub use faulty::{CorruptingBackend, FailingBackend};
 pub use file::FileSwap;
+#[cfg(all(test, feature = "lab"))]
 pub(crate) use injecting::InjectingFile;
 #[cfg(feature = "testing")]
 pub use memory::MemorySwap;
 
 use checksum::Checksums;
-use injecting::InjectingBackend;
 use slots::SlotMap;
 
-/// The deliberate fault corrupts one written page in so many.
-const CORRUPT_EVERY: NonZeroU64 = NonZeroU64::new(16).unwrap();
 /// Reads of a page before its error counts: the guest ends for want of a page, so an error that
 /// goes away by itself (the kernel was out of memory for a moment) should not. A write that failed
 /// is repeated by reclaim.
@@ -128,7 +128,7 @@ pub struct SwapSpace {
     checksums: Checksums,
     pages_read: AtomicU64,
     pages_written: AtomicU64,
-    injector: Option<Arc<Injector>>,
+    lab: Lab,
 }
 
 impl std::fmt::Debug for SwapSpace {
@@ -138,42 +138,32 @@ impl std::fmt::Debug for SwapSpace {
 }
 
 impl SwapSpace {
-    /// Opens swap in a file. With `corrupt`, one byte of every sixteenth page written is changed
-    /// on the way (a deliberate fault that reads must catch).
+    /// Opens swap in a file.
     ///
     /// # Errors
     /// [`SwapError::Open`]; nothing is left behind then.
-    pub(crate) fn open(
-        config: &SwapConfig,
-        corrupt: bool,
-        injector: Option<&Arc<Injector>>,
-    ) -> Result<Self, SwapError> {
+    pub(crate) fn open(config: &SwapConfig, lab: &Lab) -> Result<Self, SwapError> {
         let file = FileSwap::open(config)?;
-        let backend = match injector {
-            None => boxed(file, corrupt),
-            Some(injector) => {
-                let file = file.through(|file| InjectingFile::new(file, injector.clone()));
-                boxed(file, corrupt)
-            }
-        };
-        Ok(Self::new(backend, injector))
+        #[cfg(feature = "lab")]
+        if lab.is_on() {
+            return Ok(Self::new(injecting::on_file(file, lab), lab));
+        }
+        Ok(Self::new(Box::new(file), lab))
     }
 
     /// Swap on any back end. Slots beyond [`Slot::MAX_SLOTS`] are not used.
     #[must_use]
-    pub(crate) fn new(backend: Box<dyn SwapBackend>, injector: Option<&Arc<Injector>>) -> Self {
+    pub(crate) fn new(backend: Box<dyn SwapBackend>, lab: &Lab) -> Self {
         let slots = backend.slots().min(Slot::MAX_SLOTS);
-        let backend = match injector {
-            None => backend,
-            Some(injector) => InjectingBackend::around(backend, injector),
-        };
+        #[cfg(feature = "lab")]
+        let backend = injecting::around(backend, lab);
         Self {
             backend,
             map: Mutex::new(SlotMap::new(slots)),
             checksums: Checksums::new(slots),
             pages_read: AtomicU64::new(0),
             pages_written: AtomicU64::new(0),
-            injector: injector.cloned(),
+            lab: lab.clone(),
         }
     }
 
@@ -187,7 +177,7 @@ impl SwapSpace {
     /// in all; `None` if swap is full (or `max` is 0). Each slot is freed by itself.
     #[must_use = "slots that are forgotten are never free again"]
     pub fn alloc_run(&self, max: u32) -> Option<SlotRun> {
-        if max == 0 || self.injector.as_ref().is_some_and(|one| one.strikes(HostFault::SwapFull)) {
+        if max == 0 || self.lab.strikes(SWAP_FULL) {
             return None;
         }
         let mut map = lock(&self.map);
@@ -199,7 +189,7 @@ impl SwapSpace {
             len += 1;
         }
         drop(map);
-        self.pause(PausePoint::SlotTaken);
+        self.lab.pause(SLOT_TAKEN);
         Some(SlotRun { first: Slot::at(first, 0), len })
     }
 
@@ -328,14 +318,8 @@ impl SwapSpace {
         self.checksums.forget(slot);
         map.release(slot.as_u32());
         drop(map);
-        self.pause(PausePoint::SlotFreed);
+        self.lab.pause(SLOT_FREED);
         Ok(())
-    }
-
-    fn pause(&self, point: PausePoint) {
-        if let Some(injector) = &self.injector {
-            injector.pause(point);
-        }
     }
 
     /// Slots in use.
@@ -375,14 +359,6 @@ impl SwapSpace {
             Some(slot) => Err(SwapError::NotInUse { slot }),
             None => Ok(()),
         }
-    }
-}
-
-fn boxed(backend: impl SwapBackend + 'static, corrupt: bool) -> Box<dyn SwapBackend> {
-    if corrupt {
-        Box::new(CorruptingBackend::new(backend, CORRUPT_EVERY))
-    } else {
-        Box::new(backend)
     }
 }
 

@@ -1,9 +1,12 @@
 use std::io;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::thread;
 
 use super::*;
+use crate::hooks::SWAP_CORRUPT;
+use gnomon_export_rmap::lab::InjectionPlan;
 
 fn file(slots: u64) -> FileSwap {
     let config = SwapConfig { path: None, dir: None, bytes: slots * PAGE_SIZE_U64 };
@@ -11,7 +14,7 @@ fn file(slots: u64) -> FileSwap {
 }
 
 fn space(slots: u64) -> SwapSpace {
-    SwapSpace::new(Box::new(file(slots)), None)
+    SwapSpace::new(Box::new(file(slots)), &Lab::default())
 }
 
 /// A page that is different for each `seed`.
@@ -124,7 +127,7 @@ impl SwapBackend for Misdirecting {
 
 #[test]
 fn a_misdirected_write_is_found_at_both_places() {
-    let space = SwapSpace::new(Box::new(Misdirecting(file(4))), None);
+    let space = SwapSpace::new(Box::new(Misdirecting(file(4))), &Lab::default());
     let (first, second) = (space.alloc().unwrap(), space.alloc().unwrap());
     // The same bytes and owner for both: only the slot number tells them apart.
     space.write_page(second, 1, &page(2)).unwrap();
@@ -151,7 +154,7 @@ fn each_changed_byte_and_bit_is_found() {
 #[test]
 fn deliberate_corruption_is_found_where_it_was_done_and_nowhere_else() {
     let every = NonZeroU64::new(5).unwrap();
-    let space = SwapSpace::new(Box::new(CorruptingBackend::new(file(64), every)), None);
+    let space = SwapSpace::new(Box::new(CorruptingBackend::new(file(64), every)), &Lab::default());
     let slots: Vec<Slot> = (0..64).map(|_| space.alloc().unwrap()).collect();
     for (tag, &slot) in (1u64..).zip(&slots) {
         space.write_page(slot, tag, &page(tag)).unwrap();
@@ -169,7 +172,8 @@ fn deliberate_corruption_is_found_where_it_was_done_and_nowhere_else() {
 fn the_sabotaged_swap_corrupts() {
     let config = SwapConfig { path: None, dir: None, bytes: 1 << 20 };
     for corrupt in [false, true] {
-        let space = SwapSpace::open(&config, corrupt, None).unwrap();
+        let lab = Lab::new(corrupt.then_some(SWAP_CORRUPT), &InjectionPlan::default());
+        let space = SwapSpace::open(&config, &lab).unwrap();
         let bad = (0..64)
             .filter(|&tag| {
                 let slot = space.alloc().unwrap();
@@ -184,7 +188,8 @@ fn the_sabotaged_swap_corrupts() {
 #[test]
 fn a_failed_write_keeps_its_errno_and_leaves_nothing_readable() {
     for (errno, no_space) in [(libc::EIO, false), (libc::ENOSPC, true), (libc::EDQUOT, true)] {
-        let space = SwapSpace::new(Box::new(FailingBackend::new(file(4), 1, errno)), None);
+        let space =
+            SwapSpace::new(Box::new(FailingBackend::new(file(4), 1, errno)), &Lab::default());
         let slot = space.alloc().unwrap();
         space.write_page(slot, 1, &page(1)).unwrap();
         match space.write_page(slot, 1, &page(2)).unwrap_err() {
@@ -233,7 +238,7 @@ impl SwapBackend for TearsOnce {
 
 #[test]
 fn a_torn_page_is_never_content() {
-    let space = SwapSpace::new(Box::new(TearsOnce(file(4), AtomicU32::new(0))), None);
+    let space = SwapSpace::new(Box::new(TearsOnce(file(4), AtomicU32::new(0))), &Lab::default());
     let slot = space.alloc().unwrap();
     space.write_page(slot, 1, &page(1)).unwrap();
     assert!(space.write_page(slot, 1, &page(2)).is_err());
@@ -352,7 +357,7 @@ fn an_unused_terabyte_costs_next_to_nothing() {
         return;
     }
     let before = resident_pages();
-    let space = SwapSpace::new(Box::new(Huge), None);
+    let space = SwapSpace::new(Box::new(Huge), &Lab::default());
     assert_eq!(space.slots(), Slot::MAX_SLOTS);
     for tag in 0..1000 {
         let slot = space.alloc().unwrap();
@@ -373,7 +378,7 @@ fn a_swap_file_that_another_program_cut_short_is_told() {
         elsewhere = Some(file.try_clone().unwrap());
         file
     });
-    let space = SwapSpace::new(Box::new(swap), None);
+    let space = SwapSpace::new(Box::new(swap), &Lab::default());
     let slot = space.alloc().unwrap();
     space.write_page(slot, 1, &[7; PAGE_SIZE]).unwrap();
     elsewhere.unwrap().set_len(100).unwrap();

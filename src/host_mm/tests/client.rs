@@ -252,7 +252,7 @@ impl FakeClient {
                 if !late {
                     continue;
                 }
-                gnomon_export_rmap::lab::add_entry(table, pfn, entry);
+                gnomon_export_rmap::bare_entries::add_entry(table, pfn, entry);
             }
             // Writable from the start: whether it was written, the dirty bit alone tells.
             spte.store(pfn.byte_offset() | PRESENT | writable, Ordering::Release);

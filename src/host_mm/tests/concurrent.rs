@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::rig::{FRAMES, Rig, config, gfn, page};
+use crate::hooks::{DROP_DIRTY, SET_FIRST};
 use crate::{HostMmConfig, MemoryObject};
 use gnomon_export_rmap::addr::{Gpa, PAGE_SIZE, Pfn};
 use gnomon_export_rmap::sync::lock;
@@ -212,7 +213,7 @@ fn copies_are_given_out_only_after_the_old_mapping_is_gone() {
 
 #[test]
 fn a_copy_given_out_before_the_old_mapping_is_cleared_is_noticed() {
-    let sabotage = Some(crate::Sabotage::SetFirst);
+    let sabotage = Some(SET_FIRST);
     let rig = Rig::new(HostMmConfig { sabotage, ..config() }, 1);
     assert!(race_for_a_copy(&rig, 100) > 0, "{:?}", rig.mm.stats());
 }
@@ -252,7 +253,7 @@ fn direct_and_background_reclaim_at_once_lose_nothing() {
 
 #[test]
 fn the_oracle_of_these_tests_notices_a_dropped_dirty_bit() {
-    let rig = Rig::new(HostMmConfig { sabotage: Some(crate::Sabotage::DropDirty), ..config() }, 48);
+    let rig = Rig::new(HostMmConfig { sabotage: Some(DROP_DIRTY), ..config() }, 48);
     let (begin, mut wrong, mut all) = (Instant::now(), 0, 0);
     let is_noticed = || rig.mm.violations().1 > 0;
     while !(wrong > 0 && is_noticed()) && begin.elapsed() < GIVE_UP {

@@ -8,7 +8,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::rig::{Rig, config, gfn, page};
-use crate::{DirtyLog, HostMmConfig, Sabotage};
+use crate::hooks::DROP_DIRTY;
+use crate::{DirtyLog, HostMmConfig};
 use gnomon_export_rmap::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
 
 const PAGES: u64 = 32;
@@ -164,7 +165,7 @@ fn live_migration_by_the_log_is_whole() {
 
 #[test]
 fn live_migration_notices_a_dropped_dirty_bit() {
-    let sabotage = Some(Sabotage::DropDirty);
+    let sabotage = Some(DROP_DIRTY);
     let begin = Instant::now();
     let mut differ = 0;
     while differ == 0 && begin.elapsed() < GIVE_UP {

@@ -7,10 +7,14 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use crate::inject::{HostFault, Injection, InjectionPlan, Injector, When};
+use crate::hooks::{
+    EINTR, FRAME_ENOMEM, SHORT_WRITE, SLOW_NOTIFIER, SWAP_FULL, SWAP_READ, SWAP_WRITE,
+};
 use crate::swap::{InjectingFile, SwapConfig, SwapError, SwapOp};
+use crate::{HostFault, Injection, InjectionPlan, When};
 use crate::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, MmError};
 use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
+use gnomon_export_rmap::lab::Lab;
 
 fn once(number: u64) -> When {
     When::Once(NonZeroU64::new(number).unwrap())
@@ -22,7 +26,7 @@ fn from(number: u64) -> When {
 
 fn plan(items: &[(HostFault, When)]) -> InjectionPlan {
     let items = items.iter().map(|&(fault, when)| Injection { fault, when }).collect();
-    InjectionPlan { items, seed: 5 }
+    InjectionPlan { items, seed: 5, ..InjectionPlan::default() }
 }
 
 /// An object of so many pages, with swap in a file.
@@ -60,21 +64,21 @@ fn evict_all(object: &MemoryObject) -> Result<usize, MmError> {
 }
 
 fn counts(object: &MemoryObject) -> Vec<(u64, u64)> {
-    object.host_mm().injected().iter().map(|count| (count.calls, count.struck)).collect()
+    object.host_mm().lab().injected().iter().map(|count| (count.calls, count.struck)).collect()
 }
 
 #[test]
 fn nothing_is_injected_without_an_item() {
-    assert!(Injector::new(&plan(&[])).is_none());
+    assert!(!Lab::new(None, &plan(&[])).is_on());
     let object = object(&[], 4);
     write(&object, 0, 1);
     assert_eq!(evict_all(&object).unwrap(), 1);
-    assert!(object.host_mm().injected().is_empty());
+    assert!(object.host_mm().lab().injected().is_empty());
 }
 
 #[test]
 fn a_write_that_fails_once_is_repeated_by_reclaim() {
-    let object = object(&[(HostFault::SwapWrite(Errno::EIO), once(2))], 4);
+    let object = object(&[(SWAP_WRITE.failing(Errno::EIO), once(2))], 4);
     (0..3).for_each(|number| write(&object, number, number + 1));
     let error = evict_all(&object).unwrap_err();
     assert!(
@@ -92,7 +96,7 @@ fn a_write_that_fails_once_is_repeated_by_reclaim() {
 
 #[test]
 fn a_disk_that_is_full_has_its_own_sentence() {
-    let object = object(&[(HostFault::SwapWrite(Errno::ENOSPC), When::ALWAYS)], 4);
+    let object = object(&[(SWAP_WRITE.failing(Errno::ENOSPC), When::ALWAYS)], 4);
     write(&object, 0, 1);
     let said = evict_all(&object).unwrap_err().to_string();
     assert!(said.contains("file system of the swap file is full"), "{said}");
@@ -102,10 +106,7 @@ fn a_disk_that_is_full_has_its_own_sentence() {
 #[test]
 fn a_read_that_fails_once_is_repeated_at_once_and_one_that_goes_on_failing_is_not() {
     let object = object(
-        &[
-            (HostFault::SwapRead(Errno::ENOMEM), once(1)),
-            (HostFault::SwapRead(Errno::EIO), from(4)),
-        ],
+        &[(SWAP_READ.failing(Errno::ENOMEM), once(1)), (SWAP_READ.failing(Errno::EIO), from(4))],
         4,
     );
     (0..2).for_each(|number| write(&object, number, number + 1));
@@ -117,7 +118,7 @@ fn a_read_that_fails_once_is_repeated_at_once_and_one_that_goes_on_failing_is_no
     let error = read(&object, 1).unwrap_err();
     assert!(matches!(error, MmError::Swap(SwapError::Io { op: SwapOp::Read, .. })), "{error}");
     assert_eq!(counts(&object), [(6, 1), (6, 3)], "three attempts");
-    object.host_mm().end_injection();
+    object.host_mm().lab().end_injection();
     let audit = object.audit(&object.host_mm().quiet());
     assert_eq!((audit.in_frames, audit.in_swap, audit.lost), (1, 1, 0));
     assert!(read(&object, 1).unwrap() == page(2), "the disk is mended");
@@ -126,7 +127,7 @@ fn a_read_that_fails_once_is_repeated_at_once_and_one_that_goes_on_failing_is_no
 
 #[test]
 fn an_audit_names_the_page_that_cannot_be_read() {
-    let object = object(&[(HostFault::SwapRead(Errno::EIO), When::ALWAYS)], 4);
+    let object = object(&[(SWAP_READ.failing(Errno::EIO), When::ALWAYS)], 4);
     write(&object, 3, 1);
     evict_all(&object).unwrap();
     let audit = object.audit(&object.host_mm().quiet());
@@ -136,7 +137,7 @@ fn an_audit_names_the_page_that_cannot_be_read() {
 
 #[test]
 fn swap_that_says_that_it_is_full_leaves_pages_in_their_frames() {
-    let object = object(&[(HostFault::SwapFull, from(3))], 8);
+    let object = object(&[(SWAP_FULL.plain(), from(3))], 8);
     (0..4).for_each(|number| write(&object, number, number + 1));
     let error = evict_all(&object).unwrap_err();
     assert!(matches!(error, MmError::Swap(SwapError::Full { .. })), "{error}");
@@ -149,7 +150,7 @@ fn swap_that_says_that_it_is_full_leaves_pages_in_their_frames() {
 
 #[test]
 fn a_write_is_finished_after_it_was_cut_short() {
-    let object = object(&[(HostFault::ShortWrite, once(1))], 4);
+    let object = object(&[(SHORT_WRITE.plain(), once(1))], 4);
     write(&object, 0, 1);
     evict_all(&object).unwrap();
     assert_eq!(counts(&object), [(2, 1)], "one system call more");
@@ -158,7 +159,7 @@ fn a_write_is_finished_after_it_was_cut_short() {
 
 #[test]
 fn interrupted_calls_are_repeated() {
-    let object = object(&[(HostFault::Eintr, When::Chance(0.5))], 64);
+    let object = object(&[(EINTR.plain(), When::Chance(0.5))], 64);
     let view = object.host_mm().map_guest_view().unwrap();
     for round in 0..10 {
         (0..64).for_each(|number| write(&object, number, round * 100 + number));
@@ -175,11 +176,11 @@ fn interrupted_calls_are_repeated() {
 /// A caller that takes one call for all, as `eintr` and `short-write` exist to catch.
 #[test]
 fn a_caller_that_does_not_go_on_is_caught() {
-    let injector = Injector::new(&plan(&[
-        (HostFault::ShortWrite, once(1)),
-        (HostFault::Eintr, When::Chance(0.9)),
-    ]));
-    let file = InjectingFile::new(tempfile::tempfile().unwrap(), injector.unwrap());
+    let lab = Lab::new(
+        None,
+        &plan(&[(SHORT_WRITE.plain(), once(1)), (EINTR.plain(), When::Chance(0.9))]),
+    );
+    let file = InjectingFile::new(tempfile::tempfile().unwrap(), lab);
     let mut results: Vec<io::Result<usize>> = Vec::new();
     for _ in 0..20 {
         results.push(file.write_at(&page(1), 0));
@@ -189,8 +190,8 @@ fn a_caller_that_does_not_go_on_is_caught() {
         result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Interrupted)
     };
     assert!(results.iter().filter(interrupted).count() > 20, "{results:?}");
-    let injector = Injector::new(&plan(&[(HostFault::ShortWrite, once(1))]));
-    let file = InjectingFile::new(tempfile::tempfile().unwrap(), injector.unwrap());
+    let lab = Lab::new(None, &plan(&[(SHORT_WRITE.plain(), once(1))]));
+    let file = InjectingFile::new(tempfile::tempfile().unwrap(), lab);
     let written = file.write_at(&page(1), 0).unwrap();
     assert!(written > 0 && written < PAGE_SIZE, "{written}");
     file.write_all_at(&page(1)[written..], written as u64).unwrap();
@@ -201,7 +202,7 @@ fn a_caller_that_does_not_go_on_is_caught() {
 
 #[test]
 fn frames_that_cannot_be_had_are_asked_for_again() {
-    let object = object(&[(HostFault::FrameEnomem, When::Chance(0.3))], 64);
+    let object = object(&[(FRAME_ENOMEM.plain(), When::Chance(0.3))], 64);
     for round in 0..5 {
         (0..64).for_each(|number| write(&object, number, round * 100 + number));
         evict_all(&object).unwrap();
@@ -230,7 +231,7 @@ fn a_slow_client_is_slow_and_otherwise_itself() {
     impl ExportNotifier for Client {
         fn invalidate_page(&self, page: &LockedPage<'_>, _: Invalidation) -> Harvest {
             let id = gnomon_export_rmap::ClientId::new(0).unwrap();
-            assert!(gnomon_export_rmap::lab::remove_entry(
+            assert!(gnomon_export_rmap::bare_entries::remove_entry(
                 page.table(),
                 page.pfn(),
                 RmapEntry::new(id, 0)
@@ -247,13 +248,17 @@ fn a_slow_client_is_slow_and_otherwise_itself() {
     }
 
     let slow = Duration::from_millis(30);
-    let object = object(&[(HostFault::SlowNotifier(slow), When::ALWAYS)], 4);
+    let object = object(&[(SLOW_NOTIFIER.lasting(slow), When::ALWAYS)], 4);
     let mm = object.host_mm();
     let client = Arc::new(Client(AtomicBool::new(false)));
     let registration = mm.register_client(mm.reserve_client().unwrap(), client.clone());
     write(&object, 0, 1);
     let pfn = object.try_lock_resident(Gfn::new(0)).unwrap().pfn();
-    gnomon_export_rmap::lab::add_entry(mm.frame_table(), pfn, RmapEntry::new(registration.id(), 0));
+    gnomon_export_rmap::bare_entries::add_entry(
+        mm.frame_table(),
+        pfn,
+        RmapEntry::new(registration.id(), 0),
+    );
     let begin = std::time::Instant::now();
     assert_eq!(evict_all(&object).unwrap(), 1);
     assert!(begin.elapsed() >= slow * 2, "{:?}", begin.elapsed());
@@ -266,10 +271,7 @@ fn a_slow_client_is_slow_and_otherwise_itself() {
 #[test]
 fn items_of_one_kind_count_the_same_calls() {
     let object = object(
-        &[
-            (HostFault::SwapWrite(Errno::EIO), once(1)),
-            (HostFault::SwapWrite(Errno::ENOSPC), once(2)),
-        ],
+        &[(SWAP_WRITE.failing(Errno::EIO), once(1)), (SWAP_WRITE.failing(Errno::ENOSPC), once(2))],
         4,
     );
     write(&object, 0, 1);

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use super::client::Page;
 use super::rig::Rig;
-use crate::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, Merged, MmError, Sabotage};
+use crate::hooks::SKIP_RECALL;
+use crate::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, Merged, MmError};
 use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE, Pfn};
 use gnomon_export_rmap::sync::lock;
 use gnomon_export_rmap::{
@@ -75,7 +76,7 @@ impl Lender {
                 let at = gfns.iter().position(|&other| other == gfn).unwrap() as u64;
                 let owner = Owner { object: object.number(), gfn };
                 let entry = RmapEntry::new(*self.copies.id.get().unwrap(), slot + at);
-                gnomon_export_rmap::lab::add_entry(page.table(), page.pfn(), entry);
+                gnomon_export_rmap::bare_entries::add_entry(page.table(), page.pfn(), entry);
                 lock(&self.copies.held).insert(slot + at, (owner, Box::new(*content)));
             })
             .unwrap();
@@ -136,7 +137,7 @@ fn a_guest_that_writes_a_lent_page_recalls_it_first() {
 /// The rule at work: no write gets in between what two copies held at once say.
 #[test]
 fn sabotage_skip_recall_lets_a_page_change_under_a_copy() {
-    for sabotage in [None, Some(Sabotage::SkipRecall)] {
+    for sabotage in [None, Some(SKIP_RECALL)] {
         let rig = Rig::new(HostMmConfig { sabotage, ..config() }, 8);
         let lender = Lender::new(&rig.mm);
         rig.client.write(0, ONE, &page(1)).unwrap();

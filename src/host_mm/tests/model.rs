@@ -18,8 +18,9 @@ use proptest::test_runner::{TestCaseError, TestRunner};
 
 use super::client::Page;
 use super::rig::{FRAMES, LoggedSwap, Rig, config, gfn, page};
+use crate::hooks::DROP_DIRTY;
 use crate::swap::{FailingBackend, SwapBackend};
-use crate::{DirtyLog, HostMm, HostMmConfig, InjectionPlan, MemoryObject, MmError, Sabotage};
+use crate::{DirtyLog, HostMm, HostMmConfig, InjectionPlan, MemoryObject, MmError};
 use gnomon_export_rmap::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
 use op::{Op, Trouble, ops, trouble};
 
@@ -355,7 +356,7 @@ fn live(trouble: &Trouble, ops: &[Op], base: HostMmConfig) -> Result<u64, TestCa
     world.unreadable()?;
     let errors = world.errors;
     if let Trouble::Injected(_) = trouble {
-        world.rig.mm.end_injection();
+        world.rig.mm.lab().end_injection();
         prop_assert_eq!(world.unreadable()?, 0, "pages are lost although the host is mended");
     }
     world.end()?;
@@ -396,7 +397,7 @@ fn many_histories_meet_errors() {
 #[test]
 fn the_model_notices_a_dropped_dirty_bit() {
     let calm = Trouble::Injected(InjectionPlan::default());
-    let lossy = || HostMmConfig { sabotage: Some(Sabotage::DropDirty), ..config() };
+    let lossy = || HostMmConfig { sabotage: Some(DROP_DIRTY), ..config() };
     let ops = [
         Op::GuestWrite { processor: 0, page: 3, seed: 1 },
         Op::Evict(3),

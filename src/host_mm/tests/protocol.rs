@@ -7,16 +7,18 @@ use proptest::prelude::*;
 
 use super::client::Event;
 use super::rig::{Rig, config, gfn, page};
+use crate::hooks::{DROP_DIRTY, EARLY_REUSE, SKIP_FLUSH, SWAP_CORRUPT};
 use crate::swap::SwapConfig;
-use crate::{HostMm, HostMmConfig, MmError, Sabotage, ViolationKind};
+use crate::{HostMm, HostMmConfig, MmError, ViolationKind};
 use gnomon_export_rmap::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
+use gnomon_export_rmap::lab::Rule;
 use gnomon_export_rmap::sync::lock;
 use gnomon_export_rmap::{
     ClientId, ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Retain, RevokeError,
     RmapEntry,
 };
 
-fn sabotaged(rule: Sabotage) -> HostMmConfig {
+fn sabotaged(rule: Rule) -> HostMmConfig {
     HostMmConfig { sabotage: Some(rule), ..config() }
 }
 
@@ -148,7 +150,7 @@ fn dropping_the_object_of_a_client_that_let_go_leaves_nothing_exported() {
 
 #[test]
 fn sabotage_drop_dirty_is_found_by_i6_and_by_the_content() {
-    let rig = Rig::new(sabotaged(Sabotage::DropDirty), 8);
+    let rig = Rig::new(sabotaged(DROP_DIRTY), 8);
     rig.client.write(0, gfn(0), &page(1)).unwrap();
     let pfn = rig.frame(gfn(0)).unwrap();
     rig.evict(gfn(0));
@@ -161,7 +163,7 @@ fn sabotage_drop_dirty_is_found_by_i6_and_by_the_content() {
 
 #[test]
 fn sabotage_skip_flush_is_seen_by_the_client_and_in_the_content() {
-    let rig = Rig::new(sabotaged(Sabotage::SkipFlush), 8);
+    let rig = Rig::new(sabotaged(SKIP_FLUSH), 8);
     rig.client.write(0, gfn(0), &page(1)).unwrap();
     rig.evict(gfn(0));
     assert_eq!(rig.client.unflushed(), 1);
@@ -174,7 +176,7 @@ fn sabotage_skip_flush_is_seen_by_the_client_and_in_the_content() {
 
 #[test]
 fn sabotage_early_reuse_is_seen_by_the_client() {
-    let rig = Rig::new(sabotaged(Sabotage::EarlyReuse), 8);
+    let rig = Rig::new(sabotaged(EARLY_REUSE), 8);
     rig.client.write(0, gfn(0), &page(1)).unwrap();
     rig.evict(gfn(0));
     assert_eq!(
@@ -187,7 +189,7 @@ fn sabotage_early_reuse_is_seen_by_the_client() {
 #[test]
 fn sabotage_swap_corrupt_is_found_on_read_and_nothing_is_handed_out() {
     let swap = SwapConfig { path: None, dir: None, bytes: 1 << 20 };
-    let mm = HostMm::new(HostMmConfig { swap, ..sabotaged(Sabotage::SwapCorrupt) }).unwrap();
+    let mm = HostMm::new(HostMmConfig { swap, ..sabotaged(SWAP_CORRUPT) }).unwrap();
     let object = mm.create_object(64 * PAGE_SIZE_U64).unwrap();
     let mut corrupt = 0;
     for number in 0..32 {
@@ -351,7 +353,11 @@ fn drop_under(late: Late, before: impl FnOnce(&HostMm, Pfn, &Late)) -> (Vec<&'st
     late.id.set(registration.id()).unwrap();
     let page = object.lock_page_for_write(gfn(0)).unwrap();
     let pfn = page.pfn();
-    gnomon_export_rmap::lab::add_entry(mm.frame_table(), pfn, RmapEntry::new(registration.id(), 0));
+    gnomon_export_rmap::bare_entries::add_entry(
+        mm.frame_table(),
+        pfn,
+        RmapEntry::new(registration.id(), 0),
+    );
     drop(page);
     before(&mm, pfn, &late);
     drop(object);

@@ -70,7 +70,8 @@ enum Slot {
 }
 
 /// What a peer has done and found.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Findings {
     /// Pages asked for.
     pub asked: u64,

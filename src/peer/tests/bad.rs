@@ -10,6 +10,7 @@ use crate::addr::{Gfn, PAGE_SIZE};
 use crate::export_rmap::{ClientId, Retain, RmapEntry};
 use crate::host_mm::{HostFault, When};
 use crate::peer::client::{Client, ClientConfig};
+use crate::peer::hooks::{PEER_HANG, PEER_KILL};
 use crate::peer::protocol::{Closing, MAX_REQUESTS, MESSAGE_BYTES, Reply, Request};
 use crate::peer::server::MAX_PEERS;
 use crate::sync::lock;
@@ -246,16 +247,12 @@ fn invalidated_twice(fault: HostFault, when: When) -> (Rig, Option<Reply>) {
 fn an_injected_hang_cuts_the_peer_off_and_an_injected_kill_at_once() {
     let second = NonZeroU64::new(2).unwrap();
     for (fault, when, why) in [
-        (
-            HostFault::PeerHang,
-            When::Every { first: second, step: NonZeroU64::MIN },
-            Closing::TooSlow,
-        ),
-        (HostFault::PeerKill, When::Once(second), Closing::Injected),
+        (PEER_HANG.plain(), When::Every { first: second, step: NonZeroU64::MIN }, Closing::TooSlow),
+        (PEER_KILL.plain(), When::Once(second), Closing::Injected),
     ] {
         let (rig, last) = invalidated_twice(fault, when);
         assert_eq!(last, closed(why));
-        assert_eq!(rig.mm.injected()[0].struck, 1);
+        assert_eq!(rig.mm.lab().injected()[0].struck, 1);
         assert!(rig.read(1) == content(1, 1));
         rig.assert_sound();
     }
@@ -304,7 +301,7 @@ fn what_a_client_that_is_gone_has_left_is_told() {
     let pfn = rig.object.lock_page(Gfn::new(0)).unwrap().pfn();
     let gone = ClientId::new(4000).unwrap();
     (0..100).for_each(|slot| {
-        assert!(crate::export_rmap::lab::add_entry(table, pfn, RmapEntry::new(gone, slot)))
+        assert!(crate::export_rmap::bare_entries::add_entry(table, pfn, RmapEntry::new(gone, slot)))
     });
     let left = rig.server.leftovers();
     assert_eq!(left.len(), 16, "{left:?}");

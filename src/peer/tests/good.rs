@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::rig::{PAGES, RawPeer, Rig, SLOTS, content};
 use crate::addr::{Gfn, PAGE_SIZE};
-use crate::host_mm::Sabotage;
+use crate::export_rmap::lab::Rule;
+use crate::host_mm::hooks::SKIP_RECALL;
 use crate::peer::client::{Client, ClientConfig, Findings};
+use crate::peer::hooks::SKIP_PUNCH;
 use crate::peer::protocol::{Closing, Reply, Request};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -16,7 +18,7 @@ const GIVE_UP: Duration = Duration::from_secs(60);
 const EMPTY: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
 
 /// Peers work, one after the other, until what they have found so far is `enough`.
-fn work_until(sabotage: Option<Sabotage>, enough: impl Fn(&Findings) -> bool) -> Findings {
+fn work_until(sabotage: Option<Rule>, enough: impl Fn(&Findings) -> bool) -> Findings {
     let begun = Instant::now();
     let mut all = work(sabotage);
     while !enough(&all) && begun.elapsed() < GIVE_UP {
@@ -35,7 +37,7 @@ fn work_until(sabotage: Option<Sabotage>, enough: impl Fn(&Findings) -> bool) ->
 }
 
 /// A peer works while pages are written, evicted, cleaned, moved, merged, shared and given back.
-fn work(sabotage: Option<Sabotage>) -> Findings {
+fn work(sabotage: Option<Rule>) -> Findings {
     let rig = Rig::with(LIMIT, sabotage, None);
     (0..PAGES).for_each(|gfn| rig.write(gfn, 1));
     let is_over = AtomicBool::new(false);
@@ -98,13 +100,13 @@ fn a_peer_finds_each_copy_right_until_it_gives_it_up() {
 #[test]
 fn sabotage_skip_recall_is_found_by_a_peer() {
     let changed = |text: &String| text.contains("has changed while slot");
-    work_until(Some(Sabotage::SkipRecall), |found| found.first.iter().any(changed));
+    work_until(Some(SKIP_RECALL), |found| found.first.iter().any(changed));
 }
 
 #[test]
 fn sabotage_skip_punch_is_found_by_a_peer() {
     let readable = |text: &String| text.contains("can still be read after it was freed");
-    work_until(Some(Sabotage::SkipPunch), |found| found.first.iter().any(readable));
+    work_until(Some(SKIP_PUNCH), |found| found.first.iter().any(readable));
 }
 
 #[test]

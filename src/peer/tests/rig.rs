@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
 use crate::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn};
+use crate::export_rmap::lab::Rule;
 use crate::host_mm::{
     HostFault, HostMm, HostMmConfig, Injection, InjectionPlan, MIN_HOST_MEMORY_BYTES, MemoryObject,
-    Sabotage, SwapConfig, When,
+    SwapConfig, When,
 };
 use crate::page_format::{BODY, NUMBER_BITS, WORDS};
 use crate::peer::client::watched;
@@ -40,7 +41,7 @@ impl Rig {
 
     pub(super) fn with(
         limit: Duration,
-        sabotage: Option<Sabotage>,
+        sabotage: Option<Rule>,
         inject: Option<(HostFault, When)>,
     ) -> Self {
         Self::with_clock(limit, sabotage, inject, Box::new(Instant::now))
@@ -48,7 +49,7 @@ impl Rig {
 
     pub(super) fn with_clock(
         limit: Duration,
-        sabotage: Option<Sabotage>,
+        sabotage: Option<Rule>,
         inject: Option<(HostFault, When)>,
         clock: Clock,
     ) -> Self {
@@ -56,7 +57,7 @@ impl Rig {
         let mm = HostMm::new(HostMmConfig {
             swap: SwapConfig { path: None, dir: None, bytes: 64 << 20 },
             sabotage,
-            inject: InjectionPlan { items, seed: 1 },
+            inject: InjectionPlan { items, seed: 1, ..InjectionPlan::default() },
             check_evictions: true,
             ..HostMmConfig::new(MIN_HOST_MEMORY_BYTES)
         })

@@ -10,7 +10,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::addr::{Gva, PAGE_SIZE_U64, Pfn};
-use crate::host_mm::{HostMmConfig, Sabotage};
+use crate::export_rmap::client::LATE_INSTALL;
+use crate::host_mm::HostMmConfig;
 use crate::shadow_mmu::reference::cpu::{Cpu, Done, Processors};
 use crate::shadow_mmu::reference::machine::{
     Machine, PAGE_SIZE_BIT, PRESENT, WRITABLE, config, gva,
@@ -161,7 +162,7 @@ fn an_install_that_an_invalidation_overlapped_is_retried() {
 
 #[test]
 fn sabotage_late_install_is_caught() {
-    let sabotage = Some(Sabotage::LateInstall);
+    let sabotage = Some(LATE_INSTALL);
     let machine = guest(HostMmConfig { sabotage, ..config() });
     let (begin, ledger) = (Instant::now(), new_ledger());
     let mut caught = 0;

@@ -6,8 +6,10 @@ use std::thread;
 
 use crate::addr::{Gfn, Gpa, Gva, PAGE_SIZE, PAGE_SIZE_U64};
 use crate::export_rmap::FlushReason;
+use crate::export_rmap::client::FORGET_RMAP;
 use crate::export_rmap::pausing_client::PausingClient;
-use crate::host_mm::{HostMmConfig, Sabotage};
+use crate::host_mm::HostMmConfig;
+use crate::host_mm::hooks::SWAP_CORRUPT;
 use crate::shadow_mmu::PagingContext;
 use crate::shadow_mmu::fault::{Install, Installed, Target};
 use crate::shadow_mmu::reference::cpu::{Cpu, Done};
@@ -355,7 +357,7 @@ fn a_mapping_whose_page_was_invalidated_meanwhile_is_not_installed() {
 
 #[test]
 fn sabotage_forget_rmap_leaves_an_spte_that_the_check_reports() {
-    let sabotage = Some(Sabotage::ForgetRmap);
+    let sabotage = Some(FORGET_RMAP);
     let (machine, mut cpu) = machine_with(HostMmConfig { sabotage, ..config() }, 64);
     cpu.write(&machine, at(0), 1);
     let differences = machine.shadow.check_reverse_map();
@@ -390,7 +392,7 @@ fn dropping_the_shadow_mmu_leaves_nothing_exported_and_keeps_the_content() {
 
 #[test]
 fn a_bad_page_ahead_of_a_stream_troubles_only_those_who_ask_for_it() {
-    let sabotage = Some(Sabotage::SwapCorrupt);
+    let sabotage = Some(SWAP_CORRUPT);
     let (machine, mut cpu) = machine_with(HostMmConfig { sabotage, ..config() }, 64);
     let indices = 0..200;
     for index in indices.clone() {

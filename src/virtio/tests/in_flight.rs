@@ -11,7 +11,8 @@ use super::blk::{FLUSH, header, pattern, request};
 use super::disk::{Op, TestDisk};
 use super::rig::{BOTH, BUFFERS, Driver, GIVE_UP, Kind, VERSION_1, all_frames, host, until};
 use crate::addr::{Gpa, PAGE_SIZE_U64};
-use crate::host_mm::Sabotage;
+use crate::export_rmap::lab::{DAWDLE, Rule};
+use crate::iotlb::hooks::SKIP_IOTLB_WAIT;
 
 const STATUS: u64 = BUFFERS + 0x100;
 const DATA: u64 = BUFFERS + 0x1000;
@@ -139,10 +140,10 @@ struct Seen {
 
 /// Requests on more pages than there are translations, each compared with what it must be, while all
 /// pages are evicted and cleaned again and again, until `enough`.
-fn storm(kind: Kind, sabotage: Option<Sabotage>, enough: impl Fn(&Seen) -> bool) -> Seen {
+fn storm(kind: Kind, sabotage: Option<Rule>, enough: impl Fn(&Seen) -> bool) -> Seen {
     let (mm, object) = host(kind, sabotage);
     // The rings stay whole: it is the pages of the requests that the oracle looks at.
-    mm.limit_sabotage(Gpa::new(DATA).gfn(), 2 * PAGES);
+    mm.lab().limit_sabotage(Gpa::new(DATA).gfn(), 2 * PAGES);
     let disk = TestDisk::new(vec![0; BYTES]);
     let driver = Driver::ready(disk.block(), &object, VERSION_1 | FLUSH, 16);
     let over = AtomicBool::new(false);
@@ -186,7 +187,7 @@ fn requests_lose_nothing_while_all_pages_are_taken_again_and_again() {
         let seen = storm(kind, None, |seen| seen.requests >= 100 && seen.invalidated >= 500);
         assert_eq!(seen.wrong, 0, "{seen:?}");
         // With accesses that dawdle, some are in flight when their page is taken.
-        let seen = storm(kind, Some(Sabotage::Dawdle), |seen| seen.waits >= 10);
+        let seen = storm(kind, Some(DAWDLE), |seen| seen.waits >= 10);
         assert_eq!(seen.wrong, 0, "{seen:?}");
     }
 }
@@ -195,7 +196,7 @@ fn requests_lose_nothing_while_all_pages_are_taken_again_and_again() {
 #[test]
 fn sabotage_skip_iotlb_wait_loses_what_is_in_flight() {
     for kind in BOTH {
-        let seen = storm(kind, Some(Sabotage::SkipIotlbWait), |seen| seen.wrong > 0);
+        let seen = storm(kind, Some(SKIP_IOTLB_WAIT), |seen| seen.wrong > 0);
         assert!(seen.wrong > 0);
     }
 }

@@ -7,8 +7,9 @@ use virtio_bindings::bindings::virtio_mmio as regs;
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
 use crate::addr::{Gpa, PAGE_SIZE_U64, Pfn};
+use crate::export_rmap::lab::Rule;
 use crate::host_mm::{
-    HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, Placement, Sabotage, SwapConfig,
+    HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, Placement, SwapConfig,
 };
 use crate::sync::lock;
 use crate::virtio::{Device, Interrupt, MmioTransport};
@@ -56,10 +57,7 @@ pub(super) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// Host memory of the smallest ration, for a guest of four times as much.
-pub(super) fn host(
-    placement: Kind,
-    sabotage: Option<Sabotage>,
-) -> (Arc<HostMm>, Arc<MemoryObject>) {
+pub(super) fn host(placement: Kind, sabotage: Option<Rule>) -> (Arc<HostMm>, Arc<MemoryObject>) {
     let guest_bytes = 4 * MIN_HOST_MEMORY_BYTES;
     let config = HostMmConfig {
         placement: match placement {

@@ -16,7 +16,7 @@ use crate::addr::PAGE_SIZE_U64;
 /// Bytes of the pinned window for `memory_bytes` of RAM: the control block and one version a
 /// guest frame, in whole pages.
 #[must_use]
-pub(crate) fn window_bytes(memory_bytes: u64) -> u64 {
+pub fn window_bytes(memory_bytes: u64) -> u64 {
     let ledger = memory_bytes / PAGE_SIZE_U64 * size_of::<u32>() as u64;
     abi::CONTROL_BYTES + ledger.next_multiple_of(PAGE_SIZE_U64)
 }

@@ -222,7 +222,8 @@ fn default_shadow_pages(memory_bytes: u64, frames: u32, min: u32) -> u32 {
 }
 
 /// Most bytes of shadow tables of a VM that does not say.
-pub(crate) fn shadow_table_bytes(memory_bytes: u64, frames: u32, vcpus: usize) -> u64 {
+#[must_use]
+pub fn shadow_table_bytes(memory_bytes: u64, frames: u32, vcpus: usize) -> u64 {
     let pages = default_shadow_pages(memory_bytes, frames, min_shadow_pages(vcpus));
     u64::from(pages) * PAGE_SIZE_U64
 }

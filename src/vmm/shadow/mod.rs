@@ -23,6 +23,6 @@ mod space;
 mod tripwire;
 
 pub use assemble::Vm;
-pub(crate) use assemble::shadow_table_bytes;
+pub use assemble::shadow_table_bytes;
 pub use probe::{HostKind, HostTraits};
 pub use processor::ShadowProcessor;

@@ -35,8 +35,8 @@ use super::hw_regs;
 use super::monitor::{self, MONITOR_CS, MonitorLayout};
 
 /// How a host's KVM treats page tables that the VMM changes in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "lowercase"))]
 pub enum HostKind {
     /// It shadows them in software: a change is seen after a zap only.
     Shadow,
@@ -63,7 +63,8 @@ impl fmt::Display for HostKind {
 }
 
 /// What the probe saw.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct HostTraits {
     /// A cleared accessed bit was set again by the next use without a zap.
     pub accessed_returns: bool,

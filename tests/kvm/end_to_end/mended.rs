@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use gnomon::addr::Gfn;
+use gnomon::host_mm::hooks::{SWAP_FULL, SWAP_READ, SWAP_WRITE};
 use gnomon::host_mm::{HostFault, HostMemory, HostMmConfig, Injection, InjectionPlan, When};
 use gnomon::vmm::boot::TEST_GUEST;
 use gnomon::vmm::{Outcome, Vm, VmConfig, VmError, VmObserver};
@@ -23,9 +24,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         kvm_trial(&format!("mended_after_{name}"), move || nothing_is_lost(fault, first))
     };
     vec![
-        trial("failed_reads", HostFault::SwapRead(Errno::EIO), 1000),
-        trial("failed_writes", HostFault::SwapWrite(Errno::EIO), 1000),
-        trial("full_swap", HostFault::SwapFull, 500),
+        trial("failed_reads", SWAP_READ.failing(Errno::EIO), 1000),
+        trial("failed_writes", SWAP_WRITE.failing(Errno::EIO), 1000),
+        trial("full_swap", SWAP_FULL.plain(), 500),
         kvm_trial("mended_check_notices_a_wrong_byte", a_wrong_byte_is_noticed),
     ]
 }
@@ -45,7 +46,11 @@ impl VmObserver for Work {
 fn run(fault: HostFault, first: u64) -> (Vm, Gfn, u64) {
     let when =
         When::Every { first: first.try_into().expect("not 0"), step: 1.try_into().expect("1") };
-    let inject = InjectionPlan { items: vec![Injection { fault, when }], seed: 0 };
+    let inject = InjectionPlan {
+        items: vec![Injection { fault, when }],
+        seed: 0,
+        ..InjectionPlan::default()
+    };
     let mut mm =
         HostMemory::new(HostMmConfig { inject, ..HostMmConfig::new(12 << 20) }).expect("memory");
     let work = Arc::new(Work::default());
@@ -64,7 +69,7 @@ fn run(fault: HostFault, first: u64) -> (Vm, Gfn, u64) {
     let outcome = vm.wait(Some(Duration::from_secs(120))).expect("it ends by itself");
     assert!(matches!(outcome, Outcome::Failed(VmError::Host(_))), "{outcome:?}");
     mm.end_reclaim();
-    mm.end_injection();
+    mm.lab().end_injection();
     let (first, count) = work.0.lock().expect("nobody panics with it").expect("it began to work");
     (vm, first, count)
 }
@@ -110,7 +115,7 @@ fn nothing_is_lost(fault: HostFault, first: u64) {
 }
 
 fn a_wrong_byte_is_noticed() {
-    let (vm, first, _) = run(HostFault::SwapRead(Errno::EIO), 1000);
+    let (vm, first, _) = run(SWAP_READ.failing(Errno::EIO), 1000);
     let gfns = (first.as_u64()..).map(Gfn::new);
     let gfn = gfns.into_iter().find(|&gfn| read(&vm, gfn) != [0; WORDS]).expect("a written page");
     let words = read(&vm, gfn);

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gnomon::addr::{Gfn, Pfn};
-use gnomon::host_mm::{HostMemory, HostMm, HostMmConfig, Sabotage};
+use gnomon::export_rmap::client::LATE_INSTALL;
+use gnomon::export_rmap::lab::{DAWDLE, Rule};
+use gnomon::host_mm::{HostMemory, HostMm, HostMmConfig};
 use gnomon::iotlb::IotlbStats;
 use gnomon::shadow_mmu::ShadowStats;
 use gnomon::vmm::boot::TEST_GUEST;
@@ -29,7 +31,7 @@ struct Limit(Arc<HostMm>);
 
 impl VmObserver for Limit {
     fn phase(&self, _phase: u64, first: Gfn, count: u64) {
-        self.0.limit_sabotage(first, count);
+        self.0.lab().limit_sabotage(first, count);
     }
 }
 
@@ -50,12 +52,12 @@ const AIR: Duration = Duration::from_millis(1);
 
 /// Runs the test guest's random workload while all frames are evicted and cleaned in turn, until
 /// `enough`, the first violation, or [`GIVE_UP`].
-fn run(sabotage: Sabotage, enough: impl Fn(Duration, &ShadowStats, &IotlbStats) -> bool) -> Run {
+fn run(sabotage: Rule, enough: impl Fn(Duration, &ShadowStats, &IotlbStats) -> bool) -> Run {
     let mut host = HostMmConfig::new(16 << 20);
     host.sabotage = Some(sabotage);
     host.check_evictions = true;
     let mut mm = HostMemory::new(host).expect("host memory");
-    mm.limit_sabotage(Gfn::new(0), 0);
+    mm.lab().limit_sabotage(Gfn::new(0), 0);
     let config = VmConfig {
         memory_bytes: 32 << 20,
         vcpus: 2,
@@ -107,13 +109,13 @@ fn dawdling_alone_is_harmless() {
     // Until it did widen both windows: faults were overtaken and started over, and flushes slept
     // while the device was in the middle of an access.
     let wide = |shadow: &ShadowStats, iotlb: &IotlbStats| shadow.retries > 10 && iotlb.waits > 0;
-    let run = run(Sabotage::Dawdle, |time, shadow, iotlb| time > BRIEFLY && wide(shadow, iotlb));
+    let run = run(DAWDLE, |time, shadow, iotlb| time > BRIEFLY && wide(shadow, iotlb));
     assert_eq!(run.violations, 0);
     assert!(run.clean_end);
     assert!(wide(&run.shadow, &run.iotlb), "{:?} {:?}", run.shadow, run.iotlb);
 }
 
 fn dawdling_without_the_check_is_not() {
-    let run = run(Sabotage::LateInstall, |_, _, _| false);
+    let run = run(LATE_INSTALL, |_, _, _| false);
     assert!(run.violations > 0 || !run.clean_end, "{:?}", run.shadow);
 }

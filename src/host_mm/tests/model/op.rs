@@ -7,7 +7,8 @@ use nix::errno::Errno;
 use proptest::prelude::*;
 
 use super::PAGES;
-use crate::{HostFault, Injection, InjectionPlan, When};
+use crate::hooks::{EINTR, FRAME_ENOMEM, SLOW_NOTIFIER, SWAP_FULL, SWAP_READ, SWAP_WRITE};
+use crate::{Injection, InjectionPlan, When};
 use gnomon_export_rmap::addr::PAGE_SIZE;
 
 /// What may happen. Pages are numbered from 0; `seed` 0 is a page of zeros.
@@ -163,12 +164,12 @@ fn chance() -> impl Strategy<Value = When> {
 pub(super) fn trouble() -> impl Strategy<Value = Trouble> {
     let errno = prop_oneof![Just(Errno::EIO), Just(Errno::ENOSPC), Just(Errno::ENOMEM)];
     let fault = prop_oneof![
-        3 => (errno.clone(), when()).prop_map(|(errno, when)| (HostFault::SwapWrite(errno), when)),
-        3 => (errno, when()).prop_map(|(errno, when)| (HostFault::SwapRead(errno), when)),
-        2 => when().prop_map(|when| (HostFault::SwapFull, when)),
-        1 => chance().prop_map(|when| (HostFault::FrameEnomem, when)),
-        1 => chance().prop_map(|when| (HostFault::Eintr, when)),
-        1 => Just((HostFault::SlowNotifier(Duration::from_micros(50)), When::Chance(0.01))),
+        3 => (errno.clone(), when()).prop_map(|(errno, when)| (SWAP_WRITE.failing(errno), when)),
+        3 => (errno, when()).prop_map(|(errno, when)| (SWAP_READ.failing(errno), when)),
+        2 => when().prop_map(|when| (SWAP_FULL.plain(), when)),
+        1 => chance().prop_map(|when| (FRAME_ENOMEM.plain(), when)),
+        1 => chance().prop_map(|when| (EINTR.plain(), when)),
+        1 => Just((SLOW_NOTIFIER.lasting(Duration::from_micros(50)), When::Chance(0.01))),
     ];
     let items = prop::collection::vec(fault, 0..4).prop_map(|faults| {
         faults.into_iter().map(|(fault, when)| Injection { fault, when }).collect()
@@ -176,6 +177,6 @@ pub(super) fn trouble() -> impl Strategy<Value = Trouble> {
     prop_oneof![
         1 => (0..80u64).prop_map(Trouble::DiesAfter),
         3 => (items, any::<u64>())
-            .prop_map(|(items, seed)| Trouble::Injected(InjectionPlan { items, seed })),
+            .prop_map(|(items, seed)| Trouble::Injected(InjectionPlan { items, seed, ..InjectionPlan::default() })),
     ]
 }
