@@ -107,7 +107,7 @@ fn save(of: &Vacator, page: &Revoked<'_>) -> Result<Place, MmError> {
 }
 
 /// The place of a page that is clean: its slot, or none for a page of zeros.
-fn drop_clean(of: &Vacator, page: &LockedPage<'_>) -> Result<Option<SwapSlot>, MmError> {
+pub(crate) fn drop_clean(of: &Vacator, page: &LockedPage<'_>) -> Result<Option<SwapSlot>, MmError> {
     let slot = page.slot();
     if of.config.check_evictions {
         let content = of.content(page)?;
