@@ -1,8 +1,8 @@
 //! The course of a stress run: work under the storm, the last sweep, the end.
 //!
 //! Guarantee: it ends. Each phase has a bound, in time that this process ran, after which the guests are
-//! killed, and that is then said; a signal ends the last sweep, too, or leaves it out; and when it has returned, no vCPU and no
-//! storm runs any more, unless one did not stop in time, which is said.
+//! killed, and that is then said; a signal ends the last sweep, too, or leaves it out; and when it has returned,
+//! no vCPU and no storm runs any more, unless one did not stop in time, which is said.
 
 use std::time::{Duration, Instant};
 

@@ -90,8 +90,12 @@ pub fn errno_of(error: &(dyn Error + 'static)) -> Option<Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::SwapSlot;
+    use crate::addr::{Gfn, SwapSlot};
+    use crate::direct_mmu::DirectError;
     use crate::host_mm::{Injection, When};
+    use crate::sys::uffd::UffdError;
+    use crate::sys::uffd_window::InstallError;
+    use crate::vmm::linux::LinuxError;
     use crate::vmm::{GuestError, MapError};
 
     fn os(errno: Errno) -> io::Error {
@@ -115,6 +119,8 @@ mod tests {
         }
         let copied = VmError::Copy { what: "pinned window", source: os(Errno::ENOMEM) };
         assert_eq!(errno_of(&copied), Some(Errno::ENOMEM));
+        let staging = LinuxError::Staging { bytes: 4096, source: os(Errno::ENOMEM) };
+        assert_eq!(errno_of(&VmError::from(staging)), Some(Errno::ENOMEM));
         assert_eq!(errno_of(&VmError::NotInTime), None);
     }
 
@@ -131,6 +137,15 @@ mod tests {
             VmError::Guest { vcpu: 0, rip: 0, source }
         };
         let full = SwapError::NoSpace { slot, source: os(Errno::ENOSPC) };
+        let of_window = |error| VmError::Paging(Box::new(error));
+        let gfn = Gfn::new(1);
+        let page = |errno| {
+            let source = MmError::Host { what: "it", source: os(errno) };
+            of_window(DirectError::Page { gfn, source })
+        };
+        let install =
+            |errno| of_window(DirectError::Install { gfn, source: InstallError::Refused(errno) });
+        let events = |errno| of_window(UffdError::Read(errno).into());
         for error in [
             VmError::Thread { vcpu: 1, source: os(Errno::EAGAIN) },
             host(Errno::ENOMEM),
@@ -138,6 +153,9 @@ mod tests {
             VmError::Host(full.into()),
             of_swap(Errno::EFBIG),
             of_guest(Errno::ENOMEM),
+            page(Errno::ENOMEM),
+            install(Errno::ENOMEM),
+            events(Errno::ENOMEM),
         ] {
             let said = judge(Vec::new()).host_limit(&error);
             assert_eq!(said, Some(format!("{error}; free some")));
@@ -147,6 +165,9 @@ mod tests {
             of_swap(Errno::EIO),
             of_guest(Errno::EAGAIN),
             of_guest(Errno::EFAULT),
+            page(Errno::EFAULT),
+            install(Errno::EINVAL),
+            events(Errno::EBADF),
             VmError::NotRunning,
         ] {
             assert_eq!(judge(Vec::new()).host_limit(&error), None);
