@@ -8,6 +8,7 @@ use super::plan::PeersPlan;
 use super::setup::Setup;
 use super::violations::{Check, EndCheck, Violations};
 use crate::host_mm::MmStats;
+use crate::peer::client::watched;
 use crate::peer::{PeerServer, PeerStats, ServeError, ServerConfig};
 use crate::vmm::Contract;
 
@@ -52,7 +53,7 @@ impl Peers {
         let told = Arc::downgrade(&server);
         setup.on_watched(move |first, count| {
             if let Some(told) = told.upgrade() {
-                told.watch(GUEST, first, count);
+                told.note(GUEST, watched(first, count));
             }
         });
         Ok(Some(Self(server)))

@@ -44,3 +44,34 @@ impl TestGuest {
         is_watched.then(|| self.verifier.check(gfn.as_u64(), words)).transpose()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page_format::WORDS;
+
+    #[test]
+    fn pages_are_wanted_as_far_as_the_note_and_the_object_go() {
+        let mut guest = TestGuest::default();
+        assert!(guest.wanted(0, 100).is_empty(), "nothing is known of it");
+        guest.noted(0, watched(Gfn::new(10), 20));
+        assert_eq!(guest.wanted(0, 100), 10..30);
+        assert_eq!(guest.wanted(0, 15), 10..15);
+        assert!(guest.wanted(0, 5).is_empty() && guest.wanted(1, 100).is_empty());
+        guest.noted(0, [u64::MAX, u64::MAX]);
+        assert!(guest.wanted(0, 100).is_empty());
+    }
+
+    #[test]
+    fn only_what_is_watched_is_looked_at() {
+        let mut guest = TestGuest::default();
+        guest.noted(0, watched(Gfn::new(10), 1));
+        let mut words = [7; WORDS];
+        words[0] = 11;
+        let found = Wrong::Number { found: 11 };
+        assert_eq!(guest.look(0, Gfn::new(10), &words), Err(found));
+        assert_eq!(guest.look(0, Gfn::new(11), &words), Ok(None));
+        assert_eq!(guest.look(1, Gfn::new(10), &words), Ok(None));
+        assert_eq!(guest.look(0, Gfn::new(10), &[0; WORDS]), Ok(Some(Page::Zero)));
+    }
+}
