@@ -5,10 +5,11 @@ use std::sync::atomic::Ordering;
 
 use crate::books::Books;
 use crate::error::MmError;
+use crate::frames::backing::Backing;
 use crate::frames::placement::Placement;
 use gnomon_export_rmap::LockedPage;
 
-impl Books {
+impl<B: Backing> Books<B> {
     pub(crate) fn is_identity(&self) -> bool {
         matches!(self.config.placement, Placement::Identity { .. })
     }

@@ -1,10 +1,11 @@
 //! What is broken on purpose, as the rooms of host memory ask for it.
 
 use crate::books::Books;
+use crate::frames::backing::Backing;
 use crate::inject::{PausePoint, Sabotage};
 use gnomon_export_rmap::addr::Gfn;
 
-impl Books {
+impl<B: Backing> Books<B> {
     /// A point of the protocol: see [`PausePoint`].
     #[inline]
     pub(crate) fn pause(&self, point: PausePoint) {

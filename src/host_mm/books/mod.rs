@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::config::HostMmConfig;
 use crate::error::MmError;
+use crate::frames::backing::Backing;
 use crate::frames::host_view::{HostView, PageBuf};
 use crate::inject::Lab;
 use crate::object::commons::Commons;
@@ -53,10 +54,10 @@ use gnomon_export_rmap::{Frame, FrameTable, LockedPage, Owner};
 ///     drop(of.take_free_frame(None));
 /// }
 /// ```
-pub struct Books {
+pub struct Books<B: Backing = HostView> {
     pub(crate) config: HostMmConfig,
     pub(crate) table: FrameTable,
-    view: HostView,
+    view: B,
     pub(crate) objects: Snapshot<Vec<Arc<ObjectPages>>>,
     pub(crate) commons: Commons,
     pub(crate) counters: Counters,
@@ -66,15 +67,15 @@ pub struct Books {
     holes_expected: AtomicBool,
 }
 
-impl std::fmt::Debug for Books {
+impl<B: Backing> std::fmt::Debug for Books<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Books").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
-impl Books {
+impl<B: Backing> Books<B> {
     /// Of so many frames, none of which holds a page yet.
-    pub(crate) fn new(frames: u32, config: HostMmConfig, view: HostView, lab: Lab) -> Self {
+    pub(crate) fn new(frames: u32, config: HostMmConfig, view: B, lab: Lab) -> Self {
         let commons = Commons::new();
         Self {
             config,

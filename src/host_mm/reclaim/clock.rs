@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::books::find::Candidate;
 use crate::config::ReclaimPolicy;
+use crate::frames::backing::Backing;
 use crate::object::pages::ObjectPages;
 use crate::reclaim::evict::evict;
 use crate::reclaim::{Reclaimed, Reclaimer};
@@ -48,7 +49,7 @@ struct Picked<'a> {
     scanned: u32,
 }
 
-impl Reclaimer {
+impl<B: Backing> Reclaimer<B> {
     /// Evicts pages until `target` frames have been freed or the table was scanned several times.
     pub(crate) fn reclaim(&self, target: usize) -> Reclaimed {
         let mut reclaimed = Reclaimed::default();

@@ -1,5 +1,6 @@
 //! A frame that loses its page is exported no more: invariant I4 at that moment.
 
+use crate::frames::backing::Backing;
 use crate::revoke::Revoker;
 use crate::violations::{MmViolation, ViolationKind};
 use gnomon_export_rmap::LockedPage;
@@ -8,7 +9,7 @@ use gnomon_export_rmap::LockedPage;
 /// to take back: each vCPU can have at most one such fault.
 const SETTLE_ROUNDS: u32 = 64;
 
-impl Revoker {
+impl<B: Backing> Revoker<B> {
     /// Invariant I4 at the moment when a frame loses its page.
     pub(crate) fn check_not_exported(&self, page: &LockedPage<'_>) {
         // A fault that will find that it must retry may have added its entry for a moment, with
