@@ -10,7 +10,6 @@ mod lab;
 mod rules;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use crate::config::HostMmConfig;
 use crate::error::MmError;
@@ -22,7 +21,7 @@ use crate::object::pages::ObjectPages;
 use crate::stats::Counters;
 use crate::violations::Violations;
 use gnomon_export_rmap::addr::Pfn;
-use gnomon_export_rmap::sync::Snapshot;
+use gnomon_export_rmap::sync::{AtomicBool, Snapshot};
 use gnomon_export_rmap::{Frame, FrameTable, LockedPage, Owner};
 
 /// What host memory knows: the frame table, the pages of all memory objects, and what is in a frame.

@@ -115,6 +115,17 @@ impl<B: Backing> Pager<B> {
         }
     }
 
+    /// The page as its object's own, and no copy of it out: it may be written.
+    pub(super) fn lock_for_write(
+        &self,
+        object: &ObjectPages,
+        gfn: Gfn,
+    ) -> Result<LockedPage<'_>, MmError> {
+        let page = self.fault_in(object, gfn, Intent::Write)?;
+        self.recall(&page)?;
+        Ok(page)
+    }
+
     /// As [`fault_in`](Self::fault_in), but neither waits for a page lock nor for a frame; `None`
     /// where that would be needed. Reads swap if it must.
     pub(super) fn try_fault_in(

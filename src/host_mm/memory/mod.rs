@@ -8,7 +8,7 @@ mod lab;
 pub(crate) mod object;
 pub(crate) mod owner;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crate::config::HostMmConfig;
 use crate::error::MmError;
@@ -26,6 +26,7 @@ use crate::stats::MmStats;
 use crate::swap::SwapSpace;
 use crate::violations::MmViolation;
 use gnomon_export_rmap::addr::{PAGE_SIZE_U64, Pfn};
+use gnomon_export_rmap::sync::Mutex;
 use gnomon_export_rmap::{FrameTable, NotifierList, Numbers};
 
 /// The frames of one process and everything that decides which page is in which.

@@ -9,7 +9,7 @@
 //! The frame table's order makes clearing cheap: the frames of one window are neighbours in the
 //! guest view, and setting an accessed bit again needs a zap on hosts that shadow our tables.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crate::books::find::Candidate;
 use crate::config::ReclaimPolicy;
@@ -19,7 +19,7 @@ use crate::reclaim::evict::evict;
 use crate::reclaim::{Reclaimed, Reclaimer};
 use crate::revoke::batch::{BATCH, is_heavy};
 use gnomon_export_rmap::addr::Pfn;
-use gnomon_export_rmap::sync::lock;
+use gnomon_export_rmap::sync::{Mutex, lock};
 use gnomon_export_rmap::{FlushReason, PageFlags};
 
 /// Frames looked at in one go.

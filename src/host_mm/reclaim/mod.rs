@@ -17,6 +17,7 @@ use crate::frames::host_view::HostView;
 use crate::revoke::batch::in_batches;
 use crate::revoke::free_frame::Mover;
 use gnomon_export_rmap::addr::{Gfn, Pfn};
+use gnomon_export_rmap::sync::yield_now;
 
 use clock::Hand;
 use evict::evict;
@@ -38,7 +39,8 @@ const STARVED_FAULTS: u32 = 8;
 pub(super) struct Reclaimer<B: Backing = HostView> {
     mover: Mover<B>,
     hand: Hand,
-    /// Faults in a row that starved: see [`STARVED_FAULTS`].
+    /// Faults in a row that starved: see [`STARVED_FAULTS`]. From std under a model checker, too: it
+    /// orders nothing.
     starved: AtomicU32,
 }
 
@@ -105,7 +107,7 @@ impl<B: Backing> Reclaimer<B> {
                 break;
             }
             // Every page is locked by somebody who is about to free it or to use it.
-            std::thread::yield_now();
+            yield_now();
         }
         Err(error.unwrap_or(MmError::OutOfFrames {
             gfn,

@@ -13,6 +13,7 @@ use crate::inject::HostFault;
 use crate::revoke::vacate::Vacator;
 use crate::violations::{MmViolation, ViolationKind};
 use gnomon_export_rmap::addr::{Gfn, Pfn};
+use gnomon_export_rmap::sync::yield_now;
 use gnomon_export_rmap::{LockedPage, Owner, PageFlags};
 
 /// A frame that holds no page and that only this value stands for. Dropping it gives it back.
@@ -54,7 +55,7 @@ impl<'a, B: Backing> FreeFrame<'a, B> {
         loop {
             match self.of.table.try_lock(self.pfn) {
                 Some(page) => return page,
-                None => std::thread::yield_now(),
+                None => yield_now(),
             }
         }
     }

@@ -4,6 +4,7 @@ use crate::frames::backing::Backing;
 use crate::revoke::Revoker;
 use crate::violations::{MmViolation, ViolationKind};
 use gnomon_export_rmap::LockedPage;
+use gnomon_export_rmap::sync::yield_now;
 
 /// Calls into the clients after which an rmap entry no longer counts as one that a fault is about
 /// to take back: each vCPU can have at most one such fault.
@@ -21,7 +22,7 @@ impl<B: Backing> Revoker<B> {
             self.notifiers.age_page(page);
             if cfg!(not(feature = "export-notifier")) {
                 // No call to wait in.
-                std::thread::yield_now();
+                yield_now();
             }
         }
         if page.frame().is_exported() {
