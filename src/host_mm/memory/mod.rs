@@ -25,7 +25,7 @@ use crate::reclaim::BackgroundReclaim;
 use crate::stats::MmStats;
 use crate::swap::SwapSpace;
 use crate::violations::MmViolation;
-use gnomon_export_rmap::addr::{PAGE_SIZE_U64, Pfn};
+use gnomon_export_rmap::addr::Pfn;
 use gnomon_export_rmap::sync::Mutex;
 use gnomon_export_rmap::{FrameTable, NotifierList, Numbers};
 
@@ -75,7 +75,8 @@ impl HostMm {
         let injector = Injector::new(&config.inject);
         let slots = config.swap.slots().map_err(crate::swap::SwapError::Open)?;
         let swap = SwapSpace::new(Box::new(crate::swap::MemorySwap::new(slots)), injector.as_ref());
-        let frames = u32::try_from(memory.view.bytes() / PAGE_SIZE_U64).unwrap_or(u32::MAX);
+        let frames = memory.view.bytes() / gnomon_export_rmap::addr::PAGE_SIZE_U64;
+        let frames = u32::try_from(frames).unwrap_or(u32::MAX);
         Self::assemble(frames, config, memory.view.clone(), swap, injector)
     }
 
