@@ -110,6 +110,7 @@ pub mod in_flight;
 #[doc(hidden)]
 pub mod lab;
 pub mod lock_rank;
+pub mod marks;
 #[cfg(all(test, any(loom, shuttle)))]
 mod models;
 pub mod notifier;
