@@ -103,6 +103,9 @@ pub mod addr;
 mod check;
 pub mod client;
 pub mod counters;
+#[cfg(any(loom, shuttle))]
+#[doc(hidden)]
+pub mod explore;
 pub mod flags;
 pub mod frame_table;
 pub mod in_flight;
@@ -111,7 +114,7 @@ pub mod in_flight;
 pub mod lab;
 pub mod lock_rank;
 pub mod marks;
-#[cfg(all(test, any(loom, shuttle)))]
+#[cfg(all(test, loom))]
 mod models;
 pub mod notifier;
 mod numbers;

@@ -62,5 +62,7 @@ pub use stats::MmStats;
 pub use swap::SwapConfig;
 pub use violations::{MmViolation, ViolationKind};
 
+#[cfg(all(test, any(loom, shuttle)))]
+mod models;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
