@@ -3,8 +3,7 @@
 // The page under test is handed over as a raw pointer, as in the guest.
 #![allow(unsafe_code)]
 
-use gnomon::addr::Gfn;
-use gnomon::peer::verify::{Page, Verifier, Wrong};
+use gnomon::abi::verify::{Page, Verifier, Wrong};
 use gnomon_guest::oracle::{Oracle, PageId, WORDS};
 
 const ID: PageId = PageId { gfn: 0x1234, link: 77 };
@@ -20,7 +19,7 @@ fn written(oracle: &Oracle, id: PageId, version: u32) -> [u64; WORDS] {
 fn a_reader_without_the_ledger_knows_whole_pages_and_those_of_others() {
     let oracle = Oracle::new(7, 50);
     let mut verifier = Verifier::default();
-    let here = Gfn::new(ID.gfn);
+    let here = ID.gfn;
     assert_eq!(verifier.check(here, &[0; WORDS]), Ok(Page::Zero));
     let page = written(&oracle, ID, 3);
     assert_eq!(verifier.check(here, &page), Ok(Page::Whole));
@@ -31,7 +30,7 @@ fn a_reader_without_the_ledger_knows_whole_pages_and_those_of_others() {
         let expected = if word == 1 { Page::Whole } else { Page::Torn };
         assert_eq!(verifier.check(here, &torn), Ok(expected), "word {word}");
     }
-    let elsewhere = verifier.check(Gfn::new(ID.gfn + 1), &page);
+    let elsewhere = verifier.check(ID.gfn + 1, &page);
     assert_eq!(elsewhere, Err(Wrong::Number { found: ID.gfn }));
     let of_another_guest = written(&Oracle::new(8, 50), ID, 3);
     assert!(matches!(verifier.check(here, &of_another_guest), Err(Wrong::Magic { .. })));

@@ -45,10 +45,14 @@ fn errno_of(error: &(dyn Error + 'static)) -> Option<Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::addr::SwapSlot;
+    use crate::addr::{Gfn, SwapSlot};
     use crate::cli::inject::parse_injection;
+    use crate::direct_mmu::DirectError;
     use crate::host_mm::MmError;
     use crate::host_mm::swap::{SwapError, SwapOp};
+    use crate::sys::uffd::UffdError;
+    use crate::sys::uffd_window::InstallError;
+    use crate::vmm::linux::LinuxError;
     use crate::vmm::{GuestError, MapError};
 
     fn os(errno: i32) -> io::Error {
@@ -67,6 +71,8 @@ mod tests {
         }
         let copied = VmError::Copy { what: "pinned window", source: os(libc::ENOMEM) };
         assert_eq!(errno_of(&copied), Some(Errno::ENOMEM));
+        let staging = LinuxError::Staging { bytes: 4096, source: os(libc::ENOMEM) };
+        assert_eq!(errno_of(&VmError::from(staging)), Some(Errno::ENOMEM));
         assert_eq!(errno_of(&VmError::NotInTime), None);
     }
 
@@ -84,6 +90,17 @@ mod tests {
             VmError::Guest { vcpu: 0, rip: 0, source }
         };
         let full = SwapError::NoSpace { slot, source: os(libc::ENOSPC) };
+        let of_window = |error| VmError::Paging(Box::new(error));
+        let gfn = Gfn::new(1);
+        let page = |errno| {
+            let source = MmError::Host { what: "it", source: os(errno) };
+            of_window(DirectError::Page { gfn, source })
+        };
+        let install = |errno| {
+            let source = InstallError::Refused(Errno::from_raw(errno));
+            of_window(DirectError::Install { gfn, source })
+        };
+        let events = |errno| of_window(UffdError::Read(Errno::from_raw(errno)).into());
         for error in [
             VmError::Thread { vcpu: 1, source: os(libc::EAGAIN) },
             host(libc::ENOMEM),
@@ -91,6 +108,9 @@ mod tests {
             VmError::Host(full.into()),
             of_swap(libc::EFBIG),
             of_guest(libc::ENOMEM),
+            page(libc::ENOMEM),
+            install(libc::ENOMEM),
+            events(libc::ENOMEM),
         ] {
             let said = host_limit(&error, &plan).unwrap_or_else(|| panic!("{error}"));
             assert!(said.starts_with(&error.to_string()), "{said}");
@@ -100,6 +120,9 @@ mod tests {
             of_swap(libc::EIO),
             of_guest(libc::EAGAIN),
             of_guest(libc::EFAULT),
+            page(libc::EFAULT),
+            install(libc::EINVAL),
+            events(libc::EBADF),
             VmError::NotRunning,
         ] {
             assert_eq!(host_limit(&error, &plan), None);

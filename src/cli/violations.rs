@@ -119,8 +119,8 @@ impl Violation {
     pub(crate) fn of_failure(error: &VmError) -> Self {
         let by = match error {
             VmError::Stale(_) => Check::Tripwire,
-            VmError::Host(MmError::Swap(SwapError::Checksum { .. }))
-            | VmError::Paging { is_corruption: true, .. } => Check::SwapChecksum,
+            VmError::Host(MmError::Swap(SwapError::Checksum { .. })) => Check::SwapChecksum,
+            VmError::Paging(error) if error.is_corruption() => Check::SwapChecksum,
             _ => Check::Run,
         };
         Self { by, text: error.to_string() }

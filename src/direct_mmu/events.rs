@@ -56,7 +56,7 @@ impl Mmu {
             WindowEvent::Moved { offset, len } => {
                 shard.hand_over(Job::Lose(pages_of(offset, len), "moved"));
             }
-            WindowEvent::Stray { address } => self.fail(&DirectError::Stray { address }),
+            WindowEvent::Stray { address } => self.fail(DirectError::Stray { address }),
         }
         None
     }

@@ -113,7 +113,7 @@ impl Default for DirectConfig {
 }
 
 /// What is told of what could not be resolved.
-type OnFailure = Box<dyn Fn(&DirectError) + Send + Sync>;
+type OnFailure = Box<dyn Fn(DirectError) + Send + Sync>;
 
 /// Pages a guest's memory in a window. Dropping it ends the paging: whoever waits for a page goes on
 /// with what the memfd holds, so nobody may use the window any more.
@@ -169,7 +169,7 @@ impl DirectMmu {
         config: DirectConfig,
         object: Arc<MemoryObject>,
         view: GuestView,
-        on_failure: impl Fn(&DirectError) + Send + Sync + 'static,
+        on_failure: impl Fn(DirectError) + Send + Sync + 'static,
     ) -> Result<Self, MmError> {
         let mm = object.host_mm().clone();
         let refused = |why: &str| MmError::Host {
@@ -320,7 +320,7 @@ impl Mmu {
         self.shards.get(usize::try_from(page / self.pages_per_shard).ok()?)
     }
 
-    fn fail(&self, error: &DirectError) {
+    fn fail(&self, error: DirectError) {
         lock(&self.failure).get_or_insert_with(|| error.to_string());
         (self.on_failure)(error);
     }

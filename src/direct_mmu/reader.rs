@@ -54,7 +54,7 @@ impl Mmu {
             Err(_) => DirectError::Panicked { thread: "the one that reads page faults" },
         };
         // Told first: no vCPU is to run on with what it finds when it is let go.
-        self.fail(&error);
+        self.fail(error);
         // Whoever waits must not wait for ever: neither for a page nor for an event to be read.
         let _ = shard.window.unregister();
         while !shard.is_reader_stopped() {

@@ -52,6 +52,6 @@ impl Mmu {
     }
 
     pub(super) fn fail_install(&self, fault: Fault, source: InstallError) {
-        self.fail(&DirectError::Install { gfn: Gfn::new(fault.page), source });
+        self.fail(DirectError::Install { gfn: Gfn::new(fault.page), source });
     }
 }

@@ -14,7 +14,7 @@ use crate::sys::uffd_window::InstallError;
 impl Mmu {
     pub(super) fn work(&self, shard: &Shard) {
         if catch_unwind(AssertUnwindSafe(|| self.work_until_stopped(shard))).is_err() {
-            self.fail(&DirectError::Panicked { thread: "the one that brings pages in" });
+            self.fail(DirectError::Panicked { thread: "the one that brings pages in" });
             // Nobody is to wait for what it does no more.
             shard.stop_worker();
         }
@@ -37,7 +37,7 @@ impl Mmu {
                 Ok(page) => self.attempt(shard, fault, page),
                 Err(source) => {
                     let gfn = Gfn::new(fault.page);
-                    return self.fail(&DirectError::Page { gfn, source });
+                    return self.fail(DirectError::Page { gfn, source });
                 }
             };
             match installed {
@@ -61,7 +61,7 @@ impl Mmu {
         let (first, count) = (Gfn::new(pages.start), pages.end - pages.start);
         match self.object.free_pages(first, count) {
             Ok(_) => self.counters.removed.add(count),
-            Err(source) => self.fail(&DirectError::Remove { first, count, source }),
+            Err(source) => self.fail(DirectError::Remove { first, count, source }),
         }
         let mut noted = shard.lock();
         if let Some(done) = noted.removals.iter().position(|removal| removal == pages) {
@@ -73,8 +73,8 @@ impl Mmu {
     fn lose(&self, pages: &Range<u64>, how: &'static str) {
         let (first, count) = (Gfn::new(pages.start), pages.end - pages.start);
         if let Err(source) = self.object.withdraw_mappings(first, count) {
-            self.fail(&DirectError::Remove { first, count, source });
+            self.fail(DirectError::Remove { first, count, source });
         }
-        self.fail(&DirectError::Lost { first, count, how });
+        self.fail(DirectError::Lost { first, count, how });
     }
 }

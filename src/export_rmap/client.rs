@@ -39,6 +39,22 @@ macro_rules! entry_point {
 
 /// A client's own lock (a shadow MMU's `mmu_lock`), in its place of the lock order: a page lock may be
 /// held when it is taken, another client's or an rmap entry's not. Debug builds check that.
+///
+/// Who waits for it gets it before who comes later: a thread that takes it again and again, as a guest that
+/// flushes all the time makes one do, keeps nobody out ([`ClientLock::let_others_in`]).
+///
+/// ```
+/// use gnomon_export_rmap::ClientLock;
+///
+/// let mappings = ClientLock::new(vec![0; 512]);
+/// let mut locked = mappings.lock();
+/// for batch in 0..8 {
+///     locked[64 * batch..][..64].fill(1);
+///     // Between two batches whoever waits has its turn.
+///     locked = mappings.let_others_in(locked, || {});
+/// }
+/// assert_eq!(locked.iter().sum::<i32>(), 512);
+/// ```
 #[derive(Debug, Default)]
 pub struct ClientLock<T> {
     state: Mutex<T>,

@@ -128,6 +128,24 @@ impl Frame {
 
 /// Descriptors of all frames, with the wait queues of their page locks and the memory of their
 /// reverse maps.
+///
+/// ```
+/// use gnomon_export_rmap::addr::{Gfn, Pfn};
+/// use gnomon_export_rmap::{FrameTable, Owner, PageFlags};
+///
+/// let table = FrameTable::new(1024);
+/// let page = table.lock(Pfn::new(7));
+/// page.set_owner(Owner { object: 1, gfn: Gfn::new(42) });
+/// page.set_flags(PageFlags::IN_USE);
+/// // Whoever cannot wait does not; the lock goes with the guard.
+/// assert!(table.try_lock(Pfn::new(7)).is_none());
+/// let before = page.sequence();
+/// // From here on no mapping comes to be that was made of what was read before.
+/// page.begin_invalidation();
+/// assert_ne!(page.sequence(), before);
+/// drop(page);
+/// assert!(table.try_lock(Pfn::new(7)).is_some());
+/// ```
 pub struct FrameTable {
     frames: Box<[Frame]>,
     pub(super) wait_queues: WaitQueues,

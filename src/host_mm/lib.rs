@@ -11,6 +11,46 @@
 //!
 //! Faults come from above through [`MemoryObject`]; invalidations go up only through the
 //! [notifier list](gnomon_export_rmap::NotifierList).
+//!
+//! # One fault and one invalidation
+//!
+//! Eight MiB of host memory for a guest that sees 32. Whoever maps the guest's pages (an export client: a
+//! shadow MMU, an IOTLB, another process) asks for one, maps its frame as `gnomon-export-rmap` shows, and is
+//! told before the frame goes to another page. `examples/tiny_client.rs` of the repository is a client to begin with.
+//!
+//! ```
+//! use gnomon_export_rmap::PageFlags;
+//! use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE_U64};
+//! use gnomon_host_mm::{HostMemory, HostMmConfig};
+//!
+//! # fn main() -> Result<(), gnomon_host_mm::MmError> {
+//! let mut mm = HostMemory::new(HostMmConfig::new(8 << 20))?;
+//! mm.start_reclaim()?;
+//! let object = mm.create_object(32 << 20)?;
+//!
+//! // A fault: the page is brought into a frame (zeros the first time), and is locked, so that it stays there.
+//! let page = object.lock_page_for_write(Gfn::new(3))?;
+//! assert!(page.flags().contains(PageFlags::IN_USE) && !page.is_read_only());
+//! // Here a client takes `page.sequence()`, unlocks, takes its own lock, and exports the frame.
+//! drop(page);
+//!
+//! // What the host itself writes and reads needs no mapping. More than the ration goes to swap and back.
+//! for page in 0..object.bytes() / PAGE_SIZE_U64 {
+//!     object.write(Gfn::new(page).base(), &page.to_le_bytes())?;
+//! }
+//! assert!(mm.stats().swap_outs > 0 && mm.resident_bytes()? <= 8 << 20);
+//!
+//! // An invalidation: asked for here, made all the time by reclaim. No client has the frame after it.
+//! let page = object.lock_page(Gfn::new(3))?;
+//! let frame = page.pfn();
+//! drop(page);
+//! mm.evict_frames(&[frame])?;
+//! let mut number = [0; 8];
+//! object.read(Gfn::new(3).base(), &mut number)?;
+//! assert_eq!(u64::from_le_bytes(number), 3);
+//! # Ok(())
+//! # }
+//! ```
 
 // Under a model checker the tests stay out, and with them the users of what is there for tests.
 #![cfg_attr(any(loom, shuttle), allow(dead_code))]

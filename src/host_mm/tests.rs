@@ -30,6 +30,8 @@ mod protocol;
 #[cfg(feature = "export-notifier")]
 mod quality;
 #[cfg(feature = "export-notifier")]
+mod removed;
+#[cfg(feature = "export-notifier")]
 mod sharing;
 #[cfg(feature = "export-notifier")]
 mod sources;

@@ -20,7 +20,6 @@ pub mod protocol;
 pub mod server;
 mod session;
 mod tally;
-pub mod verify;
 
 pub use server::{PeerServer, ServeError, ServerConfig};
 pub use tally::PeerStats;

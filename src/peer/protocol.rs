@@ -13,7 +13,7 @@ use crate::addr::Gfn;
 /// First word of [`Reply::Hello`].
 pub const MAGIC: u64 = u64::from_le_bytes(*b"GnomonPr");
 /// Version of this protocol; others are not spoken.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes of a message, but for the slots of an invalidation.
 pub const MESSAGE_BYTES: usize = 32;
 /// Most pages of one [`Request::Map`].
@@ -53,6 +53,9 @@ pub enum Request {
     Bye,
 }
 
+/// Two numbers that are nothing to the protocol: see [`Reply::Note`].
+pub type Note = [u64; 2];
+
 /// What a peer is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
@@ -65,16 +68,20 @@ pub enum Reply {
         /// Time in which an invalidation must be acknowledged, in milliseconds.
         limit_ms: u32,
     },
-    /// About a memory object; comes again when it changes.
+    /// About a memory object.
     Info {
         /// Its number.
         object: u32,
         /// Its size in pages.
         pages: u64,
-        /// First page that the guest's oracle watches.
-        watched: Gfn,
-        /// Number of pages that it watches; 0 as long as that is not known.
-        watched_count: u64,
+    },
+    /// What those who serve a memory object have to say of it to those who know what it means; comes again
+    /// when it changes. Nothing in the protocol depends on it.
+    Note {
+        /// The object's number.
+        object: u32,
+        /// What is said.
+        note: Note,
     },
     /// The slot holds the page.
     Mapped {
@@ -286,9 +293,7 @@ impl Reply {
             Self::Hello { objects, slots, limit_ms } => {
                 (1, objects, [MAGIC, join(VERSION, PAGE_BYTES), join(slots, limit_ms)])
             }
-            Self::Info { object, pages, watched, watched_count } => {
-                (2, object, [pages, watched.as_u64(), watched_count])
-            }
+            Self::Info { object, pages } => (2, object, [pages, 0, 0]),
             Self::Mapped { slot, object, gfn } => (3, object, [slot.into(), gfn.as_u64(), 0]),
             Self::Refused { slot, gfn, why } => (4, 0, [slot.into(), gfn.as_u64(), why as u64]),
             Self::Invalidate { sequence, ref slots } => {
@@ -298,6 +303,7 @@ impl Reply {
             Self::Freed { sequence } => (6, 0, [sequence, 0, 0]),
             Self::Unmapped { slot } => (7, 0, [slot.into(), 0, 0]),
             Self::Closed { why } => (8, 0, [why as u64, 0, 0]),
+            Self::Note { object, note: [first, second] } => (9, object, [first, second, 0]),
         };
         out.extend(Fields { kind, count, words }.bytes());
         if let Self::Invalidate { slots, .. } = self {
@@ -315,10 +321,7 @@ impl Reply {
                 let (slots, limit_ms) = halves(c);
                 Some(Self::Hello { objects: count, slots, limit_ms })
             }
-            2 => {
-                let watched = page(b)?;
-                Some(Self::Info { object: count, pages: a, watched, watched_count: c })
-            }
+            2 if b == 0 && c == 0 => Some(Self::Info { object: count, pages: a }),
             3 if is_slot && c == 0 => Some(Self::Mapped { slot, object: count, gfn: page(b)? }),
             4 if is_slot && count == 0 => {
                 Some(Self::Refused { slot, gfn: page(b)?, why: Refusal::from_code(c)? })
@@ -329,6 +332,7 @@ impl Reply {
             8 if count == 0 && b == 0 && c == 0 => {
                 Some(Self::Closed { why: Closing::from_code(a)? })
             }
+            9 if c == 0 => Some(Self::Note { object: count, note: [a, b] }),
             _ => None,
         }
     }

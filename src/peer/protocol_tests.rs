@@ -28,14 +28,8 @@ fn reply() -> impl Strategy<Value = Reply> {
             slots,
             limit_ms
         }),
-        (any::<u32>(), any::<u64>(), gfn(), any::<u64>()).prop_map(
-            |(object, pages, watched, watched_count)| Reply::Info {
-                object,
-                pages,
-                watched,
-                watched_count
-            }
-        ),
+        any::<(u32, u64)>().prop_map(|(object, pages)| Reply::Info { object, pages }),
+        any::<(u32, [u64; 2])>().prop_map(|(object, note)| Reply::Note { object, note }),
         (any::<u32>(), any::<u32>(), gfn()).prop_map(|(slot, object, gfn)| Reply::Mapped {
             slot,
             object,

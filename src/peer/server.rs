@@ -5,7 +5,7 @@
 //! often they come. [`PeerServer::stop`] returns when every copy was taken back,
 //! every client is unregistered and every thread has ended.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::fd::AsFd;
@@ -22,10 +22,10 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::addr::{Gfn, PAGE_SIZE, Pfn};
+use crate::addr::{PAGE_SIZE, Pfn};
 use crate::export_rmap::{Membership, Retain};
 use crate::host_mm::{HostMm, MemoryObject};
-use crate::peer::protocol::{Closing, MAX_NAMED_SLOTS, Reply};
+use crate::peer::protocol::{Closing, MAX_NAMED_SLOTS, Note, Reply};
 use crate::peer::session::{Clock, Common, Session};
 use crate::peer::tally::{PeerStats, Tally};
 use crate::sync::{Arc, Mutex, lock};
@@ -104,6 +104,8 @@ struct Sessions {
     threads: Vec<JoinHandle<()>>,
     /// Of each memory object, in order.
     infos: Vec<Reply>,
+    /// What there is to say of them, by their numbers.
+    notes: BTreeMap<u32, Note>,
     next_number: u64,
 }
 
@@ -202,8 +204,6 @@ impl PeerServer {
         let info = |(number, object): (u32, &Arc<MemoryObject>)| Reply::Info {
             object: number,
             pages: object.bytes() / PAGE_SIZE as u64,
-            watched: Gfn::new(0),
-            watched_count: 0,
         };
         let infos = (0..).zip(&objects).map(info).collect();
         let most = u32::try_from(MAX_NAMED_SLOTS).unwrap_or(u32::MAX);
@@ -233,20 +233,14 @@ impl PeerServer {
         self.shared.admit(stream);
     }
 
-    /// Tells all peers, those to come too, which pages of an object the guest's oracle watches.
-    pub fn watch(&self, object: u32, first: Gfn, count: u64) {
+    /// Tells all peers, those to come too, something of a memory object, in place of what they were told
+    /// before; again the same is not said again.
+    pub fn note(&self, object: u32, note: Note) {
         let mut sessions = lock(&self.shared.sessions);
-        let Some(Reply::Info { watched, watched_count, .. }) =
-            sessions.infos.get_mut(object as usize)
-        else {
-            return;
-        };
-        if (*watched, *watched_count) == (first, count) {
-            return;
+        if sessions.notes.insert(object, note) != Some(note) {
+            let reply = Reply::Note { object, note };
+            sessions.live.iter().for_each(|session| session.say(&reply));
         }
-        (*watched, *watched_count) = (first, count);
-        let info = sessions.infos[object as usize].clone();
-        sessions.live.iter().for_each(|session| session.say(&info));
     }
 
     /// What has happened so far.
@@ -390,6 +384,8 @@ impl Shared {
             session.close(Closing::HungUp);
         }
         sessions.infos.iter().for_each(|info| session.say(info));
+        let notes = sessions.notes.iter();
+        notes.for_each(|(&object, &note)| session.say(&Reply::Note { object, note }));
         sessions.next_number = number;
         sessions.live.push(session);
         // The thread waits for this.

@@ -18,7 +18,26 @@ const MOST_SLICES: u32 = 2;
 /// waits for, and more than the work takes.
 const MOST_WORK: Duration = Duration::from_secs(2);
 
-/// See the module's documentation.
+/// How long something may take, in time that this process ran: a stop by a signal, a debugger or a frozen
+/// group of processes does not count.
+///
+/// ```
+/// use std::sync::mpsc;
+/// use std::time::Duration;
+///
+/// use gnomon_sys::Patience;
+///
+/// let (sender, receiver) = mpsc::channel();
+/// std::thread::spawn(move || sender.send("answer"));
+/// let mut patience = Patience::new(Duration::from_secs(60));
+/// let answer = loop {
+///     let Some(slice) = patience.slice() else { break None };
+///     if let Ok(answer) = receiver.recv_timeout(slice) {
+///         break Some(answer);
+///     }
+/// };
+/// assert_eq!(answer, Some("answer"));
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     left: Duration,

@@ -57,7 +57,7 @@ pub enum UffdError {
     },
     /// The negotiation of features failed.
     #[error("cannot set up the userfaultfd: {0}")]
-    SetUp(Errno),
+    SetUp(#[source] Errno),
     /// The region cannot be registered.
     #[error("cannot register {bytes:#x} bytes at {address:#x} with userfaultfd: {reason}")]
     Register {
@@ -66,14 +66,15 @@ pub enum UffdError {
         /// Bytes of the region.
         bytes: usize,
         /// What the kernel said.
+        #[source]
         reason: Errno,
     },
     /// Waiting for faults failed.
     #[error("cannot wait for page faults: {0}")]
-    Wait(Errno),
+    Wait(#[source] Errno),
     /// Reading a fault failed.
     #[error("cannot read a page fault: {0}")]
-    Read(Errno),
+    Read(#[source] Errno),
     /// An event that was not asked for.
     #[error("unexpected userfaultfd event {0}")]
     UnexpectedEvent(String),
@@ -83,6 +84,7 @@ pub enum UffdError {
         /// Byte offset in the region.
         offset: usize,
         /// What the kernel said; `EINVAL` also for an offset that is no page of the region.
+        #[source]
         errno: Errno,
     },
 }

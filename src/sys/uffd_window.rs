@@ -86,7 +86,7 @@ pub enum InstallError {
     NotRegistered,
     /// Anything else.
     #[error("the kernel refused: {0}")]
-    Refused(Errno),
+    Refused(#[source] Errno),
 }
 
 impl From<Errno> for InstallError {

@@ -16,6 +16,7 @@
 #![no_std]
 
 pub mod page_format;
+pub mod verify;
 
 /// Version of this contract, returned by [`HC_INFO`] with key [`INFO_ABI_VERSION`].
 pub const ABI_VERSION: u64 = 4;

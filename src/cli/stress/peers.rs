@@ -10,6 +10,7 @@ use crate::cli::output;
 use crate::cli::report::LatencyReport;
 use crate::cli::violations::{Check, EndCheck, Violations};
 use crate::host_mm::MmStats;
+use crate::peer::client::watched;
 use crate::peer::{PeerServer, PeerStats, ServeError, ServerConfig};
 use crate::vmm::Contract;
 
@@ -60,7 +61,7 @@ impl Peers {
         let told = Arc::downgrade(&server);
         machine.on_watched(move |first, count| {
             if let Some(told) = told.upgrade() {
-                told.watch(GUEST, first, count);
+                told.note(GUEST, watched(first, count));
             }
         });
         output::note(format_args!("peers are served at {}", socket.display()));

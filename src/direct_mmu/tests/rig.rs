@@ -65,7 +65,7 @@ impl Rig {
         let object = mm.create_object(guest_bytes).unwrap();
         let failures: Arc<Mutex<Vec<String>>> = Arc::default();
         let told = failures.clone();
-        let on_failure = move |error: &DirectError| lock(&told).push(error.to_string());
+        let on_failure = move |error: DirectError| lock(&told).push(error.to_string());
         let view = mm.map_guest_view().unwrap();
         let mmu = DirectMmu::new(direct, object.clone(), view, on_failure);
         let mmu = mmu.unwrap_or_else(|error| panic!("{error}"));

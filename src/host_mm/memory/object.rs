@@ -19,6 +19,30 @@ use gnomon_sys::signal;
 /// A guest's memory. Dropping it gives back all its frames and swap slots; export clients must have
 /// let go of them before. Once a [stop](signal::is_stop_asked) is asked for it gives back no more: all
 /// of host memory is about to go.
+///
+/// ```
+/// use gnomon_export_rmap::addr::{Gfn, Gpa};
+/// use gnomon_host_mm::{HostMemory, HostMmConfig};
+///
+/// # fn main() -> Result<(), gnomon_host_mm::MmError> {
+/// let mm = HostMemory::new(HostMmConfig::new(8 << 20))?;
+/// let guest = mm.create_object(1 << 30)?;
+/// guest.write(Gpa::new(0x1ffe), b"over a border")?;
+/// // Both share each page until one of them writes it.
+/// let clone = guest.copy_on_write_clone()?;
+/// clone.write(Gpa::new(0x1ffe), b"OVER")?;
+/// let mut bytes = [0; 13];
+/// clone.read(Gpa::new(0x1ffe), &mut bytes)?;
+/// assert_eq!(&bytes, b"OVER a border");
+/// guest.read(Gpa::new(0x1ffe), &mut bytes)?;
+/// assert_eq!(&bytes, b"over a border");
+/// // What the guest gives back (a balloon) is zero from then on.
+/// assert_eq!(guest.free_pages(Gfn::new(1), 1)?, 1);
+/// guest.read(Gpa::new(0x1ffe), &mut bytes)?;
+/// assert_eq!(&bytes, b"\0\0er a border");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct MemoryObject {
     pub(crate) mm: Arc<HostMm>,

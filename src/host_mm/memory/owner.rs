@@ -10,6 +10,23 @@ use crate::reclaim::BackgroundReclaim;
 
 /// Host memory and its background reclaim. Dropping it ends that, and waits for it, so that host memory
 /// goes at once and with this thread, unless others have it still.
+///
+/// ```
+/// use gnomon_export_rmap::addr::Gpa;
+/// use gnomon_host_mm::{HostMemory, HostMmConfig};
+///
+/// # fn main() -> Result<(), gnomon_host_mm::MmError> {
+/// let mut mm = HostMemory::new(HostMmConfig::new(8 << 20))?;
+/// mm.start_reclaim()?;
+/// let guest = mm.create_object(1 << 30)?;
+/// guest.write(Gpa::new(0x1000), b"a page")?;
+/// // As long as this lives no page is taken away in the background: for whoever compares books.
+/// let quiet = mm.quiet();
+/// let audit = guest.audit(&quiet);
+/// assert_eq!((audit.in_frames, audit.in_swap, audit.lost), (1, 0, 0));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct HostMemory {
     // First of the two to go.

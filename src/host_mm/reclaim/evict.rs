@@ -115,7 +115,7 @@ fn save<B: Backing>(of: &Vacator<B>, page: &Revoked<'_>) -> Result<Place, MmErro
 }
 
 /// The place of a page that is clean: its slot, or none for a page of zeros.
-fn drop_clean<B: Backing>(
+pub(crate) fn drop_clean<B: Backing>(
     of: &Vacator<B>,
     page: &LockedPage<'_>,
 ) -> Result<Option<SwapSlot>, MmError> {

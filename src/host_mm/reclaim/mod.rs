@@ -6,7 +6,7 @@
 
 mod background;
 mod clock;
-mod evict;
+pub(crate) mod evict;
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -25,6 +25,23 @@ use gnomon_export_rmap::Invalidation;
 use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE_U64};
 
 /// The log of a memory object's writes. One at a time is of use: they share what they take.
+///
+/// ```
+/// use gnomon_export_rmap::addr::{Gfn, Gpa};
+/// use gnomon_host_mm::{DirtyLog, HostMemory, HostMmConfig};
+///
+/// # fn main() -> Result<(), gnomon_host_mm::MmError> {
+/// let mm = HostMemory::new(HostMmConfig::new(8 << 20))?;
+/// let guest = mm.create_object(16 << 20)?;
+/// let log = DirtyLog::start(guest.clone())?;
+/// // Live migration: first all pages, then again and again those that were written since.
+/// assert_eq!(log.take(Gfn::new(0), 4096)?.len(), 4096);
+/// guest.write(Gpa::new(0x3000), &[1])?;
+/// assert_eq!(log.take(Gfn::new(0), 4096)?, [Gfn::new(3)]);
+/// assert!(log.take(Gfn::new(0), 4096)?.is_empty());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct DirtyLog {
     object: Arc<MemoryObject>,

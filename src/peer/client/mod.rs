@@ -4,9 +4,11 @@
 //! invalidation before it does anything else.
 
 mod slots;
+mod test_guest;
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -26,6 +28,7 @@ use crate::sys::Patience;
 use crate::sys::{signal, small_pages, socket};
 use slots::Slots;
 pub use slots::{Findings, TORN_LIMIT};
+pub use test_guest::watched;
 
 /// Longest sleep between looks at what is held.
 const TICK: Duration = Duration::from_millis(5);
@@ -112,20 +115,13 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> ClientError {
     move |source| ClientError::Io { what, source }
 }
 
-/// A memory object as the server tells of it.
-#[derive(Clone, Copy, Debug)]
-struct Object {
-    pages: u64,
-    watched: Gfn,
-    watched_count: u64,
-}
-
 /// A connected peer.
 pub struct Client {
     socket: UnixStream,
     reader: ReplyReader,
     slots: Slots,
-    objects: Vec<Option<Object>>,
+    /// Pages of each memory object, once the server has told.
+    objects: Vec<Option<u64>>,
     /// A slot that was given up and is to be asked for again at once.
     again: Option<u32>,
     last_turn: Instant,
@@ -286,22 +282,18 @@ impl Client {
             Reply::Closed { why } => return Ok(Some(why)),
             _ if self.is_hanging || self.is_leaving => {}
             Reply::Hello { .. } => return Err(ClientError::NotAServer),
-            Reply::Info { object, pages, watched, watched_count } => {
+            Reply::Info { object, pages } => {
                 if let Some(known) = self.objects.get_mut(object as usize) {
-                    *known = Some(Object { pages, watched, watched_count });
+                    *known = Some(pages);
                 }
             }
+            Reply::Note { object, note } => self.slots.guest.noted(object, note),
             Reply::Mapped { slot, object, gfn } => {
-                let is_watched = self.objects.get(object as usize).copied().flatten();
-                let is_watched = is_watched.is_some_and(|object| {
-                    let from_first = gfn.as_u64().checked_sub(object.watched.as_u64());
-                    from_first.is_some_and(|offset| offset < object.watched_count)
-                });
                 let hold = match self.random.random_bool(AT_ONCE) {
                     true => Duration::ZERO,
                     false => self.config.hold.mul_f64(self.random.random_range(0.5..1.5)),
                 };
-                self.slots.mapped(slot, (object, gfn), is_watched, hold);
+                self.slots.mapped(slot, (object, gfn), hold);
             }
             Reply::Refused { slot, gfn, why } => self.slots.refused(slot, gfn, why),
             Reply::Invalidate { sequence, slots } => {
@@ -368,20 +360,18 @@ impl Client {
         {
             return Some((object, gfn, 1));
         }
-        let watched: Vec<(u32, Object)> = (0..)
+        let wanted: Vec<(u32, Range<u64>)> = (0..)
             .zip(&self.objects)
-            .filter_map(|(number, object)| Some((number, (*object)?)))
-            .filter(|(_, object)| object.watched_count > 0)
+            .filter_map(|(number, &pages)| Some((number, self.slots.guest.wanted(number, pages?))))
+            .filter(|(_, pages)| !pages.is_empty())
             .collect();
-        if watched.is_empty() {
+        if wanted.is_empty() {
             return None;
         }
-        let (number, object) = watched[self.random.random_range(0..watched.len())];
-        let offset = self.random.random_range(0..object.watched_count);
-        let first = object.watched.as_u64().checked_add(offset)?;
-        let inside = object.pages.checked_sub(first)?.min(object.watched_count - offset);
-        let count = count.min(u32::try_from(inside).unwrap_or(u32::MAX));
-        (count > 0).then_some((number, Gfn::new(first), count))
+        let (number, pages) = &wanted[self.random.random_range(0..wanted.len())];
+        let first = self.random.random_range(pages.clone());
+        let inside = u32::try_from(pages.end - first).unwrap_or(u32::MAX);
+        Some((*number, Gfn::new(first), count.min(inside)))
     }
 
     /// Sends a message; waits for room, for what is waited for is little.

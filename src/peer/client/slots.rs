@@ -23,10 +23,11 @@ use rand::rngs::StdRng;
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::abi::verify::{Page, Words};
 use crate::addr::{Gfn, PAGE_SIZE};
 use crate::page_format::WORDS;
+use crate::peer::client::test_guest::TestGuest;
 use crate::peer::protocol::{Closing, Refusal};
-use crate::peer::verify::{Page, Verifier, Words};
 
 /// Time in which the writer of a page that was caught in the middle of a write must ask for it. It
 /// goes on as soon as it has a processor.
@@ -159,7 +160,7 @@ impl Requests {
 pub(super) struct Slots {
     slots: Vec<Slot>,
     region: MmapRegion,
-    verifier: Verifier,
+    pub(super) guest: TestGuest,
     requests: Requests,
     /// The first held slot that was found empty: when in the connection's life, and what that is unless
     /// it is the end.
@@ -173,7 +174,7 @@ impl Slots {
         Self {
             slots: vec![Slot::Free; count as usize],
             region,
-            verifier: Verifier::default(),
+            guest: TestGuest::default(),
             requests: Requests::default(),
             emptied: None,
             life: Life::default(),
@@ -299,13 +300,7 @@ impl Slots {
         self.answered(slot, request);
     }
 
-    pub(super) fn mapped(
-        &mut self,
-        slot: u32,
-        (object, gfn): (u32, Gfn),
-        is_watched: bool,
-        hold: Duration,
-    ) {
+    pub(super) fn mapped(&mut self, slot: u32, (object, gfn): (u32, Gfn), hold: Duration) {
         let request = match self.get(slot) {
             Some(&mut Slot::Asked { object: asked, gfn: page, request })
                 if (asked, page) == (object, gfn) =>
@@ -325,15 +320,13 @@ impl Slots {
         let hash = hash(&words);
         let now = Instant::now();
         let mut torn = None;
-        if is_watched {
-            match self.verifier.check(gfn, &words) {
-                Ok(Page::Torn) => {
-                    self.findings.torn += 1;
-                    torn = Some(self.life.lived);
-                }
-                Ok(Page::Zero | Page::Whole) => {}
-                Err(wrong) => self.findings.violation(format!("page {gfn} {wrong}")),
+        match self.guest.look(object, gfn, &words) {
+            Ok(Some(Page::Torn)) => {
+                self.findings.torn += 1;
+                torn = Some(self.life.lived);
             }
+            Ok(Some(Page::Zero | Page::Whole) | None) => {}
+            Err(wrong) => self.findings.violation(format!("page {gfn} {wrong}")),
         }
         self.compare_twins(slot, object, gfn, hash);
         if let Some(found) = self.get(slot) {

@@ -10,7 +10,7 @@ fn emptied() -> Slots {
     let mut slots = Slots::new(2, MmapRegion::new(2 * PAGE_SIZE).unwrap());
     slots.asked(1, 0, Gfn::new(5), 1);
     write(&slots, &[7; PAGE_SIZE]);
-    slots.mapped(1, (0, Gfn::new(5)), false, HOUR);
+    slots.mapped(1, (0, Gfn::new(5)), HOUR);
     slots.verify(1);
     write(&slots, &[0; PAGE_SIZE]);
     slots.verify(1);
@@ -73,13 +73,13 @@ fn asked() -> Slots {
 fn answers_that_belong_to_their_requests_are_no_violation() {
     let mut slots = asked();
     slots.refused(1, Gfn::new(11), Refusal::Unavailable);
-    slots.mapped(0, (0, Gfn::new(10)), false, HOUR);
+    slots.mapped(0, (0, Gfn::new(10)), HOUR);
     assert_eq!(slots.unanswered(), 2);
     // The same page in the same slot once more.
     slots.asked(1, 0, Gfn::new(11), 1);
-    slots.mapped(2, (0, Gfn::new(20)), false, HOUR);
-    slots.mapped(3, (0, Gfn::new(30)), false, HOUR);
-    slots.mapped(1, (0, Gfn::new(11)), false, HOUR);
+    slots.mapped(2, (0, Gfn::new(20)), HOUR);
+    slots.mapped(3, (0, Gfn::new(30)), HOUR);
+    slots.mapped(1, (0, Gfn::new(11)), HOUR);
     assert_eq!(slots.unanswered(), 0);
     assert_eq!((slots.findings.asked, slots.findings.mapped, slots.findings.refused), (5, 4, 1));
     assert_eq!(slots.findings.violations, 0, "{:?}", slots.findings);
@@ -92,12 +92,12 @@ fn an_answer_that_belongs_to_no_request_is_a_violation() {
         ("slot 0 was refused page 0xb", |it| it.refused(0, Gfn::new(11), Refusal::Unavailable)),
         ("slot 5 was refused", |it| it.refused(5, Gfn::new(10), Refusal::Unavailable)),
         ("page 0xa exists", |it| it.refused(0, Gfn::new(10), Refusal::Outside)),
-        ("slot 0 was lent page 0xb", |it| it.mapped(0, (0, Gfn::new(11)), false, HOUR)),
+        ("slot 0 was lent page 0xb", |it| it.mapped(0, (0, Gfn::new(11)), HOUR)),
         ("slot 2, of request 1, was answered before", |it| {
-            it.mapped(2, (0, Gfn::new(20)), false, HOUR);
+            it.mapped(2, (0, Gfn::new(20)), HOUR);
         }),
         ("slot 0 was refused page 0xa", |it| {
-            it.mapped(0, (0, Gfn::new(10)), false, HOUR);
+            it.mapped(0, (0, Gfn::new(10)), HOUR);
             it.refused(0, Gfn::new(10), Refusal::Unavailable);
         }),
         ("4 pages were asked for and never answered", Slots::never_answered),

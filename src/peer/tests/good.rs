@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::rig::{PAGES, Rig, SLOTS, content};
+use super::rig::{PAGES, RawPeer, Rig, SLOTS, content};
 use crate::addr::{Gfn, PAGE_SIZE};
 use crate::host_mm::Sabotage;
 use crate::peer::client::{Client, ClientConfig, Findings};
@@ -256,5 +256,20 @@ fn pages_that_do_not_exist_are_refused() {
         }
     }
     peer.map(PAGES - 1, 1, 0);
+    rig.assert_sound();
+}
+
+#[test]
+fn what_is_noted_of_an_object_is_told_once_to_those_who_are_there_and_who_come() {
+    let rig = Rig::new(LIMIT);
+    let mut here = rig.raw();
+    for note in [[1, 2], [1, 2], [3, 4]] {
+        rig.server.note(0, note);
+    }
+    let told = |note| Some(Reply::Note { object: 0, note });
+    assert_eq!([here.hear(), here.hear()], [told([1, 2]), told([3, 4])]);
+    let mut late = RawPeer::on(rig.connect());
+    assert_eq!(late.hear(), told([3, 4]));
+    drop((here, late));
     rig.assert_sound();
 }

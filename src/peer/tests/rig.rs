@@ -13,6 +13,7 @@ use crate::host_mm::{
     Sabotage, SwapConfig, When,
 };
 use crate::page_format::{BODY, NUMBER_BITS, WORDS};
+use crate::peer::client::watched;
 use crate::peer::protocol::{MESSAGE_BYTES, Reply, ReplyReader, Request};
 use crate::peer::session::Clock;
 use crate::peer::{PeerServer, ServerConfig};
@@ -71,7 +72,7 @@ impl Rig {
             clock,
         )
         .unwrap();
-        server.watch(0, Gfn::new(0), PAGES);
+        server.note(0, watched(Gfn::new(0), PAGES));
         Self { mm, object, server, told }
     }
 
@@ -83,7 +84,10 @@ impl Rig {
     }
 
     pub(super) fn raw(&self) -> RawPeer {
-        RawPeer::on(self.connect())
+        let mut peer = RawPeer::on(self.connect());
+        let note = watched(Gfn::new(0), PAGES);
+        assert_eq!(peer.hear(), Some(Reply::Note { object: 0, note }));
+        peer
     }
 
     /// Writes a page as the guest's oracle does.

@@ -203,7 +203,7 @@ fn a_target_is_told_and_the_guest_says_how_far_it_is() {
 fn a_page_given_up_is_zero_in_the_window_of_direct_paging() {
     let (mm, object) = host(Kind::Identity, None);
     let view = mm.map_guest_view().unwrap();
-    let told = |error: &crate::direct_mmu::DirectError| panic!("{error}");
+    let told = |error: crate::direct_mmu::DirectError| panic!("{error}");
     let mmu = DirectMmu::new(DirectConfig::default(), object.clone(), view, told);
     let mmu = mmu.unwrap_or_else(|error| panic!("{error}"));
     let balloon = Arc::new(Balloon::new(object.clone()));

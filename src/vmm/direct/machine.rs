@@ -90,10 +90,8 @@ impl PlainMachine {
         }
         let core = Core::new(kicks, bus);
         let ender = core.ender();
-        let on_failure = move |error: &DirectError| {
-            let is_corruption = error.is_corruption();
-            let error = VmError::Paging { sentence: error.to_string(), is_corruption };
-            ender.end(Outcome::Failed(error));
+        let on_failure = move |error: DirectError| {
+            ender.end(Outcome::Failed(VmError::Paging(Box::new(error))));
         };
         let mmu = Arc::new(DirectMmu::new(paging, object.clone(), view, on_failure)?);
         let seated = fds.into_iter().enumerate();

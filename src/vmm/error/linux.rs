@@ -1,5 +1,7 @@
 //! Why a Linux guest cannot be booted.
 
+use std::io;
+
 use crate::host_mm::MmError;
 
 use super::BootError;
@@ -149,12 +151,12 @@ pub enum LinuxError {
     Memory(#[from] MmError),
     /// The host has no memory to load the image with.
     #[error(
-        "cannot map {bytes} bytes to load the kernel with: {reason}; free memory, or raise this process's limits (`gnomon doctor` tells them)"
+        "cannot map {bytes} bytes to load the kernel with: {source}; free memory, or raise this process's limits (`gnomon doctor` tells them)"
     )]
     Staging {
         /// How much.
         bytes: u64,
-        /// The reason.
-        reason: String,
+        /// The operating system's reason.
+        source: io::Error,
     },
 }

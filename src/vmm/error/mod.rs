@@ -10,6 +10,7 @@ mod stale_access;
 
 use std::io;
 
+use crate::direct_mmu::DirectError;
 use crate::host_mm::MmError;
 
 use super::kvm::device::KvmError;
@@ -129,13 +130,8 @@ pub enum VmError {
     #[error("host memory: {0}")]
     Host(#[from] MmError),
     /// A page of a guest with direct paging cannot be had.
-    #[error("direct paging: {sentence}")]
-    Paging {
-        /// What is wrong.
-        sentence: String,
-        /// Whether it is that what came back from swap is not what was written.
-        is_corruption: bool,
-    },
+    #[error("direct paging: {0}")]
+    Paging(#[source] Box<DirectError>),
     /// The guest did something that ends it.
     #[error("vCPU {vcpu} at RIP {rip:#x}: {source}")]
     Guest {

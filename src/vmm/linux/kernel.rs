@@ -3,15 +3,16 @@
 //! Our own checks come first and have the sentences; the loading is `linux-loader`'s, into memory of
 //! the hypervisor, from where the pages go into the guest's memory object like any other write.
 
-use std::io::Cursor;
+use std::io::{self, Cursor};
 
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::{BzImage, Elf, KernelLoader, elf::PvhBootCapability};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::abi;
 use crate::addr::{Gpa, PAGE_SIZE_U64};
 use crate::host_mm::MemoryObject;
+use crate::sys::memory::mapping_error;
 use crate::vmm::contract::boot::{BootError, Image, program_headers};
 
 use super::LinuxError;
@@ -189,10 +190,13 @@ impl Staging {
     fn new(start: u64, end: u64) -> Result<Self, LinuxError> {
         let first = start / PAGE_SIZE_U64 * PAGE_SIZE_U64;
         let bytes = end.saturating_sub(first).next_multiple_of(PAGE_SIZE_U64);
-        let refused = |reason: String| LinuxError::Staging { bytes, reason };
-        let size = usize::try_from(bytes).map_err(|error| refused(error.to_string()))?;
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(first), size)])
-            .map_err(|error| refused(error.to_string()))?;
+        let refused = |source: io::Error| LinuxError::Staging { bytes, source };
+        let size = usize::try_from(bytes).map_err(|error| refused(io::Error::other(error)))?;
+        let region = MmapRegion::new(size).map_err(|error| refused(mapping_error(error)))?;
+        // Neither can be brought about: the range does not wrap, and it is alone.
+        let no_place = || refused(io::Error::other(format!("{first:#x} is no address for it")));
+        let region = GuestRegionMmap::new(region, GuestAddress(first)).ok_or_else(no_place)?;
+        let memory = GuestMemoryMmap::from_regions(vec![region]).map_err(|_| no_place())?;
         Ok(Self { memory })
     }
 

@@ -55,6 +55,13 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 const ALL: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
+/// Those that a run started from here listens to: under `nohup` a hangup is to end nothing.
+fn heeded() -> impl Iterator<Item = Signal> {
+    let own = fs::read_to_string("/proc/self/status").expect("our own status");
+    let is_hangup_ignored = has(&own, "SigIgn:", Signal::SIGHUP);
+    ALL.into_iter().filter(move |&signal| !(is_hangup_ignored && signal == Signal::SIGHUP))
+}
+
 /// What a run may leave behind, in a folder of its own.
 struct Place(TempDir);
 
@@ -110,7 +117,7 @@ fn serves_peers(arguments: &[&str]) -> bool {
 
 /// Most of it is never touched; each signal ends it, and is told.
 fn a_large_boot(paging: &'static str) {
-    for signal in ALL {
+    for signal in heeded() {
         let place = Place::new();
         let swap = place.text("swap");
         let memory = ["--memory", "64G", "--host-memory", "64M"];
@@ -145,8 +152,8 @@ fn await_status(running: &Running, is_wanted: impl Fn(&str) -> bool) {
     }
 }
 
-/// Whether a signal is in one of the sets of a `/proc/PID/status`: those that have a handler, or those
-/// that are yet to be delivered.
+/// Whether a signal is in one of the sets of a `/proc/PID/status`: those that have a handler, that are
+/// ignored, or that are yet to be delivered.
 fn has(status: &str, set: &str, signal: Signal) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix(set));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
@@ -355,8 +362,8 @@ fn what_nobody_reads() {
     while !place.path("json").exists() && Instant::now() < give_up {
         std::thread::sleep(Duration::from_millis(5));
     }
-    running.signal(Signal::SIGHUP);
-    running.finish().with_code(129);
+    running.signal(Signal::SIGQUIT);
+    running.finish().with_code(131);
     assert_eq!(place.report()["result"], "passed");
     let mut left = Vec::new();
     let _ = fs::File::from(reader).read_to_end(&mut left);

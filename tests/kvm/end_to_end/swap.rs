@@ -16,7 +16,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         kvm_trial("swap_runs_full_under_stress", swap_runs_full_under_stress),
         kvm_trial("swap_file_exists", swap_file_exists),
         kvm_trial("swap_file_cannot_be_made", swap_file_cannot_be_made),
-        kvm_trial_or_ignore("disk_full_in_mid_run", disk_full_in_mid_run),
+        kvm_trial_or_ignore("disk_full_in_mid_run", || disk_full_in_mid_run("shadow")),
+        kvm_trial_or_ignore("disk_full_in_mid_run_direct", || disk_full_in_mid_run("direct")),
     ]
 }
 
@@ -111,11 +112,11 @@ impl Drop for SmallDisk {
 }
 
 /// Somebody else takes what is left of the disk once the guest runs: before that, it would be refused.
-fn disk_full_in_mid_run() -> Result<(), Ignore> {
+fn disk_full_in_mid_run(paging: &str) -> Result<(), Ignore> {
     let disk = SmallDisk::mount("64m")?;
     let swap = disk.path("swap");
     let on_it = ["--swap-file", plain(&swap), "--swap-size", "64M"];
-    let endless = ["--cmdline", "mode=stress"];
+    let endless = ["--cmdline", "mode=stress", "--paging", paging];
     let mut running = start(&[&["boot"], &SMALL[..], &on_it, &endless].concat());
     running.wait_for(Stream::Stdout, "Gnomon test guest");
     let filler = disk.path("filler");

@@ -1,6 +1,7 @@
 //! What a reader without the ledger can tell of a page of the test guest.
 
-use crate::addr::Gfn;
+use core::fmt;
+
 use crate::page_format::{BODY, NUMBER_BITS, WORDS};
 
 /// A page as words.
@@ -19,16 +20,14 @@ pub enum Page {
 }
 
 /// A page that cannot be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wrong {
     /// The number is another page's.
-    #[error("carries the number of page {found:#x}")]
     Number {
         /// The number.
         found: u64,
     },
     /// The magic number is not that of the other pages.
-    #[error("carries the magic number {found:#x}, others of this guest {expected:#x}")]
     Magic {
         /// In the other pages.
         expected: u64,
@@ -36,6 +35,19 @@ pub enum Wrong {
         found: u64,
     },
 }
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number { found } => write!(f, "carries the number of page {found:#x}"),
+            Self::Magic { expected, found } => {
+                write!(f, "carries the magic number {found:#x}, others of this guest {expected:#x}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for Wrong {}
 
 /// Checks the pages of one guest: all of them carry the magic number of its seed, which the first one
 /// tells.
@@ -45,11 +57,11 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// Checks the content of a page that the guest's oracle watches.
+    /// Checks the content of a page that the guest's oracle watches, by its guest frame number.
     ///
     /// # Errors
     /// [`Wrong`].
-    pub fn check(&mut self, gfn: Gfn, words: &Words) -> Result<Page, Wrong> {
+    pub fn check(&mut self, gfn: u64, words: &Words) -> Result<Page, Wrong> {
         let number = words[0] & ((1 << NUMBER_BITS) - 1);
         let magic = words[0] - number;
         if words[0] == 0 {
@@ -57,7 +69,7 @@ impl Verifier {
             let is_zero = words.iter().all(|&word| word == 0);
             return Ok(if is_zero { Page::Zero } else { Page::Torn });
         }
-        if number != gfn.as_u64() {
+        if number != gfn {
             return Err(Wrong::Number { found: number });
         }
         let expected = *self.magic.get_or_insert(magic);
