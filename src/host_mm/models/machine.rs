@@ -17,7 +17,7 @@ const FRAMES: u32 = 3;
 const GUEST_STEPS: u32 = 8;
 const RECLAIM_ROUNDS: u32 = 4;
 const VISITS: u32 = 2;
-/// Schedules of each of the two tests: some seconds.
+/// Schedules of each of the two tests: half a minute on a busy machine.
 const SCHEDULES: usize = 10_000;
 /// Of the search with priorities: how many times it lets a thread overtake at the worst moment.
 const PCT_DEPTH: usize = 4;
