@@ -325,7 +325,8 @@ impl House {
         self.rooms_named(file, source).into_iter().filter(is_wrong).collect()
     }
 
-    /// The sources in rooms: file inside the layer, and text. Tests of the whole layer stand beside.
+    /// The sources in rooms: file inside the layer, and text. Tests and models of the whole layer stand
+    /// beside.
     fn sources(&self) -> Vec<(String, String)> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(self.layer);
         let mut files = Vec::new();
@@ -335,7 +336,9 @@ impl House {
             (file, fs::read_to_string(path).unwrap())
         });
         inside
-            .filter(|(file, _)| !["build", "lib", "mod", "tests"].contains(&room_of(file)))
+            .filter(|(file, _)| {
+                !["build", "lib", "mod", "models", "tests"].contains(&room_of(file))
+            })
             .collect()
     }
 

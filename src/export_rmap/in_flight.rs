@@ -15,7 +15,7 @@
 //! | live | yes | as its rights allow | with an invalidation, or when its place is wanted |
 //! | dead | no | no | with the last access in flight: then it is free |
 //!
-//! A model checker runs this file as it is (`models/iotlb.rs`).
+//! A model checker runs this file as it is (`src/host_mm/models/exhaustive/iotlb.rs`).
 
 use crate::addr::{Gfn, Pfn};
 use crate::client::stand_in_for_client_lock;

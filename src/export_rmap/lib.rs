@@ -106,13 +106,17 @@ pub mod bare_entries;
 mod check;
 pub mod client;
 pub mod counters;
+#[cfg(any(loom, shuttle))]
+#[doc(hidden)]
+pub mod explore;
 pub mod flags;
 pub mod frame_table;
 pub mod in_flight;
 #[doc(hidden)]
 pub mod lab;
 pub mod lock_rank;
-#[cfg(all(test, any(loom, shuttle)))]
+pub mod marks;
+#[cfg(all(test, loom))]
 mod models;
 pub mod notifier;
 mod numbers;

@@ -2,11 +2,10 @@
 //! one should end with a report that names the page.
 
 use std::fmt;
-use std::sync::Mutex;
 
 use gnomon_export_rmap::Owner;
 use gnomon_export_rmap::addr::Pfn;
-use gnomon_export_rmap::sync::lock;
+use gnomon_export_rmap::sync::{Mutex, lock};
 
 /// Reports kept; the rest are only counted.
 const KEPT: usize = 256;

@@ -1,11 +1,11 @@
 //! The shadow MMU as an export client: what it does when the host takes a page away.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use crate::addr::Pfn;
 use crate::export_rmap::client::{FLUSHING, TOLD};
 use crate::export_rmap::{
-    ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Retain, RevokeError,
+    ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, Retain, RevokeError, marks,
 };
 use crate::shadow_mmu::Mmu;
 use crate::shadow_mmu::roots::SptePlace;
@@ -62,11 +62,10 @@ impl ExportNotifier for Mmu {
             Invalidation::Recall => return harvest,
         };
         let visited = self.visit_sptes(page, |entry| {
-            // One atomic step: a bit that hardware sets is either in `old`, or not set at all.
             let old = if keep {
-                entry.fetch_and(!(Pte::WRITABLE | Pte::DIRTY).bits(), Ordering::AcqRel)
+                marks::restrict(entry, (Pte::WRITABLE | Pte::DIRTY).bits())
             } else {
-                entry.swap(0, Ordering::AcqRel)
+                marks::take(entry)
             };
             let old = Pte::of(old);
             harvest = harvest.or(Harvest {
@@ -91,9 +90,7 @@ impl ExportNotifier for Mmu {
         let mut from = Some(std::mem::take(&mut state.age_from));
         while let Some(first) = from {
             let next = page.table().rmap_visit_batch(page.pfn(), self.client, first, |location| {
-                let old =
-                    self.entry_at(location).fetch_and(!Pte::ACCESSED.bits(), Ordering::AcqRel);
-                accessed |= Pte::of(old).contains(Pte::ACCESSED);
+                accessed |= marks::age(self.entry_at(location), Pte::ACCESSED.bits());
                 Retain::Keep
             });
             state.age_from = next.unwrap_or(0);

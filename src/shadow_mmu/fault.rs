@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 use crate::addr::{Gpa, Gva};
 use crate::export_rmap::client::{FAULT_CHECKED, FAULT_NOTED, LATE_INSTALL};
-use crate::export_rmap::{ClientGuard, LockedPage, SequenceToken, trace};
+use crate::export_rmap::{ClientGuard, LockedPage, SequenceToken, marks, trace};
 use crate::host_mm::MmError;
 use crate::shadow_mmu::hooks::UPGRADE_CHECKED;
 use crate::shadow_mmu::roots::{FlushCount, Root, SptePlace, State};
@@ -266,9 +266,10 @@ impl Mmu {
         self.check_install(locked, new, install);
         let entry = self.tables.entry(place.page, place.index);
         let gained = new & !Pte::NO_EXECUTE;
-        entry.fetch_or(gained.bits(), Ordering::AcqRel);
+        marks::grant(entry, gained.bits());
         if !new.contains(Pte::NO_EXECUTE) {
-            entry.fetch_and(!Pte::NO_EXECUTE.bits(), Ordering::AcqRel);
+            // To take away what forbids is to add a right.
+            marks::restrict(entry, Pte::NO_EXECUTE.bits());
         }
         self.counters.upgrades.add(1);
         Installed::Done

@@ -27,7 +27,7 @@ use std::sync::atomic::Ordering;
 
 use crate::addr::{Gva, PAGE_SIZE_U64, Pfn};
 use crate::export_rmap::rmap::VISIT_BATCH;
-use crate::export_rmap::{ClientGuard, Gone, RevokeError, trace};
+use crate::export_rmap::{ClientGuard, Gone, RevokeError, marks, trace};
 use crate::shadow_mmu::hooks::{ZAP_FLUSHED, ZAPPED};
 use crate::shadow_mmu::roots::{LEAF_SPAN, Root, RootTables, SptePlace, State, region_of};
 use crate::shadow_mmu::spte::Pte;
@@ -162,8 +162,7 @@ impl Mmu {
             if entry.load(Ordering::Relaxed) == 0 {
                 continue;
             }
-            // AcqRel: the bits that hardware set before are ours, and none is set after.
-            zapped.push((place, Pte::of(entry.swap(0, Ordering::AcqRel))));
+            zapped.push((place, Pte::of(marks::take(entry))));
         }
         let gone: Vec<Gone> =
             zapped.iter().filter_map(|&(place, old)| self.gone(place, old)).collect();
@@ -236,7 +235,7 @@ impl Mmu {
     }
 
     fn forget(&self, place: SptePlace) -> Option<Gone> {
-        let old = Pte::of(self.tables.entry(place.page, place.index).swap(0, Ordering::AcqRel));
+        let old = Pte::of(marks::take(self.tables.entry(place.page, place.index)));
         self.gone(place, old)
     }
 }

@@ -6,7 +6,7 @@
 //! say which way that is, step by step. The completed form goes through the same search, and in
 //! `whole.rs` all rules do together.
 //!
-//! These are models of a text, not of the code: that is the business of `src/export_rmap/models`.
+//! These are models of a text, not of the code: that is the business of `src/host_mm/models`.
 //! `docs/protocol.md` tells the losses ("What the mail would have lost").
 
 mod search;

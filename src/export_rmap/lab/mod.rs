@@ -8,22 +8,22 @@
 //! - without the feature `lab` there is nothing of it: names have no text, [`Lab`] has no size, and what is
 //!   asked of it is `false`, written out, wherever it stands.
 
-#[cfg(not(all(feature = "lab", not(any(loom, shuttle)))))]
+#[cfg(not(feature = "lab"))]
 mod off;
-#[cfg(all(feature = "lab", not(any(loom, shuttle))))]
+#[cfg(feature = "lab")]
 mod on;
 
-#[cfg(not(all(feature = "lab", not(any(loom, shuttle)))))]
+#[cfg(not(feature = "lab"))]
 pub use off::{Fault, Lab, Point, Rule};
-#[cfg(all(feature = "lab", not(any(loom, shuttle))))]
+#[cfg(feature = "lab")]
 pub use on::{
     Fault, HostFault, Injection, InjectionCount, InjectionPlan, Lab, PauseCount, Point, Rule, When,
     With,
 };
 
-#[cfg(not(all(feature = "lab", not(any(loom, shuttle)))))]
+#[cfg(not(feature = "lab"))]
 pub(crate) use off::OfPage;
-#[cfg(all(feature = "lab", not(any(loom, shuttle))))]
+#[cfg(feature = "lab")]
 pub(crate) use on::OfPage;
 
 /// No rule: threads only take their time where they would for one that is broken. The control for these.

@@ -1,7 +1,8 @@
 //! The notifier list: a walk against `register` and `unregister`.
 
 use crate::addr::Pfn;
-use crate::models::{FRAME, check, check_bounded, thread};
+use crate::explore::{check, check_bounded, thread};
+use crate::models::FRAME;
 use crate::sync::{Arc, AtomicU32, Ordering};
 use crate::{
     ExportNotifier, FlushReason, Harvest, Invalidation, LockedPage, NotifierList, RevokeError,

@@ -1,7 +1,8 @@
 //! The page lock: exclusion, visibility of what was done under it, and no lost wake-up.
 
 use crate::FrameTable;
-use crate::models::{FRAME, check_bounded, thread};
+use crate::explore::{check_bounded, thread};
+use crate::models::FRAME;
 use crate::sync::{Arc, AtomicU32, Ordering};
 
 struct Protected {

@@ -7,7 +7,7 @@ mod zeroed;
 
 #[cfg(not(any(loom, shuttle)))]
 mod imp {
-    pub use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+    pub use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
     pub use std::sync::{Condvar, Mutex, MutexGuard};
     pub use std::thread::yield_now;
 
@@ -19,7 +19,7 @@ mod imp {
 
 #[cfg(loom)]
 mod imp {
-    pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+    pub use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
     pub use loom::sync::{Condvar, Mutex, MutexGuard};
     pub use loom::thread::yield_now;
 
@@ -32,7 +32,7 @@ mod imp {
 #[cfg(shuttle)]
 mod imp {
     pub use shuttle::hint::spin_loop;
-    pub use shuttle::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+    pub use shuttle::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
     pub use shuttle::sync::{Condvar, Mutex, MutexGuard};
     pub use shuttle::thread::yield_now;
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::books::Books;
+use crate::frames::backing::Backing;
 use crate::object::pages::{ObjectPages, Place};
 use gnomon_export_rmap::addr::{Gfn, Pfn};
 use gnomon_export_rmap::{LockedPage, PageFlags};
@@ -14,7 +15,7 @@ pub(crate) struct Candidate<'a> {
     pub(crate) gfn: Gfn,
 }
 
-impl Books {
+impl<B: Backing> Books<B> {
     /// Frames that hold a page and could be locked, in ascending order.
     pub(crate) fn candidates<'a>(
         &'a self,

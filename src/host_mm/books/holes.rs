@@ -1,14 +1,14 @@
 //! What follows from where pages may be, and frames that lose their memory behind this layer's back:
 //! somebody removed a range of the window.
 
-use std::sync::atomic::Ordering;
-
 use crate::books::Books;
 use crate::error::MmError;
+use crate::frames::backing::Backing;
 use crate::frames::placement::Placement;
 use gnomon_export_rmap::LockedPage;
+use gnomon_export_rmap::sync::Ordering;
 
-impl Books {
+impl<B: Backing> Books<B> {
     pub(crate) fn is_identity(&self) -> bool {
         matches!(self.config.placement, Placement::Identity { .. })
     }

@@ -9,10 +9,10 @@ mod holes;
 mod rules;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use crate::config::HostMmConfig;
 use crate::error::MmError;
+use crate::frames::backing::Backing;
 use crate::frames::host_view::{HostView, PageBuf};
 use crate::object::commons::Commons;
 use crate::object::pages::ObjectPages;
@@ -20,7 +20,7 @@ use crate::stats::Counters;
 use crate::violations::Violations;
 use gnomon_export_rmap::addr::Pfn;
 use gnomon_export_rmap::lab::Lab;
-use gnomon_export_rmap::sync::Snapshot;
+use gnomon_export_rmap::sync::{AtomicBool, Snapshot};
 use gnomon_export_rmap::{Frame, FrameTable, LockedPage, Owner};
 
 /// What host memory knows: the frame table, the pages of all memory objects, and what is in a frame.
@@ -52,10 +52,10 @@ use gnomon_export_rmap::{Frame, FrameTable, LockedPage, Owner};
 ///     drop(of.take_free_frame(None));
 /// }
 /// ```
-pub struct Books {
+pub struct Books<B: Backing = HostView> {
     pub(crate) config: HostMmConfig,
     pub(crate) table: FrameTable,
-    view: HostView,
+    view: B,
     pub(crate) objects: Snapshot<Vec<Arc<ObjectPages>>>,
     pub(crate) commons: Commons,
     pub(crate) counters: Counters,
@@ -64,15 +64,15 @@ pub struct Books {
     holes_expected: AtomicBool,
 }
 
-impl std::fmt::Debug for Books {
+impl<B: Backing> std::fmt::Debug for Books<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Books").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
-impl Books {
+impl<B: Backing> Books<B> {
     /// Of so many frames, none of which holds a page yet.
-    pub(crate) fn new(frames: u32, config: HostMmConfig, view: HostView, lab: Lab) -> Self {
+    pub(crate) fn new(frames: u32, config: HostMmConfig, view: B, lab: Lab) -> Self {
         let commons = Commons::new();
         Self {
             config,

@@ -6,13 +6,14 @@
 //! that whoever would change it has yet to wait for.
 
 use crate::books::Books;
+use crate::frames::backing::Backing;
 use crate::object::commons::NameCounts;
 use crate::object::pages::{Entry, ObjectPages, Place};
 use crate::violations::{MmViolation, ViolationKind};
 use gnomon_export_rmap::addr::{Gfn, Pfn, SwapSlot};
 use gnomon_export_rmap::{Frame, Harvest, LockedPage, Owner};
 
-impl Books {
+impl<B: Backing> Books<B> {
     pub(crate) fn is_checking(&self) -> bool {
         self.config.check_evictions
     }

@@ -8,13 +8,23 @@ mod shared;
 
 use std::ops::Deref;
 
+use crate::books::Books;
+use crate::config::HostMmConfig;
 use crate::error::MmError;
+use crate::frames::backing::Backing;
+use crate::frames::free_list::FreeList;
+use crate::frames::host_view::HostView;
 use crate::hooks::FILLING;
 use crate::object::commons::SharedPage;
 use crate::object::pages::{Entry, ObjectPages, Place};
 use crate::reclaim::Reclaimer;
-use crate::revoke::free_frame::{FreeFrame, claim};
-use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE};
+use crate::revoke::Revoker;
+use crate::revoke::free_frame::{FreeFrame, Mover, claim};
+use crate::revoke::vacate::Vacator;
+use crate::revoke::write_out::Saver;
+use crate::swap::SwapSpace;
+use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64};
+use gnomon_export_rmap::lab::Lab;
 use gnomon_export_rmap::{LockedPage, PageFlags, trace};
 
 const ZEROS: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
@@ -37,21 +47,33 @@ pub(super) enum Intent {
 
 /// Brings pages into frames, and reclaims for want of one. It holds everything that host memory is made
 /// of: see [`Books`](crate::books::Books) for what is handed on of it.
-pub(super) struct Pager {
-    reclaimer: Reclaimer,
+pub(super) struct Pager<B: Backing = HostView> {
+    reclaimer: Reclaimer<B>,
 }
 
-impl Deref for Pager {
-    type Target = Reclaimer;
+impl<B: Backing> Deref for Pager<B> {
+    type Target = Reclaimer<B>;
 
-    fn deref(&self) -> &Reclaimer {
+    fn deref(&self) -> &Reclaimer<B> {
         &self.reclaimer
     }
 }
 
-impl Pager {
-    pub(super) fn new(reclaimer: Reclaimer) -> Self {
-        Self { reclaimer }
+impl<B: Backing> Pager<B> {
+    /// Of so many frames, none of which holds a page yet.
+    pub(super) fn assemble(
+        frames: u32,
+        config: HostMmConfig,
+        view: B,
+        swap: SwapSpace,
+        lab: Lab,
+    ) -> Self {
+        // The ration; identity placement has a frame for each page beside it.
+        let rationed = u32::try_from(config.host_memory_bytes / PAGE_SIZE_U64).unwrap_or(u32::MAX);
+        let free = FreeList::new(rationed, config.placement);
+        let saver = Saver::new(Revoker::new(Books::new(frames, config, view.clone(), lab)), swap);
+        let mover = Mover::new(Vacator::new(saver, view, free));
+        Self { reclaimer: Reclaimer::new(mover) }
     }
 
     pub(super) fn fault_in(
@@ -94,6 +116,17 @@ impl Pager {
         }
     }
 
+    /// The page as its object's own, and no copy of it out: it may be written.
+    pub(super) fn lock_for_write(
+        &self,
+        object: &ObjectPages,
+        gfn: Gfn,
+    ) -> Result<LockedPage<'_>, MmError> {
+        let page = self.fault_in(object, gfn, Intent::Write)?;
+        self.recall(&page)?;
+        Ok(page)
+    }
+
     /// As [`fault_in`](Self::fault_in), but neither waits for a page lock nor for a frame; `None`
     /// where that would be needed. Reads swap if it must.
     pub(super) fn try_fault_in(
@@ -119,7 +152,7 @@ impl Pager {
     }
 
     /// A free frame, by direct reclaim if there is none.
-    pub(super) fn allocate_frame(&self, gfn: Gfn) -> Result<FreeFrame<'_>, MmError> {
+    pub(super) fn allocate_frame(&self, gfn: Gfn) -> Result<FreeFrame<'_, B>, MmError> {
         loop {
             if let Some(frame) = self.take_free_frame(Some(gfn)) {
                 return Ok(frame);
@@ -135,7 +168,7 @@ impl Pager {
         gfn: Gfn,
         entry: &Entry,
         place: Place,
-        frame: FreeFrame<'a>,
+        frame: FreeFrame<'a, B>,
         wait: Wait,
     ) -> Result<Option<LockedPage<'a>>, MmError> {
         let page = if self.is_identity() {

@@ -19,6 +19,7 @@
 use super::Intent;
 use crate::error::MmError;
 use crate::fault::Pager;
+use crate::frames::backing::Backing;
 use crate::hooks::{COPIED, SET_FIRST};
 use crate::object::commons::{Left, SharedPage};
 use crate::object::pages::{Entry, ObjectPages, Place};
@@ -26,7 +27,7 @@ use crate::revoke::free_frame::FreeFrame;
 use gnomon_export_rmap::addr::Gfn;
 use gnomon_export_rmap::{LockedPage, PageFlags};
 
-impl Pager {
+impl<B: Backing> Pager<B> {
     /// The frame of a guest page that names a shared page, locked; `None` if it names it no more.
     pub(crate) fn fault_in_shared(
         &self,
@@ -87,7 +88,7 @@ impl Pager {
         &self,
         old: &LockedPage<'_>,
         new: LockedPage<'_>,
-        frame: FreeFrame<'_>,
+        frame: FreeFrame<'_, B>,
         entry: &Entry,
         shared: SharedPage,
     ) -> Result<(), MmError> {

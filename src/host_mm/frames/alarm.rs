@@ -4,10 +4,9 @@
 //! more when they have got it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use gnomon_export_rmap::sync::lock;
+use gnomon_export_rmap::sync::{Condvar, Mutex, MutexGuard, lock};
 use gnomon_sys::signal;
 
 /// Time between looks whether patience is over.

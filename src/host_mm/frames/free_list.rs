@@ -1,12 +1,11 @@
 //! The free list and the watermarks.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::placement::Placement;
 use crate::error::MmError;
 use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE_U64, Pfn};
-use gnomon_export_rmap::sync::lock;
+use gnomon_export_rmap::sync::{Mutex, lock};
 
 /// Least host memory: each vCPU needs a handful of pages resident at once to complete one
 /// instruction, and reclaim needs a choice.
@@ -33,6 +32,8 @@ pub(crate) fn count(bytes: u64) -> Result<u32, MmError> {
 #[derive(Debug)]
 pub(crate) struct FreeList {
     stock: Stock,
+    /// From std under a model checker, too: where any frame will do for a page, which is what the models
+    /// have, it is a hint.
     len: AtomicU32,
     /// Frames that may be in use at a time.
     pub(crate) rationed: u32,

@@ -15,6 +15,7 @@ use std::sync::atomic::AtomicU64;
 
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
+use super::backing::Backing;
 use crate::error::MmError;
 use gnomon_export_rmap::LockedPage;
 use gnomon_export_rmap::addr::{PAGE_SIZE, PAGE_SIZE_U64, Pfn};
@@ -25,7 +26,7 @@ pub(crate) type PageBuf = [u8; PAGE_SIZE];
 
 /// The memfd of all frames and the mapping of it.
 #[derive(Clone, Debug)]
-pub(crate) struct HostView {
+pub struct HostView {
     memfd: Arc<File>,
     region: Arc<MmapRegion>,
     /// Frames lose their memory with their page.
@@ -73,40 +74,6 @@ impl HostView {
             .map_err(|source| MmError::Host { what: "the size of the frames' memfd", source })
     }
 
-    /// Gives the memory of `count` frames from `first` back to the kernel.
-    pub(crate) fn punch(&self, first: Pfn, count: u32) -> Result<(), MmError> {
-        memory::punch_hole(&self.memfd, first.byte_offset(), u64::from(count) * PAGE_SIZE_U64)
-            .map_err(|source| MmError::Host { what: "to punch frames out of the memfd", source })
-    }
-
-    /// Whether a frame takes up no memory.
-    pub(crate) fn is_hole(&self, pfn: Pfn) -> Result<bool, MmError> {
-        memory::is_hole(&self.memfd, pfn.byte_offset())
-            .map_err(|source| MmError::Host { what: "to look for a hole in the memfd", source })
-    }
-
-    /// What is in a page.
-    pub(crate) fn content(&self, page: &LockedPage<'_>) -> Result<PageBuf, MmError> {
-        let mut content = [0; PAGE_SIZE];
-        if self.punched {
-            let read = self.memfd.read_exact_at(&mut content, page.pfn().byte_offset());
-            read.map_err(|source| MmError::Host { what: "to read a frame", source })?;
-        } else {
-            self.read(page, 0, &mut content)?;
-        }
-        Ok(content)
-    }
-
-    /// Makes this the content of a page that nobody uses yet. The caller sets `DIRTY`.
-    pub(crate) fn fill(&self, page: &LockedPage<'_>, content: &PageBuf) -> Result<(), MmError> {
-        if self.punched {
-            // A write to the file would cost a huge page where the host gives shared memory some.
-            small_pages::populate(&self.region, page.pfn().index() * PAGE_SIZE, PAGE_SIZE)
-                .map_err(|source| MmError::Host { what: "memory for a frame", source })?;
-        }
-        self.write(page, 0, content)
-    }
-
     /// Copies bytes out of a page. `offset + buf.len()` must not exceed the page.
     pub(crate) fn read(
         &self,
@@ -129,15 +96,42 @@ impl HostView {
         self.region.as_volatile_slice().write_slice(buf, at).map_err(|error| outside(page, &error))
     }
 
-    /// Copies a whole page into another.
-    pub(crate) fn copy(&self, from: &LockedPage<'_>, to: &LockedPage<'_>) -> Result<(), MmError> {
-        self.fill(to, &self.content(from)?)
-    }
-
     /// The aligned 64-bit word at byte `offset` of a page: an entry of a guest page table.
     pub(crate) fn word(&self, page: &LockedPage<'_>, offset: usize) -> Result<&AtomicU64, MmError> {
         let at = position(page, offset, size_of::<u64>())?;
         self.region.get_atomic_ref(at).map_err(|error| outside(page, &error))
+    }
+}
+
+impl Backing for HostView {
+    fn punch(&self, first: Pfn, count: u32) -> Result<(), MmError> {
+        memory::punch_hole(&self.memfd, first.byte_offset(), u64::from(count) * PAGE_SIZE_U64)
+            .map_err(|source| MmError::Host { what: "to punch frames out of the memfd", source })
+    }
+
+    fn is_hole(&self, pfn: Pfn) -> Result<bool, MmError> {
+        memory::is_hole(&self.memfd, pfn.byte_offset())
+            .map_err(|source| MmError::Host { what: "to look for a hole in the memfd", source })
+    }
+
+    fn content(&self, page: &LockedPage<'_>) -> Result<PageBuf, MmError> {
+        let mut content = [0; PAGE_SIZE];
+        if self.punched {
+            let read = self.memfd.read_exact_at(&mut content, page.pfn().byte_offset());
+            read.map_err(|source| MmError::Host { what: "to read a frame", source })?;
+        } else {
+            self.read(page, 0, &mut content)?;
+        }
+        Ok(content)
+    }
+
+    fn fill(&self, page: &LockedPage<'_>, content: &PageBuf) -> Result<(), MmError> {
+        if self.punched {
+            // A write to the file would cost a huge page where the host gives shared memory some.
+            small_pages::populate(&self.region, page.pfn().index() * PAGE_SIZE, PAGE_SIZE)
+                .map_err(|source| MmError::Host { what: "memory for a frame", source })?;
+        }
+        self.write(page, 0, content)
     }
 }
 

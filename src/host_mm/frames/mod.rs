@@ -5,6 +5,7 @@
 //! its page lock alone. Nothing here knows which page is in which frame.
 
 pub(crate) mod alarm;
+pub(crate) mod backing;
 #[cfg(all(feature = "testing", feature = "export-notifier"))]
 pub(crate) mod frame_memory;
 pub(crate) mod free_list;

@@ -1,37 +1,32 @@
 //! The memory of guests, as whoever runs them has it.
 //!
 //! Guarantee: everything that is to be had of host memory is a method here or in a room above, and each
-//! hands on no more of it than it takes ([`Books`]).
+//! hands on no more of it than it takes ([`Books`](crate::books::Books)).
 
 mod checks;
 mod clients;
 pub(crate) mod object;
 pub(crate) mod owner;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use crate::books::Books;
 use crate::config::HostMmConfig;
 use crate::error::MmError;
 use crate::fault::Pager;
 use crate::frames::alarm::Quiet;
 #[cfg(all(feature = "testing", feature = "export-notifier"))]
 use crate::frames::frame_memory::FrameMemory;
-use crate::frames::free_list::FreeList;
 use crate::frames::guest_view::GuestView;
 use crate::frames::host_view::HostView;
 use crate::frames::placement::Placement;
 use crate::object::commons::COMMONS;
-use crate::reclaim::{BackgroundReclaim, Reclaimer};
-use crate::revoke::Revoker;
-use crate::revoke::free_frame::Mover;
-use crate::revoke::vacate::Vacator;
-use crate::revoke::write_out::Saver;
+use crate::reclaim::BackgroundReclaim;
 use crate::stats::MmStats;
 use crate::swap::SwapSpace;
 use crate::violations::MmViolation;
-use gnomon_export_rmap::addr::{PAGE_SIZE_U64, Pfn};
+use gnomon_export_rmap::addr::Pfn;
 use gnomon_export_rmap::lab::Lab;
+use gnomon_export_rmap::sync::Mutex;
 use gnomon_export_rmap::{FrameTable, NotifierList, Numbers};
 
 /// The frames of one process and everything that decides which page is in which.
@@ -79,7 +74,8 @@ impl HostMm {
         let lab = config.lab();
         let slots = config.swap.slots().map_err(crate::swap::SwapError::Open)?;
         let swap = SwapSpace::new(Box::new(crate::swap::MemorySwap::new(slots)), &lab);
-        let frames = u32::try_from(memory.view.bytes() / PAGE_SIZE_U64).unwrap_or(u32::MAX);
+        let frames = memory.view.bytes() / gnomon_export_rmap::addr::PAGE_SIZE_U64;
+        let frames = u32::try_from(frames).unwrap_or(u32::MAX);
         Self::assemble(frames, config, memory.view.clone(), swap, lab)
     }
 
@@ -95,13 +91,8 @@ impl HostMm {
         swap: SwapSpace,
         lab: Lab,
     ) -> Result<Arc<Self>, MmError> {
-        // The ration; identity placement has a frame for each page beside it.
-        let rationed = u32::try_from(config.host_memory_bytes / PAGE_SIZE_U64).unwrap_or(u32::MAX);
-        let free = FreeList::new(rationed, config.placement);
-        let saver = Saver::new(Revoker::new(Books::new(frames, config, view.clone(), lab)), swap);
-        let mover = Mover::new(Vacator::new(saver, view, free));
         Ok(Arc::new(Self {
-            pager: Pager::new(Reclaimer::new(mover)),
+            pager: Pager::assemble(frames, config, view, swap, lab),
             object_numbers: Mutex::new(Numbers::below(COMMONS)),
         }))
     }

@@ -128,9 +128,7 @@ impl MemoryObject {
     /// # Errors
     /// As [`lock_page`](Self::lock_page), and if clients could not give the page up.
     pub fn lock_page_for_write(&self, gfn: Gfn) -> Result<LockedPage<'_>, MmError> {
-        let page = self.mm.pager.fault_in(&self.pages, gfn, Intent::Write)?;
-        self.mm.pager.recall(&page)?;
-        Ok(page)
+        self.mm.pager.lock_for_write(&self.pages, gfn)
     }
 
     /// The page's frame, locked, if it is in one and nobody holds its lock: never waits, brings

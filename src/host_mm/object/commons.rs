@@ -5,13 +5,13 @@
 //! to [`Place::Shared`] under the mutex here, so that a name cannot be passed on while its last holder
 //! gives it up.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::pages::{Entry, ObjectPages, Place};
 use crate::error::MmError;
 use crate::swap::SwapSpace;
 use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE_U64, SwapSlot};
-use gnomon_export_rmap::sync::lock;
+use gnomon_export_rmap::sync::{Mutex, lock};
 use gnomon_export_rmap::{LockedPage, Owner};
 
 /// Number of the commons among memory objects.

@@ -2,9 +2,8 @@
 //!
 //! Guarantee: who finds a bit finds the write that it was set for.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE_U64};
+use gnomon_export_rmap::sync::{AtomicU64, Ordering};
 
 /// One bit a page: written since the log took it last, and not in a frame that says so itself.
 #[derive(Debug)]

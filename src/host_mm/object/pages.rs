@@ -4,14 +4,18 @@
 //! name, so whoever holds that lock and finds the entry pointing to the frame knows where the page
 //! is until the lock is dropped.
 //!
+//! Entries are the model checkers' under one. The tables that lead to them are not: nothing is done in them
+//! but to make entries, and nothing is ever taken out.
+//!
 //! Sparse: 256 KiB of guest memory cost one leaf of 256 bytes once touched, and nothing before.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use super::commons::SharedPage;
 use super::dirty_bits::DirtyBits;
 use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE_U64, Pfn, SwapSlot};
+use gnomon_export_rmap::sync::{AtomicU32, Ordering};
 use gnomon_export_rmap::{LockedPage, Owner};
 
 /// Where a page is.
@@ -95,6 +99,7 @@ pub(crate) struct ObjectPages {
     pub(crate) number: u16,
     pub(crate) bytes: u64,
     top: Box<[OnceLock<Box<Mid>>]>,
+    /// From std under a model checker, too: it decides what is counted.
     watched: [AtomicU64; 2],
     /// Where a [dirty log](crate::DirtyLog) is kept.
     pub(crate) dirty: OnceLock<DirtyBits>,
@@ -182,6 +187,7 @@ impl ObjectPages {
     }
 }
 
+#[cfg(not(any(loom, shuttle)))]
 const _: () = assert!(size_of::<Leaf>() == 256);
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
 use crate::frames::alarm::{Alarm, Round};
+use crate::frames::backing::Backing;
 use crate::reclaim::Reclaimer;
 use gnomon_sys::threads;
 
@@ -39,7 +40,7 @@ impl BackgroundReclaim {
     }
 }
 
-impl Reclaimer {
+impl<B: Backing> Reclaimer<B> {
     /// Reclaims until the high watermark is reached, or a round gets nothing: then it is for the fault
     /// that needs a frame to find out why.
     pub(crate) fn refill(&self, round: &Round<'_>, over: &AtomicBool) {

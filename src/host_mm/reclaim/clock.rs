@@ -9,16 +9,17 @@
 //! The frame table's order makes clearing cheap: the frames of one window are neighbours in the
 //! guest view, and setting an accessed bit again needs a zap on hosts that shadow our tables.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crate::books::find::Candidate;
 use crate::config::ReclaimPolicy;
+use crate::frames::backing::Backing;
 use crate::object::pages::ObjectPages;
 use crate::reclaim::evict::evict;
 use crate::reclaim::{Reclaimed, Reclaimer};
 use crate::revoke::batch::{BATCH, is_heavy};
 use gnomon_export_rmap::addr::Pfn;
-use gnomon_export_rmap::sync::lock;
+use gnomon_export_rmap::sync::{Mutex, lock};
 use gnomon_export_rmap::{FlushReason, PageFlags};
 
 /// Frames looked at in one go.
@@ -48,7 +49,7 @@ struct Picked<'a> {
     scanned: u32,
 }
 
-impl Reclaimer {
+impl<B: Backing> Reclaimer<B> {
     /// Evicts pages until `target` frames have been freed or the table was scanned several times.
     pub(crate) fn reclaim(&self, target: usize) -> Reclaimed {
         let mut reclaimed = Reclaimed::default();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::books::find::Candidate;
 use crate::error::MmError;
+use crate::frames::backing::Backing;
 use crate::hooks::EARLY_REUSE;
 use crate::object::pages::Place;
 use crate::reclaim::Reclaimed;
@@ -17,7 +18,7 @@ use gnomon_export_rmap::addr::SwapSlot;
 use gnomon_export_rmap::{FlushReason, Invalidation, LockedPage, PageFlags, trace};
 
 /// Evicts pages with one flush.
-pub(super) fn evict(of: &Vacator, candidates: Vec<Candidate<'_>>) -> Reclaimed {
+pub(super) fn evict<B: Backing>(of: &Vacator<B>, candidates: Vec<Candidate<'_>>) -> Reclaimed {
     let mut reclaimed = Reclaimed::default();
     if candidates.is_empty() {
         return reclaimed;
@@ -39,7 +40,11 @@ pub(super) fn evict(of: &Vacator, candidates: Vec<Candidate<'_>>) -> Reclaimed {
     reclaimed
 }
 
-fn release_all<'a>(of: &'a Vacator, revoked: Vec<Revoked<'a>>, reclaimed: &mut Reclaimed) {
+fn release_all<'a, B: Backing>(
+    of: &'a Vacator<B>,
+    revoked: Vec<Revoked<'a>>,
+    reclaimed: &mut Reclaimed,
+) {
     let mut saved = Vec::with_capacity(revoked.len());
     for page in revoked {
         match save(of, &page) {
@@ -75,7 +80,7 @@ fn told(page: &Revoked<'_>, place: Place) {
     );
 }
 
-fn note_failed(of: &Vacator, error: MmError, reclaimed: &mut Reclaimed) {
+fn note_failed<B: Backing>(of: &Vacator<B>, error: MmError, reclaimed: &mut Reclaimed) {
     of.counters.failed_evictions.add(1);
     reclaimed.failed += 1;
     reclaimed.error = Some(error);
@@ -83,8 +88,8 @@ fn note_failed(of: &Vacator, error: MmError, reclaimed: &mut Reclaimed) {
 
 /// Sabotage: what `revoke` exists to forbid. The frames go to new pages, then they are flushed. Returns
 /// the pages for which the rule holds.
-fn evict_with_early_reuse<'a>(
-    of: &'a Vacator,
+fn evict_with_early_reuse<'a, B: Backing>(
+    of: &'a Vacator<B>,
     candidates: Vec<Candidate<'a>>,
     reclaimed: &mut Reclaimed,
 ) -> Vec<Candidate<'a>> {
@@ -103,7 +108,7 @@ fn evict_with_early_reuse<'a>(
 
 /// Where the page will be out of its frame: in swap, where it is written if its copy there is
 /// missing or old.
-fn save(of: &Vacator, page: &Revoked<'_>) -> Result<Place, MmError> {
+fn save<B: Backing>(of: &Vacator<B>, page: &Revoked<'_>) -> Result<Place, MmError> {
     let page = page.page();
     of.settle_hole(page)?;
     let slot = if page.flags().contains(PageFlags::DIRTY) {
@@ -115,7 +120,10 @@ fn save(of: &Vacator, page: &Revoked<'_>) -> Result<Place, MmError> {
 }
 
 /// The place of a page that is clean: its slot, or none for a page of zeros.
-pub(crate) fn drop_clean(of: &Vacator, page: &LockedPage<'_>) -> Result<Option<SwapSlot>, MmError> {
+pub(crate) fn drop_clean<B: Backing>(
+    of: &Vacator<B>,
+    page: &LockedPage<'_>,
+) -> Result<Option<SwapSlot>, MmError> {
     let slot = page.slot();
     if of.config.check_evictions {
         let content = of.content(page)?;

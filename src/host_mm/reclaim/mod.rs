@@ -12,9 +12,12 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::MmError;
+use crate::frames::backing::Backing;
+use crate::frames::host_view::HostView;
 use crate::revoke::batch::in_batches;
 use crate::revoke::free_frame::Mover;
 use gnomon_export_rmap::addr::{Gfn, Pfn};
+use gnomon_export_rmap::sync::yield_now;
 
 use clock::Hand;
 use evict::evict;
@@ -33,10 +36,11 @@ const FAILING_ATTEMPTS: u32 = 3;
 const STARVED_FAULTS: u32 = 8;
 
 /// Takes frames away from pages until there are enough, with the state that this has.
-pub(super) struct Reclaimer {
-    mover: Mover,
+pub(super) struct Reclaimer<B: Backing = HostView> {
+    mover: Mover<B>,
     hand: Hand,
-    /// Faults in a row that starved: see [`STARVED_FAULTS`].
+    /// Faults in a row that starved: see [`STARVED_FAULTS`]. From std under a model checker, too: it
+    /// orders nothing.
     starved: AtomicU32,
 }
 
@@ -61,16 +65,16 @@ impl Reclaimed {
     }
 }
 
-impl Deref for Reclaimer {
-    type Target = Mover;
+impl<B: Backing> Deref for Reclaimer<B> {
+    type Target = Mover<B>;
 
-    fn deref(&self) -> &Mover {
+    fn deref(&self) -> &Mover<B> {
         &self.mover
     }
 }
 
-impl Reclaimer {
-    pub(super) fn new(mover: Mover) -> Self {
+impl<B: Backing> Reclaimer<B> {
+    pub(super) fn new(mover: Mover<B>) -> Self {
         Self { hand: Hand::new(mover.table.len()), mover, starved: AtomicU32::new(0) }
     }
 
@@ -103,7 +107,7 @@ impl Reclaimer {
                 break;
             }
             // Every page is locked by somebody who is about to free it or to use it.
-            std::thread::yield_now();
+            yield_now();
         }
         Err(error.unwrap_or(MmError::OutOfFrames {
             gfn,

@@ -11,6 +11,8 @@
 use crate::books::Books;
 use crate::books::find::Candidate;
 use crate::error::MmError;
+use crate::frames::backing::Backing;
+use crate::frames::host_view::HostView;
 use crate::hooks::{COUNTED, DETACHED, DROP_DIRTY, FLUSHED, SKIP_FLUSH};
 use crate::object::pages::{Entry, ObjectPages, Place};
 use crate::revoke::Revoker;
@@ -22,8 +24,8 @@ pub(crate) const BATCH: usize = 64;
 
 /// Locks a frame for a batch of locked pages. A page lock that somebody else holds is waited for with
 /// empty hands: after `empty` has let go of the batch.
-pub(crate) fn lock_beside_batch<'a>(
-    of: &'a Books,
+pub(crate) fn lock_beside_batch<'a, B: Backing>(
+    of: &'a Books<B>,
     pfn: Pfn,
     empty: impl FnOnce() -> Result<(), MmError>,
 ) -> Result<LockedPage<'a>, MmError> {
@@ -41,15 +43,15 @@ pub(crate) fn lock_beside_batch<'a>(
 const HEAVY: usize = 1024;
 
 /// Whether the page in a frame is one to be invalidated alone.
-pub(crate) fn is_heavy(of: &Books, pfn: Pfn) -> bool {
+pub(crate) fn is_heavy<B: Backing>(of: &Books<B>, pfn: Pfn) -> bool {
     of.table.rmap_len(pfn) > HEAVY
 }
 
 /// Puts the page of `object` that is in frame `pfn` into the batch, locked; `false` if it is not
 /// there any more. `invalidate` empties the batch: when it is full, before a page lock that somebody
 /// else holds is waited for, and before and after a page with many mappings.
-pub(crate) fn add_to_batch<'a>(
-    of: &'a Books,
+pub(crate) fn add_to_batch<'a, B: Backing>(
+    of: &'a Books<B>,
     object: &'a ObjectPages,
     gfn: Gfn,
     pfn: Pfn,
@@ -77,8 +79,8 @@ struct Detached<'a>(Candidate<'a>);
 
 /// Detached pages that one flush will revoke.
 #[must_use = "detached pages are still in use until they are revoked"]
-pub(crate) struct DetachedBatch<'a> {
-    of: &'a Revoker,
+pub(crate) struct DetachedBatch<'a, B: Backing = HostView> {
+    of: &'a Revoker<B>,
     kind: Invalidation,
     pages: Vec<Detached<'a>>,
 }
@@ -86,11 +88,11 @@ pub(crate) struct DetachedBatch<'a> {
 /// A page that nobody can touch through an old translation any more.
 pub(crate) struct Revoked<'a>(Candidate<'a>);
 
-impl<'a> DetachedBatch<'a> {
+impl<'a, B: Backing> DetachedBatch<'a, B> {
     /// Begins the invalidation of each page and tells the clients; what they recorded is noted in
     /// the page's `DIRTY` flag.
     pub(crate) fn detach(
-        of: &'a Revoker,
+        of: &'a Revoker<B>,
         candidates: Vec<Candidate<'a>>,
         kind: Invalidation,
     ) -> Self {
@@ -139,17 +141,17 @@ impl<'a> DetachedBatch<'a> {
         (self.pages.iter().map(|page| page.0.page.pfn()).collect(), self.into_revoked())
     }
 
-    /// Sabotage: pages taken for revoked, though nobody was told of anything.
-    pub(crate) fn untold(candidates: Vec<Candidate<'a>>) -> Vec<Revoked<'a>> {
-        candidates.into_iter().map(Revoked).collect()
-    }
-
     fn into_revoked(self) -> Vec<Revoked<'a>> {
         self.pages.into_iter().map(|Detached(candidate)| Revoked(candidate)).collect()
     }
 }
 
 impl<'a> Revoked<'a> {
+    /// Sabotage: pages taken for revoked, though nobody was told of anything.
+    pub(crate) fn untold(candidates: Vec<Candidate<'a>>) -> Vec<Self> {
+        candidates.into_iter().map(Self).collect()
+    }
+
     pub(crate) fn page(&self) -> &LockedPage<'a> {
         &self.0.page
     }
@@ -186,8 +188,8 @@ impl<'a> Revoked<'a> {
 }
 
 /// Has pages invalidated in batches of at most [`BATCH`], those with many mappings alone.
-pub(crate) fn in_batches<'a>(
-    of: &Books,
+pub(crate) fn in_batches<'a, B: Backing>(
+    of: &Books<B>,
     candidates: impl Iterator<Item = Candidate<'a>>,
     mut invalidate: impl FnMut(Vec<Candidate<'a>>) -> Result<(), MmError>,
 ) -> Result<(), MmError> {
@@ -205,7 +207,7 @@ pub(crate) fn in_batches<'a>(
     if batch.is_empty() { Ok(()) } else { invalidate(batch) }
 }
 
-impl Revoker {
+impl<B: Backing> Revoker<B> {
     fn note_harvest(&self, page: &LockedPage<'_>, harvest: Harvest) {
         self.check_harvest(page, harvest);
         if harvest.dirty && !self.lab().breaks(DROP_DIRTY, || page.owner().gfn) {

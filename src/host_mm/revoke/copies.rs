@@ -1,12 +1,13 @@
 //! Copies in swap that are given up: the slot is free, and what is in the frame, or nowhere, is the page.
 
 use crate::error::MmError;
+use crate::frames::backing::Backing;
 use crate::object::pages::{Entry, Place};
 use crate::revoke::write_out::Saver;
 use gnomon_export_rmap::addr::SwapSlot;
 use gnomon_export_rmap::{LockedPage, Owner, PageFlags};
 
-impl Saver {
+impl<B: Backing> Saver<B> {
     /// Frees the slot of the page's copy in swap, if it has one.
     pub(crate) fn free_copy(&self, page: &LockedPage<'_>) {
         if let Some(slot) = page.slot() {

@@ -1,12 +1,13 @@
 //! Pages that are forgotten for good.
 
+use crate::frames::backing::Backing;
 use crate::hooks::COUNTED;
 use crate::object::pages::{Entry, Place};
 use crate::revoke::free_frame::FreeFrame;
 use crate::revoke::vacate::Vacator;
 use gnomon_export_rmap::{FlushReason, Invalidation, LockedPage, Owner, PageFlags};
 
-impl Vacator {
+impl<B: Backing> Vacator<B> {
     /// Forgets a page for good, when its object goes away.
     pub(crate) fn discard_page(&self, entry: &Entry, owner: Owner) {
         loop {

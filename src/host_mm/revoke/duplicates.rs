@@ -11,10 +11,9 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Mutex;
 
 use gnomon_export_rmap::addr::Pfn;
-use gnomon_export_rmap::sync::lock;
+use gnomon_export_rmap::sync::{Mutex, lock, yield_now};
 
 /// Frames that are looked at between two looks at what is known.
 const CHUNK_FRAMES: u32 = 1024;
@@ -88,7 +87,7 @@ impl Duplicates {
             } else if known.looking > 0 {
                 // What they find is ours, too, and they wait for nobody.
                 drop(known);
-                std::thread::yield_now();
+                yield_now();
             } else {
                 return None;
             }

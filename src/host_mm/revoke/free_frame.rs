@@ -7,10 +7,13 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::frames::alarm::Alarm;
+use crate::frames::backing::Backing;
+use crate::frames::host_view::HostView;
 use crate::hooks::FRAME_ENOMEM;
 use crate::revoke::vacate::Vacator;
 use crate::violations::{MmViolation, ViolationKind};
 use gnomon_export_rmap::addr::{Gfn, Pfn};
+use gnomon_export_rmap::sync::yield_now;
 use gnomon_export_rmap::{LockedPage, Owner, PageFlags};
 
 /// A frame that holds no page and that only this value stands for. Dropping it gives it back.
@@ -18,15 +21,15 @@ use gnomon_export_rmap::{LockedPage, Owner, PageFlags};
 /// Where each page has a frame of its own, it is a unit of the ration for that frame, and two faults
 /// on one page may each have one: the frame's page lock says whose goes into use.
 #[must_use]
-pub struct FreeFrame<'a> {
-    of: &'a Vacator,
+pub struct FreeFrame<'a, B: Backing = HostView> {
+    of: &'a Vacator<B>,
     pfn: Pfn,
 }
 
-impl<'a> FreeFrame<'a> {
+impl<'a, B: Backing> FreeFrame<'a, B> {
     /// A frame that has just lost its page. Its translations have been revoked: only this room calls
     /// it, on what came out of a flush (and, on purpose too early, one sabotage).
-    pub(super) fn from_revoked(of: &'a Vacator, pfn: Pfn) -> Self {
+    pub(super) fn from_revoked(of: &'a Vacator<B>, pfn: Pfn) -> Self {
         Self { of, pfn }
     }
 
@@ -52,13 +55,13 @@ impl<'a> FreeFrame<'a> {
         loop {
             match self.of.table.try_lock(self.pfn) {
                 Some(page) => return page,
-                None => std::thread::yield_now(),
+                None => yield_now(),
             }
         }
     }
 }
 
-impl Drop for FreeFrame<'_> {
+impl<B: Backing> Drop for FreeFrame<'_, B> {
     fn drop(&mut self) {
         if self.of.config.paranoid
             && !self.of.is_identity()
@@ -83,22 +86,22 @@ pub(crate) fn claim(page: &LockedPage<'_>, owner: Owner) {
 }
 
 /// A [`Vacator`] that takes free frames, too.
-pub struct Mover {
-    vacator: Vacator,
+pub struct Mover<B: Backing = HostView> {
+    vacator: Vacator<B>,
     /// Who is told when few frames are left.
     pub(crate) alarm: Arc<Alarm>,
 }
 
-impl Deref for Mover {
-    type Target = Vacator;
+impl<B: Backing> Deref for Mover<B> {
+    type Target = Vacator<B>;
 
-    fn deref(&self) -> &Vacator {
+    fn deref(&self) -> &Vacator<B> {
         &self.vacator
     }
 }
 
-impl Mover {
-    pub(crate) fn new(vacator: Vacator) -> Self {
+impl<B: Backing> Mover<B> {
+    pub(crate) fn new(vacator: Vacator<B>) -> Self {
         Self { vacator, alarm: Arc::default() }
     }
 
@@ -109,7 +112,7 @@ impl Mover {
 
     /// Takes a frame from the free list, waking background reclaim below the low watermark.
     /// `page` is who it is for, where that is known.
-    pub fn take_free_frame(&self, page: Option<Gfn>) -> Option<FreeFrame<'_>> {
+    pub fn take_free_frame(&self, page: Option<Gfn>) -> Option<FreeFrame<'_, B>> {
         if self.lab().strikes(FRAME_ENOMEM) {
             return None;
         }

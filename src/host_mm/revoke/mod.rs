@@ -23,26 +23,28 @@ use std::ops::Deref;
 
 use crate::books::Books;
 use crate::error::MmError;
+use crate::frames::backing::Backing;
+use crate::frames::host_view::HostView;
 use crate::hooks::{COUNTED, DETACHED};
 use crate::violations::ViolationKind;
 use gnomon_export_rmap::{FlushReason, Invalidation, LockedPage, NotifierList, Owner};
 
 /// Takes rights and mappings away from clients; pages stay where they are.
-pub struct Revoker {
-    books: Books,
+pub struct Revoker<B: Backing = HostView> {
+    books: Books<B>,
     pub(crate) notifiers: NotifierList,
 }
 
-impl Deref for Revoker {
-    type Target = Books;
+impl<B: Backing> Deref for Revoker<B> {
+    type Target = Books<B>;
 
-    fn deref(&self) -> &Books {
+    fn deref(&self) -> &Books<B> {
         &self.books
     }
 }
 
-impl Revoker {
-    pub(crate) fn new(books: Books) -> Self {
+impl<B: Backing> Revoker<B> {
+    pub(crate) fn new(books: Books<B>) -> Self {
         Self { books, notifiers: NotifierList::default() }
     }
 

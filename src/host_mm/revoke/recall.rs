@@ -1,11 +1,12 @@
 //! A page that is lent is about to be written: its copies are called back first.
 
 use crate::error::MmError;
+use crate::frames::backing::Backing;
 use crate::hooks::{COUNTED, RECALLED, SKIP_RECALL};
 use crate::revoke::Revoker;
 use gnomon_export_rmap::{FlushReason, Invalidation, LockedPage, PageFlags};
 
-impl Revoker {
+impl<B: Backing> Revoker<B> {
     /// Ends all copies of a page that is about to be written. Clients that map it keep their
     /// mappings, which are read-only until they fault.
     ///

@@ -1,6 +1,7 @@
 //! Pages become shared, and guest pages leave shared ones.
 
 use crate::error::MmError;
+use crate::frames::backing::Backing;
 use crate::hooks::SHARING;
 use crate::object::commons::{Left, SharedPage};
 use crate::object::pages::{Entry, Place};
@@ -9,7 +10,7 @@ use crate::revoke::vacate::Vacator;
 use crate::revoke::write_out::Saver;
 use gnomon_export_rmap::{Invalidation, LockedPage};
 
-impl Saver {
+impl<B: Backing> Saver<B> {
     /// Makes a private page, which nobody can write, a shared one that its guest page alone names.
     pub(crate) fn make_shared(&self, page: &Revoked<'_>) -> Result<SharedPage, MmError> {
         self.check_revoked(page.page(), Invalidation::Clean);
@@ -23,7 +24,7 @@ impl Saver {
     }
 }
 
-impl Vacator {
+impl<B: Backing> Vacator<B> {
     /// Ends a guest page's use of a shared page: the guest page is zero from now on. Where clients
     /// may map it, `page` is its frame, revoked from them and still locked.
     pub(crate) fn leave_shared(

@@ -1,14 +1,16 @@
 //! A frame that loses its page is exported no more: invariant I4 at that moment.
 
+use crate::frames::backing::Backing;
 use crate::revoke::Revoker;
 use crate::violations::{MmViolation, ViolationKind};
 use gnomon_export_rmap::LockedPage;
+use gnomon_export_rmap::sync::yield_now;
 
 /// Calls into the clients after which an rmap entry no longer counts as one that a fault is about
 /// to take back: each vCPU can have at most one such fault.
 const SETTLE_ROUNDS: u32 = 64;
 
-impl Revoker {
+impl<B: Backing> Revoker<B> {
     /// Invariant I4 at the moment when a frame loses its page.
     pub(crate) fn check_not_exported(&self, page: &LockedPage<'_>) {
         // A fault that will find that it must retry may have added its entry for a moment, with
@@ -20,7 +22,7 @@ impl Revoker {
             self.notifiers.age_page(page);
             if cfg!(not(feature = "export-notifier")) {
                 // No call to wait in.
-                std::thread::yield_now();
+                yield_now();
             }
         }
         if page.frame().is_exported() {

@@ -6,6 +6,7 @@ use std::ops::Deref;
 use super::batch::Revoked;
 use super::free_frame::FreeFrame;
 use crate::error::MmError;
+use crate::frames::backing::Backing;
 use crate::frames::free_list::FreeList;
 use crate::frames::host_view::HostView;
 use crate::hooks::{KEEP_MEMORY, SAVED};
@@ -15,23 +16,23 @@ use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE, Pfn};
 use gnomon_export_rmap::{LockedPage, PageFlags};
 
 /// A [`Saver`] that takes pages out of their frames, which are free then, and changes what is in them.
-pub struct Vacator {
-    saver: Saver,
-    pub(crate) view: HostView,
+pub struct Vacator<B: Backing = HostView> {
+    saver: Saver<B>,
+    pub(crate) view: B,
     /// Nobody takes a frame from it but a [`Mover`](crate::revoke::free_frame::Mover).
     pub(super) free: FreeList,
 }
 
-impl Deref for Vacator {
-    type Target = Saver;
+impl<B: Backing> Deref for Vacator<B> {
+    type Target = Saver<B>;
 
-    fn deref(&self) -> &Saver {
+    fn deref(&self) -> &Saver<B> {
         &self.saver
     }
 }
 
-impl Vacator {
-    pub(crate) fn new(saver: Saver, view: HostView, free: FreeList) -> Self {
+impl<B: Backing> Vacator<B> {
+    pub(crate) fn new(saver: Saver<B>, view: B, free: FreeList) -> Self {
         Self { saver, view, free }
     }
 
@@ -67,19 +68,27 @@ impl Vacator {
         }
         self.free_copy(page);
         page.set_flags(PageFlags::BY_WRITE);
-        self.view.write(page, 0, &[0; PAGE_SIZE])
+        self.view.fill(page, &[0; PAGE_SIZE])
     }
 }
 
 impl<'a> Revoked<'a> {
     /// Takes the frame from the page, which `place` has now.
-    pub(crate) fn vacate(self, of: &'a Vacator, place: Place) -> Result<FreeFrame<'a>, MmError> {
+    pub(crate) fn vacate<B: Backing>(
+        self,
+        of: &'a Vacator<B>,
+        place: Place,
+    ) -> Result<FreeFrame<'a, B>, MmError> {
         of.give_memory_back(self.page().pfn(), 1)?;
         self.leave(of, place)
     }
 
     /// The page's memory is given back, if it had to be.
-    fn leave(self, of: &'a Vacator, place: Place) -> Result<FreeFrame<'a>, MmError> {
+    fn leave<B: Backing>(
+        self,
+        of: &'a Vacator<B>,
+        place: Place,
+    ) -> Result<FreeFrame<'a, B>, MmError> {
         let entry = self.entry()?;
         of.lab().pause(SAVED);
         self.log_written();
@@ -94,10 +103,10 @@ impl<'a> Revoked<'a> {
 
 /// Takes the frames from pages, each of which has its place outside by now. The memory of neighbours
 /// is given back at once: each time, the host looks through all mappings and processors.
-pub(crate) fn vacate_all<'a>(
-    of: &'a Vacator,
+pub(crate) fn vacate_all<'a, B: Backing>(
+    of: &'a Vacator<B>,
     pages: Vec<(Revoked<'a>, Place)>,
-) -> impl Iterator<Item = Result<FreeFrame<'a>, MmError>> {
+) -> impl Iterator<Item = Result<FreeFrame<'a, B>, MmError>> {
     let mut pages: VecDeque<_> = pages.into();
     // Pages whose memory was given back together, and is gone.
     let mut given_back = 0;

@@ -3,6 +3,8 @@
 use std::ops::Deref;
 
 use crate::error::MmError;
+use crate::frames::backing::Backing;
+use crate::frames::host_view::HostView;
 use crate::frames::host_view::PageBuf;
 use crate::revoke::Revoker;
 use crate::revoke::duplicates::Duplicates;
@@ -14,22 +16,22 @@ use gnomon_export_rmap::{LockedPage, PageFlags};
 const DUPLICATES_AT_ONCE: usize = 64;
 
 /// A [`Revoker`] that writes pages out, too.
-pub struct Saver {
-    revoker: Revoker,
+pub struct Saver<B: Backing = HostView> {
+    revoker: Revoker<B>,
     pub(crate) swap: SwapSpace,
     pub(super) duplicates: Duplicates,
 }
 
-impl Deref for Saver {
-    type Target = Revoker;
+impl<B: Backing> Deref for Saver<B> {
+    type Target = Revoker<B>;
 
-    fn deref(&self) -> &Revoker {
+    fn deref(&self) -> &Revoker<B> {
         &self.revoker
     }
 }
 
-impl Saver {
-    pub(crate) fn new(revoker: Revoker, swap: SwapSpace) -> Self {
+impl<B: Backing> Saver<B> {
+    pub(crate) fn new(revoker: Revoker<B>, swap: SwapSpace) -> Self {
         let duplicates = Duplicates::of_frames(revoker.table.len());
         Self { revoker, swap, duplicates }
     }

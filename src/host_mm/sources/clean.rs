@@ -6,6 +6,7 @@
 
 use crate::books::find::Candidate;
 use crate::error::MmError;
+use crate::frames::backing::Backing;
 use crate::memory::HostMm;
 use crate::revoke::batch::{DetachedBatch, Revoked, in_batches};
 use crate::revoke::write_out::Saver;
@@ -23,7 +24,7 @@ impl HostMm {
     }
 }
 
-fn clean(of: &Saver, frames: &[Pfn]) -> Result<usize, MmError> {
+pub(crate) fn clean<B: Backing>(of: &Saver<B>, frames: &[Pfn]) -> Result<usize, MmError> {
     if cfg!(not(feature = "export-notifier")) {
         return Ok(0);
     }
@@ -36,8 +37,8 @@ fn clean(of: &Saver, frames: &[Pfn]) -> Result<usize, MmError> {
     result.map(|()| usize::try_from(cleaned).unwrap_or(usize::MAX))
 }
 
-fn clean_batch(
-    of: &Saver,
+fn clean_batch<B: Backing>(
+    of: &Saver<B>,
     batch: Vec<Candidate<'_>>,
     cleaned: &mut u64,
     result: &mut Result<(), MmError>,

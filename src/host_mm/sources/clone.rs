@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::books::find::Candidate;
 use crate::error::{MmError, require_notifier};
 use crate::fault::Pager;
+use crate::frames::backing::Backing;
 use crate::hooks::SKIP_CLONE_PROTECT;
 use crate::memory::object::MemoryObject;
 use crate::object::pages::{Entry, ObjectPages, Place};
@@ -59,16 +60,25 @@ impl MemoryObject {
         clone: &MemoryObject,
         pages: impl Iterator<Item = Gfn>,
     ) -> Result<(), MmError> {
-        let of = &self.mm.pager;
-        require_notifier("to clone a guest's memory")?;
-        of.require_any_frame("to clone a guest's memory")?;
-        let mut batch = Vec::new();
-        let mut stand_in = None;
-        for gfn in pages {
-            share_page(of, &self.pages, &clone.pages, gfn, &mut batch, &mut stand_in)?;
-        }
-        share_batch(of, &clone.pages, &mut batch)
+        share(&self.mm.pager, &self.pages, &clone.pages, pages)
     }
+}
+
+/// Lets `to` have pages of `from`.
+pub(crate) fn share<B: Backing>(
+    of: &Pager<B>,
+    from: &ObjectPages,
+    to: &ObjectPages,
+    pages: impl Iterator<Item = Gfn>,
+) -> Result<(), MmError> {
+    require_notifier("to clone a guest's memory")?;
+    of.require_any_frame("to clone a guest's memory")?;
+    let mut batch = Vec::new();
+    let mut stand_in = None;
+    for gfn in pages {
+        share_page(of, from, to, gfn, &mut batch, &mut stand_in)?;
+    }
+    share_batch(of, to, &mut batch)
 }
 
 impl MemoryObject {
@@ -82,13 +92,13 @@ impl MemoryObject {
 }
 
 /// Shares a page, or puts it into the batch if it is the object's own and in a frame.
-fn share_page<'a>(
-    of: &'a Pager,
+fn share_page<'a, B: Backing>(
+    of: &'a Pager<B>,
     from: &'a ObjectPages,
     to: &ObjectPages,
     gfn: Gfn,
     batch: &mut Vec<Candidate<'a>>,
-    stand_in: &mut Option<FreeFrame<'a>>,
+    stand_in: &mut Option<FreeFrame<'a, B>>,
 ) -> Result<(), MmError> {
     let Some(source) = from.touched_entry(gfn) else {
         return Ok(());
@@ -131,12 +141,12 @@ fn share_page<'a>(
 
 /// Makes a page in swap a shared one, where it is; false if it is not there any more. Whoever
 /// wants the page meanwhile waits for the lock of `frame`, which stands in for one with the page.
-fn share_swapped(
-    of: &Saver,
+fn share_swapped<B: Backing>(
+    of: &Saver<B>,
     owner: Owner,
     entry: &Entry,
     slot: SwapSlot,
-    frame: &FreeFrame<'_>,
+    frame: &FreeFrame<'_, B>,
 ) -> Result<bool, MmError> {
     let page = frame.prepare(owner);
     let place = Place::Swap(slot);
@@ -155,8 +165,8 @@ fn share_swapped(
     shared
 }
 
-fn share_batch<'a>(
-    of: &'a Saver,
+fn share_batch<'a, B: Backing>(
+    of: &'a Saver<B>,
     to: &ObjectPages,
     batch: &mut Vec<Candidate<'a>>,
 ) -> Result<(), MmError> {
@@ -164,12 +174,16 @@ fn share_batch<'a>(
     if of.lab().is_broken(SKIP_CLONE_PROTECT) {
         let is_untold = |page: &mut Candidate<'_>| of.lab().breaks(SKIP_CLONE_PROTECT, || page.gfn);
         let untold = batch.extract_if(.., is_untold).collect();
-        share_revoked(of, to, DetachedBatch::untold(untold))?;
+        share_revoked(of, to, Revoked::untold(untold))?;
     }
     share_revoked(of, to, DetachedBatch::detach(of, batch, Invalidation::Clean).revoke()?)
 }
 
-fn share_revoked(of: &Saver, to: &ObjectPages, pages: Vec<Revoked<'_>>) -> Result<(), MmError> {
+fn share_revoked<B: Backing>(
+    of: &Saver<B>,
+    to: &ObjectPages,
+    pages: Vec<Revoked<'_>>,
+) -> Result<(), MmError> {
     for revoked in pages {
         of.make_shared(&revoked)?;
         if let Some(copy) = to.entry(revoked.gfn()) {

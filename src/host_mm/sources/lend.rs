@@ -13,6 +13,7 @@
 use crate::books::find::Candidate;
 use crate::error::{MmError, require_notifier};
 use crate::fault::{Intent, Pager};
+use crate::frames::backing::Backing;
 use crate::frames::host_view::PageBuf;
 use crate::hooks::LENDING;
 use crate::memory::object::MemoryObject;
@@ -52,20 +53,28 @@ impl MemoryObject {
         pages: &[Gfn],
         mut borrow: impl FnMut(Gfn, &LockedPage<'_>, &[u8; PAGE_SIZE]),
     ) -> Result<(), MmError> {
-        let of = &self.mm.pager;
-        require_notifier("to lend pages")?;
-        // A window of direct paging cannot map a page read-only on every kernel.
-        of.require_any_frame("to lend pages")?;
-        let mut batch = Vec::new();
-        for &gfn in pages {
-            lend_page(of, &self.pages, gfn, &mut batch, &mut borrow)?;
-        }
-        lend_batch(of, &mut batch, &mut borrow)
+        lend(&self.mm.pager, &self.pages, pages, &mut borrow)
     }
 }
 
-fn lend_page<'a>(
-    of: &'a Pager,
+pub(crate) fn lend<B: Backing>(
+    of: &Pager<B>,
+    own: &ObjectPages,
+    pages: &[Gfn],
+    borrow: &mut Borrow<'_>,
+) -> Result<(), MmError> {
+    require_notifier("to lend pages")?;
+    // A window of direct paging cannot map a page read-only on every kernel.
+    of.require_any_frame("to lend pages")?;
+    let mut batch = Vec::new();
+    for &gfn in pages {
+        lend_page(of, own, gfn, &mut batch, borrow)?;
+    }
+    lend_batch(of, &mut batch, borrow)
+}
+
+fn lend_page<'a, B: Backing>(
+    of: &'a Pager<B>,
     own: &'a ObjectPages,
     gfn: Gfn,
     batch: &mut Vec<Lending<'a>>,
@@ -104,8 +113,8 @@ fn place_of(own: &ObjectPages, gfn: Gfn) -> Option<Place> {
     own.touched_entry(gfn).map(Entry::load)
 }
 
-fn lend_batch(
-    of: &Revoker,
+fn lend_batch<B: Backing>(
+    of: &Revoker<B>,
     batch: &mut Vec<Lending<'_>>,
     borrow: &mut Borrow<'_>,
 ) -> Result<(), MmError> {
@@ -126,8 +135,8 @@ fn lend_batch(
 }
 
 /// Lends a page that nobody can write.
-fn lend_locked(
-    of: &Revoker,
+fn lend_locked<B: Backing>(
+    of: &Revoker<B>,
     page: &LockedPage<'_>,
     gfn: Gfn,
     borrow: &mut Borrow<'_>,

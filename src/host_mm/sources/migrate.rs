@@ -2,6 +2,7 @@
 //! for a batch, then the content is copied and the page's entry set: clear and notify before set.
 
 use crate::error::{MmError, require_notifier};
+use crate::frames::backing::Backing;
 use crate::hooks::MOVED;
 use crate::memory::HostMm;
 use crate::object::pages::Place;
@@ -22,10 +23,10 @@ impl HostMm {
     }
 }
 
-fn migrate(of: &Mover, frames: &[Pfn]) -> Result<usize, MmError> {
+pub(crate) fn migrate<B: Backing>(of: &Mover<B>, frames: &[Pfn]) -> Result<usize, MmError> {
     require_notifier("to migrate pages")?;
     of.require_any_frame("to migrate pages")?;
-    let mut free: Vec<FreeFrame<'_>> = Vec::new();
+    let mut free: Vec<FreeFrame<'_, B>> = Vec::new();
     while free.len() < frames.len() && of.has_spare_frames() {
         let Some(frame) = of.take_free_frame(None) else { break };
         free.push(frame);
@@ -46,11 +47,11 @@ fn migrate(of: &Mover, frames: &[Pfn]) -> Result<usize, MmError> {
 }
 
 /// Moves a page; returns the frame that it was in.
-fn move_page<'a>(
-    of: &'a Vacator,
+fn move_page<'a, B: Backing>(
+    of: &'a Vacator<B>,
     revoked: Revoked<'a>,
-    frame: FreeFrame<'a>,
-) -> Result<FreeFrame<'a>, MmError> {
+    frame: FreeFrame<'a, B>,
+) -> Result<FreeFrame<'a, B>, MmError> {
     let old = revoked.page();
     let new = frame.prepare(old.owner());
     if let Err(error) = of.view.copy(old, &new) {

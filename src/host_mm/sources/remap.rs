@@ -6,6 +6,7 @@
 use crate::books::find::Candidate;
 use crate::error::{MmError, require_notifier};
 use crate::fault::Intent;
+use crate::frames::backing::Backing;
 use crate::hooks::EXCHANGING;
 use crate::memory::object::MemoryObject;
 use crate::object::pages::{Entry, Place};

@@ -32,7 +32,8 @@ fn name(owner_tag: u64) -> u64 {
 /// One checksum a slot.
 ///
 /// All accesses are relaxed: a slot is written, read and freed by whoever owns it, and what hands
-/// it from one thread to another (the memory object's locks, the slot map's) orders them.
+/// it from one thread to another (the memory object's locks, the slot map's) orders them. From std under a
+/// model checker, too: a piece of the table is thousands of them.
 #[derive(Debug)]
 pub(super) struct Checksums {
     pieces: Box<[OnceLock<Box<[AtomicU64]>>]>,

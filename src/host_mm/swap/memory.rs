@@ -1,11 +1,10 @@
 //! Swap in plain memory, for tests: a file costs a system call a page.
 
 use std::io;
-use std::sync::Mutex;
 
 use super::backend::{Slot, SwapBackend, check_range};
 use gnomon_export_rmap::addr::PAGE_SIZE;
-use gnomon_export_rmap::sync::lock;
+use gnomon_export_rmap::sync::{Mutex, lock};
 
 /// Pages in memory, which is taken up by those that were ever written.
 #[derive(Debug)]

@@ -21,7 +21,7 @@ mod error;
 mod faulty;
 mod file;
 #[cfg(feature = "lab")]
-mod injecting;
+pub(crate) mod injecting;
 #[cfg(feature = "testing")]
 mod memory;
 mod slots;
@@ -40,8 +40,6 @@ pub use error::{SwapError, SwapOp, SwapOpenError};
 #[cfg(feature = "lab")]
 pub use faulty::{CorruptingBackend, FailingBackend};
 pub use file::FileSwap;
-#[cfg(all(test, feature = "lab"))]
-pub(crate) use injecting::InjectingFile;
 #[cfg(feature = "testing")]
 pub use memory::MemorySwap;
 

@@ -10,7 +10,8 @@ use nix::errno::Errno;
 use crate::hooks::{
     EINTR, FRAME_ENOMEM, SHORT_WRITE, SLOW_NOTIFIER, SWAP_FULL, SWAP_READ, SWAP_WRITE,
 };
-use crate::swap::{InjectingFile, SwapConfig, SwapError, SwapOp};
+use crate::swap::injecting::InjectingFile;
+use crate::swap::{SwapConfig, SwapError, SwapOp};
 use crate::{HostFault, Injection, InjectionPlan, When};
 use crate::{HostMm, HostMmConfig, MIN_HOST_MEMORY_BYTES, MemoryObject, MmError};
 use gnomon_export_rmap::addr::{Gfn, PAGE_SIZE, PAGE_SIZE_U64, Pfn};

@@ -1,6 +1,7 @@
 //! Memory that somebody removes behind this layer's back, in the middle of an eviction.
 
 use super::rig::{FRAMES, config, page};
+use crate::frames::backing::Backing;
 use crate::reclaim::evict::drop_clean;
 use crate::revoke::vacate::Vacator;
 use crate::swap::MemorySwap;

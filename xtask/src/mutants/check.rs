@@ -100,10 +100,12 @@ impl Check {
         let room = self.what.split_once("::").and_then(|(room, rest)| {
             CRATES.iter().find(|(name, _)| *name == room).map(|(_, package)| (*package, rest))
         });
-        // All models are of one crate.
-        let models = matches!(self.kind, Kind::Loom | Kind::Shuttle);
-        let others = if models { "gnomon-export-rmap" } else { "gnomon" };
-        room.unwrap_or((others, &self.what))
+        room.unwrap_or(("gnomon", &self.what))
+    }
+
+    /// What the names of the models contain that this is of.
+    pub fn model(&self) -> Option<&str> {
+        matches!(self.kind, Kind::Loom | Kind::Shuttle).then_some(&self.what)
     }
 
     /// The package whose tests or models these are.
@@ -244,9 +246,9 @@ mod tests {
         assert_eq!(unit.package(), "gnomon");
         assert_eq!(unit.arguments(1), ["shadow_mmu::tests::a", "--nocapture"]);
 
-        let loom = check("loom models::reuse");
-        assert_eq!(loom.package(), "gnomon-export-rmap");
-        assert_eq!(loom.arguments(1), ["models::reuse", "--nocapture"]);
+        let loom = check("loom host_mm::models::a");
+        assert_eq!(loom.package(), "gnomon-host-mm");
+        assert_eq!(loom.arguments(1), ["models::a", "--nocapture"]);
 
         let src = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../src");
         let mut rooms: Vec<_> = std::fs::read_dir(src)

@@ -6,6 +6,7 @@
 
 mod check;
 mod lane;
+mod models;
 mod patch;
 mod sources;
 mod table;
@@ -122,6 +123,8 @@ fn run_lanes(root: &Path, chosen: &[Mutant], jobs: Option<usize>) -> Result<Vec<
 
 fn check(root: &Path, all: &[Mutant], page: &Path) -> Result<bool> {
     let mut faults = table::faults(page, all)?;
+    let models = models::names(root)?;
+    faults.extend(all.iter().flat_map(|mutant| models::faults(mutant, &models)));
     for mutant in all {
         if let Err(error) = sources::apply_check(root, &mutant.patch) {
             faults.push(format!(

@@ -2,8 +2,8 @@
 
 use crate::models::client::{Client, WRITABLE};
 use crate::models::host::Host;
-use crate::models::{check, thread};
-use crate::sync::Arc;
+use gnomon_export_rmap::explore::{check, thread};
+use gnomon_export_rmap::sync::Arc;
 
 const PAGE: usize = 0;
 
@@ -14,7 +14,7 @@ fn upgrade_against(protect: impl Fn(&Host) + Copy + Send + Sync + 'static) {
         let host = Arc::new(Host::new(1, 1));
         let (client, _membership) = Client::register(&host, 1, 0);
         let token = host.lock_page(PAGE).sequence();
-        assert!(client.install_with(&host.table, PAGE, false, token, 0));
+        assert!(client.install_with(host.table(), PAGE, false, token, 0));
         let protecting = thread::spawn({
             let host = host.clone();
             move || protect(&host)
@@ -23,7 +23,7 @@ fn upgrade_against(protect: impl Fn(&Host) + Copy + Send + Sync + 'static) {
         let (read_only, token) = (page.is_read_only(), page.sequence());
         drop(page);
         if !read_only {
-            client.install_with(&host.table, PAGE, true, token, WRITABLE);
+            client.install_with(host.table(), PAGE, true, token, WRITABLE);
         }
         protecting.join().unwrap();
         assert!(host.lock_page(PAGE).is_read_only());

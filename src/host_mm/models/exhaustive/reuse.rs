@@ -1,12 +1,13 @@
 //! Detach, flush, reuse: a frame goes to another page only when no processor can use what it
 //! cached of the old one.
 
-use crate::Membership;
-use crate::addr::Pfn;
 use crate::models::client::Client;
+use crate::models::exhaustive::FRAME;
 use crate::models::host::Host;
-use crate::models::{FRAME, check, check_bounded, thread};
-use crate::sync::{Arc, Ordering};
+use gnomon_export_rmap::Membership;
+use gnomon_export_rmap::addr::Pfn;
+use gnomon_export_rmap::explore::{check, check_bounded, thread};
+use gnomon_export_rmap::sync::{Arc, Ordering};
 
 const PAGE: usize = 0;
 const OTHER_PAGE: usize = 1;
@@ -17,7 +18,7 @@ const OTHER_VALUE: u32 = 8;
 fn machine() -> (Arc<Host>, Arc<Client>, Membership) {
     let host = Arc::new(Host::new(2, 1));
     let (client, membership) = Client::register(&host, 2, 0);
-    host.copy(OTHER_PAGE, 0).store(OTHER_VALUE, Ordering::Relaxed);
+    host.put(OTHER_PAGE, 0, OTHER_VALUE);
     client.fault(&host, PAGE, true);
     client.touch(&host, PAGE, Some(VALUE)).unwrap();
     (host, client, membership)
@@ -40,7 +41,7 @@ fn a_frame_is_reused_only_after_the_flush() {
                 read(&host, &client);
             }
         });
-        // No frame is free: evicts the first page.
+        assert_eq!(host.evict(&[FRAME]), 1);
         drop(host.lock_page(OTHER_PAGE));
         guest.join().unwrap();
         assert_eq!(host.word(FRAME, 0).load(Ordering::Relaxed), OTHER_VALUE);
@@ -56,7 +57,7 @@ fn frames_of_a_batch_are_reused_only_after_the_flush_of_each() {
             let host = Arc::new(Host::new(4, 2));
             let (client, _membership) = Client::register(&host, 4, 0);
             for (number, value) in [(0, VALUE), (1, VALUE), (2, OTHER_VALUE), (3, OTHER_VALUE)] {
-                host.copy(number, 0).store(value, Ordering::Relaxed);
+                host.put(number, 0, value);
             }
             for number in 0..2 {
                 client.fault(&host, number, false);
@@ -91,7 +92,7 @@ fn a_frame_stays_exported_until_its_clients_own_removal_is_flushed() {
             let (host, client) = (host.clone(), client.clone());
             move || client.remove(&host, PAGE)
         });
-        host.discard(FRAME);
+        host.discard(PAGE);
         drop(host.lock_page(OTHER_PAGE));
         guest.join().unwrap();
         remover.join().unwrap();
@@ -111,7 +112,7 @@ fn a_frame_whose_flush_failed_is_reused_only_after_one_that_succeeds() {
             let (host, client) = (host.clone(), client.clone());
             move || read(&host, &client)
         });
-        host.discard(FRAME);
+        host.discard(PAGE);
         drop(host.lock_page(OTHER_PAGE));
         guest.join().unwrap();
         host.check_books(&[&client]);

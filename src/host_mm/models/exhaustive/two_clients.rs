@@ -1,10 +1,11 @@
 //! Two clients on one page: the reverse map between them, the flag, and their harvests.
 
 use crate::models::client::Client;
+use crate::models::exhaustive::FRAME;
 use crate::models::host::Host;
-use crate::models::{FRAME, check, check_bounded, thread};
-use crate::sync::{Arc, Ordering};
-use crate::{Membership, PageFlags};
+use gnomon_export_rmap::explore::{check, check_bounded, thread};
+use gnomon_export_rmap::sync::Arc;
+use gnomon_export_rmap::{Membership, PageFlags};
 
 const PAGE: usize = 0;
 
@@ -77,7 +78,7 @@ fn the_flag_goes_with_the_last_of_two_clients() {
         two.first.fault(&two.host, PAGE, false);
         two.second.fault(&two.host, PAGE, false);
         let remover = two.first_lets_go();
-        assert!(two.host.table.get(FRAME).unwrap().is_exported(), "I4: the second still maps it");
+        assert!(two.host.table().get(FRAME).unwrap().is_exported(), "I4: the second still maps it");
         two.second.remove(&two.host, PAGE);
         remover.join().unwrap();
         two.check_books();
@@ -92,7 +93,7 @@ fn a_client_that_comes_as_the_other_goes_sets_the_flag_again() {
         two.first.fault(&two.host, PAGE, false);
         let remover = two.first_lets_go();
         two.second.fault(&two.host, PAGE, false);
-        assert!(two.host.table.get(FRAME).unwrap().is_exported(), "I4: the second maps it");
+        assert!(two.host.table().get(FRAME).unwrap().is_exported(), "I4: the second maps it");
         remover.join().unwrap();
         two.check_books();
     });
@@ -111,9 +112,9 @@ fn the_harvests_of_two_clients_are_combined() {
         });
         assert_eq!(two.host.evict(&[FRAME]), 1);
         let written = writer.join().unwrap();
-        let copy = two.host.copy(PAGE, 0).load(Ordering::Relaxed);
+        let copy = two.host.copy(PAGE, 0);
         assert_eq!(copy, if written { 7 } else { 0 }, "I2: a write was lost");
-        assert!(!two.host.table.lock(FRAME).flags().contains(PageFlags::DIRTY));
+        assert!(!two.host.table().lock(FRAME).flags().contains(PageFlags::DIRTY));
         two.check_books();
     });
 }

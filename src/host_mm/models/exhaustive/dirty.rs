@@ -1,11 +1,12 @@
 //! The dirty harvest against a write.
 
-use crate::Membership;
-use crate::PageFlags;
 use crate::models::client::Client;
+use crate::models::exhaustive::FRAME;
 use crate::models::host::Host;
-use crate::models::{FRAME, check, thread};
-use crate::sync::{Arc, Ordering};
+use gnomon_export_rmap::Membership;
+use gnomon_export_rmap::PageFlags;
+use gnomon_export_rmap::explore::{check, thread};
+use gnomon_export_rmap::sync::Arc;
 
 const PAGE: usize = 0;
 const VALUE: u32 = 7;
@@ -20,7 +21,7 @@ fn mapped(written: bool) -> (Arc<Host>, Arc<Client>, Membership) {
 }
 
 fn copy(host: &Host) -> u32 {
-    host.copy(PAGE, 0).load(Ordering::Relaxed)
+    host.copy(PAGE, 0)
 }
 
 #[test]
@@ -52,7 +53,7 @@ fn a_write_during_a_cleaning_is_in_the_copy_or_leaves_the_page_dirty() {
         });
         host.clean(&[FRAME]);
         writer.join().unwrap();
-        let noted = host.table.lock(FRAME).flags().contains(PageFlags::DIRTY);
+        let noted = host.table().lock(FRAME).flags().contains(PageFlags::DIRTY);
         let dirty = noted || client.is_dirty(PAGE);
         assert!(dirty || copy(&host) == VALUE + 1, "I2: a write was lost");
         host.check_books(&[&client]);

@@ -1,11 +1,11 @@
 //! A page that is lent as a copy against a guest that writes it.
 
-use crate::addr::Pfn;
 use crate::models::client::Client;
 use crate::models::host::Host;
-use crate::models::{check_bounded, thread};
-use crate::sync::{Arc, Ordering};
-use crate::{
+use gnomon_export_rmap::addr::Pfn;
+use gnomon_export_rmap::explore::{check_bounded, thread};
+use gnomon_export_rmap::sync::{Arc, Ordering};
+use gnomon_export_rmap::{
     ClientId, ClientLock, ExportNotifier, FlushReason, Gone, Harvest, Invalidation, LockedPage,
     Retain, RevokeError, RmapEntry,
 };
@@ -47,8 +47,9 @@ impl ExportNotifier for Borrower {
 
 /// Whatever the guest has done before: `mapped` says that it may have the right to write already.
 fn lend_against_a_write(mapped: bool) {
-    let host = Arc::new(Host::new(1, 1));
-    let reservation = host.notifiers.reserve().unwrap();
+    // A frame for each of two who want the page at once.
+    let host = Arc::new(Host::new(1, 2));
+    let reservation = host.notifiers().reserve().unwrap();
     let borrower = Arc::new(Borrower { id: reservation.id(), copy: ClientLock::new(None) });
     let _borrows = reservation.register(borrower.clone());
     let (client, _membership) = Client::register(&host, 1, 0);
@@ -84,7 +85,7 @@ fn lend_against_a_write(mapped: bool) {
     if let Some((pfn, content)) = *copy {
         assert_eq!(content, VALUE, "the copy is older than a completed write");
         let gone = Gone { pfn, entry: borrower.entry(), dirty: false };
-        host.table.give_up_uncached(&copy, &[gone]);
+        host.table().give_up_uncached(&copy, &[gone]);
     }
     drop(copy);
     host.check_books(&[&client]);

@@ -1,5 +1,5 @@
-//! An export client as the models have it. Stand-in for `shadow_mmu` and for the processors below
-//! it, which need KVM:
+//! An export client as the models have it. Stand-in for `shadow_mmu`, which is above this crate, and for
+//! the processors below it, which need KVM:
 //!
 //! | here | stands in for |
 //! |---|---|
@@ -9,47 +9,47 @@
 //! | [`Client::touch`] | a guest's instruction: the processor's TLB and table walk, with its way of setting accessed and dirty bits |
 //! | `flush` | the zap of the guest view: comes back when no processor is in an instruction that uses an old translation |
 
-use crate::addr::Pfn;
 use crate::models::host::Host;
-use crate::sync::{Arc, AtomicU32, Mutex, Ordering, lock};
-use crate::{
+use gnomon_export_rmap::addr::Pfn;
+use gnomon_export_rmap::sync::{Arc, AtomicU32, AtomicU64, Mutex, Ordering, lock};
+use gnomon_export_rmap::{
     ClientId, ClientLock, ExportNotifier, FlushReason, FrameTable, Gone, Harvest, Invalidation,
-    LockedPage, Membership, Retain, RevokeError, RmapEntry, SequenceToken,
+    LockedPage, Membership, Retain, RevokeError, RmapEntry, SequenceToken, marks,
 };
 
-const PRESENT: u32 = 1 << 0;
-pub(super) const WRITABLE: u32 = 1 << 1;
-const ACCESSED: u32 = 1 << 2;
-const DIRTY: u32 = 1 << 3;
+const PRESENT: u64 = 1 << 0;
+pub(super) const WRITABLE: u64 = 1 << 1;
+const ACCESSED: u64 = 1 << 2;
+pub(super) const DIRTY: u64 = 1 << 3;
 const FRAME_SHIFT: u32 = 8;
 
-fn frame(entry: u32) -> Pfn {
-    Pfn::new(entry >> FRAME_SHIFT)
+fn frame(entry: u64) -> Pfn {
+    Pfn::new(u32::try_from(entry >> FRAME_SHIFT).unwrap())
 }
 
 /// A guest with one processor, or with several that share a TLB.
-pub(crate) struct Client {
+pub(super) struct Client {
     id: ClientId,
     /// The MMU lock.
     mmu: ClientLock<()>,
     /// One for each page of the host.
-    sptes: Box<[AtomicU32]>,
+    pub(super) sptes: Box<[AtomicU64]>,
     /// What the processor caches of them. Locked for the length of an instruction.
-    tlb: Mutex<Vec<u32>>,
+    tlb: Mutex<Vec<u64>>,
     /// The word of each page that this client writes.
     word: usize,
-    unregistered: AtomicU32,
+    pub(super) unregistered: AtomicU32,
     /// The next flush fails: 1.
-    refuses: AtomicU32,
+    pub(super) refuses: AtomicU32,
 }
 
 impl Client {
     pub(super) fn register(host: &Host, pages: usize, word: usize) -> (Arc<Self>, Membership) {
-        let reservation = host.notifiers.reserve().unwrap();
+        let reservation = host.notifiers().reserve().unwrap();
         let client = Arc::new(Self {
             id: reservation.id(),
             mmu: ClientLock::new(()),
-            sptes: (0..pages).map(|_| AtomicU32::new(0)).collect(),
+            sptes: (0..pages).map(|_| AtomicU64::new(0)).collect(),
             tlb: Mutex::new(vec![0; pages]),
             word,
             unregistered: AtomicU32::new(0),
@@ -57,19 +57,6 @@ impl Client {
         });
         let membership = reservation.register(client.clone());
         (client, membership)
-    }
-
-    /// Unregisters; from here on any call is a violation of I7.
-    #[cfg(shuttle)]
-    pub(super) fn unregister(&self, membership: Membership) {
-        drop(membership);
-        self.unregistered.store(1, Ordering::Relaxed);
-    }
-
-    /// Lets the next flush fail.
-    #[cfg(loom)]
-    pub(super) fn refuse_next_flush(&self) {
-        self.refuses.store(1, Ordering::Relaxed);
     }
 
     fn check_registered(&self) {
@@ -88,18 +75,6 @@ impl Client {
             spte & PRESENT != 0 && frame(spte) == pfn
         };
         (0..self.sptes.len()).filter(maps).map(|page| self.entry(page)).collect()
-    }
-
-    /// Whether an SPTE says that its page was written through it.
-    #[cfg(loom)]
-    pub(super) fn is_dirty(&self, page: usize) -> bool {
-        self.sptes[page].load(Ordering::Relaxed) & DIRTY != 0
-    }
-
-    /// Whether an SPTE allows its page to be written.
-    #[cfg(loom)]
-    pub(super) fn may_write(&self, page: usize) -> bool {
-        self.sptes[page].load(Ordering::Relaxed) & WRITABLE != 0
     }
 
     /// One read (`write` is `None`) or write by the guest; `None` is a page fault.
@@ -143,39 +118,24 @@ impl Client {
     }
 
     fn try_fault(&self, host: &Host, page: usize, write: bool) -> bool {
-        let locked = host.lock_page(page);
-        if write {
-            host.recall(&locked);
-        }
+        let locked = if write { host.lock_page_for_write(page) } else { host.lock_page(page) };
         let read_only = locked.is_read_only();
         let token = locked.sequence();
         drop(locked);
         let rights = if read_only { 0 } else { WRITABLE };
-        self.install_with(&host.table, page, write, token, rights)
+        self.install_with(host.table(), page, write, token, rights)
     }
 
-    /// The second half of a fault; `false` if it must start over.
-    #[cfg(loom)]
-    pub(super) fn install(
-        &self,
-        table: &FrameTable,
-        page: usize,
-        write: bool,
-        token: SequenceToken,
-    ) -> bool {
-        self.install_with(table, page, write, token, WRITABLE)
-    }
-
-    /// The same with so many rights.
+    /// The second half of a fault, which adds so many rights; `false` if it must start over.
     pub(super) fn install_with(
         &self,
         table: &FrameTable,
         page: usize,
         write: bool,
         token: SequenceToken,
-        rights: u32,
+        rights: u64,
     ) -> bool {
-        let number = u32::try_from(token.pfn().index()).unwrap();
+        let number = token.pfn().index() as u64;
         let marks = ACCESSED | if write { DIRTY } else { 0 };
         let new = (number << FRAME_SHIFT) | PRESENT | rights | marks;
         let mmu = self.mmu.lock();
@@ -185,7 +145,7 @@ impl Client {
             if !table.is_current(&mmu, token) {
                 return false;
             }
-            let old = spte.fetch_or(new, Ordering::AcqRel);
+            let old = marks::grant(spte, new);
             assert_eq!(frame(old), token.pfn(), "I1: the SPTE points to a frame that was lost");
             return true;
         }
@@ -198,12 +158,12 @@ impl Client {
     /// Gives a mapping up without being asked: clear, flush, and only then out of the reverse map.
     pub(super) fn remove(&self, host: &Host, page: usize) {
         let mmu = self.mmu.lock();
-        let old = self.sptes[page].swap(0, Ordering::AcqRel);
+        let old = marks::take(&self.sptes[page]);
         if old & PRESENT == 0 {
             return;
         }
         let gone = Gone { pfn: frame(old), entry: self.entry(page), dirty: old & DIRTY != 0 };
-        let flushed = host.table.give_up(&mmu, &[gone], || {
+        let flushed = host.table().give_up(&mmu, &[gone], || {
             lock(&self.tlb)[page] = 0;
             Ok::<(), ()>(())
         });
@@ -220,8 +180,8 @@ impl ExportNotifier for Client {
             let spte = &self.sptes[usize::try_from(location).unwrap()];
             let old = match kind {
                 Invalidation::Recall => return Retain::Keep,
-                Invalidation::Unmap | Invalidation::Replace(_) => spte.swap(0, Ordering::AcqRel),
-                Invalidation::Clean => spte.fetch_and(!(WRITABLE | DIRTY), Ordering::AcqRel),
+                Invalidation::Unmap | Invalidation::Replace(_) => marks::take(spte),
+                Invalidation::Clean => marks::restrict(spte, WRITABLE | DIRTY),
             };
             harvest =
                 harvest.or(Harvest { dirty: old & DIRTY != 0, accessed: old & ACCESSED != 0 });
@@ -235,6 +195,8 @@ impl ExportNotifier for Client {
 
     fn age_page(&self, _page: &LockedPage<'_>) -> bool {
         self.check_registered();
+        // A call waits for a fault that is about to take its entry back.
+        let _mmu = self.mmu.lock();
         false
     }
 
