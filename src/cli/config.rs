@@ -270,7 +270,8 @@ pub(crate) fn machine(
         refuse_shadow_options(host, &kernel)?;
     }
     let swap = swap(sizes.all_memory(), host)?;
-    let folder = Folder::look_at(swap_folder(&swap));
+    let look = || Folder::look_at(swap_folder(&swap));
+    let folder = limits.swap_folder.clone().unwrap_or_else(look);
     let warnings = warnings(sizes, host, &swap, &folder, limits);
     let shape = Shape {
         memory_bytes,

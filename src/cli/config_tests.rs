@@ -12,7 +12,9 @@ use crate::host_mm::hooks::DROP_DIRTY;
 use crate::vmm::boot::MAX_IMAGE_BYTES;
 
 fn limits() -> HostLimits {
-    HostLimits { max_vcpus: Some(8), available_bytes: Some(1 << 40), ..HostLimits::default() }
+    let swap_folder = Some(Folder::on_disk());
+    let available_bytes = Some(1 << 40);
+    HostLimits { max_vcpus: Some(8), available_bytes, swap_folder, ..HostLimits::default() }
 }
 
 fn try_boot(words: &[&str]) -> Result<MachineConfig, String> {

@@ -130,14 +130,10 @@ mod tests {
     use crate::sys::small_pages::PageCost;
 
     /// A place for swap with room for any.
-    fn on_disk() -> Folder {
-        Folder { path: "/tmp".into(), is_in_memory: false, free_bytes: None }
-    }
-
     #[test]
     fn swap_that_fits_into_memory_or_not_is_told() {
         let swap = |free_bytes| {
-            let folder = Folder { is_in_memory: true, free_bytes, ..on_disk() };
+            let folder = Folder { is_in_memory: true, free_bytes, ..Folder::on_disk() };
             let findings = examine(&HostLimits::default(), &folder);
             let found = findings.into_iter().find(|finding| finding.what == "swap in memory");
             found.unwrap().status
@@ -149,7 +145,7 @@ mod tests {
 
     #[track_caller]
     fn assert_line(limits: &HostLimits, what: &str, status: Status, part: &str) {
-        let findings = examine(limits, &on_disk());
+        let findings = examine(limits, &Folder::on_disk());
         let finding = findings.iter().find(|finding| finding.what == what).unwrap();
         assert_eq!(finding.status, status, "{finding}");
         assert!(finding.detail.contains(part), "no {part:?} in: {finding}");
@@ -157,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_host_without_limits_gets_a_line_for_everything() {
-        let findings = examine(&HostLimits::default(), &on_disk());
+        let findings = examine(&HostLimits::default(), &Folder::on_disk());
         assert_eq!(findings.len(), 10);
         assert!(findings.iter().all(|one| one.status == Status::Ok && !one.detail.is_empty()));
         assert_line(&HostLimits::probe(), "huge pages", Status::Ok, "takes a page");

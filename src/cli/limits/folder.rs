@@ -23,6 +23,12 @@ impl Folder {
         let free_bytes = free_bytes(&path);
         Self { path, is_in_memory, free_bytes }
     }
+
+    /// One on a disk without bounds, whatever the host has.
+    #[cfg(test)]
+    pub(crate) fn on_disk() -> Self {
+        Self { path: "/tmp".into(), is_in_memory: false, free_bytes: None }
+    }
 }
 
 fn free_bytes(path: &Path) -> Option<u64> {

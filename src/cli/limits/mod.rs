@@ -42,6 +42,8 @@ pub(crate) struct HostLimits {
     pub(crate) page_cost: Option<PageCost>,
     /// Whether threads are started to see that they can be.
     pub(crate) tries_threads: bool,
+    /// The directory of the swap file; where it is `None` it is looked at once it is known.
+    pub(crate) swap_folder: Option<Folder>,
 }
 
 impl HostLimits {
@@ -56,6 +58,7 @@ impl HostLimits {
             process: ProcessLimits::probe(),
             page_cost: PageCost::measure().ok(),
             tries_threads: true,
+            swap_folder: None,
         }
     }
 

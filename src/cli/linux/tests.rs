@@ -3,7 +3,7 @@ use clap::Parser;
 use super::*;
 use crate::cli::args::{Cli, Command};
 use crate::cli::kernel_file::read_kernel;
-use crate::cli::limits::HostLimits;
+use crate::cli::limits::{Folder, HostLimits};
 use crate::virtio::DiskMode;
 
 /// Resolves a command line with a file that looks like a bzImage, another beside it, and one of 1 GiB.
@@ -34,7 +34,8 @@ fn resolved_on(limits: &HostLimits, options: &[&str]) -> Result<Option<LinuxConf
         panic!("not boot");
     };
     let kernel = args.kernel.as_deref().map(read_kernel).transpose();
-    let resolved = kernel.and_then(|kernel| resolve(&args, kernel, limits));
+    let limits = HostLimits { swap_folder: Some(Folder::on_disk()), ..limits.clone() };
+    let resolved = kernel.and_then(|kernel| resolve(&args, kernel, &limits));
     let linux = resolved.map(|resolved| match resolved {
         Resolved::Linux(config) => Some(*config),
         Resolved::Other(kernel) => {
