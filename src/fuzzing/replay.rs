@@ -6,8 +6,6 @@ use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use super::{TARGETS, run};
-use crate::export_rmap::client::FORGET_RMAP;
-use crate::host_mm::hooks::{DROP_DIRTY, SKIP_FLUSH, SWAP_CORRUPT};
 
 /// What the corpus may come to, so that replaying it stays cheap.
 const MAX_FILES: usize = 200;
@@ -113,7 +111,9 @@ fn the_corpus_of_shadow_mmu_catches_sabotage() {
     use std::panic::AssertUnwindSafe;
 
     use super::shadow_mmu::run_on_kernel;
+    use crate::export_rmap::client::FORGET_RMAP;
     use crate::host_mm::HostMmConfig;
+    use crate::host_mm::hooks::{DROP_DIRTY, SKIP_FLUSH, SWAP_CORRUPT};
     use crate::shadow_mmu::reference::machine::config;
 
     for sabotage in [FORGET_RMAP, DROP_DIRTY, SKIP_FLUSH, SWAP_CORRUPT] {

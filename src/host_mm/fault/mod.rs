@@ -46,7 +46,7 @@ pub(super) enum Intent {
 }
 
 /// Brings pages into frames, and reclaims for want of one. It holds everything that host memory is made
-/// of: see [`Books`](crate::books::Books) for what is handed on of it.
+/// of: see [`Books`] for what is handed on of it.
 pub(super) struct Pager<B: Backing = HostView> {
     reclaimer: Reclaimer<B>,
 }

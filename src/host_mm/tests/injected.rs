@@ -7,9 +7,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use crate::hooks::{
-    EINTR, FRAME_ENOMEM, SHORT_WRITE, SLOW_NOTIFIER, SWAP_FULL, SWAP_READ, SWAP_WRITE,
-};
+use crate::hooks::{EINTR, FRAME_ENOMEM, SHORT_WRITE, SWAP_FULL, SWAP_READ, SWAP_WRITE};
 use crate::swap::injecting::InjectingFile;
 use crate::swap::{SwapConfig, SwapError, SwapOp};
 use crate::{HostFault, Injection, InjectionPlan, When};
@@ -249,7 +247,7 @@ fn a_slow_client_is_slow_and_otherwise_itself() {
     }
 
     let slow = Duration::from_millis(30);
-    let object = object(&[(SLOW_NOTIFIER.lasting(slow), When::ALWAYS)], 4);
+    let object = object(&[(crate::hooks::SLOW_NOTIFIER.lasting(slow), When::ALWAYS)], 4);
     let mm = object.host_mm();
     let client = Arc::new(Client(AtomicBool::new(false)));
     let registration = mm.register_client(mm.reserve_client().unwrap(), client.clone());
