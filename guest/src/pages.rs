@@ -9,6 +9,14 @@ use gnomon_abi as abi;
 /// Where the work pages are mapped, one after the other, by 4 KiB pages.
 const WORK_ADDRESS: u64 = 0x1000_0000_0000;
 
+/// Whether the entry of a work page is accessed and dirty before anybody has used the page, as kernels map
+/// their memory. The others, every eighth 2 MiB of them, show that these bits are set when they must be, and
+/// not before.
+#[inline]
+pub fn is_preset(index: u64) -> bool {
+    !(index / paging::ENTRIES).is_multiple_of(8)
+}
+
 /// The work pages, by index `0 .. pages`, spread evenly over the free RAM.
 #[derive(Clone, Copy)]
 pub struct WorkSet {
@@ -27,7 +35,10 @@ impl WorkSet {
         let first = ram.take_pages_from_end(span);
         let work = WorkSet { pages: span.min(most), first_gfn: first / PAGE_BYTES, span };
         let flags = paging::WRITE | paging::NO_EXECUTE;
-        space.map_pages(ram, WORK_ADDRESS, work.pages, flags, |i| work.gfn(i) * PAGE_BYTES);
+        let preset = |i| if is_preset(i) { paging::ACCESSED | paging::DIRTY } else { 0 };
+        space.map_pages(ram, WORK_ADDRESS, work.pages, |i| {
+            paging::leaf(work.gfn(i) * PAGE_BYTES, flags | preset(i))
+        });
         work
     }
 

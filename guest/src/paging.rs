@@ -19,7 +19,8 @@ pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Flags of entries that point to tables: permissions are decided at the leaves. All entries have
 /// [`USER`]: with shadow paging it makes no difference, otherwise this guest is at CPL 3.
 const TABLE_FLAGS: u64 = PRESENT | WRITE | USER | ACCESSED;
-const ENTRIES: u64 = 512;
+/// Entries of a table.
+pub const ENTRIES: u64 = 512;
 
 /// Page-fault error code bits.
 pub const FAULT_PRESENT: u64 = 1 << 0;
@@ -154,14 +155,13 @@ impl AddressSpace {
         }
     }
 
-    /// Maps `count` single pages from `address` up, the physical page of each given by its number.
+    /// Maps `count` single pages from `address` up, the leaf of each given by its number.
     pub fn map_pages(
         self,
         ram: &mut FreeRam,
         address: u64,
         count: u64,
-        flags: u64,
-        physical: impl Fn(u64) -> u64,
+        leaf_of: impl Fn(u64) -> u64,
     ) {
         let mut table = None;
         for i in 0..count {
@@ -171,7 +171,7 @@ impl AddressSpace {
                 _ => self.table(ram, at, 1),
             };
             table = Some(leaves);
-            leaves.entry_for(at, 1).store(leaf(physical(i), flags), Ordering::Relaxed);
+            leaves.entry_for(at, 1).store(leaf_of(i), Ordering::Relaxed);
         }
     }
 

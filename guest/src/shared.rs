@@ -36,8 +36,8 @@ impl SharedArea {
     pub fn new(ram: &mut FreeRam, space: AddressSpace) -> SharedArea {
         let frames = ram.take_pages(SHARED_PAGES as u64);
         let flags = paging::WRITE | paging::NO_EXECUTE;
-        space.map_pages(ram, SHARED_ADDRESS, SHARED_PAGES as u64, flags, |i| {
-            frames + i * PAGE_BYTES
+        space.map_pages(ram, SHARED_ADDRESS, SHARED_PAGES as u64, |i| {
+            paging::leaf(frames + i * PAGE_BYTES, flags)
         });
         SharedArea { frames }
     }

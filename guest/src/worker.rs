@@ -124,7 +124,7 @@ impl Worker {
     }
 
     /// Checks the accessed and dirty bits of an owned page's entry against the ledger: a page that
-    /// was written has both, a page that never was is not dirty.
+    /// was written has both, a page that never was is not dirty, unless its entry was so at first.
     pub fn check_flags(&self, page: u64) {
         let index = self.index(page);
         let address = WorkSet::address(index);
@@ -135,7 +135,8 @@ impl Worker {
             None => 0,
         };
         let written = pages::version(gfn).load(Ordering::Relaxed) != 0;
-        let expected = if written { flags } else { paging::ACCESSED };
+        let is_dirty = written || pages::is_preset(index);
+        let expected = if is_dirty { flags } else { paging::ACCESSED };
         if found != expected {
             self.report(Violation::Paging, address, expected, found, gfn);
         }

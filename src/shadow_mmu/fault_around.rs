@@ -1,9 +1,16 @@
-//! Fault-around: a fault costs the same whether it installs one SPTE or sixteen.
+//! Fault-around: a fault costs the same whether it installs one SPTE or a leaf table of them.
 //!
-//! Neighbours that the guest has mapped and used before (so that no accessed bit of its own is set
-//! for a page that was not touched) are installed if their pages are in frames and not locked. Ahead
-//! of a sequential stream of faults, pages are also read back from swap, as long as frames are
-//! free for it. Neighbours' SPTEs start without the accessed bit, so that reclaim is not misled.
+//! Guarantees:
+//!
+//! - a neighbour is installed with no more rights than the guest's own entry gives it, and only if the guest
+//!   has used that entry before (its accessed bit is set), so that no bit of the guest's claims a touch that
+//!   was none. Of a large guest page one entry speaks for all of it;
+//! - nobody waits for a neighbour, and none takes a frame that somebody else could need: its page is in a
+//!   frame that nobody has locked. Ahead of a sequential stream of faults, as long as frames are free for it,
+//!   pages are also read back from swap, and one that was never touched gets a frame if the stream writes;
+//! - neighbours' SPTEs start without the accessed bit, so that reclaim is not misled. By that bit it is
+//!   learnt how many neighbours are worth it ([`Window`](super::window::Window));
+//! - the MMU lock is held for [`CHUNK`] SPTEs at a time.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -14,16 +21,23 @@ use crate::host_mm::MmError;
 use crate::shadow_mmu::Mmu;
 use crate::shadow_mmu::fault::{Install, Installed, Target};
 use crate::shadow_mmu::hooks::AROUND_NOTED;
+use crate::shadow_mmu::roots::{SptePlace, State};
 use crate::shadow_mmu::spte::Pte;
 use crate::shadow_mmu::tables::ENTRIES;
-use crate::shadow_mmu::walk::{Access, PagingContext, Translation};
+use crate::shadow_mmu::walk::{Access, PagingContext, Translation, table_index};
 
-/// Guest entries looked at: the aligned group around the one that faulted, and those ahead.
-const GROUP: usize = 16;
+/// SPTEs that are installed at a time.
+const CHUNK: usize = 64;
+
+/// An entry of the fault's leaf table that may have an SPTE.
+struct Allowed {
+    index: usize,
+    translation: Translation,
+}
 
 /// A neighbour that could be installed.
 struct Neighbour {
-    gva: Gva,
+    index: usize,
     translation: Translation,
     target: Target,
 }
@@ -35,60 +49,87 @@ impl Mmu {
         fault: &Install<'_>,
     ) -> Result<(), MmError> {
         let page = fault.gva.as_u64() / PAGE_SIZE_U64;
-        let ahead = self.lock().streams.advance(page);
-        let neighbours = self.neighbours(context, fault, ahead)?;
-        if neighbours.is_empty() {
-            return Ok(());
-        }
-        self.mm.lab().pause(AROUND_NOTED);
-        let mut state = self.lock();
-        if state.flush_count(fault.root) != Some(fault.flushes) {
-            return Ok(());
-        }
-        for Neighbour { gva, translation, target } in &neighbours {
-            let install =
-                Install { gva: *gva, access: Access::Read, translation, target: *target, ..*fault };
-            // The group lies in the table of the fault itself, which exists.
-            let Some(place) = self.spte_place(&mut state, fault.root, *gva, Pte::empty()) else {
-                break;
-            };
-            let entry = self.tables.entry(place.page, place.index);
-            if entry.load(Ordering::Relaxed) == 0 {
-                let mut spte = self.new_spte(&install);
-                // Not `& !ACCESSED`: that would drop the bits without a name, the address.
-                spte.remove(Pte::ACCESSED);
-                if self.install_new(&state, place, spte, &install) == Installed::Done {
-                    self.counters.fault_around.add(1);
+        let index = table_index(fault.gva, 1);
+        let (window, asked) = {
+            let mut state = self.lock();
+            let asked = state.streams.advance(page);
+            (self.window(&mut state, fault, index), asked)
+        };
+        let ahead = index + 1..(index + 1 + asked).min(ENTRIES);
+        let range = window.start..window.end.max(ahead.end);
+        let allowed = self.allowed(context, fault, range)?;
+        for chunk in allowed.chunks(CHUNK) {
+            let mut found = Vec::with_capacity(chunk.len());
+            for &Allowed { index, translation } in chunk {
+                let is_ahead = ahead.contains(&index);
+                if let Some(page) = self.lock_neighbour(fault.access, &translation, is_ahead)? {
+                    found.push(Neighbour { index, translation, target: Target::of(&page) });
                 }
             }
+            if !found.is_empty() && !self.install_neighbours(fault, &found) {
+                return Ok(());
+            }
+        }
+        if asked > 0 {
+            self.note_stream(fault, page, asked, ahead);
         }
         Ok(())
     }
 
-    fn neighbours(
+    /// How far around a fault to go: by what became of the neighbours of the one before in its leaf table.
+    fn window(&self, state: &mut State, fault: &Install<'_>, index: usize) -> Range<usize> {
+        let last = state.window;
+        let Some(leaf) = state.leaf_mut(fault.root, fault.gva) else { return index..index + 1 };
+        let window = match leaf.around {
+            Some((window, first, end)) => {
+                let sptes = (first..end).filter(|&at| usize::from(at) != index);
+                let sptes = sptes.map(|at| {
+                    Pte::of(self.tables.entry(leaf.page, at.into()).load(Ordering::Relaxed))
+                });
+                let standing = sptes.filter(|spte| spte.is_present());
+                let (standing, used) = standing.fold((0, 0), |(standing, used), spte| {
+                    (standing + 1, used + usize::from(spte.contains(Pte::ACCESSED)))
+                });
+                window.judged(standing, used)
+            }
+            None => last,
+        };
+        let range = window.around(index);
+        leaf.around = Some((window, index_of(range.start), index_of(range.end)));
+        state.window = window;
+        range
+    }
+
+    /// The entries of the fault's leaf table in `range` that may have SPTEs, by the guest's own entries.
+    fn allowed(
         &self,
         context: &PagingContext,
         fault: &Install<'_>,
-        ahead: usize,
-    ) -> Result<Vec<Neighbour>, MmError> {
-        let mut neighbours = Vec::new();
-        let Some((table, index)) = fault.translation.leaf else {
-            return Ok(neighbours);
+        range: Range<usize>,
+    ) -> Result<Vec<Allowed>, MmError> {
+        let own = table_index(fault.gva, 1);
+        let neighbours = range.clone().filter(|&index| index != own);
+        let Some((table, _)) = fault.translation.leaf else {
+            // One entry for all of them: as far from the fault's page in the guest's memory as in its
+            // addresses, since a leaf table of ours spans no more than the large page.
+            let first = fault.translation.gfn.as_u64() - own as u64;
+            let neighbour = |index| Allowed {
+                index,
+                translation: Translation {
+                    gfn: Gfn::new(first + index as u64),
+                    ..*fault.translation
+                },
+            };
+            return Ok(neighbours.map(neighbour).collect());
         };
-        let first = index - index % GROUP;
-        let end = (first + GROUP).max(index + 1 + ahead).min(ENTRIES);
-        let entries = self.read_entries(table, first..end)?;
-        let group_gva = fault.gva.page_base().as_u64() - (index - first) as u64 * PAGE_SIZE_U64;
-        for (number, raw) in entries.into_iter().enumerate() {
-            let entry = Pte::of(raw);
+        let entries = self.read_entries(table, range.clone())?;
+        let upper = fault.translation.upper;
+        let allowed = neighbours.filter_map(|index| {
+            let entry = Pte::of(entries[index - range.start]);
             let wanted = Pte::PRESENT | Pte::ACCESSED;
-            if first + number == index
-                || !entry.contains(wanted)
-                || self.has_reserved_bits(context, 1, entry)
-            {
-                continue;
+            if !entry.contains(wanted) || self.has_reserved_bits(context, 1, entry) {
+                return None;
             }
-            let upper = fault.translation.upper;
             let translation = Translation {
                 gfn: Gpa::new(entry.address()).gfn(),
                 writable: upper.writable && entry.contains(Pte::WRITABLE) || !context.write_protect,
@@ -96,15 +137,9 @@ impl Mmu {
                 dirty: entry.contains(Pte::DIRTY),
                 ..*fault.translation
             };
-            let is_ahead = (index + 1..=index + ahead).contains(&(first + number));
-            let Some(page) = self.lock_neighbour(translation.gfn, is_ahead)? else {
-                continue;
-            };
-            let target = Target::of(&page);
-            let gva = Gva::new(group_gva + number as u64 * PAGE_SIZE_U64);
-            neighbours.push(Neighbour { gva, translation, target });
-        }
-        Ok(neighbours)
+            Some(Allowed { index, translation })
+        });
+        Ok(allowed.collect())
     }
 
     fn read_entries(&self, table: Gfn, range: Range<usize>) -> Result<Vec<u64>, MmError> {
@@ -118,17 +153,84 @@ impl Mmu {
     }
 
     /// The neighbour's page, if it can be had without waiting for another; ahead of a stream also
-    /// by reading it back, while that takes no frame from anyone.
-    fn lock_neighbour(&self, gfn: Gfn, is_ahead: bool) -> Result<Option<LockedPage<'_>>, MmError> {
+    /// by bringing it in, while that takes no frame from anyone.
+    fn lock_neighbour(
+        &self,
+        access: Access,
+        translation: &Translation,
+        is_ahead: bool,
+    ) -> Result<Option<LockedPage<'_>>, MmError> {
+        let gfn = translation.gfn;
         let resident = self.object.try_lock_resident(gfn);
         if resident.is_some() || !is_ahead || !self.mm.has_spare_frames() {
             return Ok(resident);
         }
-        if !self.object.is_in_swap(gfn) {
+        if self.object.is_in_swap(gfn) {
+            let page = self.object.lock_page(gfn)?;
+            self.counters.read_ahead.add(1);
+            return Ok(Some(page));
+        }
+        // Who writes in sequence is taken to go on writing, and finds the page writable only if the guest's
+        // entry says that it is dirty already.
+        if access != Access::Write || !translation.writable || !translation.dirty {
             return Ok(None);
         }
-        let page = self.object.lock_page(gfn)?;
-        self.counters.read_ahead.add(1);
-        Ok(Some(page))
+        let page = self.object.try_lock_page(gfn)?;
+        self.counters.zeroed_ahead.add(u64::from(page.is_some()));
+        Ok(page)
     }
+
+    /// Installs what is not there; `false` if the guest has flushed since the fault's walk, so that what was
+    /// read of its tables is worth nothing.
+    fn install_neighbours(&self, fault: &Install<'_>, found: &[Neighbour]) -> bool {
+        self.mm.lab().pause(AROUND_NOTED);
+        let state = self.lock();
+        if state.flush_count(fault.root) != Some(fault.flushes) {
+            return false;
+        }
+        // The fault's own SPTE is in it.
+        let Some(leaf) = state.find(fault.root, fault.gva) else { return false };
+        let first_gva = fault.gva.page_base().as_u64() - leaf.index as u64 * PAGE_SIZE_U64;
+        for Neighbour { index, translation, target } in found {
+            let place = SptePlace { index: *index, ..leaf };
+            if self.tables.entry(place.page, place.index).load(Ordering::Relaxed) != 0 {
+                continue;
+            }
+            let gva = Gva::new(first_gva + *index as u64 * PAGE_SIZE_U64);
+            let install =
+                Install { gva, access: Access::Read, translation, target: *target, ..*fault };
+            let mut spte = self.new_spte(&install);
+            // Not `& !ACCESSED`: that would drop the bits without a name, the address.
+            spte.remove(Pte::ACCESSED);
+            if self.install_new(&state, place, spte, &install) == Installed::Done {
+                self.counters.fault_around.add(1);
+            }
+        }
+        true
+    }
+
+    /// Where the stream of the fault at `page` goes on, if not all of the pages that were `asked` for ahead of
+    /// it can be touched now as it touches them.
+    fn note_stream(&self, fault: &Install<'_>, page: u64, asked: usize, ahead: Range<usize>) {
+        let mut state = self.lock();
+        let Some(leaf) = state.find(fault.root, fault.gva) else { return };
+        let wanted = match fault.access {
+            Access::Write => Pte::PRESENT | Pte::WRITABLE,
+            Access::Read | Access::Execute => Pte::PRESENT,
+        };
+        let can_be_touched = |&at: &usize| {
+            Pte::of(self.tables.entry(leaf.page, at).load(Ordering::Relaxed)).contains(wanted)
+        };
+        let count = ahead.take_while(can_be_touched).count();
+        if count < asked {
+            let next = page + 1;
+            state.streams.fell_short(next + asked as u64, next + count as u64);
+        }
+    }
+}
+
+/// Of an entry, or after the last one: of a table there are fewer than 65,536.
+#[allow(clippy::cast_possible_truncation)]
+fn index_of(index: usize) -> u16 {
+    index as u16
 }

@@ -32,6 +32,7 @@ mod stats;
 mod tables;
 mod virtual_access;
 mod walk;
+mod window;
 mod zap;
 
 use std::sync::{Arc, Mutex, OnceLock};

@@ -8,6 +8,7 @@ use crate::export_rmap::{RevokeError, RmapEntry};
 use crate::shadow_mmu::spte::{ADDRESS_MASK, Pte};
 use crate::shadow_mmu::tables::{ENTRIES, PageIndex};
 use crate::shadow_mmu::walk::{PagingContext, table_index};
+use crate::shadow_mmu::window::Window;
 use crate::shadow_mmu::zap::ALL;
 use crate::shadow_mmu::{Mmu, ShadowMmu};
 use crate::streams::Streams;
@@ -62,6 +63,9 @@ pub(super) struct Leaf {
     pub(super) page: PageIndex,
     /// Some of its SPTEs were made from guest pages of 2 MiB / 1 GiB.
     pub(super) origins: Pte,
+    /// What was installed around the last fault: by which window, and the first entry and the one after the
+    /// last.
+    pub(super) around: Option<(Window, u16, u16)>,
 }
 
 #[derive(Debug)]
@@ -87,6 +91,8 @@ pub(super) struct State {
     /// All is being forgotten: no page is to be had until that is done.
     is_forgetting: bool,
     pub(super) streams: Streams,
+    /// What the last fault in any leaf table made of its window: where one begins of which nothing is known.
+    pub(super) window: Window,
     /// Frames of which the host has cleared SPTEs and which it has not flushed yet.
     pub(super) unflushed: HashSet<Pfn>,
     /// The location from which ageing goes on in a frame with too many mappings for one look.
@@ -127,6 +133,7 @@ impl State {
             epoch: 0,
             is_forgetting: false,
             streams: Streams::default(),
+            window: Window::START,
             unflushed: HashSet::new(),
             age_from: 0,
         }
@@ -164,6 +171,11 @@ impl State {
     pub(super) fn find(&self, root: Root, gva: Gva) -> Option<SptePlace> {
         let leaf = self.root(root)?.leaves.get(&region_of(gva))?;
         Some(SptePlace { page: leaf.page, index: table_index(gva, 1) })
+    }
+
+    /// The leaf table of an address, if it exists.
+    pub(super) fn leaf_mut(&mut self, root: Root, gva: Gva) -> Option<&mut Leaf> {
+        self.root_mut(root)?.leaves.get_mut(&region_of(gva))
     }
 
     fn allocate(&mut self) -> Option<PageIndex> {
@@ -211,7 +223,7 @@ impl Mmu {
                 new
             };
         }
-        state.root_mut(root)?.leaves.insert(region, Leaf { page, origins: origin });
+        state.root_mut(root)?.leaves.insert(region, Leaf { page, origins: origin, around: None });
         Some(SptePlace { page, index })
     }
 

@@ -11,6 +11,8 @@ crate::counters::counters! {
         fault_around,
         /// Pages read back from swap ahead of a stream of faults.
         read_ahead,
+        /// Pages that nobody had touched, given frames ahead of a stream of writes.
+        zeroed_ahead,
         /// Faults started over because an invalidation or a guest flush overlapped them.
         retries,
         /// Faults that were the guest's own.

@@ -143,7 +143,6 @@ impl<B: Backing> Pager<B> {
                 Ok(page)
             }
             Place::Shared(_) => Ok(None),
-            Place::Absent if self.shares_zero() => Ok(None),
             Place::Absent | Place::Swap(_) => match self.take_free_frame(Some(gfn)) {
                 Some(frame) => self.bring_in(object, gfn, entry, place, frame, Wait::No),
                 None => Ok(None),
