@@ -14,7 +14,7 @@ use crate::addr::PAGE_SIZE_U64;
 use crate::direct_mmu::DirectStats;
 use crate::host_mm::{HostMm, MemoryObject, MmStats};
 use crate::lab::text::{human_bytes, human_count};
-use crate::lab::{self, Figures, Kind, Setup, Violations};
+use crate::lab::{self, Done, Figures, Kind, Setup, Violations};
 use crate::vmm::{Contract, Outcome};
 
 /// Boots the guest, waits for its end and returns the exit code.
@@ -82,7 +82,7 @@ impl<P: Contract> Guest for Booted<P> {
 }
 
 fn figures(figures: &Figures, budget: u64) -> [String; 3] {
-    let Figures { vcpus, host, direct, .. } = figures;
+    let Figures { done: Done { vcpus, direct, .. }, host } = figures;
     let count = human_count;
     let faults = match direct.faults {
         0 => format!(
@@ -133,8 +133,8 @@ mod tests {
     #[test]
     fn the_summary_has_all_figures_in_four_lines() {
         let mut all = Figures::default();
-        all.vcpus.read_faults = 1_000;
-        all.vcpus.write_faults = 200;
+        all.done.vcpus.read_faults = 1_000;
+        all.done.vcpus.write_faults = 200;
         all.host.swap_ins = 30;
         all.host.swap_outs = 40;
         all.host.evictions = 50;

@@ -365,8 +365,8 @@ impl<'a> Lookout<'a> {
         self.status = Status {
             elapsed: self.begun.elapsed(),
             sweeping: self.status.sweeping,
-            verified: figures.guest.verified,
-            faults: figures.faults,
+            verified: figures.done.guest.verified,
+            faults: figures.done.faults,
             evictions: figures.host.evictions,
             resident_bytes: resident,
             violations: found.map_or(0, |(_, count)| count),

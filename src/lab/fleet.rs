@@ -51,16 +51,22 @@ pub struct Member<P: Processor> {
     pub console: Tail,
 }
 
-/// Sums over VMs.
+/// What VMs have done, all together.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Done {
+pub struct Done {
+    /// What the guests say that they did.
     pub guest: GuestCounters,
+    /// Exits and faults of the vCPUs.
     pub vcpus: VcpuCounts,
-    /// Page faults that were fixed.
+    /// Page faults of all kinds, that were fixed.
     pub faults: u64,
+    /// Of shadow paging.
     pub shadow: ShadowStats,
+    /// Of direct paging.
     pub direct: DirectStats,
+    /// Of the DMA devices.
     pub dma: DmaStats,
+    /// Of their translations.
     pub iotlb: IotlbStats,
 }
 

@@ -30,7 +30,7 @@ mod violations;
 mod watch;
 
 pub use course::{Course, Detection, run};
-pub use fleet::{Fate, Fleet, Member, Objects, Record};
+pub use fleet::{Done, Fate, Fleet, Member, Objects, Record};
 pub use injected::{Injected, Item, Pages, Pause, announcement};
 pub use judge::{Advice, Judge, errno_of};
 pub use peers::{Peers, PeersCount};

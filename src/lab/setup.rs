@@ -8,16 +8,13 @@ use super::fleet::{Done, Fleet, Member};
 use super::plan::{Paging, SetupPlan};
 use crate::abi;
 use crate::addr::{Gfn, PAGE_SIZE_U64};
-use crate::direct_mmu::DirectStats;
 use crate::host_mm::{HostMemory, HostMm, MmError, MmStats};
-use crate::iotlb::IotlbStats;
-use crate::shadow_mmu::ShadowStats;
 use crate::sys::signal;
 use crate::sys::threads::NotStarted;
 use crate::vmm::direct::DirectProcessor;
 use crate::vmm::{
-    Contract, ContractVm, DirectVm, DmaStats, GuestCounters, Processor, Removal, ShadowProcessor,
-    VcpuCounts, Vm, VmConfig, VmError, VmObserver,
+    Contract, ContractVm, DirectVm, Processor, Removal, ShadowProcessor, Vm, VmConfig, VmError,
+    VmObserver,
 };
 
 /// A kind of VM, by how one is made as planned.
@@ -153,8 +150,7 @@ impl<P: Contract> Setup<P> {
 
     /// What has happened so far, in all VMs together.
     pub fn figures(&self) -> Figures {
-        let Done { guest, vcpus, faults, shadow, direct, dma, iotlb } = self.fleet.done();
-        Figures { guest, vcpus, faults, shadow, direct, dma, iotlb, host: self.mm.stats() }
+        Figures { done: self.fleet.done(), host: self.mm.stats() }
     }
 
     /// Lets go of every VM, unless the end is to be quick; false if one has not ended.
@@ -170,20 +166,8 @@ impl<P: Contract> Setup<P> {
 /// All counters at one moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Figures {
-    /// What the guests say that they did.
-    pub guest: GuestCounters,
-    /// Exits and faults of the vCPUs.
-    pub vcpus: VcpuCounts,
-    /// Of all kinds, that were fixed.
-    pub faults: u64,
-    /// Of shadow paging.
-    pub shadow: ShadowStats,
-    /// Of direct paging.
-    pub direct: DirectStats,
-    /// Of the DMA devices.
-    pub dma: DmaStats,
-    /// Of their translations.
-    pub iotlb: IotlbStats,
+    /// Of the VMs, those that are gone among them.
+    pub done: Done,
     /// Of host memory.
     pub host: MmStats,
 }
